@@ -1,0 +1,225 @@
+"""Run configuration: frozen models whose types are the schema and whose docstrings are the command line's help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vmae2_ds.contracts import ClipGeometry
+
+AttentionName = Literal["auto", "flash", "sdpa", "math"]
+CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
+
+
+class StrictModel(BaseModel):
+    """Frozen, unknown keys refused, docstrings below fields kept as help texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class TowerConfig(StrictModel):
+    """One transformer tower: the encoder or the decoder."""
+
+    width: int = Field(gt=0)
+    """Token width D."""
+    depth: int = Field(gt=0)
+    """Number of blocks."""
+    heads: int = Field(gt=0)
+    """Attention heads; must divide the width."""
+    mlp: int = Field(gt=0)
+    """Hidden width of the MLP."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TowerConfig:
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(f"width={self.width} must be even and a multiple of heads={self.heads}")
+        return self
+
+
+def _tower(width: int, depth: int, heads: int, mlp: int | None = None) -> TowerConfig:
+    return TowerConfig(width=width, depth=depth, heads=heads, mlp=4 * width if mlp is None else mlp)
+
+
+SIZES: dict[str, tuple[TowerConfig, TowerConfig, int]] = {
+    # name: (encoder, decoder, patch). S to g: PAPER A7 (published code). Tiny: DeiT-Ti's encoder (arXiv 2012.12877).
+    "tiny": (_tower(192, 12, 3), _tower(96, 4, 3), 16),
+    "small": (_tower(384, 12, 6), _tower(192, 4, 3), 16),
+    "base": (_tower(768, 12, 12), _tower(384, 4, 6), 16),
+    "large": (_tower(1024, 24, 16), _tower(512, 4, 8), 16),
+    "huge": (_tower(1280, 32, 16), _tower(512, 4, 8), 16),
+    # 48/11 is applied in the decoder too: int(512 * 48 / 11) = 2234 (published modeling_pretrain.py:467)
+    "giant": (_tower(1408, 40, 16, 6144), _tower(512, 4, 8, 2234), 14),
+    # Planning only, never trained by the paper: the encoder shape of InternVideo2-6B (arXiv 2403.15377), g's decoder.
+    "6b": (_tower(3200, 48, 25, 12800), _tower(512, 4, 8), 14),
+}
+"""Model sizes by name: encoder, decoder, patch edge in pixels."""
+
+
+class ModelConfig(StrictModel):
+    """The masked autoencoder."""
+
+    encoder: TowerConfig
+    """Encoder blocks, on visible cubes only."""
+    decoder: TowerConfig
+    """Decoder blocks, on encoder output plus mask tokens."""
+    patch: int = Field(16, gt=0)
+    """Cube edge in pixels."""
+    tubelet: int = Field(2, gt=0)
+    """Cube length in frames."""
+    attention: AttentionName = "auto"
+    """Attention kernel. A name never falls back; auto measures once for this device, dtype and shape, and logs it."""
+    checkpointing: CheckpointingName = "none"
+    """Activation checkpointing: recompute no block, the decoder's, one in every_k, all, or all through DeepSpeed's own."""
+    checkpoint_every: int = Field(2, gt=0)
+    """With checkpointing=every_k: one block in this many is recomputed."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth rate at the last encoder block, rising linearly from 0 (published pre-training: 0)."""
+
+    @classmethod
+    def of_size(cls, size: str, **changes: object) -> ModelConfig:
+        """The published shape called `size` (a key of SIZES), with fields changed."""
+        encoder, decoder, patch = SIZES[size]
+        return cls.model_validate({"encoder": encoder, "decoder": decoder, "patch": patch, **changes})
+
+
+class MaskConfig(StrictModel):
+    """What the encoder and the decoder do not see."""
+
+    encoder: Literal["tube", "random", "frame"] = "tube"
+    """Encoder mask: the same cells in every frame, independent cubes, or whole frames."""
+    encoder_ratio: float = Field(0.9, ge=0, lt=1)
+    """Share of cubes hidden from the encoder."""
+    decoder: Literal["none", "running_cell", "frame", "random"] = "running_cell"
+    """Decoder mask; none decodes every cube hidden from the encoder (VideoMAE V1, encoder-only masking)."""
+    decoder_ratio: float = Field(0.5, ge=0, lt=1)
+    """Share of cubes that are not decoded; running_cell takes 0.25, 0.5 or 0.75."""
+    decoder_tokens: Literal["official", "disjoint"] = "official"
+    """official: a mask token at every decoder-visible cube, as the published code; disjoint: only where the encoder saw nothing."""
+
+
+class ObjectiveConfig(StrictModel):
+    """What the decoder has to predict."""
+
+    target: Literal["normalised", "pixels"] = "normalised"
+    """Cubes normalised by their own mean and deviation per colour (published), or plain pixels in [0, 1]."""
+
+
+class DataConfig(StrictModel):
+    """Videos, how clips are drawn from them, and how they are fed."""
+
+    manifest: Path | None = None
+    """CSV with a header (path and optional label, source, start, frames), or a published space-separated list."""
+    root: Path | None = None
+    """Folder that relative paths start from; default: the manifest's folder."""
+    reader: Literal["decord", "pyav"] = "decord"
+    """Video reader."""
+    num_frames: int = Field(16, gt=0)
+    """Frames in a clip."""
+    size: int = Field(224, gt=0)
+    """Clip height and width in pixels."""
+    sampling: Literal["stride", "spread"] = "stride"
+    """stride: frames a fixed step apart (published); spread: frames evenly over 60 to 100 % of the video, for short clips."""
+    stride: int = Field(4, gt=0)
+    """Step between frames, for sampling=stride."""
+    source_strides: dict[str, int] = {}
+    """Step by manifest source, where it differs (published: 2 for SSv2)."""
+    min_frames: int = Field(2, gt=0)
+    """A video with fewer frames is skipped, counted and named as too short."""
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Multi-scale crop: edges as shares of the short side."""
+    views: int = Field(4, gt=0)
+    """Clips cut from one decoded video, each with its own crop and masks (repeated sampling, published num_sample)."""
+    workers: int = Field(8, ge=0)
+    """Loader processes per rank."""
+    prefetch: int = Field(2, gt=0)
+    """Micro batches each worker reads ahead."""
+    max_bad_share: float = Field(0.1, ge=0, le=1)
+    """The run stops when more than this share of the videos tried could not be read."""
+
+
+class OptimConfig(StrictModel):
+    """AdamW, and a cosine schedule with warm-up, stepped per optimizer step."""
+
+    base_lr: float = Field(1.5e-4, gt=0)
+    """Learning rate for lr_batch videos; peak = base_lr x (global_batch / views) / lr_batch (published rule)."""
+    min_lr: float = Field(1e-5, ge=0)
+    """Final learning rate, scaled by the same rule."""
+    lr_batch: int = Field(256, gt=0)
+    """Batch the base learning rate is given for."""
+    warmup_epochs: float = Field(30, ge=0)
+    """Linear warm-up from 0, in epochs over the manifest."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW decay rates of the two moments."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW epsilon."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Weight decay; biases, norms and the mask token have none (published groups)."""
+    clip_grad: float = Field(0.0, ge=0)
+    """Largest global gradient norm; 0 does not clip."""
+
+
+class TrainConfig(StrictModel):
+    """The loop: batch identity, length, precision, ZeRO policy, checkpoints."""
+
+    global_batch: int = Field(1024, gt=0)
+    """Clips per optimizer step = micro_batch x accumulation x ranks x views; checked exactly."""
+    micro_batch: int = Field(8, gt=0)
+    """Videos per rank in one forward pass; the device sees micro_batch x views clips."""
+    epochs: float = Field(300, gt=0)
+    """Passes over the manifest (each video gives `views` clips a pass)."""
+    max_steps: int | None = Field(None, gt=0)
+    """Length in optimizer steps instead of epochs; the schedule follows."""
+    stop_after_steps: int | None = Field(None, gt=0)
+    """Save and stop after this step while the schedule keeps its full length; resume goes on."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Weights and activations; bf16 keeps float32 master weights, and the loss is float32 in both."""
+    ds_config: str = "zero1"
+    """ZeRO policy: a name from ds_configs/ or the path of a JSON file."""
+    ds_zero_init: bool = False
+    """Build the model partitioned (zero.Init), for models that do not fit on one host; needs ZeRO stage 3."""
+    seed: int = Field(0, ge=0)
+    """Seeds weights, sample order, crops, masks and stochastic depth."""
+    compile: bool = False
+    """torch.compile through the engine."""
+    runs: Path = Path("runs")
+    """Run folders are made below this folder."""
+    run: Path | None = None
+    """Exactly this run folder instead of a new one."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest whole checkpoint of this recipe's newest unfinished run; never: start a new run."""
+    init: Path | None = None
+    """Start from these weights (a published checkpoint or our export), not from a fresh initialisation."""
+    save_every: int = Field(1000, gt=0)
+    """Checkpoint every this many steps, and at the end."""
+    keep: int = Field(2, ge=2)
+    """Newest whole checkpoints kept."""
+    log_every: int = Field(10, gt=0)
+    """Steps between rows in metrics.jsonl; each row averages them."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside metrics.jsonl."""
+    max_nonfinite_steps: int = Field(20, ge=0)
+    """Skipped steps (non-finite loss or gradient) after which the run stops with a checkpoint."""
+    peak_flops: float | None = Field(None, gt=0)
+    """Peak FLOP/s of one device for MFU; default: the table of known GPUs, or on a CPU a measured matrix product."""
+
+
+
+
+class RunConfig(StrictModel):
+    """Everything that decides a run."""
+
+    recipe: str = "custom"
+    """Name of the recipe this run started from."""
+    model: ModelConfig
+    mask: MaskConfig = MaskConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def geometry(self) -> ClipGeometry:
+        """The clip as cubes; raises ConfigError where it does not divide."""
+        return ClipGeometry(self.data.num_frames, self.data.size, self.data.size, self.model.tubelet, self.model.patch)

@@ -1,0 +1,102 @@
+"""The values that cross borders: clip geometry as pure integers, and the named tuples that layers hand each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmae2_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+# B clips, T frames, H x W pixels, C = 3 colours, N cubes, V visible cubes, M decoded cubes.
+
+
+@dataclass(frozen=True)
+class ClipGeometry:
+    """How a clip is cut into cubes (tubelets) of `tubelet` frames x `patch` x `patch` pixels."""
+
+    num_frames: int
+    height: int
+    width: int
+    tubelet: int
+    patch: int
+
+    def __post_init__(self) -> None:
+        for name, size, step in (
+            ("num_frames", self.num_frames, self.tubelet),
+            ("height", self.height, self.patch),
+            ("width", self.width, self.patch),
+        ):
+            if size < step or size % step:
+                raise ConfigError(
+                    f"{name}={size} is not a positive multiple of the cube's {step}; try {max(1, round(size / step)) * step}"
+                )
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Cubes along time, height and width."""
+        return self.num_frames // self.tubelet, self.height // self.patch, self.width // self.patch
+
+    @property
+    def num_cubes(self) -> int:
+        """N, the tokens of an unmasked clip."""
+        t, h, w = self.grid
+        return t * h * w
+
+    @property
+    def cube_values(self) -> int:
+        """P, the numbers in one cube: 3 * tubelet * patch * patch."""
+        return 3 * self.tubelet * self.patch * self.patch
+
+
+class Masks(NamedTuple):
+    """The masks of one clip as sorted int64 index arrays of static shape, never boolean maps."""
+
+    visible_V: np.ndarray
+    """Cubes the encoder sees."""
+    decode_M: np.ndarray
+    """Cubes that get a mask token in the decoder."""
+    is_supervised_M: np.ndarray
+    """bool: those of `decode_M` that the encoder did not see; only they enter the loss."""
+
+
+class PretrainBatch(NamedTuple):
+    """One micro batch for pre-training."""
+
+    clip_BTHWC: Tensor
+    """uint8 pixels, or float pixels in [0, 1]."""
+    visible_BV: Tensor
+    decode_BM: Tensor
+    is_supervised_BM: Tensor
+
+    def to(self, device: torch.device | str) -> PretrainBatch:
+        """Copy to `device` without waiting."""
+        return PretrainBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class LossOutput(NamedTuple):
+    """What an objective returns. `loss` is float32, averaged over the supervised cubes of the micro batch."""
+
+    loss: Tensor
+    num_supervised: Tensor
+
+
+class ReadFailure(NamedTuple):
+    """A video that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+class LoadedBatch(NamedTuple):
+    """What the loader yields: the batch and what happened while it was read."""
+
+    batch: PretrainBatch
+    failures: list[ReadFailure]
+    """Videos replaced in this batch."""
+    sources: dict[str, int]
+    """Videos used, counted by manifest source."""

@@ -1,0 +1,1 @@
+"""Closed forms for FLOPs and the peaks of known hardware."""

@@ -1,0 +1,1 @@
+"""From a manifest of videos to batches: order, decoding, crops, masks."""

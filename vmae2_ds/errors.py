@@ -1,0 +1,51 @@
+"""What a user can mend: each error is one readable line; the command line turns it into an exit code."""
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+"""A bad command, config, manifest or checkpoint: nothing was trained."""
+EXIT_PREEMPTED = 75
+"""SIGTERM: the step was finished and saved; start the same command again to go on (EX_TEMPFAIL of sysexits.h)."""
+EXIT_DIVERGED = 76
+"""Too many non-finite steps: the run stopped with a checkpoint."""
+EXIT_BAD_DATA = 77
+"""Too large a share of the videos could not be read: the run stopped with a checkpoint."""
+
+
+class Vmae2Error(Exception):
+    """Base of everything that is reported as one line, without a traceback."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class ConfigError(Vmae2Error):
+    """A config, command line or ds_config that cannot be run as asked."""
+
+
+class DataError(Vmae2Error):
+    """A manifest or data set that cannot be used; names the file and line."""
+
+
+class VideoError(Vmae2Error):
+    """One video that cannot be used; the loader skips and counts it. The text is the reason, without the path."""
+
+
+class CheckpointError(Vmae2Error):
+    """A checkpoint that is missing, torn, or does not match the model."""
+
+
+class Preempted(Vmae2Error):
+    """The run was asked to stop, and was saved."""
+
+    exit_code = EXIT_PREEMPTED
+
+
+class Diverged(Vmae2Error):
+    """The loss or gradient stayed non-finite past the limit, and the run was saved."""
+
+    exit_code = EXIT_DIVERGED
+
+
+class TooManyBadFiles(Vmae2Error):
+    """The share of unreadable videos passed the limit, and the run was saved."""
+
+    exit_code = EXIT_BAD_DATA

@@ -1,0 +1,1 @@
+"""The masked autoencoder: cube embedding, attention, blocks, encoder and decoder, published key names."""
