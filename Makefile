@@ -1,0 +1,57 @@
+# vmae2_ds: what a stranger types. Every target makes .venv first if it is absent; nothing needs sudo.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(abspath $(VENV))/bin
+STAMP  := $(VENV)/.installed
+WORKERS ?= 2
+
+# The launcher starts `python`, `ninja` and itself by name; DeepSpeed's small C++ builds are kept beside the environment.
+export PATH := $(BIN):$(PATH)
+export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test check gpu bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## make .venv and install the package with its tools (PYTHON=python3.12 picks another interpreter)
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 13) or sys.exit(f"make: $(PYTHON) is Python {v[0]}.{v[1]}; vmae2_ds needs 3.10 to 3.12: try make venv PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu it is in the package python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,hf,bench]' -c constraints.txt
+	@touch $@
+
+# On a machine with GPUs: make quickstart DS_ACCELERATOR=cuda RANKS=1
+quickstart: export DS_ACCELERATOR ?= cpu
+quickstart: RANKS ?= 2
+quickstart: RUN ?= runs/quickstart
+quickstart: venv ## synthetic videos -> dual-masked pre-training on 2 ranks with ZeRO-3 -> pictures (under 10 minutes on 2 cores)
+	$(BIN)/vmae2 data synth quickstart_data
+	$(BIN)/deepspeed --num_accelerators $(RANKS) --module vmae2_ds pretrain vit_ti_pretrain_desk \
+		--data.manifest quickstart_data/train.csv --train.ds-config zero3 --train.run $(RUN)
+	$(BIN)/vmae2 visualize $(RUN)
+	@echo; echo "videos   quickstart_data/"; echo "run      $(RUN)/ (metrics.jsonl, ckpt/)"
+	@echo "report   $(RUN)/report.html"; echo "pictures $(RUN)/pictures/"
+
+test: venv ## every test that needs no GPU (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile
+
+check: venv ## what a change has to pass before it is pushed: ruff, mypy, the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+
+gpu: venv ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+bench: venv ## every benchmark case at small size; rows land in benchmarks/results/
+	$(BIN)/python -m benchmarks run --all --quick
+
+clean: ## remove what was built (not .venv, not runs/)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache quickstart_data
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
