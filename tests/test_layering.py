@@ -1,0 +1,145 @@
+"""How the code hangs together: imports point down, heavy packages have one door, files stay small and portable."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "vmae2_ds"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = (
+    {"errors"},
+    {"contracts", "dist"},
+    {"config"},
+    {"model", "masking", "recipes", "cost", "draw"},
+    {"data", "objectives"},
+    {"train"},
+    {"downstream", "tune"},
+    {"cli"},
+    {"__main__"},
+)
+"""Low to high. A name is a module or a subpackage of vmae2_ds; inside a subpackage only cycles are forbidden."""
+
+DOORS = {
+    "deepspeed": {"train.engine", "train.checkpoint", "tune.tuner"},
+    "decord": {"data.decode"},
+    "av": {"data.decode", "data.synthetic"},
+    "flash_attn": {"model.attention"},
+    "timm": {"model.block"},
+    "matplotlib": {"draw"},
+    "transformers": set(),
+}
+"""Package -> the modules that may import it."""
+
+LAZY = {"deepspeed", "decord", "av", "flash_attn", "matplotlib"}
+"""Doors that stay shut until a function needs them: the rest works where these packages do not."""
+
+WITHOUT_TORCH = ("errors", "contracts", "config", "recipes", "cost.hardware")
+"""Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""
+
+MAX_LINES = 400
+
+
+def name_of(path: Path) -> str:
+    """`vmae2_ds/data/decode.py` -> `data.decode`; the package itself is the empty name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def imports_of(path: Path) -> tuple[tuple[str, bool], ...]:
+    """(absolute name, is it at module level) of everything a file imports; `from a import b` gives both a and a.b."""
+    tree = ast.parse(path.read_text())
+    inside = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    found = []
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}:{node.lineno}: write the import in full, from vmae2_ds..."
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found += [(name, id(node) not in inside) for name in names]
+    return tuple(found)
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of vmae2_ds that a file imports, without the package's name."""
+    known = {name_of(module) for module in MODULES} - {""}
+    names = {name.removeprefix("vmae2_ds.") for name, _ in imports_of(path) if name.startswith("vmae2_ds.")}
+    return (names & known) - {name_of(path)}
+
+
+def layer_of(module: str) -> int:
+    top = module.partition(".")[0]
+    for height, names in enumerate(LAYERS):
+        if top in names:
+            return height
+    pytest.fail(f"vmae2_ds/{top} has no layer: add it to LAYERS in {Path(__file__).name}")
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path)], ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    me = name_of(path)
+    for target in own_imports(path):
+        if target.partition(".")[0] != me.partition(".")[0]:
+            assert layer_of(target) < layer_of(me), f"{me} imports {target}, which is not below it"
+
+
+def test_no_import_cycles() -> None:
+    graph = {name_of(path): own_imports(path) for path in MODULES}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_heavy_packages_have_one_door(path: Path) -> None:
+    me = name_of(path)
+    for name, at_module_level in imports_of(path):
+        package = name.partition(".")[0]
+        if package in DOORS:
+            assert me in DOORS[package], f"{me} imports {package}; go through {sorted(DOORS[package]) or 'benchmarks/'}"
+            assert not (package in LAZY and at_module_level), (
+                f"{me}: import {package} inside the function that needs it"
+            )
+
+
+def test_light_modules_do_not_import_torch() -> None:
+    lines = [f"import vmae2_ds.{name}" for name in WITHOUT_TORCH if (PACKAGE / f"{name.replace('.', '/')}.py").exists()]
+    code = "; ".join(["import sys", *lines, "sys.exit('torch' in sys.modules)"])
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@cache
+def tracked() -> tuple[Path, ...]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return tuple(ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file())
+
+
+def test_files_stay_small() -> None:
+    code = {path for path in tracked() if path.suffix == ".py"} | set(MODULES)
+    sizes = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in code}
+    assert not {name: size for name, size in sizes.items() if size > MAX_LINES}, f"split these: over {MAX_LINES} lines"
+
+
+def test_no_machine_paths() -> None:
+    # a home or work folder of somebody's machine; the lookbehind lets `docs/work/x` and `tests/home/y` pass
+    machine = re.compile(rb"(?<![\w./-])/(?:work|root|home|Users)/[\w.]")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in tracked()
+        if b"\0" not in path.read_bytes()[:1024]
+        for number, line in enumerate(path.read_bytes().splitlines(), 1)
+        if machine.search(line)
+    ]
+    assert not found, f"paths of one machine: {found}"
