@@ -51,7 +51,7 @@ EXTRAS = {
 setup(
     name="vmae2_ds",
     version=VERSION[1] if VERSION else "0",
-    description="VideoMAE V2 pre-training on DeepSpeed: dual masking, ZeRO, and the tools that make scaling predictable",
+    description="VideoMAE V2 pre-training on DeepSpeed: dual masking, ZeRO, and tools that make scaling predictable",
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
     author="vmae2_ds developers",
