@@ -1,0 +1,161 @@
+"""Encoder and decoder masks as index arrays of static shape, drawn from a numpy Generator.
+
+A cube is hidden or kept; the arrays name the kept ones. Rules and their sources: PAPER section C, checked against the
+published generators in tests/test_masking.py. `count_masks` refuses what cannot be what its name says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from vmae2_ds.config import MaskConfig
+from vmae2_ds.contracts import ClipGeometry, Masks
+from vmae2_ds.errors import ConfigError
+
+# N = T' * S cubes: T' steps along time, S = H' * W' cells in space; V visible, M decoded.
+# Boolean maps are (T', S), True where the cube is kept, and never leave this file.
+
+CELL = 4  # cubes in a 2 x 2 cell, and the period of the running cell mask in tubelet steps
+
+
+class MaskCounts(NamedTuple):
+    """Cubes per clip."""
+
+    visible: int
+    """V, tokens of the encoder."""
+    decode: int
+    """M, mask tokens of the decoder."""
+    supervised: int | None
+    """Decoded cubes in the loss, or None where the number differs from clip to clip."""
+
+
+def make_masks(config: MaskConfig, geometry: ClipGeometry, rng: np.random.Generator) -> Masks:
+    """Draw both masks of one clip: sorted int64 indices into the N cubes, ordered t, h, w.
+
+    Raises:
+        ConfigError: as `count_masks`.
+    """
+    count_masks(config, geometry)
+    is_visible_N = _ENCODER[config.encoder](config.encoder_ratio, geometry, rng).ravel()
+    if config.decoder == "none":
+        is_decoded_N = ~is_visible_N
+    else:
+        is_decoded_N = _DECODER[config.decoder](config.decoder_ratio, geometry, rng).ravel()
+        if config.decoder_tokens == "disjoint":
+            is_decoded_N = is_decoded_N & ~is_visible_N
+    decode_M = np.flatnonzero(is_decoded_N)
+    return Masks(np.flatnonzero(is_visible_N), decode_M, ~is_visible_N[decode_M])
+
+
+@lru_cache(maxsize=64)
+def count_masks(config: MaskConfig, geometry: ClipGeometry) -> MaskCounts:
+    """Closed form of the counts that `make_masks` gives.
+
+    Raises:
+        ConfigError: where the grid or ratio does not allow the mask asked for, with a ratio, grid or mask that does.
+    """
+    num_steps, height, width = geometry.grid
+    cells = height * width
+    visible = geometry.num_cubes - _num_hidden("encoder", config.encoder, config.encoder_ratio, geometry)
+    if config.decoder == "none":
+        decode = geometry.num_cubes - visible
+        return MaskCounts(visible, decode, decode)
+    decode = geometry.num_cubes - _num_hidden("decoder", config.decoder, config.decoder_ratio, geometry)
+    overlap = None
+    # A mask that is constant in time meets one that keeps every cell, or every frame, equally often in a fixed number
+    # of cubes; so do whole frames and the running cell, which keeps the same share of every frame.
+    if (config.encoder, config.decoder) in {("tube", "frame"), ("frame", "running_cell")} or (
+        (config.encoder, config.decoder) == ("tube", "running_cell") and num_steps % CELL == 0
+    ):
+        overlap = visible * decode // (num_steps * cells)
+    supervised = None if overlap is None else decode - overlap
+    if config.decoder_tokens == "official":
+        return MaskCounts(visible, decode, supervised)
+    if supervised is None:
+        raise ConfigError(
+            "mask.decoder_tokens=disjoint needs the same number of tokens in every clip, which "
+            f"encoder={config.encoder} with decoder={config.decoder} over {num_steps} steps does not give; use encoder=tube, "
+            f"decoder=running_cell and a multiple of {CELL * geometry.tubelet} frames, or decoder_tokens=official"
+        )
+    return MaskCounts(visible, supervised, supervised)
+
+
+def _num_hidden(side: str, name: str, ratio: float, geometry: ClipGeometry) -> int:
+    """Cubes that the mask `name` hides at `ratio`; ConfigError where that is not a mask."""
+    num_steps, height, width = geometry.grid
+    if name == "running_cell":
+        if ratio not in (0.25, 0.5, 0.75):
+            raise ConfigError(f"mask.{side}_ratio={ratio} is no share of a 2x2 running cell; use 0.25, 0.5 or 0.75")
+        if height % 2 or width % 2:
+            raise ConfigError(
+                f"a 2x2 running cell needs an even grid, but {geometry.height}x{geometry.width} pixels in patches of "
+                f"{geometry.patch} give {height}x{width}; use a size that is a multiple of {2 * geometry.patch}"
+            )
+        return round(ratio * geometry.num_cubes)
+    units = {"tube": height * width, "random": geometry.num_cubes, "frame": num_steps}[name]
+    hidden = _round_down(ratio, units)
+    if name == "frame" and not np.isclose(hidden, ratio * units):
+        nearest = min(max(round(ratio * units), 1), units - 1)
+        raise ConfigError(
+            f"mask.{side}_ratio={ratio} of {units} tubelet steps is {ratio * units:g}, not whole frames; "
+            f"try {nearest / units:g}"
+        )
+    if not 0 < hidden < units and (side == "encoder" or hidden == units):
+        raise ConfigError(
+            f"mask.{side}_ratio={ratio} hides {hidden} of {units} {_UNIT[name]}, which leaves nothing to "
+            f"{'see' if hidden else 'predict'}; use a ratio from {1 / units:g} to below 1, or a finer grid"
+        )
+    return hidden * (geometry.num_cubes // units)
+
+
+_UNIT = {"tube": "cells", "random": "cubes", "frame": "tubelet steps"}
+
+
+def _round_down(ratio: float, units: int) -> int:
+    # Not round(): 0.8 of 16 cells hides 12, as published (golden masks.json). The nudge is for 0.29 * 100 = 28.999...
+    return int(ratio * units + 1e-9)
+
+
+def _keep_tube(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+    """The same cells in every tubelet step."""
+    num_steps, height, width = geometry.grid
+    return np.broadcast_to(_keep_some(ratio, height * width, rng), (num_steps, height * width))
+
+
+def _keep_random(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+    """Independent cubes."""
+    return _keep_some(ratio, geometry.num_cubes, rng).reshape(geometry.grid[0], -1)
+
+
+def _keep_frame(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+    """Whole tubelet steps."""
+    num_steps, height, width = geometry.grid
+    return np.broadcast_to(_keep_some(ratio, num_steps, rng)[:, None], (num_steps, height * width))
+
+
+def _keep_some(ratio: float, units: int, rng: np.random.Generator) -> np.ndarray:
+    is_kept = np.ones(units, dtype=bool)
+    is_kept[rng.permutation(units)[: _round_down(ratio, units)]] = False
+    return is_kept
+
+
+def _keep_running_cell(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+    """A 2x2 cell, tiled over the frame, whose hidden corners move on by one with each tubelet step.
+
+    Corner c (row-major) at step t with phase f is hidden where (c + t + f + 1) mod 4 < 4 * ratio; the phase is drawn
+    per clip (pattern of the published generator: golden masks.json).
+    """
+    num_steps, height, width = geometry.grid
+    phase = rng.integers(CELL)
+    corner_HW = 2 * (np.arange(height)[:, None] % 2) + np.arange(width) % 2
+    turn_THW = corner_HW + np.arange(num_steps)[:, None, None] + phase + 1
+    return (turn_THW % CELL >= CELL * ratio).reshape(num_steps, -1)
+
+
+KeepFn = Callable[[float, ClipGeometry, np.random.Generator], np.ndarray]
+_ENCODER: dict[str, KeepFn] = {"tube": _keep_tube, "random": _keep_random, "frame": _keep_frame}
+_DECODER: dict[str, KeepFn] = {"running_cell": _keep_running_cell, "frame": _keep_frame, "random": _keep_random}
