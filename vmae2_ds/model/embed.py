@@ -1,0 +1,95 @@
+"""From pixels to tokens: gathering cubes, normalising pixels, positions, and the cube embedding."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vmae2_ds.contracts import ClipGeometry
+
+# B clips, T frames, H x W pixels, C = 3 colours, N cubes, V of them chosen, D width.
+# P = tubelet * patch * patch * 3 values in a cube, always in the order t, h, w, c, as they lie in the clip.
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def gather_cubes(clip_BTHWC: Tensor, index_BV: Tensor, geometry: ClipGeometry) -> Tensor:
+    """Cut out the cubes named by `index_BV`, in the clip's dtype: (B, V, P).
+
+    Only the wanted cubes are read. A cube is tubelet * patch runs of patch * 3 neighbouring values, and copying whole
+    runs is 6x faster on a CPU than indexing a 7-D view (0.13 against 0.78 ms for 2 x 160 cubes of 16 x 224 x 224).
+    """
+    steps, rows, columns = geometry.grid
+    tubelet, patch = geometry.tubelet, geometry.patch
+    num_clips, num_chosen = index_BV.shape
+    device = index_BV.device
+    # Runs are numbered as the clip lies in memory: (clip, step, frame in step, row, line in row, column).
+    step_BV = index_BV // (rows * columns) + steps * torch.arange(num_clips, device=device)[:, None]
+    row_BV = index_BV // columns % rows
+    first_BV = (step_BV * tubelet * rows + row_BV) * patch * columns + index_BV % columns
+    frame_offset = torch.arange(tubelet, device=device)[:, None] * (rows * patch * columns)
+    line_offset = torch.arange(patch, device=device) * columns
+    run_BVL = first_BV[..., None] + (frame_offset + line_offset).flatten()
+    runs = clip_BTHWC.reshape(-1, patch * 3)
+    return runs.index_select(0, run_BVL.flatten()).view(num_clips, num_chosen, geometry.cube_values)
+
+
+def unit_pixels(cubes_BVP: Tensor) -> Tensor:
+    """uint8, or floats already in [0, 1], as float32 in [0, 1]."""
+    return cubes_BVP.float() / 255 if cubes_BVP.dtype == torch.uint8 else cubes_BVP.float()
+
+
+def normalise_pixels(cubes_BVP: Tensor) -> Tensor:
+    """Subtract ImageNet's mean and divide by its deviation per colour: uint8 or [0, 1] in, float32 out."""
+    num_pixels = cubes_BVP.shape[-1] // 3
+    mean_P = _per_colour(IMAGENET_MEAN, cubes_BVP.device).repeat(num_pixels)
+    std_P = _per_colour(IMAGENET_STD, cubes_BVP.device).repeat(num_pixels)
+    return (unit_pixels(cubes_BVP) - mean_P) / std_P
+
+
+def _per_colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    # Filled on the device: torch.tensor(values, device="cuda") would copy from the host and wait.
+    return torch.cat([torch.full((1,), value, device=device) for value in values])
+
+
+def sinusoid_table(num_positions: int, width: int) -> Tensor:
+    """Fixed positions (num_positions, width), float32 from float64: sine in even channels, cosine in odd, base 10000.
+
+    One dimension over the flattened t, h, w index, as published (arXiv 1706.03762 section 3.5; PAPER C).
+    """
+    # numpy, because zero.Init turns the results of torch's constructors into 16 bit.
+    rate = 10000.0 ** (-2 * (np.arange(width) // 2) / width)
+    angle = np.arange(num_positions)[:, None] * rate
+    angle[:, 0::2] = np.sin(angle[:, 0::2])
+    angle[:, 1::2] = np.cos(angle[:, 1::2])
+    return torch.from_numpy(angle.astype(np.float32))
+
+
+def positions_at(table_ND: Tensor, index_BV: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a position table, cast after the gather: (B, V, D)."""
+    return F.embedding(index_BV, table_ND).to(dtype)
+
+
+class CubeEmbed(nn.Module):
+    """Linear projection of cubes plus fixed positions; a Conv3d with kernel = stride, on the chosen cubes only."""
+
+    def __init__(self, geometry: ClipGeometry, width: int) -> None:
+        super().__init__()
+        self.proj = Linear(geometry.cube_values, width)  # weight (D, P): the published Conv3d's, in t, h, w, c order
+        self.register_buffer("positions_ND", sinusoid_table(geometry.num_cubes, width), persistent=False)
+        self.positions_ND: Tensor
+
+    def forward(self, cubes_BVP: Tensor, index_BV: Tensor) -> Tensor:
+        """Normalised cubes (B, V, P) and their places (B, V) to tokens (B, V, D) in the weights' dtype."""
+        x_BVD = self.proj(cubes_BVP.to(self.proj.weight.dtype))
+        return x_BVD + positions_at(self.positions_ND, index_BV, x_BVD.dtype)
+
+
+class Linear(nn.Linear):
+    """nn.Linear that leaves its weights undrawn: `init_weights` of the whole model draws them, not the global seed."""
+
+    def reset_parameters(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,135 @@
+"""The masked autoencoder: encoder on visible cubes, bridge, decoder on mask tokens; and the published first weights."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vmae2_ds.config import ModelConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.model.attention import get_attention
+from vmae2_ds.model.block import NORM_EPS, Blocks, CheckpointFn
+from vmae2_ds.model.embed import CubeEmbed, Linear, positions_at, sinusoid_table
+
+# B clips, N cubes, V visible cubes, M decoded cubes, P values in a cube, D encoder width, E decoder width.
+
+MASK_TOKEN_STD = 0.02
+
+
+class Encoder(nn.Module):
+    """Embedding, blocks and final norm, on the visible cubes only."""
+
+    def __init__(self, config: ModelConfig, geometry: ClipGeometry) -> None:
+        super().__init__()
+        self.embed = CubeEmbed(geometry, config.encoder.width)
+        self.blocks = Blocks(config.encoder, config.drop_path)
+        self.norm = nn.LayerNorm(config.encoder.width, eps=NORM_EPS)
+
+    def forward(self, cubes_BVP: Tensor, visible_BV: Tensor) -> Tensor:
+        """Normalised cubes (B, V, P) and their places (B, V) -> (B, V, D)."""
+        return self.norm(self.blocks(self.embed(cubes_BVP, visible_BV)))
+
+
+class Decoder(nn.Module):
+    """Blocks over encoder tokens and mask tokens; norm and head on the mask tokens only."""
+
+    def __init__(self, config: ModelConfig, geometry: ClipGeometry) -> None:
+        super().__init__()
+        width = config.decoder.width
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = Blocks(config.decoder)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.head = Linear(width, geometry.cube_values)
+        self.register_buffer("positions_NE", sinusoid_table(geometry.num_cubes, width), persistent=False)
+        self.positions_NE: Tensor
+
+    def forward(self, seen_BVE: Tensor, visible_BV: Tensor, decode_BM: Tensor) -> Tensor:
+        """Encoder tokens (B, V, E), their places, and the places to predict (B, M) -> (B, M, P)."""
+        num_clips, num_decoded = decode_BM.shape
+        tokens_BLE = torch.cat([seen_BVE, self.mask_token.expand(num_clips, num_decoded, -1)], dim=1)
+        place_BL = torch.cat([visible_BV, decode_BM], dim=1)
+        x_BLE = self.blocks(tokens_BLE + positions_at(self.positions_NE, place_BL, tokens_BLE.dtype))
+        return self.head(self.norm(x_BLE[:, -num_decoded:]))
+
+
+class MaskedAutoencoder(nn.Module):
+    """VideoMAE V2 for pre-training, computing in the dtype of its parameters.
+
+    With `config.attention="auto"` both towers use sdpa until `use_attention` names kernels. `seed=None` leaves the
+    weights undrawn: on the meta device, before loading a checkpoint, or where zero.Init partitions them (then call
+    `init_parameter` on each gathered parameter).
+    """
+
+    def __init__(self, config: ModelConfig, geometry: ClipGeometry, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config, self.geometry = config, geometry
+        self.encoder = Encoder(config, geometry)
+        self.bridge = Linear(config.encoder.width, config.decoder.width, bias=False)
+        self.decoder = Decoder(config, geometry)
+        name = "sdpa" if config.attention == "auto" else config.attention
+        self.use_attention(name, name)
+        self._choose_recomputed()
+        if seed is not None:
+            self.init_weights(seed)
+
+    def forward(self, cubes_BVP: Tensor, visible_BV: Tensor, decode_BM: Tensor) -> Tensor:
+        """Predict cubes: normalised visible cubes (B, V, P), their places, places to predict (B, M) -> (B, M, P)."""
+        seen_BVE = self.bridge(self.encoder(cubes_BVP, visible_BV))
+        return self.decoder(seen_BVE, visible_BV, decode_BM)
+
+    def use_attention(self, encoder: str, decoder: str) -> None:
+        """Name each tower's kernel: their shapes differ, so the fastest may too. ConfigError as `get_attention`."""
+        self.encoder.blocks.use_attention(get_attention(encoder))
+        self.decoder.blocks.use_attention(get_attention(decoder))
+
+    def use_checkpoint_function(self, function: CheckpointFn) -> None:
+        """Recompute through `function(block, x)`; checkpointing=deepspeed has no other way to get it."""
+        self.encoder.blocks.checkpoint = self.decoder.blocks.checkpoint = function
+
+    def _choose_recomputed(self) -> None:
+        """Turn config.checkpointing into the blocks of each tower that are recomputed."""
+        mode = self.config.checkpointing
+        step = self.config.checkpoint_every if mode == "every_k" else 1
+        if mode != "none":
+            self.decoder.blocks.recomputed = frozenset(range(0, len(self.decoder.blocks), step))
+        if mode not in ("none", "decoder"):
+            self.encoder.blocks.recomputed = frozenset(range(0, len(self.encoder.blocks), step))
+        if mode != "deepspeed":
+            self.use_checkpoint_function(partial(checkpoint, use_reentrant=False))
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw every parameter; the result depends on the seed and the parameters' names alone."""
+        for name, parameter in self.named_parameters():
+            self.init_parameter(name, parameter, seed)
+
+    @torch.no_grad()
+    def init_parameter(self, name: str, parameter: Tensor, seed: int) -> None:
+        """Draw one parameter in place, as published (PAPER C, golden misc.json init_stats_S).
+
+        Drawn in float32 on the CPU from (seed, name) and cast, so that neither the order, nor the device, the precision
+        or the ZeRO stage matters. `parameter` must have its full shape: gather it first where it is partitioned.
+        """
+        layer, _, kind = name.rpartition(".")
+        if layer.rpartition(".")[2].startswith("norm"):
+            parameter.fill_(1.0 if kind == "weight" else 0.0)
+            return
+        values = torch.zeros(parameter.shape, dtype=torch.float32, device="cpu")
+        rng = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        if name == "decoder.mask_token":
+            nn.init.trunc_normal_(values, std=MASK_TOKEN_STD, a=-MASK_TOKEN_STD, b=MASK_TOKEN_STD, generator=rng)
+        elif layer == "encoder.embed.proj":
+            # the default of the published Conv3d, whose fan-in is a cube, for weight and bias
+            bound = self.geometry.cube_values**-0.5
+            values.uniform_(-bound, bound, generator=rng)
+        elif layer == "bridge":
+            # PyTorch's default: the published code never initialises it (modeling_pretrain.py:324 is not applied)
+            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=rng)
+        elif kind == "weight":
+            nn.init.xavier_uniform_(values, generator=rng)  # qkv as one (3D, D) matrix
+        parameter.copy_(values)
