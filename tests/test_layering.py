@@ -23,7 +23,7 @@ LAYERS = (
     {"model", "masking", "recipes", "cost", "draw"},
     {"data", "objectives"},
     {"train"},
-    {"downstream", "tune"},
+    {"downstream", "tune", "weights", "visualize"},
     {"cli"},
     {"__main__"},
 )
