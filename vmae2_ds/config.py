@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import tyro
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vmae2_ds.contracts import ClipGeometry
@@ -96,7 +97,7 @@ class MaskConfig(StrictModel):
     decoder_ratio: float = Field(0.5, ge=0, lt=1)
     """Share of cubes that are not decoded; running_cell takes 0.25, 0.5 or 0.75."""
     decoder_tokens: Literal["official", "disjoint"] = "official"
-    """official: a mask token at every decoder-visible cube, as the published code; disjoint: only where the encoder saw nothing."""
+    """official: a mask token at every decoder-visible cube (published); disjoint: only where the encoder saw nothing."""
 
 
 class ObjectiveConfig(StrictModel):
@@ -205,12 +206,10 @@ class TrainConfig(StrictModel):
     """Peak FLOP/s of one device for MFU; default: the table of known GPUs, or on a CPU a measured matrix product."""
 
 
-
-
 class RunConfig(StrictModel):
     """Everything that decides a run."""
 
-    recipe: str = "custom"
+    recipe: tyro.conf.Suppress[str] = "custom"
     """Name of the recipe this run started from."""
     model: ModelConfig
     mask: MaskConfig = MaskConfig()

@@ -1,0 +1,59 @@
+"""Real ranks for tests: start W processes once with the launcher's variables, run a module in each, collect rank 0's JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun would set for this rank."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run_ranks(module: str, argument: Any, out: Path, world_size: int, timeout_s: float = 600) -> Any:
+    """Run `python -m module ARGUMENT OUT` as `world_size` ranks; returns what rank 0 wrote to OUT as JSON."""
+    port = free_port()
+    command = [sys.executable, "-m", module, json.dumps(argument), str(out)]
+    logs = [out.with_suffix(f".rank{rank}.log") for rank in range(world_size)]
+    processes = []
+    for rank, path in enumerate(logs):
+        with path.open("w") as log:
+            processes.append(
+                subprocess.Popen(
+                    command, env=rank_environment(rank, world_size, port), stdout=log, stderr=log, cwd=REPOSITORY
+                )
+            )
+    try:
+        codes = [process.wait(timeout_s) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(codes):
+        tails = "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in logs)
+        raise AssertionError(f"ranks ended with {codes}\n{tails}")
+    return json.loads(out.read_text())

@@ -1,0 +1,79 @@
+"""Eight steps at every ZeRO stage, by 1 and 2 ranks, equal plain PyTorch AdamW on one process with the whole batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.steps import make_config, plain_losses
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.plan import plan_run
+
+FP32_TOLERANCE = 1e-6  # absolute, on losses near 1: the sum over ranks runs in another order
+BF16_TOLERANCE = 1e-3  # bf16 gradients are rounded once per micro step and rank
+
+
+def _variants() -> dict[str, dict[str, Any]]:
+    fp32 = {f"fp32 zero{stage}": {"train": {"ds_config": f"zero{stage}"}} for stage in range(4)}
+    bf16 = {f"bf16 zero{stage}": {"train": {"ds_config": f"zero{stage}", "precision": "bf16"}} for stage in (1, 2, 3)}
+    other = {
+        "fp32 zero2_offload": {"train": {"ds_config": "zero2_offload"}},
+        "fp32 zero3_offload": {"train": {"ds_config": "zero3_offload"}},
+        "bf16 zero3_offload": {"train": {"ds_config": "zero3_offload", "precision": "bf16"}},
+        "fp32 zero3 zero.Init": {"train": {"ds_config": "zero3", "ds_zero_init": True}},
+        "bf16 zero3 zero.Init": {"train": {"ds_config": "zero3", "ds_zero_init": True, "precision": "bf16"}},
+        "fp32 zero1 no accumulation": {"accumulation": 1},
+        "fp32 cpu": {"train": {"ds_config": "cpu"}},
+    }
+    recomputed = {
+        f"fp32 zero{stage} checkpointing {mode}": {
+            "train": {"ds_config": f"zero{stage}"},
+            "model": {"checkpointing": mode},
+        }
+        for mode in ("decoder", "every_k", "all", "deepspeed")
+        for stage in (1, 3)
+    }
+    return fp32 | bf16 | other | recomputed
+
+
+VARIANTS = _variants()
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, list[float]]:
+    return {precision: plain_losses(make_config(1, train={"precision": precision})) for precision in ("fp32", "bf16")}
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[float]]]:
+    folder: Path = tmp_path_factory.mktemp("steps")
+    return {
+        world_size: run_ranks("tests.distributed.steps", VARIANTS, folder / f"w{world_size}.json", world_size)
+        for world_size in (1, 2)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_losses_equal_plain_adamw(
+    variant: str, world_size: int, reference: dict[str, list[float]], losses: dict[int, dict[str, list[float]]]
+) -> None:
+    precision = variant.split()[0]
+    tolerance = FP32_TOLERANCE if precision == "fp32" else BF16_TOLERANCE
+    assert losses[world_size][variant] == pytest.approx(reference[precision], abs=tolerance, rel=0)
+
+
+def test_the_reference_learns(reference: dict[str, list[float]]) -> None:
+    """Otherwise equality would prove nothing: the steps must move the loss by far more than the tolerance."""
+    assert max(reference["fp32"]) - min(reference["fp32"]) > 1e-2
+
+
+def test_bf16_at_stage_0_is_refused() -> None:
+    config = make_config(1, train={"ds_config": "zero0", "precision": "bf16"})
+    with pytest.raises(ConfigError, match="zero1"):
+        resolve_ds_config(config, plan_run(config, 16, 1), on_cpu=True)

@@ -1,0 +1,202 @@
+"""The verbs of `vmae2`: parse, call, and turn what goes wrong into one line and an exit code. Nothing else.
+
+The same line works plain, or after `deepspeed --module vmae2_ds`, `torchrun -m vmae2_ds`, `mpirun` and `srun`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import io
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from vmae2_ds import __version__
+from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError, Preempted, Vmae2Error
+
+Verb = Callable[[list[str]], None]
+
+
+def pretrain(args: list[str]) -> None:
+    """Pre-train a named recipe with dual masking: vmae2 pretrain RECIPE --data.manifest FILE [--section.key value]."""
+    from vmae2_ds.recipes import RECIPES, describe_recipe
+
+    table = {name: (describe_recipe(name), build()) for name, build in RECIPES.items()}
+    config = _parse(tyro.extras.overridable_config_cli, table, prog="vmae2 pretrain", args=args)
+    from vmae2_ds.train.pretrain import pretrain as run
+
+    run(config)
+
+
+def visualize(args: list[str]) -> None:
+    """Draw clips of a run as its model sees and completes them: frames, both masks, reconstruction; PNG and animation."""
+    from vmae2_ds.visualize import visualize as run
+
+    folder = _call(run, "vmae2 visualize", args)
+    print(f"pictures: {folder}")
+
+
+def data_synth(args: list[str]) -> None:
+    """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
+
+    def synth(
+        folder: tyro.conf.Positional[Path],
+        /,
+        train_videos: int = 96,
+        val_videos: int = 24,
+        size: int = 96,
+        frames: int = 32,
+        fps: int = 15,
+        seed: int = 0,
+    ) -> None:
+        """Write a small set of real h264 videos of moving shapes whose class is the motion.
+
+        Args:
+            folder: Where to write: train/, val/, train.csv, val.csv and the label names.
+            train_videos: Number of training videos.
+            val_videos: Number of validation videos.
+            size: Height and width in pixels.
+            frames: Frames per video.
+            fps: Frames per second.
+            seed: The same seed writes the same pixels.
+        """
+        from vmae2_ds.data.synthetic import write_synthetic_set
+
+        write_synthetic_set(folder, train_videos, val_videos, seed=seed, size=size, frames=frames, fps=fps)
+        print(f"wrote {train_videos} + {val_videos} videos: {folder / 'train.csv'}, {folder / 'val.csv'}")
+
+    _call(synth, "vmae2 data synth", args)
+
+
+def import_weights(args: list[str]) -> None:
+    """Turn a published pre-training checkpoint into a safetensors file for --train.init, every key accounted for."""
+    from vmae2_ds.weights import import_published
+
+    print(_call(import_published, "vmae2 import", args))
+
+
+def export_weights(args: list[str]) -> None:
+    """Write a run's weights with the published key names, as .safetensors or .pth."""
+    from vmae2_ds.weights import export_published
+
+    print(_call(export_published, "vmae2 export", args))
+
+
+VERBS: dict[str, Verb] = {
+    "pretrain": pretrain,
+    "visualize": visualize,
+    "data synth": data_synth,
+    "import": import_weights,
+    "export": export_weights,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb and exit: 0 on success, 2 for what a user can mend, 75-77 as in errors.py, 1 for a defect."""
+    args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not arg.startswith("--local_rank")]
+    debug = "--debug" in args or bool(os.environ.get("VMAE2_DEBUG"))
+    args = [arg for arg in args if arg != "--debug"]
+    logging.basicConfig(
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    sys.exit(_run(args, debug))
+
+
+def _run(args: list[str], debug: bool) -> int:
+    if args in ([], ["-h"], ["--help"], ["help"]):
+        print(_help())
+        return EXIT_OK if args else EXIT_USER_ERROR
+    if args in (["-V"], ["--version"]):
+        print(__version__)
+        return EXIT_OK
+    try:
+        verb, rest = _find_verb(args)
+        verb(rest)
+    except Vmae2Error as error:
+        if debug:
+            traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        if rank != "0" and not isinstance(error, Preempted):
+            time.sleep(5)  # rank 0 most likely says the same; its launcher then ends this one
+        print(f"vmae2: {f'rank {rank}: ' if rank != '0' else ''}{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("vmae2: interrupted", file=sys.stderr)
+        return 130
+    return EXIT_OK
+
+
+def _find_verb(args: list[str]) -> tuple[Verb, list[str]]:
+    for words in (2, 1):
+        verb = VERBS.get(" ".join(args[:words]))
+        if verb is not None:
+            return verb, args[words:]
+    asked = " ".join(args[:2] if args[0] == "data" else args[:1])
+    near = difflib.get_close_matches(asked, VERBS, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"unknown verb {asked!r}; {guess}verbs are {', '.join(VERBS)}; see vmae2 --help")
+
+
+def _help() -> str:
+    lines = [f"  {name:<11} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: vmae2 VERB ...    (vmae2 VERB --help for its options)",
+            "",
+            *lines,
+            "",
+            "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to mend, 75 stopped by a signal",
+            "and saved, 76 the loss diverged, 77 too many unreadable videos.",
+        ]
+    )
+
+
+def _call(function: Callable[..., Any], prog: str, args: list[str]) -> Any:
+    """Parse `args` by the function's signature and docstring, then call it."""
+
+    @functools.wraps(function)
+    def remember(*values: Any, **named: Any) -> Callable[[], Any]:
+        return functools.partial(function, *values, **named)
+
+    return _parse(tyro.cli, remember, prog=prog, args=args)()
+
+
+def _parse(parser: Callable[..., Any], subject: Any, *, prog: str, args: list[str]) -> Any:
+    """Call a tyro parser; what it refuses becomes one ConfigError line instead of a box."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return parser(subject, prog=prog, args=args)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise ConfigError(_one_line(box.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """tyro's box, without its frame, its title and pydantic's links."""
+    inside = [line.strip("│ ") for line in box.splitlines() if not line.lstrip().startswith(("╭", "╰", "│ ──"))]
+    words = re.sub(r"\s+", " ", " ".join(inside)).strip()
+    words = re.sub(r"For further information visit \S+|__tyro-dummy-inner__\.|type=\w+, |, input_type=\w+", "", words)
+    words = re.sub(r"Error parsing (\S+): 1 validation error for \w+ (\S+)", r"\1.\2:", words)
+    words = words.replace(".Value: error,", ":")
+    words = re.sub(r"Missing from [\w ]+: ", "missing: ", words)
+    words = re.sub(r"\s*For full helptext, (see|run):? ", "; see ", words)
+    return re.sub(r" in vmae2 [\w ]+ --help(?=.*;)", "", words)
+
+
+if __name__ == "__main__":
+    main()

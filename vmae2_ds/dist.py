@@ -1,0 +1,155 @@
+"""Ranks: which launcher started this process, and small agreements between ranks.
+
+DeepSpeed reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. `deepspeed` and `torchrun` set them; mpirun
+and srun set their own, which are mapped here. A half-set group is refused: it would train N separate copies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from vmae2_ds.errors import ConfigError, Vmae2Error
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+LAUNCHERS: dict[str, tuple[str, str, str]] = {
+    # name: its variables for rank, local rank, world size
+    "torch": ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "mpich": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
+    "slurm": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
+}
+DEFAULT_PORT = "29500"
+
+
+class World(NamedTuple):
+    """This process among all."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+    launcher: str = "none"
+
+
+def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> World:
+    """Find the launcher's variables in `env`, write the torch names into it, and return the world.
+
+    With none set the world is this one process. Raises ConfigError where a launcher's variables are set only in part,
+    contradict each other, or say nothing of the address of rank 0.
+    """
+    for launcher, names in LAUNCHERS.items():
+        present = [name for name in names if name in env]
+        if launcher == "slurm" and "SLURM_PROCID" not in env:
+            continue  # inside an sbatch or salloc shell, but not started by srun
+        if launcher == "slurm" and env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS")) == "1":
+            continue  # srun with one task: plain, or a shell that starts another launcher
+        if not present:
+            continue
+        if len(present) < len(names):
+            missing = ", ".join(name for name in names if name not in env)
+            raise ConfigError(
+                f"{', '.join(present)} set but {missing} not: each process would train a copy of its own; "
+                "start with deepspeed, torchrun, mpirun or srun, or unset them"
+            )
+        return _write(env, launcher, *(_integer(env, name) for name in names))
+    return _write(env, "none", 0, 0, 1)
+
+
+def _integer(env: MutableMapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except ValueError:
+        raise ConfigError(f"{name}={env[name]!r} is not a number") from None
+
+
+def _write(env: MutableMapping[str, str], launcher: str, rank: int, local_rank: int, size: int) -> World:
+    if not 0 <= rank < size or not 0 <= local_rank <= rank:
+        raise ConfigError(f"{launcher} rank variables contradict each other: rank={rank} local={local_rank} of {size}")
+    if "MASTER_ADDR" not in env:
+        if launcher == "slurm":
+            env["MASTER_ADDR"] = _first_slurm_host(env)
+        elif launcher in ("none", "torch") or _local_size(env, launcher) == size:
+            env["MASTER_ADDR"] = "127.0.0.1"
+        else:
+            raise ConfigError(
+                f"{launcher} started {size} processes but MASTER_ADDR is not set; export rank 0's address"
+            )
+    env.setdefault("MASTER_PORT", DEFAULT_PORT if size > 1 else "0")
+    env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = str(rank), str(local_rank), str(size)
+    return World(rank, local_rank, size, launcher)
+
+
+def _local_size(env: MutableMapping[str, str], launcher: str) -> int:
+    name = {"openmpi": "OMPI_COMM_WORLD_LOCAL_SIZE", "mpich": "MPI_LOCALNRANKS"}.get(launcher, "")
+    return int(env.get(name, "0"))
+
+
+def _first_slurm_host(env: MutableMapping[str, str]) -> str:
+    hosts = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST") or ""
+    if hosts and not re.search(r"[\[,]", hosts):
+        return hosts
+    try:
+        listed = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
+        return listed.stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        raise ConfigError(f"cannot read the first host of {hosts!r} with scontrol; export MASTER_ADDR") from None
+
+
+class Agreement:
+    """Small sums over all ranks on the host, so that no rank acts alone and the device is not made to wait."""
+
+    def __init__(self, world: World) -> None:
+        self._group: Any = None
+        if world.size > 1:
+            import torch.distributed
+
+            if torch.distributed.get_backend() != "gloo":
+                self._group = torch.distributed.new_group(backend="gloo")
+        self._size = world.size
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over ranks, in float64."""
+        if self._size == 1:
+            return list(values)
+        import torch
+
+        totals = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(totals, group=self._group)
+        return totals.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank when it is true on one."""
+        return self.sum(float(flag))[0] > 0
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0 and return its (picklable) result on every rank; an error is raised on every rank."""
+        if self._size == 1:
+            return function()
+        import torch.distributed
+
+        box: list[Any] = [None, None]
+        if torch.distributed.get_rank() == 0:
+            try:
+                box[0] = function()
+            except Vmae2Error as error:
+                box[1] = error
+        torch.distributed.broadcast_object_list(box, src=0, group=self._group, device=torch.device("cpu"))
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+
+def default_device() -> torch.device:
+    """This rank's accelerator, or the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")

@@ -1,0 +1,174 @@
+"""Named runs. Each function's docstring says how to start it, on what it was run, and where its numbers come from.
+
+Published hyper-parameters are those of the scripts of VideoMAE V2 (scripts/pretrain, arXiv 2303.16727; PAPER A8), in
+which epochs and batch do not count repeated sampling: 300 epochs of 4 views are the paper's 1200.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from vmae2_ds.config import DataConfig, MaskConfig, ModelConfig, ObjectiveConfig, OptimConfig, RunConfig, TrainConfig
+from vmae2_ds.errors import ConfigError
+
+
+def _hybrid(
+    name: str,
+    size: str,
+    *,
+    gpus: int,
+    epochs: float,
+    warmup_epochs: float,
+    base_lr: float,
+    clip_grad: float = 0.0,
+    checkpointing: str = "none",
+    ds_config: str = "zero1",
+    micro_batch: int = 32,
+) -> RunConfig:
+    """The shared part: UnlabeledHybrid, 16 frames every 4th (SSv2 every 2nd), 4 views, tube 0.9, running cell 0.5."""
+    views = 4
+    return RunConfig(
+        recipe=name,
+        model=ModelConfig.of_size(size, checkpointing=checkpointing),
+        mask=MaskConfig(encoder="tube", encoder_ratio=0.9, decoder="running_cell", decoder_ratio=0.5),
+        data=DataConfig(num_frames=16, size=224, stride=4, source_strides={"ssv2": 2}, views=views),
+        optim=OptimConfig(base_lr=base_lr, min_lr=1e-5, warmup_epochs=warmup_epochs, clip_grad=clip_grad),
+        train=TrainConfig(
+            global_batch=gpus * micro_batch * views, micro_batch=micro_batch, epochs=epochs, ds_config=ds_config
+        ),
+    )
+
+
+def vit_s_pretrain_hybrid() -> RunConfig:
+    """ViT-S on the hybrid set, 800 effective epochs.
+
+    Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_s_pretrain_hybrid --data.manifest L
+    Hardware: 32 GPUs x 32 videos x 4 views. Time and score: not measured by us, and none is published.
+    Source:   no ViT-S script was published; these are ViT-B's numbers with ViT-S's shape.
+    """
+    return _hybrid("vit_s_pretrain_hybrid", "small", gpus=32, epochs=200, warmup_epochs=20, base_lr=1e-3)
+
+
+def vit_b_pretrain_hybrid() -> RunConfig:
+    """ViT-B on the hybrid set, 800 effective epochs, peak learning rate 4e-3.
+
+    Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_b_pretrain_hybrid --data.manifest L
+    Hardware: published on 32 GPUs x 32 videos x 4 views. Time: not published for this set.
+    Score:    fine-tuned K400 81.5 %, SSv2 71.2 % (published model zoos).
+    Source:   scripts/pretrain/vit_b_hybrid_pt_800e.sh of VideoMAE V2.
+    """
+    return _hybrid("vit_b_pretrain_hybrid", "base", gpus=32, epochs=200, warmup_epochs=20, base_lr=1e-3)
+
+
+def vit_l_pretrain_hybrid() -> RunConfig:
+    """ViT-L on the hybrid set, 1200 effective epochs, peak learning rate 6e-3.
+
+    Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_l_pretrain_hybrid --data.manifest L
+    Hardware: published on 48 GPUs x 32 videos x 4 views; on 64, lower train.micro_batch to 24. Time: not published.
+    Source:   scripts/pretrain of VideoMAE V2.
+    """
+    return _hybrid("vit_l_pretrain_hybrid", "large", gpus=48, epochs=300, warmup_epochs=30, base_lr=1e-3)
+
+
+def vit_h_pretrain_hybrid() -> RunConfig:
+    """ViT-H on the hybrid set, 1200 effective epochs, peak learning rate 8e-3, activation checkpointing.
+
+    Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_h_pretrain_hybrid --data.manifest L
+    Hardware: published on 64 GPUs x 32 videos x 4 views. Time: not published.
+    Score:    fine-tuned K400 86.9 %, SSv2 76.8 % (published).
+    Source:   scripts/pretrain of VideoMAE V2.
+    """
+    return _hybrid(
+        "vit_h_pretrain_hybrid", "huge", gpus=64, epochs=300, warmup_epochs=30, base_lr=1e-3, checkpointing="all"
+    )
+
+
+def vit_g_pretrain_hybrid() -> RunConfig:
+    """ViT-g on the hybrid set, 1200 effective epochs, peak learning rate 4.8e-3, clipping at 0.02, checkpointing.
+
+    Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_g_pretrain_hybrid --data.manifest L
+    Hardware: published on 64 A100-80GB x 32 videos x 4 views. Time: 241 h (paper, Table 2).
+    Score:    fine-tuned K400 87.2 %, SSv2 77.0 % (published).
+    Source:   scripts/pretrain/vit_g_hybrid_pt_1200e.sh of VideoMAE V2.
+    """
+    return _hybrid(
+        "vit_g_pretrain_hybrid",
+        "giant",
+        gpus=64,
+        epochs=300,
+        warmup_epochs=30,
+        base_lr=6e-4,
+        clip_grad=0.02,
+        checkpointing="all",
+    )
+
+
+def vit_6b_pretrain_plan() -> RunConfig:
+    """A 6-billion encoder for planning: nobody has published such a run, so its schedule is a guess.
+
+    Command:  vmae2 pretrain vit_6b_pretrain_plan --data.manifest L under 256 or more GPUs of 80 GB.
+    Hardware: planned for 256 GPUs x 8 videos x 4 views with ZeRO-3. Time and score: unknown.
+    Source:   the encoder has the shape of InternVideo2-6B (arXiv 2403.15377), decoder and schedule are ViT-g's.
+    """
+    return _hybrid(
+        "vit_6b_pretrain_plan",
+        "6b",
+        gpus=256,
+        epochs=300,
+        warmup_epochs=30,
+        base_lr=6e-4,
+        clip_grad=0.02,
+        checkpointing="all",
+        ds_config="zero3",
+        micro_batch=8,
+    )
+
+
+def vit_ti_pretrain_desk() -> RunConfig:
+    """ViT-Ti on 16 frames of 64x64 with 8-pixel cubes: minutes on two CPU cores, for trying everything out.
+
+    Command:  deepspeed --num_accelerators 2 --module vmae2_ds pretrain vit_ti_pretrain_desk --data.manifest L
+    Hardware: 2 CPU cores, about half an hour for 300 clips (docs/DESK.md has the curve).
+    Source:   ours. Frames spread over the video and small cubes are what helped at this size.
+    """
+    return RunConfig(
+        recipe="vit_ti_pretrain_desk",
+        model=ModelConfig.of_size("tiny", patch=8),
+        mask=MaskConfig(),
+        objective=ObjectiveConfig(),
+        data=DataConfig(
+            num_frames=16, size=64, sampling="spread", views=4, workers=1, min_frames=8, crop_scales=(1.0, 0.875, 0.75)
+        ),
+        optim=OptimConfig(base_lr=1.2e-2, min_lr=1e-4, warmup_epochs=10, clip_grad=1.0),
+        train=TrainConfig(
+            global_batch=64, micro_batch=8, epochs=150, ds_config="cpu", save_every=200, log_every=10, keep=2
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        vit_ti_pretrain_desk,
+        vit_s_pretrain_hybrid,
+        vit_b_pretrain_hybrid,
+        vit_l_pretrain_hybrid,
+        vit_h_pretrain_hybrid,
+        vit_g_pretrain_hybrid,
+        vit_6b_pretrain_plan,
+    )
+}
+"""Recipe functions by name."""
+
+
+def get_recipe(name: str) -> RunConfig:
+    """The recipe called `name`; raises ConfigError with the known names."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def describe_recipe(name: str) -> str:
+    """The recipe's docstring: command, hardware, time, score, source."""
+    return (inspect.getdoc(RECIPES[name]) or "").replace("\nCommand:", "\n\nCommand:")

@@ -1,0 +1,71 @@
+"""From a run config to an engine: objective, initial weights, optimizer groups, attention kernels."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from vmae2_ds.config import RunConfig
+from vmae2_ds.masking import MaskCounts
+from vmae2_ds.model.attention import choose_attention
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.model.official import from_official, read_published
+from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.train.engine import Engine
+from vmae2_ds.train.optim import make_optimizer, parameter_groups
+from vmae2_ds.train.plan import RunPlan
+
+log = logging.getLogger(__name__)
+
+
+def build_engine(config: RunConfig, ds_config: dict[str, Any]) -> Engine:
+    """The engine on the reconstruction objective, weights drawn from the seed or read from `train.init`."""
+    weights = from_official(read_published(config.train.init), config.model) if config.train.init else None
+    drawn_early = not config.train.ds_zero_init
+
+    def build() -> Reconstruct:
+        model = MaskedAutoencoder(config.model, config.geometry, seed=config.train.seed if drawn_early else None)
+        if weights is not None and drawn_early:
+            model.load_state_dict(weights)
+        return Reconstruct(model, config.objective, config.geometry)
+
+    def fill(name: str, parameter: torch.Tensor) -> None:
+        inner = name.removeprefix("model.")
+        if weights is not None:
+            parameter.copy_(weights[inner])
+        else:
+            plain.init_parameter(inner, parameter, config.train.seed)
+
+    with torch.device("meta"):
+        plain = MaskedAutoencoder(config.model, config.geometry, seed=None)
+    return Engine(
+        build,
+        lambda objective: make_optimizer(parameter_groups(objective, config.optim.weight_decay), config.optim),
+        ds_config,
+        zero_init=config.train.ds_zero_init,
+        fill=fill,
+        compile_model=config.train.compile,
+    )
+
+
+def resolve_attention(config: RunConfig, counts: MaskCounts, plan: RunPlan, device: torch.device) -> tuple[str, str]:
+    """Kernel names for encoder and decoder; `auto` is measured for each tower's own shape."""
+    if config.model.attention != "auto":
+        return config.model.attention, config.model.attention
+    clips, chosen = plan.clips_per_micro_step, []
+    for side, tower, tokens in (
+        ("encoder", config.model.encoder, counts.visible),
+        ("decoder", config.model.decoder, counts.visible + counts.decode),
+    ):
+        shape = (clips, tokens, tower.heads, tower.width // tower.heads)
+        choice = choose_attention(shape, compute_dtype(config), device)
+        log.info("%s, %d clips x %d tokens: %s", side, clips, tokens, choice)
+        chosen.append(choice.name)
+    return chosen[0], chosen[1]
+
+
+def compute_dtype(config: RunConfig) -> torch.dtype:
+    """The dtype of weights and activations."""
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32

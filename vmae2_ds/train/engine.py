@@ -1,0 +1,163 @@
+"""The DeepSpeed engine behind a small door: start the ranks, build or partition the objective, take steps.
+
+Nothing else in the package imports deepspeed, but checkpoint.py, which reads and writes what this engine holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vmae2_ds.contracts import LossOutput, PretrainBatch
+from vmae2_ds.dist import World, default_device, map_rank_variables
+from vmae2_ds.train.ds_config import zero_stage
+
+log = logging.getLogger(__name__)
+
+
+class StepResult(NamedTuple):
+    """What an optimizer step did."""
+
+    applied: bool
+    """False where the gradient was not finite: all ranks skipped the update."""
+    grad_norm: float
+    """Global gradient norm before clipping; inf or nan where the step was skipped."""
+
+
+def start_ranks() -> World:
+    """Map the launcher's variables and join the process group. One process needs no launcher and no free port."""
+    world = map_rank_variables()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    device = default_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        # init_distributed would compile shm_comm with a C++ compiler; only inference_all_reduce uses it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world.size))))
+        if world.rank == 0:
+            log.info("on the CPU: DeepSpeed's shm_comm op (inference only) is left out, so no C++ compiler is needed")
+    if not torch.distributed.is_initialized():
+        if world.size == 1:  # no rendezvous over a port: several single runs may share a machine
+            store = torch.distributed.HashStore()
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return world
+
+
+def stop_ranks() -> None:
+    """Leave the process group, so that the interpreter ends without warnings."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class Engine:
+    """A DeepSpeed engine around an objective.
+
+    Args:
+        build: makes the objective, with its initial weights. Under `zero_init` it is called inside `zero.Init` and
+            its parameters are partitioned as they are made.
+        fill: called under `zero_init` only, with the partitioned objective's parameters gathered one by one.
+        optimizer_of: the objective -> a torch optimizer over its parameters.
+        ds_config: resolved, without "auto".
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+        ds_config: dict[str, Any],
+        *,
+        zero_init: bool = False,
+        fill: Callable[[str, torch.Tensor], None] | None = None,
+        compile_model: bool = False,
+    ) -> None:
+        import deepspeed
+
+        self.stage = zero_stage(ds_config)
+        self.device = default_device()
+        if zero_init:
+            with deepspeed.zero.Init(config_dict_or_path=ds_config):
+                objective = build()
+            if fill is not None:
+                _fill_partitioned(objective, fill)
+        else:
+            objective = build().to(self.device)
+        use_deepspeed_checkpointing(objective, ds_config)
+        optimizer = optimizer_of(objective)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=objective, optimizer=optimizer, config=ds_config, dist_init_required=False
+        )
+        self._basic_optimizer = optimizer
+        self.accumulation: int = self.deepspeed.gradient_accumulation_steps()
+        if compile_model:
+            self.deepspeed.compile()
+
+    @property
+    def objective(self) -> nn.Module:
+        """The objective, its parameters partitioned at stage 3."""
+        return self.deepspeed.module
+
+    @property
+    def parameter_groups(self) -> list[dict]:
+        """The optimizer's groups, to write learning rates into."""
+        return self.deepspeed.optimizer.param_groups
+
+    def micro_step(self, batch: PretrainBatch) -> LossOutput:
+        """Forward and backward of one micro batch; gradients add up until `update`."""
+        out = self.deepspeed(batch.to(self.device))
+        self.deepspeed.backward(out.loss)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()  # only counts the micro step
+        return out
+
+    def update(self) -> StepResult:
+        """Apply the accumulated gradient, or skip it on all ranks where it is not finite."""
+        if self.stage == 0:  # DeepSpeed checks nothing here, and its gradients are plain ones
+            grads = [p.grad for p in self.objective.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(grads))
+            if not math.isfinite(norm):
+                self.deepspeed.optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradient
+            self.deepspeed.step()
+            return StepResult(math.isfinite(norm), norm)
+        self.deepspeed.step()
+        applied = bool(self.deepspeed.was_step_applied())
+        norm = self.deepspeed.get_global_grad_norm()
+        return StepResult(applied, float(norm) if applied and norm is not None else math.nan)
+
+
+def use_deepspeed_checkpointing(objective: nn.Module, ds_config: dict[str, Any]) -> None:
+    """Hand DeepSpeed's activation checkpointing to a model that asks for it, configured from `ds_config`.
+
+    The engine itself ignores the `activation_checkpointing` section (DEEPSPEED_CPU 3).
+    """
+    model = getattr(objective, "model", None)
+    if model is not None and model.config.checkpointing == "deepspeed":
+        import deepspeed
+
+        deepspeed.checkpointing.configure(None, deepspeed_config=ds_config)
+        model.use_checkpoint_function(deepspeed.checkpointing.checkpoint)
+
+
+def _fill_partitioned(module: nn.Module, fill: Callable[[str, torch.Tensor], None]) -> None:
+    """Write initial values into partitioned parameters: rank 0 fills each one gathered, and it is scattered again."""
+    import deepspeed
+
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if torch.distributed.get_rank() == 0:
+                fill(name, parameter.data)

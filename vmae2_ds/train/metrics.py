@@ -1,0 +1,149 @@
+"""What a run reports per logged step: a row in metrics.jsonl, TensorBoard, and a line or a progress bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmae2_ds.contracts import LossOutput
+from vmae2_ds.dist import Agreement, World
+
+log = logging.getLogger(__name__)
+
+
+class StepAverages:
+    """Sums since the last row, kept on the device so that only log steps wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the next interval."""
+        self._loss = torch.zeros((), device=self._device)
+        self._finite = torch.zeros((), device=self._device)
+        self.wait_s = 0.0
+        self.steps = 0
+        self._started = time.perf_counter()
+
+    def add(self, out: LossOutput, wait_s: float) -> None:
+        """Count one micro step; a non-finite loss is left out of the average."""
+        loss = out.loss.detach().float()
+        finite = torch.isfinite(loss)
+        self._loss += torch.where(finite, loss, torch.zeros_like(loss))
+        self._finite += finite
+        self.wait_s += wait_s
+
+    def totals(self, agreement: Agreement) -> tuple[float | None, float, float]:
+        """Mean loss over ranks and micro steps (None if none was finite), seconds per step, share waited for data."""
+        elapsed = time.perf_counter() - self._started
+        loss, finite, wait, ranks = agreement.sum(float(self._loss), float(self._finite), self.wait_s, 1.0)
+        return (
+            loss / finite if finite else None,
+            elapsed / max(1, self.steps),
+            min(1.0, wait / ranks / elapsed) if elapsed else 0.0,
+        )
+
+
+class MetricsWriter:
+    """Rank 0's writer of metrics.jsonl and TensorBoard events. Rows after `first_step` left by a killed run are dropped."""
+
+    def __init__(self, path: Path, tensorboard: Path | None, first_step: int) -> None:
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
+            path.write_text("".join(f"{line}\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+        self._tensorboard = None
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(tensorboard), purge_step=first_step + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One row; numbers that are not finite become null, which JSON can hold."""
+        clean = {key: _finite_or_none(value) for key, value in row.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        if self._tensorboard is not None:
+            for key, value in clean.items():
+                if isinstance(value, (int, float)) and key not in ("step", "time"):
+                    self._tensorboard.add_scalar(key, value, row["step"])
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class Progress:
+    """A progress bar on a terminal, plain lines elsewhere; silent on other ranks."""
+
+    def __init__(self, world: World, first_step: int, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._bar = None
+        self._speaks = world.rank == 0
+        if self._speaks and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("pretrain"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} steps, {task.fields[news]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("pretrain", total=num_steps, completed=first_step, news="starting")
+            self._bar.start()
+
+    def step(self, step: int) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Show one row of metrics."""
+        if not self._speaks:
+            return
+        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+        news = f"loss {loss}, {row['clips_per_s']:.1f} clips/s"
+        if self._bar is not None:
+            self._bar.update(self._task, news=news)
+            return
+        left_s = (self._num_steps - row["step"]) * row["step_time_s"]
+        mfu = f", MFU {row['mfu']:.0%}" if row.get("mfu") else ""
+        log.info(
+            "step %d/%d, %s, lr %.3g, gradient norm %s, data wait %.0f %%%s, %d min left",
+            row["step"],
+            self._num_steps,
+            news,
+            row["lr"],
+            "-" if row["grad_norm"] is None else f"{row['grad_norm']:.3g}",
+            100 * row["data_wait_share"],
+            mfu,
+            math.ceil(left_s / 60),
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # a row torn by a kill
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
