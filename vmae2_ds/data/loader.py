@@ -1,0 +1,132 @@
+"""Micro batches of a run in order, read by worker processes that outlive a SIGTERM and die with their parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import Counter
+from collections.abc import Generator, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vmae2_ds.config import RunConfig
+from vmae2_ds.contracts import LoadedBatch, PretrainBatch
+from vmae2_ds.data.datasets import PretrainDataset, Sample, SampleKey
+from vmae2_ds.data.manifest import Manifest
+from vmae2_ds.data.order import SampleOrder, positions_of
+from vmae2_ds.errors import DataError
+
+STALL_S = 900.0
+"""A micro batch that takes longer ends the run: a reader hangs (dmlc/decord#269) or the storage is gone."""
+
+
+def make_loader(
+    config: RunConfig,
+    manifest: Manifest,
+    *,
+    rank: int,
+    world_size: int,
+    accumulation: int,
+    first_step: int,
+    num_steps: int,
+) -> Generator[LoadedBatch, None, None]:
+    """Micro batches of `rank` for steps first_step .. num_steps - 1, `accumulation` of them a step, in order.
+
+    A micro batch is micro_batch * views clips, video by video. What it holds depends neither on `data.workers` nor on
+    where a run was resumed, and what a whole step holds does not depend on how it is split (data/order.py).
+    Closing the iterator, or its end, ends the workers.
+
+    Raises:
+        ConfigError: at once, where config and manifest do not fit.
+        DataError: while iterating: no usable video for a sample, a worker that died, or one silent for STALL_S seconds.
+    """
+    dataset = PretrainDataset(config, manifest)
+    split = {"micro_batch": config.train.micro_batch, "accumulation": accumulation, "world_size": world_size}
+    order = SampleOrder(len(manifest), config.train.seed)
+
+    def micro_batches() -> Iterator[list[SampleKey]]:
+        for step in range(first_step, num_steps):
+            for micro_step in range(accumulation):
+                yield [SampleKey(*order.index_at(at)) for at in positions_of(step, micro_step, rank, **split)]
+
+    workers = config.data.workers
+    loader = DataLoader(
+        _Guarded(dataset),
+        batch_sampler=micro_batches(),  # type: ignore[arg-type]  # any iterable of key lists; consumed once
+        collate_fn=_collate,
+        num_workers=workers,
+        prefetch_factor=config.data.prefetch if workers else None,
+        timeout=STALL_S if workers else 0,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork" if workers else None,  # the manifest's arrays are shared, not copied
+    )
+    return _iterate(loader)
+
+
+class _Guarded(Dataset["Sample | DataError"]):
+    """Hands a DataError over as a value: raised in a worker it would arrive with a traceback in its one line."""
+
+    def __init__(self, dataset: PretrainDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: SampleKey) -> Sample | DataError:
+        try:
+            return self.dataset[key]
+        except DataError as error:
+            return error
+
+
+def _collate(samples: list[Sample | DataError]) -> LoadedBatch | DataError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+        good.append(sample)
+    return LoadedBatch(
+        batch=PretrainBatch(
+            clip_BTHWC=torch.cat([sample.clip_KTHWC for sample in good]),
+            visible_BV=torch.cat([sample.visible_KV for sample in good]),
+            decode_BM=torch.cat([sample.decode_KM for sample in good]),
+            is_supervised_BM=torch.cat([sample.is_supervised_KM for sample in good]),
+        ),
+        failures=[failure for sample in good for failure in sample.failures],
+        sources=dict(Counter(sample.source for sample in good)),
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """In a worker: leave Ctrl-C and SIGTERM to the main process, which saves and then ends the workers."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _iterate(loader: DataLoader[Sample | DataError]) -> Iterator[LoadedBatch]:
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    workers = set(multiprocessing.active_children()) - others
+    try:
+        while True:
+            try:
+                loaded = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader" not in str(error).partition("\n")[0] or "Caught" in str(error):
+                    raise  # a bug of ours inside a worker, with its traceback
+                raise DataError(
+                    f"a loader worker died or hung ({error}); a crash or hang inside a video reader: try --data.reader "
+                    "pyav, or --data.workers 0 to see it happen; an out-of-memory kill: fewer --data.workers"
+                ) from error
+            if isinstance(loaded, DataError):
+                raise loaded
+            yield loaded
+    finally:
+        del batches  # ends the workers that listen
+        for worker in workers:
+            worker.join(timeout=0.1)
+            if worker.is_alive():
+                worker.kill()  # hung, and deaf to SIGTERM
