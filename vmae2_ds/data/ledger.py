@@ -1,0 +1,63 @@
+"""Bad files of a run: each named once with its reason in `bad_files.jsonl`, and the share at which a run must stop."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from vmae2_ds.contracts import ReadFailure
+from vmae2_ds.errors import TooManyBadFiles
+
+MIN_TRIED = 20
+"""Reads before the share of failures means anything: below it, one bad file of three would stop a run."""
+
+
+class BadFileLedger:
+    """A JSON line per bad file. Several ranks, or a resumed run, may share the file: a write locks and re-reads it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.reasons: dict[str, str] = {}
+        """Reason by path of every file named so far; current after each `record` that was given a failure."""
+        self._read_to = 0
+        if self.path.exists():
+            self._read_new(self.path.read_bytes())
+
+    def record(self, failures: Iterable[ReadFailure]) -> list[ReadFailure]:
+        """Name those of `failures` that no line names yet: on disk, and in the list returned."""
+        failures = list(failures)
+        if not failures:
+            return []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released as the file closes
+            file.seek(self._read_to)
+            text = file.read()
+            self._read_new(text)
+            new = list({f.path: f for f in reversed(failures) if f.path not in self.reasons}.values())[::-1]
+            torn = b"\n" if text and not text.endswith(b"\n") else b""  # a line cut short by a crash ends here
+            lines = torn + b"".join(json.dumps(failure._asdict()).encode() + b"\n" for failure in new)
+            file.write(lines)
+            self._read_to += len(lines)
+        self.reasons.update(new)
+        return new
+
+    def _read_new(self, text: bytes) -> None:
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # torn by a crash: its file is named again when it next fails
+            self.reasons[row["path"]] = row["reason"]
+        self._read_to += len(text)
+
+
+def check_bad_share(failed: int, tried: int, limit: float) -> None:
+    """Raise TooManyBadFiles when more than `limit` of the videos tried (used and failed, over all ranks) failed."""
+    if tried >= MIN_TRIED and failed > limit * tried:
+        raise TooManyBadFiles(
+            f"{failed} of {tried} videos tried could not be used ({failed / tried:.1%}, the limit is {limit:.1%}): "
+            f"see bad_files.jsonl in the run folder; mend the manifest, or raise --data.max-bad-share and start again"
+        )
