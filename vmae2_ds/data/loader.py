@@ -104,7 +104,7 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _iterate(loader: DataLoader[Sample | DataError]) -> Iterator[LoadedBatch]:
+def _iterate(loader: DataLoader[Sample | DataError]) -> Generator[LoadedBatch, None, None]:
     others = set(multiprocessing.active_children())
     batches = iter(loader)
     workers = set(multiprocessing.active_children()) - others
