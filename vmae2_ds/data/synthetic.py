@@ -1,0 +1,169 @@
+"""A labelled video set made from a seed: the class is how a textured patch moves, and no single frame tells it.
+
+For tests and a first run without data. Place, texture, shape and contrast of the moving patch, of the distractors beside
+it and of the background are random and say nothing about the class; the frame wraps around at its edges, so that where
+the patch is says nothing either. A linear classifier on pixels is therefore at chance, on one frame or on all of them.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
+
+DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
+CLASSES = (*DIRECTIONS, "spin clockwise", "spin anticlockwise", "orbit clockwise", "orbit anticlockwise")
+"""Class names; a label is a position in this tuple."""
+SOURCE = "synthetic"
+NUM_DISTRACTORS = 2
+
+
+class SyntheticSet(NamedTuple):
+    """The files of one set."""
+
+    train: Path
+    val: Path
+    labels: Path
+
+
+def write_synthetic_set(
+    folder: str | Path,
+    train_videos: int = 64,
+    val_videos: int = 32,
+    seed: int = 0,
+    size: int = 128,
+    frames: int = 32,
+    fps: int = 16,
+) -> SyntheticSet:
+    """Write H.264 videos of `frames` frames of size x size pixels, train.csv and val.csv (path, label, source), labels.txt.
+
+    Labels take turns, so that classes are balanced. The pixels are a function of the arguments alone (given libx264).
+    """
+    folder = Path(folder)
+    for split, (name, count) in enumerate((("train", train_videos), ("val", val_videos))):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("path", "label", "source"))
+            for number in range(count):
+                label = number % len(CLASSES)
+                path = f"{name}/{number:05d}.mp4"
+                rng = np.random.default_rng((seed, split, number))
+                _write_video(folder / path, draw_clip(label, rng, size, frames), fps)
+                writer.writerow((path, label, SOURCE))
+    labels = folder / "labels.txt"
+    labels.write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    return SyntheticSet(folder / "train.csv", folder / "val.csv", labels)
+
+
+def draw_clip(label: int, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
+    """uint8 (T, H, W, 3): background, jittering distractors, and on top the patch that moves as CLASSES[label] says."""
+    background_HWC = 0.5 + 0.12 * _texture(rng, size, cells=6)
+    distractors = [_Patch(rng, size) for _ in range(NUM_DISTRACTORS)]
+    patch = _Patch(rng, size)
+    path = _path(label, rng, frames)
+    # Distractors shake about their place: change between frames alone does not give the patch away.
+    jitter = rng.normal(0, 0.012, (frames, NUM_DISTRACTORS, 2)), rng.normal(0, 0.1, (frames, NUM_DISTRACTORS))
+    clip_THWC = np.empty((frames, size, size, 3), dtype=np.uint8)
+    for t in range(frames):
+        frame_HWC = background_HWC.copy()
+        for number, distractor in enumerate(distractors):
+            distractor.paint(frame_HWC, jitter[0][t, number], jitter[1][t, number])
+        patch.paint(frame_HWC, path.offsets[t], path.angles[t])
+        clip_THWC[t] = np.clip(frame_HWC * 255, 0, 255).astype(np.uint8)
+    return clip_THWC
+
+
+class _Path(NamedTuple):
+    """How a patch moves: (T, 2) offsets (down, right) in shares of the size, and (T,) angles in radians."""
+
+    offsets: np.ndarray
+    angles: np.ndarray
+
+
+def _path(label: int, rng: np.random.Generator, frames: int) -> _Path:
+    """Speeds are drawn so that a clip of any length covers about half the frame, or most of a turn."""
+    time = np.arange(frames) / frames
+    still, no_turn = np.zeros((frames, 2)), np.zeros(frames)
+    if label < len(DIRECTIONS):
+        heading = label * np.pi / 4 + rng.uniform(-np.pi / 16, np.pi / 16)
+        distance = rng.uniform(0.4, 0.7) * time
+        return _Path(np.stack([distance * np.sin(heading), distance * np.cos(heading)], axis=1), no_turn)
+    clockwise = 1 if CLASSES[label].endswith(" clockwise") else -1  # image rows grow downwards
+    turn = clockwise * rng.uniform(0.5, 0.9) * 2 * np.pi * time
+    if CLASSES[label].startswith("spin"):
+        return _Path(still, turn)
+    phase = rng.uniform(0, 2 * np.pi)
+    radius = rng.uniform(0.15, 0.22)
+    return _Path(radius * np.stack([np.sin(phase + turn), np.cos(phase + turn)], axis=1), no_turn)
+
+
+class _Patch:
+    """A textured disc, square or bar at a random place and angle."""
+
+    def __init__(self, rng: np.random.Generator, size: int) -> None:
+        self.size = size
+        self.centre = rng.uniform(0, 1, 2)
+        self.angle = rng.uniform(0, 2 * np.pi)
+        self.radius = rng.uniform(0.13, 0.19) * size
+        self.texture_HWC = np.clip(0.5 + 0.5 * _texture(rng, 64, cells=5), 0, 1)
+        self.inside: Callable[[np.ndarray, np.ndarray], np.ndarray] = _SHAPES[int(rng.integers(len(_SHAPES)))]
+
+    def paint(self, frame_HWC: np.ndarray, offset: np.ndarray, turn: float) -> None:
+        """Paint onto float pixels in [0, 1], `offset` (down, right) and `turn` away from the first place and angle."""
+        angle = self.angle + turn
+        down, right = (self.centre + offset) % 1.0 * self.size
+        reach = int(self.radius) + 1
+        rows = np.arange(int(down) - reach, int(down) + reach + 2)
+        columns = np.arange(int(right) - reach, int(right) + reach + 2)
+        y, x = (rows - down)[:, None] / self.radius, (columns - right)[None, :] / self.radius
+        u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+        colours = _look_up(self.texture_HWC, v, u)
+        opacity = np.clip(self.inside(v, u) * self.radius + 0.5, 0, 1)[..., None]  # one pixel of soft edge
+        where = np.ix_(rows % self.size, columns % self.size)
+        frame_HWC[where] = (1 - opacity) * frame_HWC[where] + opacity * colours
+
+
+# Signed distance to the edge, positive inside, for (v, u) in [-1, 1].
+_SHAPES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
+    lambda v, u: 1 - np.hypot(v, u),
+    lambda v, u: 0.75 - np.maximum(abs(v), abs(u)),
+    lambda v, u: np.minimum(0.55 - abs(v), 0.85 - abs(u)),
+)
+
+
+def _texture(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """(size, size, 3) smooth colour noise of either sign, about unit variance at its cells."""
+    coarse = rng.normal(0, 1, (cells, cells, 3))
+    at = np.linspace(-1, 1, size)
+    return _look_up(coarse, at[:, None], at[None, :])
+
+
+def _look_up(image_HWC: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Bilinear values of a square image at (v, u) in [-1, 1], down and right, clamped at the border."""
+    last = len(image_HWC) - 1
+    v, u = np.broadcast_arrays(np.clip((v + 1) / 2 * last, 0, last), np.clip((u + 1) / 2 * last, 0, last))
+    top, left = np.minimum(v.astype(int), last - 1), np.minimum(u.astype(int), last - 1)
+    down, right = (v - top)[..., None], (u - left)[..., None]
+    upper = (1 - right) * image_HWC[top, left] + right * image_HWC[top, left + 1]
+    lower = (1 - right) * image_HWC[top + 1, left] + right * image_HWC[top + 1, left + 1]
+    return (1 - down) * upper + down * lower
+
+
+def _write_video(path: Path, clip_THWC: np.ndarray, fps: int) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = clip_THWC.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # one thread: the same bytes anywhere; a key frame every 16 frames: cheap random access
+        stream.options = {"crf": "20", "preset": "veryfast", "g": "16", "threads": "1"}
+        for image in clip_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
