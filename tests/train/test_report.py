@@ -1,0 +1,88 @@
+"""The run report: complete for a whole run, still there for one that was killed, and self-contained."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from vmae2_ds.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.train.report import write_report
+
+ROW = {"epoch": 0.5, "lr": 1e-3, "grad_norm": 0.25, "clips_per_s": 81.25, "step_time_s": 0.394, "data_wait_share": 0.01,
+       "flops_per_s": 2.5e11, "mfu": 0.62, "skipped_steps": 0, "bad_videos": 2, "time": 0.0}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    config = RunConfig(
+        recipe="desk", model=ModelConfig.of_size("tiny"), data=DataConfig(manifest=Path("videos <&>.csv"))
+    )
+    (tmp_path / "run.json").write_text(config.model_dump_json())
+    (tmp_path / "env.json").write_text(json.dumps({"peak": {"flops": 4e11, "name": "a measured product"}, "ranks": 2}))
+    rows = [json.dumps({"step": step, "loss": 1.05 - step / 100, **ROW}) for step in range(1, 41)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    bad = [json.dumps({"path": f"bad{number}.mp4", "reason": "no frames"}) for number in range(25)]
+    (tmp_path / "bad_files.jsonl").write_text("\n".join(bad) + "\n")
+    return tmp_path
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, without markup, styles and white space."""
+    found: list[str] = []
+    parser = HTMLParser()
+    parser.handle_data = found.append  # type: ignore[method-assign]
+    parser.feed(page)
+    return re.sub(r"\s+", " ", " ".join(found))
+
+
+def test_a_whole_run(run: Path) -> None:
+    page = write_report(run).read_text()
+    text = text_of(page)
+    for expected in ("0.6650", "first row 1.0400; predicting zeros: 1", "81.2", "62.0%", "against a measured product",
+                     "250.0 GFLOP/s", "bad19.mp4", "and 5 more", "videos <&>.csv", "encoder_ratio", "2 ranks"):  # fmt: skip
+        assert expected in text, expected
+    assert page.count("<svg") == 6
+
+
+def test_the_page_is_self_contained(run: Path) -> None:
+    (run / "pictures").mkdir()
+    (run / "pictures" / "clip_0.png").write_bytes(b"\x89PNG")
+    page = write_report(run).read_text()
+    assert 'src="data:image/png;base64,' in page
+    assert not re.search(r'(?:src|href)="(?!data:|#)', re.sub(r"xlink:href", "href", page))
+
+
+def test_a_killed_run(run: Path) -> None:
+    for name in ("env.json", "bad_files.jsonl"):
+        (run / name).unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "lo')
+    assert "step 40" in text_of(write_report(run).read_text())
+    (run / "metrics.jsonl").unlink()
+    assert "No step has been logged yet." in write_report(run).read_text()
+
+
+def test_missing_values_and_warnings(run: Path) -> None:
+    rows = [
+        {"step": 1, **ROW, "loss": None, "grad_norm": None, "mfu": None, "skipped_steps": 3, "data_wait_share": 0.5}
+    ]
+    (run / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    text = text_of(write_report(run).read_text())
+    assert "3 steps were skipped" in text
+    assert "50% of the time went into waiting for data" in text
+
+
+def test_pixels_have_no_level_of_zeros(run: Path) -> None:
+    config = RunConfig(model=ModelConfig.of_size("tiny"), objective=ObjectiveConfig(target="pixels"))
+    (run / "run.json").write_text(config.model_dump_json())
+    assert "predicting zeros" not in write_report(run).read_text()
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no run\.json"):
+        write_report(tmp_path)

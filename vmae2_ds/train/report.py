@@ -1,0 +1,176 @@
+"""report.html of a run folder: one self-contained page, made from the files the run wrote and from nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vmae2_ds.config import RunConfig
+from vmae2_ds.draw import PREDICTING_ZEROS, Curve, curve_svg, has_values, run_curves
+from vmae2_ds.train.checkpoint import write_atomically
+from vmae2_ds.train.runs import is_finished, read_run_config
+
+TAIL = 0.1  # the end of a run that its closing figures are medians of
+MOST_BAD_FILES, MOST_PICTURES = 20, 8
+
+NOTES = {
+    "loss": "Averaged over ranks and over the steps between two rows.",
+    "lr": "Peak = base rate x videos per step / optim.lr_batch.",
+    "grad_norm": "Over all parameters and ranks.",
+    "clips_per_s": "Clips, not videos: each video gives data.views of them.",
+    "data_wait_share": "The loader is the bottleneck where this is far from zero.",
+    "mfu": "Work of the model as configured, recomputation left out.",
+}
+
+
+class Fact(NamedTuple):
+    """One closing figure of the run."""
+
+    name: str
+    value: str
+    note: str
+
+
+def write_report(folder: Path) -> Path:
+    """Write `folder`/report.html from run.json, env.json, ds.json, metrics.jsonl, bad_files.jsonl and pictures/.
+
+    All but run.json may be missing or torn: a run that was killed has a report too.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    config = read_run_config(folder)
+    rows = read_rows(folder / "metrics.jsonl")
+    bad_files = read_rows(folder / "bad_files.jsonl")
+    environment = _read_json(folder / "env.json")
+    jinja = Environment(loader=PackageLoader("vmae2_ds.train", "."), autoescape=True, undefined=StrictUndefined)
+    page = jinja.get_template("report.html").render(
+        title=f"{config.recipe}: {folder.name}",
+        status=_status(folder, rows, environment),
+        warnings=_warnings(rows),
+        facts=_facts(config, rows, environment),
+        curves=[
+            {"title": curve.title, "svg": curve_svg(rows, curve), "note": _note(curve, environment)}
+            for curve in run_curves(config.objective.target)
+            if has_values(rows, curve)
+        ],
+        pictures=[_picture(path) for path in _picture_files(folder)],
+        bad_files=[
+            {"path": row.get("path", "?"), "reason": row.get("reason", "?")} for row in bad_files[:MOST_BAD_FILES]
+        ],
+        more_bad_files=max(0, len(bad_files) - MOST_BAD_FILES),
+        config=_sections(config),
+        ds_config=json.dumps(_read_json(folder / "ds.json"), indent=1),
+        environment=json.dumps(environment, indent=1),
+    )
+    path = folder / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line torn by a kill is left out, a missing file is empty."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _status(folder: Path, rows: list[dict[str, Any]], environment: dict[str, Any]) -> str:
+    parts = ["finished" if is_finished(folder) else "not finished"]
+    if rows:
+        parts.append(f"step {rows[-1]['step']}, epoch {rows[-1]['epoch']:.1f}")
+    for key, text in (("started", "started {}"), ("commit", "commit {}"), ("ranks", "{} ranks"), ("device", "on {}")):
+        if environment.get(key) is not None:
+            parts.append(text.format(environment[key]))
+    return ", ".join(parts)
+
+
+def _warnings(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    warnings = []
+    if rows[-1].get("skipped_steps"):
+        warnings.append(f"{rows[-1]['skipped_steps']} steps were skipped: their loss or gradient was not finite.")
+    wait = _tail_median(rows, "data_wait_share")
+    if wait is not None and wait > 0.2:
+        warnings.append(
+            f"{wait:.0%} of the time went into waiting for data: raise data.workers or data.views, or re-encode the videos."
+        )
+    return warnings
+
+
+def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str, Any]) -> list[Fact]:
+    if not rows:
+        return []
+    target, last = config.objective.target, rows[-1]
+    loss_note = f"predicting zeros: {PREDICTING_ZEROS:g}" if target == "normalised" else "target: pixels in [0, 1]"
+    first_loss = next((row["loss"] for row in rows if row.get("loss") is not None), None)
+    peak = (environment.get("peak") or {}).get("name", "no known peak: set train.peak_flops")
+    flops = _tail_median(rows, "flops_per_s")
+    first = _text(first_loss, "{:.4f}")
+    return [
+        Fact("Loss at the end", _text(_tail_median(rows, "loss"), "{:.4f}"), f"first row {first}; {loss_note}"),
+        Fact("Clips per second", _text(_tail_median(rows, "clips_per_s"), "{:.1f}"), "all ranks, median of the last tenth"),
+        Fact("Step time", _text(_tail_median(rows, "step_time_s"), "{:.3g} s"), f"{config.train.global_batch} clips a step"),
+        Fact("Waiting for data", _text(_tail_median(rows, "data_wait_share"), "{:.1%}"), "median of the last tenth"),
+        Fact("MFU", _text(_tail_median(rows, "mfu"), "{:.1%}"), f"against {peak}"),
+        Fact("Achieved", _text(flops and flops / 1e9, "{:,.1f} GFLOP/s"), "per rank, 6 per MAC of the model"),
+        Fact("Skipped steps", str(last.get("skipped_steps", 0)), "loss or gradient not finite"),
+        Fact("Videos replaced", str(last.get("bad_videos", 0)), "unreadable or too short, each time they came up"),
+    ]  # fmt: skip
+
+
+def _tail_median(rows: list[dict[str, Any]], key: str) -> float | None:
+    """Median of the last tenth of the rows that have a number, at least one."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return statistics.median(values[-max(1, math.ceil(TAIL * len(values))) :]) if values else None
+
+
+def _text(value: float | None, template: str) -> str:
+    return "-" if value is None else template.format(value)
+
+
+def _note(curve: Curve, environment: dict[str, Any]) -> str:
+    if curve.key == "mfu" and environment.get("peak"):
+        return f"{NOTES['mfu']} Peak: {environment['peak']['name']}."
+    return NOTES[curve.key]
+
+
+def _sections(config: RunConfig) -> list[dict[str, Any]]:
+    """The configuration as one table per section, nested keys joined with dots."""
+
+    def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+        rows: list[tuple[str, str]] = []
+        for key, value in values.items():
+            rows += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", _setting(value))]
+        return rows
+
+    dumped = config.model_dump(mode="json")
+    return [{"name": name, "rows": flat(values)} for name, values in dumped.items() if isinstance(values, dict)]
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    """The newest stills; where there are none, animations are left to the pictures folder."""
+    return sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)[-MOST_PICTURES:]
+
+
+def _picture(path: Path) -> dict[str, str]:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return {"alt": path.stem.replace("_", " "), "data": f"data:image/png;base64,{data}"}
