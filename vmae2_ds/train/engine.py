@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ def start_ranks() -> World:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    # DeepSpeed still calls torch's old names, once per parameter and step
+    warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
     device = default_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
