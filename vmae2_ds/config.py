@@ -212,11 +212,17 @@ class RunConfig(StrictModel):
     recipe: tyro.conf.Suppress[str] = "custom"
     """Name of the recipe this run started from."""
     model: ModelConfig
+    """Shape and attention."""
     mask: MaskConfig = MaskConfig()
+    """Encoder and decoder masks."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """Reconstruction target."""
     data: DataConfig = DataConfig()
+    """Videos and clips."""
     optim: OptimConfig = OptimConfig()
+    """AdamW and its schedule."""
     train: TrainConfig = TrainConfig()
+    """Batch, length, ZeRO, checkpoints."""
 
     @property
     def geometry(self) -> ClipGeometry:

@@ -48,7 +48,11 @@ def export_published(source: tyro.conf.Positional[Path], /, out: Path) -> str:
 
 def find_checkpoint(source: Path) -> tuple[ModelConfig, Path]:
     """The model config and the checkpoint folder that `source` (a run, or a checkpoint of one) means."""
-    run = source if (source / "run.json").is_file() else source.parent.parent
+    run = next((folder for folder in (source, source.parent.parent) if (folder / "run.json").is_file()), None)
+    if run is None:
+        raise ConfigError(
+            f"{source} is neither a run folder (with a run.json) nor a checkpoint runs/.../ckpt/stepN of one"
+        )
     config = read_run_config(run).model
     checkpoint = find_newest_whole(run / "ckpt") if run == source else source
     if checkpoint is None:

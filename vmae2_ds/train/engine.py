@@ -130,17 +130,25 @@ class Engine:
 
     def update(self) -> StepResult:
         """Apply the accumulated gradient, or skip it on all ranks where it is not finite."""
-        if self.stage == 0:  # DeepSpeed checks nothing here, and its gradients are plain ones
-            grads = [p.grad for p in self.objective.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(grads))
-            if not math.isfinite(norm):
-                self.deepspeed.optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradient
-            self.deepspeed.step()
-            return StepResult(math.isfinite(norm), norm)
+        if self.stage == 0:
+            return self._update_plain()
         self.deepspeed.step()
         applied = bool(self.deepspeed.was_step_applied())
         norm = self.deepspeed.get_global_grad_norm()
         return StepResult(applied, float(norm) if applied and norm is not None else math.nan)
+
+    def _update_plain(self) -> StepResult:
+        """Stage 0: DeepSpeed checks nothing there, so the norm of the (already averaged) gradients is taken here."""
+        grads = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        applied = math.isfinite(norm)
+        if not applied:
+            torch._foreach_zero_(grads)  # DeepSpeed's clipping would only spread the NaN
+            self._basic_optimizer.found_inf = torch.ones((), device=self.device)  # type: ignore[attr-defined]
+        self.deepspeed.step()
+        if not applied:
+            del self._basic_optimizer.found_inf  # fused AdamW has left weights, moments and step count alone
+        return StepResult(applied, norm)
 
 
 def use_deepspeed_checkpointing(objective: nn.Module, ds_config: dict[str, Any]) -> None:

@@ -1,0 +1,56 @@
+"""One rank of the non-finite test: a NaN on the last rank only, at every stage; writes what the engine did."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+
+from tests.distributed.steps import NUM_VIDEOS, make_clips, make_config
+from vmae2_ds.train.build import build_engine
+from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.engine import start_ranks, stop_ranks
+from vmae2_ds.train.optim import set_learning_rate
+from vmae2_ds.train.plan import plan_run
+
+
+def run_variant(changes: dict[str, Any], world_size: int, rank: int) -> dict[str, Any]:
+    """Good step, step with one NaN clip, good step; the loss of a fixed batch after each."""
+    config = make_config(world_size, **changes)
+    plan = plan_run(config, NUM_VIDEOS, world_size)
+    engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=True))
+    fixed = make_clips(config, 99, 0, plan.micro_batch)
+    results, losses = [], []
+    for step in range(3):
+        set_learning_rate(engine.parameter_groups, 1e-3)
+        for micro_step in range(plan.accumulation):
+            batch = make_clips(config, step, (micro_step * world_size + rank) * plan.micro_batch, plan.micro_batch)
+            if step == 1 and rank == world_size - 1 and micro_step == 0:
+                clip = batch.clip_BTHWC.float() / 255
+                clip[0] = float("nan")
+                batch = batch._replace(clip_BTHWC=clip)
+            engine.micro_step(batch)
+        results.append(engine.update().applied)
+        with torch.no_grad():
+            losses.append(engine.deepspeed.module(fixed).loss.item())
+    engine.deepspeed.destroy()
+    return {"applied": results, "losses": losses}
+
+
+def main() -> None:
+    """Run every variant of argv[1]; every rank's results go to argv[2] through rank 0."""
+    torch.set_num_threads(1)
+    world = start_ranks()
+    mine = {name: run_variant(changes, world.size, world.rank) for name, changes in json.loads(sys.argv[1]).items()}
+    everyone: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(everyone, mine)
+    if world.rank == 0:
+        with open(sys.argv[2], "w") as file:
+            json.dump(everyone, file)
+    stop_ranks()
+
+
+if __name__ == "__main__":
+    main()

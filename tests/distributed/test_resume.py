@@ -1,0 +1,153 @@
+"""A run that is stopped, killed, or killed while it saves goes on to the same losses, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.ranks import REPOSITORY, free_port, rank_environment
+from vmae2_ds.errors import EXIT_OK, EXIT_PREEMPTED
+from vmae2_ds.train.checkpoint import find_newest_whole, why_torn
+
+pytestmark = pytest.mark.slow
+NUM_STEPS, SAVE_EVERY, RANKS = 12, 4, 2
+
+
+class Run:
+    """A two-rank pre-training in its own run folder, started as a user would, again and again."""
+
+    def __init__(self, folder: Path, manifest: Path) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    def start(self, module: str = "vmae2_ds", env: dict[str, str] | None = None) -> list[subprocess.Popen]:
+        command = [sys.executable, "-m", module, "pretrain", "vit_ti_pretrain_desk"]
+        command += [
+            "--data.manifest",
+            str(self.manifest),
+            "--train.run",
+            str(self.folder),
+            "--train.ds-config",
+            "zero3",
+        ]
+        command += ["--data.size", "32", "--data.num-frames", "8", "--data.views", "2", "--model.attention", "math"]
+        command += ["--model.encoder.depth", "2", "--model.decoder.depth", "1", "--model.drop-path", "0.2"]
+        command += ["--train.global-batch", "8", "--train.micro-batch", "1", "--train.max-steps", str(NUM_STEPS)]
+        command += ["--train.save-every", str(SAVE_EVERY), "--train.log-every", "1", "--train.no-tensorboard"]
+        port = free_port()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        processes = []
+        for rank in range(RANKS):
+            with self.log(rank).open("a") as log:
+                environment = {**rank_environment(rank, RANKS, port), **(env or {})}
+                processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log))
+        return processes
+
+    def log(self, rank: int) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.rank{rank}.log")
+
+    def finish(self) -> None:
+        codes = [process.wait(240) for process in self.start()]
+        assert codes == [EXIT_OK] * RANKS, self.log(0).read_text()[-3000:]
+
+    def rows(self) -> list[dict]:
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def losses(self) -> list[tuple[int, float, float]]:
+        return [(row["step"], row["loss"], row["grad_norm"]) for row in self.rows()]
+
+    def wait_for_step(self, step: int, processes: list[subprocess.Popen]) -> None:
+        deadline = time.monotonic() + 240
+        while not any(row["step"] >= step for row in self.rows()):
+            assert time.monotonic() < deadline, f"step {step} never came"
+            assert all(process.poll() is None for process in processes), self.log(0).read_text()[-3000:]
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vmae2_ds.data.synthetic import write_synthetic_set
+
+    folder = tmp_path_factory.mktemp("videos")
+    write_synthetic_set(folder, 8, 1, seed=0, size=48, frames=16, fps=15)
+    return folder / "train.csv"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> list[tuple[int, float, float]]:
+    run = Run(tmp_path_factory.mktemp("runs") / "whole", manifest)
+    run.finish()
+    losses = run.losses()
+    assert [step for step, *_ in losses] == list(range(1, NUM_STEPS + 1))
+    return losses
+
+
+def stop_by_sigterm(run: Run) -> None:
+    processes = run.start()
+    run.wait_for_step(SAVE_EVERY + 1, processes)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [process.wait(120) for process in processes] == [EXIT_PREEMPTED] * RANKS
+    newest = find_newest_whole(run.folder / "ckpt")
+    assert newest is not None
+    assert newest.name > f"step{SAVE_EVERY:08d}", "the signal must lead to a save of its own"
+
+
+def kill_between_saves(run: Run) -> None:
+    processes = run.start()
+    run.wait_for_step(SAVE_EVERY + 2, processes)
+    for process in processes:
+        process.kill()
+        process.wait(60)
+
+
+def kill_in_the_middle_of_a_save(run: Run) -> None:
+    torn = f"step{2 * SAVE_EVERY:08d}"
+    processes = run.start("tests.distributed.killed_save", {"VMAE2_TEST_KILL_AT": torn})
+    assert processes[1].wait(240) == -signal.SIGKILL
+    processes[0].kill()
+    processes[0].wait(60)
+    assert (run.folder / "ckpt" / torn).is_dir()
+    assert why_torn(run.folder / "ckpt" / torn) is not None
+    newest = find_newest_whole(run.folder / "ckpt")
+    assert newest is not None
+    assert newest.name == f"step{SAVE_EVERY:08d}"
+
+
+@pytest.mark.parametrize("interrupt", [stop_by_sigterm, kill_between_saves, kill_in_the_middle_of_a_save])
+def test_resumed_losses_are_bit_identical(
+    interrupt: Callable[[Run], None],
+    tmp_path: Path,
+    manifest: Path,
+    uninterrupted: list[tuple[int, float, float]],
+) -> None:
+    run = Run(tmp_path / "run", manifest)
+    interrupt(run)
+    assert len(run.rows()) < NUM_STEPS
+    run.finish()
+    assert run.losses() == uninterrupted
+    assert "going on from" in run.log(0).read_text()
+
+
+def test_another_number_of_ranks_is_refused_with_a_way_out(tmp_path: Path, manifest: Path) -> None:
+    run = Run(tmp_path / "run", manifest)
+    processes = run.start()
+    run.wait_for_step(SAVE_EVERY + 1, processes)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [process.wait(120) for process in processes] == [EXIT_PREEMPTED] * RANKS
+    command = [sys.executable, "-m", "vmae2_ds", *json.loads((run.folder / "env.json").read_text())["command"][1:]]
+    command[command.index("--train.micro-batch") + 1] = "2"
+    refused = subprocess.run(
+        command, capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert refused.returncode == 2
+    assert "was started with other settings: train.micro_batch" in refused.stderr

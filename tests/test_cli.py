@@ -1,0 +1,82 @@
+"""The command line: one clear line and the right exit code for what is wrong, complete help for what is right."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmae2_ds.cli import VERBS, main
+from vmae2_ds.recipes import RECIPES
+
+
+def run(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    out = capsys.readouterr()
+    return int(stop.value.code or 0), out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["pretain"], ["did you mean 'pretrain'"]),
+        (["data", "sinth"], ["did you mean 'data synth'"]),
+        (["pretrain", "vit_x"], ["vit_g_pretrain_hybrid"]),
+        (["pretrain", "vit_ti_pretrain_desk"], ["no videos named", "--data.manifest"]),
+        (["pretrain", "vit_ti_pretrain_desk", "--data.vews", "3"], ["--data.vews", "--data.views"]),
+        (["pretrain", "vit_ti_pretrain_desk", "--mask.encoder-ratio", "1.5"], ["encoder_ratio", "less than 1", "1.5"]),
+        (["pretrain", "vit_ti_pretrain_desk", "--model.encoder.heads", "5"], ["width=192", "heads=5"]),
+        (["pretrain", "vit_ti_pretrain_desk", "--data.manifest", "nowhere.csv"], ["nowhere.csv"]),
+        (["pretrain", "vit_ti_pretrain_desk", "--data.manifest", "x", "--data.size", "60"], ["60", "64"]),
+        (["visualize", "nowhere"], ["nowhere"]),
+        (["export", "nowhere", "--out", "x.pth"], ["nowhere"]),
+        (["import", "nowhere.pth", "--out", "x.safetensors"], ["nowhere.pth"]),
+        (["data", "synth"], ["PATH"]),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(
+    args: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(args, capsys)
+    assert code == 2
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("vmae2: ")
+    for part in parts:
+        assert part in line
+    assert "Traceback" not in err
+
+
+def test_help_names_every_verb_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(["--help"], capsys)
+    assert code == 0
+    for word in (*VERBS, "75", "76", "77"):
+        assert word in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run([*verb.split(), "--help"], capsys)
+    assert code == 0
+    assert "usage" in out
+
+
+def test_recipe_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    from vmae2_ds.config import StrictModel
+
+    _, out, _ = run(["pretrain", "vit_ti_pretrain_desk", "--help"], capsys)
+    told = " ".join(out.replace("│", " ").split())
+    assert "--train.max-nonfinite-steps" in told
+    for model in StrictModel.__subclasses__():
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name} has no help text"
+
+
+def test_pretrain_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(["pretrain", "--help"], capsys)
+    for name in RECIPES:
+        assert name in out
+
+
+def test_the_launcher_s_local_rank_argument_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(["--local_rank=1", "--version"], capsys)
+    assert code == 0
+    assert out.strip()

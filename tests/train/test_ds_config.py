@@ -1,0 +1,76 @@
+"""Policies resolve to what DeepSpeed's own parser accepts; a policy that contradicts the run is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmae2_ds.config import RunConfig
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.recipes import get_recipe
+from vmae2_ds.train.ds_config import policy_names, read_policy, resolve_ds_config, zero_stage
+from vmae2_ds.train.plan import plan_run
+
+
+def with_train(**changes: Any) -> RunConfig:
+    config = get_recipe("vit_g_pretrain_hybrid")
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
+
+
+def resolve(config: RunConfig) -> dict[str, Any]:
+    return resolve_ds_config(config, plan_run(config, 1_000_000, 64), on_cpu=True)
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_policy_resolves_for_fp32_and_deepspeed_reads_it(name: str) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    resolved = resolve(with_train(ds_config=name, precision="fp32"))
+    assert "auto" not in json.dumps(resolved)
+    assert (resolved["train_batch_size"], resolved["gradient_clipping"]) == (8192, 0.02)
+    # one rank stands for 64 here
+    parsed = DeepSpeedConfig(
+        {
+            **resolved,
+            "train_batch_size": resolved["train_micro_batch_size_per_gpu"] * resolved["gradient_accumulation_steps"],
+        }
+    )
+    assert parsed.zero_optimization_stage == zero_stage(resolved)
+
+
+def test_bf16_is_enabled_where_asked() -> None:
+    assert resolve(with_train(ds_config="zero2"))["bf16"]["enabled"] is True
+    assert resolve(with_train(ds_config="zero2", precision="fp32"))["bf16"]["enabled"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"train_batch_size": 7}', "train_batch_size=7 but the run needs 8192"),
+        ('{"optimizer": {"type": "Adam"}}', "'optimizer', which belongs to the run config"),
+        ('{"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}', 'reduce_bucket_size is "auto"'),
+        ("{", "line 1: not JSON"),
+        ("[]", "JSON object"),
+        ("{}", "stage 0 takes a wrong first step"),
+    ],
+)
+def test_what_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        resolve(with_train(ds_config=str(path)))
+
+
+def test_an_unknown_policy_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="zero3_offload"):
+        read_policy("zero9")
+    with pytest.raises(ConfigError, match="no file"):
+        read_policy("nowhere/zero9.json")
+
+
+def test_zero_init_needs_stage_3() -> None:
+    with pytest.raises(ConfigError, match="needs ZeRO stage 3"):
+        resolve(with_train(ds_zero_init=True, ds_config="zero2"))

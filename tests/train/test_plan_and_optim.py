@@ -1,0 +1,125 @@
+"""Batch identity, learning rate and parameter groups against the published code's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vmae2_ds.config import ModelConfig, RunConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.recipes import RECIPES, get_recipe
+from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
+from vmae2_ds.train.plan import RunPlan, plan_run
+
+NUM_VIDEOS = 1_348_000
+
+
+@pytest.mark.parametrize(
+    # PAPER A8: script, GPUs, effective batch, actual peak learning rate
+    ("name", "gpus", "global_batch", "peak_lr"),
+    [
+        ("vit_b_pretrain_hybrid", 32, 4096, 4e-3),
+        ("vit_l_pretrain_hybrid", 48, 6144, 6e-3),
+        ("vit_h_pretrain_hybrid", 64, 8192, 8e-3),
+        ("vit_g_pretrain_hybrid", 64, 8192, 4.8e-3),
+    ],
+)
+def test_published_batch_and_peak(name: str, gpus: int, global_batch: int, peak_lr: float) -> None:
+    plan = plan_run(get_recipe(name), NUM_VIDEOS, gpus)
+    assert (plan.global_batch, plan.accumulation) == (global_batch, 1)
+    assert plan.peak_lr == pytest.approx(peak_lr, rel=1e-12)
+    assert plan.epochs == pytest.approx(get_recipe(name).train.epochs, rel=1e-4)
+
+
+def test_fewer_gpus_keep_the_global_batch() -> None:
+    plans = [plan_run(get_recipe("vit_g_pretrain_hybrid"), NUM_VIDEOS, gpus) for gpus in (64, 8)]
+    assert [plan.accumulation for plan in plans] == [1, 8]
+    assert plans[0].peak_lr == plans[1].peak_lr
+    assert plans[0].num_steps == plans[1].num_steps
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_two_that_do() -> None:
+    config = get_recipe("vit_g_pretrain_hybrid")
+    with pytest.raises(ConfigError, match=r"= 6144; try 6144 or 12288"):
+        plan_run(config, NUM_VIDEOS, 48)
+
+
+def test_the_plan_names_every_factor() -> None:
+    text = "\n".join(plan_run(get_recipe("vit_b_pretrain_hybrid"), NUM_VIDEOS, 32).describe())
+    for factor in ("4096 clips", "micro_batch 32", "accumulation 1", "32 rank", "4 view", "base_lr 0.001", "/ 256"):
+        assert factor in text
+
+
+def test_too_few_videos_for_one_step() -> None:
+    config = get_recipe("vit_b_pretrain_hybrid")
+    short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 0.1})})
+    with pytest.raises(ConfigError, match="less than one step"):
+        plan_run(short, 100, 32)
+
+
+# Published cosine_scheduler(base 1.2e-3, final 8e-5, 10 epochs of 7 steps, 2 of warm-up): golden misc.json
+GOLDEN_RATES = {
+    0: 0.0,
+    1: 9.23076923076923e-05,
+    12: 0.0011076923076923076,
+    13: 0.0012,
+    14: 0.0012,
+    15: 0.0011991190164099771,
+    41: 0.0006713994504528273,
+    42: 0.0006399999999999999,
+    68: 8.352116245978415e-05,
+    69: 8.088098359002271e-05,
+}
+
+
+@pytest.fixture
+def plan() -> RunPlan:
+    drawn = plan_run(get_recipe("vit_b_pretrain_hybrid"), NUM_VIDEOS, 32)
+    return replace(drawn, num_steps=70, warmup_steps=14, peak_lr=1.2e-3, min_lr=8e-5)
+
+
+@pytest.mark.parametrize("step", GOLDEN_RATES)
+def test_learning_rate_is_the_published_one(step: int, plan: RunPlan) -> None:
+    assert learning_rate(step, plan) == pytest.approx(GOLDEN_RATES[step], rel=1e-12, abs=1e-18)
+
+
+def test_no_warm_up(plan: RunPlan) -> None:
+    assert learning_rate(0, replace(plan, warmup_steps=0)) == 1.2e-3
+
+
+def test_groups_are_the_published_ones() -> None:
+    """Golden misc.json pretrain_no_decay, by rule: vectors, biases and the mask token, nothing else."""
+    config = ModelConfig.of_size("small")
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"depth": 2})})
+    model = MaskedAutoencoder(config, ClipGeometry(16, 224, 224, 2, 16), seed=None)
+    decayed, free = parameter_groups(model, 0.05)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    assert {"encoder.embed.proj.weight", "bridge.weight", "decoder.head.weight"} <= set(decayed["param_names"])
+    assert all(name.endswith(".weight") and "norm" not in name for name in decayed["param_names"])
+    assert {"decoder.mask_token", "encoder.norm.weight", "encoder.blocks.0.attn.qkv.q_bias"} <= set(free["param_names"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_layer_scales_are_kept_when_the_rate_is_set() -> None:
+    groups = [{"lr_scale": 0.5}, {}]
+    set_learning_rate(groups, 2e-3)
+    assert [group["lr"] for group in groups] == [1e-3, 2e-3]
+
+
+def test_every_recipe_builds_and_says_where_it_comes_from() -> None:
+    for name in RECIPES:
+        config = get_recipe(name)
+        assert config.recipe == name
+        assert RunConfig.model_validate_json(config.model_dump_json()) == config
+        for promise in ("Command:", "Hardware:", "Source:"):
+            assert promise in (RECIPES[name].__doc__ or "")
+
+
+def test_optimizer_is_fused_adamw_with_the_recipe_s_numbers() -> None:
+    config = get_recipe("vit_g_pretrain_hybrid")
+    model = MaskedAutoencoder(ModelConfig.of_size("tiny"), ClipGeometry(16, 32, 32, 2, 16), seed=None)
+    defaults = make_optimizer(parameter_groups(model, 0.05), config.optim).defaults
+    assert (defaults["betas"], defaults["eps"], defaults["fused"]) == ((0.9, 0.95), 1e-8, True)
