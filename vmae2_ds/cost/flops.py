@@ -1,0 +1,99 @@
+"""Floating point work and parameters of the masked autoencoder as closed forms: plain integers, no torch.
+
+A MAC is one multiply and one add of a matrix product or convolution in the forward pass of one clip; norms, softmax and
+GELU are not counted. The published tables count the same way (PAPER B, checked there against torch's FlopCounterMode).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmae2_ds.config import ModelConfig, TowerConfig
+from vmae2_ds.contracts import ClipGeometry
+
+
+@dataclass(frozen=True)
+class MaeMacs:
+    """MACs of one clip's forward pass, by part."""
+
+    embed: int
+    encoder: int
+    bridge: int
+    decoder: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.embed + self.encoder + self.bridge + self.decoder + self.head
+
+
+@dataclass(frozen=True)
+class MaeParameters:
+    """Parameters, by part."""
+
+    encoder: int
+    """Embedding, blocks and norm: what fine-tuning keeps."""
+    decoder: int
+    """Blocks, norm and head."""
+    link: int
+    """Bridge and mask token."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.encoder + self.decoder + self.link
+
+
+def mae_macs(
+    model: ModelConfig, geometry: ClipGeometry, visible: int, decode: int, *, embed_all: bool = False
+) -> MaeMacs:
+    """Work for `visible` encoder tokens and `decode` mask tokens of one clip.
+
+    `embed_all` counts the embedding of all cubes, as the published code does before it drops the hidden ones.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    embedded = geometry.num_cubes if embed_all else visible
+    return MaeMacs(
+        embed=embedded * geometry.cube_values * encoder.width,
+        encoder=encoder.depth * block_macs(encoder, visible),
+        bridge=visible * encoder.width * decoder.width,
+        decoder=decoder.depth * block_macs(decoder, visible + decode),
+        head=decode * decoder.width * geometry.cube_values,
+    )
+
+
+def block_macs(tower: TowerConfig, tokens: int) -> int:
+    """One block on `tokens` tokens: qkv and output projection, q k^T and attention times v, two MLP layers."""
+    linear = tokens * tower.width * (3 * tower.width + tower.width + 2 * tower.mlp)
+    attention = 2 * tokens * tokens * tower.width
+    return linear + attention
+
+
+def training_flops(macs: int, recomputed: int = 0) -> int:
+    """FLOPs of forward and backward: 2 per MAC, the backward pass costs two forward passes.
+
+    `recomputed` MACs run forward once more (activation checkpointing): hardware work, to be left out of MFU.
+    """
+    return 6 * macs + 2 * recomputed
+
+
+def count_parameters(model: ModelConfig) -> MaeParameters:
+    """Exact number of parameters."""
+    encoder, decoder = model.encoder, model.decoder
+    cube_values = 3 * model.tubelet * model.patch * model.patch
+    return MaeParameters(
+        encoder=(cube_values + 1) * encoder.width + _tower_parameters(encoder),
+        decoder=_tower_parameters(decoder) + (decoder.width + 1) * cube_values,
+        link=encoder.width * decoder.width + decoder.width,
+    )
+
+
+def _tower_parameters(tower: TowerConfig) -> int:
+    """Blocks and final norm."""
+    width, mlp = tower.width, tower.mlp
+    qkv = 3 * width * width + 2 * width  # keys have no bias
+    projection = width * width + width
+    mlp_layers = 2 * width * mlp + mlp + width
+    norm = 2 * width
+    return tower.depth * (qkv + projection + mlp_layers + 2 * norm) + norm
