@@ -78,8 +78,8 @@ def count_masks(config: MaskConfig, geometry: ClipGeometry) -> MaskCounts:
     if supervised is None:
         raise ConfigError(
             "mask.decoder_tokens=disjoint needs the same number of tokens in every clip, which "
-            f"encoder={config.encoder} with decoder={config.decoder} over {num_steps} steps does not give; use encoder=tube, "
-            f"decoder=running_cell and a multiple of {CELL * geometry.tubelet} frames, or decoder_tokens=official"
+            f"encoder={config.encoder} with decoder={config.decoder} over {num_steps} steps does not give; use "
+            f"encoder=tube, decoder=running_cell and a multiple of {CELL * geometry.tubelet} frames, or decoder_tokens=official"
         )
     return MaskCounts(visible, supervised, supervised)
 
