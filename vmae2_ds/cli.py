@@ -54,9 +54,9 @@ def data_synth(args: list[str]) -> None:
         /,
         train_videos: int = 96,
         val_videos: int = 24,
-        size: int = 96,
+        size: int = 128,
         frames: int = 32,
-        fps: int = 15,
+        fps: int = 16,
         seed: int = 0,
     ) -> None:
         """Write a small set of real h264 videos of moving shapes whose class is the motion.
