@@ -23,7 +23,8 @@ LAYERS = (
     {"model", "masking", "recipes", "cost", "draw"},
     {"data", "objectives"},
     {"train"},
-    {"downstream", "tune", "weights", "visualize"},
+    {"weights"},
+    {"downstream", "tune", "visualize"},
     {"cli"},
     {"__main__"},
 )
@@ -55,11 +56,18 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def _is_lazy(block: ast.AST) -> bool:
+    """A function, or `if TYPE_CHECKING:`."""
+    return isinstance(block, ast.FunctionDef) or (
+        isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+    )
+
+
 @cache
 def imports_of(path: Path) -> tuple[tuple[str, bool], ...]:
-    """(absolute name, is it at module level) of everything a file imports; `from a import b` gives both a and a.b."""
+    """(absolute name, is it imported with the module) for everything a file imports; `from a import b` gives both a and a.b."""
     tree = ast.parse(path.read_text())
-    inside = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    inside = {id(node) for block in ast.walk(tree) if _is_lazy(block) for node in ast.walk(block)}
     found = []
     for node in ast.walk(tree):
         names = []
