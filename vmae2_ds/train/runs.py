@@ -89,7 +89,7 @@ def _named(config: RunConfig, path: Path) -> RunFolder:
     if different:
         raise ConfigError(f"{path} was started with other settings: {'; '.join(different)}; name another train.run")
     if is_finished(path):
-        raise ConfigError(f"{path} is finished; raise nothing, or start another run with another train.run")
+        log.info("%s is finished already; to train again name another train.run", path)
     return RunFolder(path, find_newest_whole(path / "ckpt"))
 
 
