@@ -168,10 +168,9 @@ def _columns(path: Path, line: int, header: list[str]) -> dict[str, int]:
     for name in names:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else "the first line must name the columns, separated by commas;"
-            )
-            raise _error(path, line, f"unknown column {name!r}", text, f"{hint} known: {', '.join(COLUMNS)}")
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            known = f"the first line must name the columns, separated by commas, out of {', '.join(COLUMNS)}"
+            raise _error(path, line, f"unknown column {name!r}", text, hint + known)
         if names.count(name) > 1:
             raise _error(path, line, f"column {name!r} given twice", text, "name each column once")
     if "path" not in names:

@@ -1,0 +1,40 @@
+"""What the data tests share: a small synthetic set, real and broken videos where they lie beside the checkout, configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmae2_ds.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
+
+
+@pytest.fixture(scope="session")
+def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
+    return write_synthetic_set(tmp_path_factory.mktemp("set"), train_videos=12, val_videos=2, size=64, frames=24)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = Path(__file__).parents[3] / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("../shared (real and broken videos, golden values) is not beside this checkout")
+    return folder
+
+
+@pytest.fixture
+def make_config() -> Callable[..., RunConfig]:
+    """A run on 32-pixel clips of 8 frames: 4 x 2 x 2 cubes, one cell visible in each frame."""
+
+    def make(micro_batch: int = 2, seed: int = 0, **data: object) -> RunConfig:
+        small = {"num_frames": 8, "size": 32, "stride": 2, "views": 2, "workers": 0}
+        return RunConfig(
+            model=ModelConfig.of_size("tiny"),
+            mask={"encoder_ratio": 0.75},
+            data=DataConfig.model_validate(small | data),
+            train=TrainConfig(micro_batch=micro_batch, seed=seed),
+        )
+
+    return make
