@@ -38,20 +38,21 @@ class BadFileLedger:
             self._read_new(text)
             new = list({f.path: f for f in reversed(failures) if f.path not in self.reasons}.values())[::-1]
             torn = b"\n" if text and not text.endswith(b"\n") else b""  # a line cut short by a crash ends here
-            lines = torn + b"".join(json.dumps(failure._asdict()).encode() + b"\n" for failure in new)
-            file.write(lines)
-            self._read_to += len(lines)
+            file.write(torn + b"".join(json.dumps(failure._asdict()).encode() + b"\n" for failure in new))
+            self._read_to = file.tell()
         self.reasons.update(new)
         return new
 
     def _read_new(self, text: bytes) -> None:
-        for line in text.splitlines():
+        """Take in whole lines; the rest of a line torn by a crash waits for `record` to end it."""
+        whole = text[: text.rfind(b"\n") + 1]
+        for line in whole.splitlines():
             try:
                 row = json.loads(line)
             except ValueError:
-                continue  # torn by a crash: its file is named again when it next fails
+                continue  # torn: its file is named again when it next fails
             self.reasons[row["path"]] = row["reason"]
-        self._read_to += len(text)
+        self._read_to += len(whole)
 
 
 def check_bad_share(failed: int, tried: int, limit: float) -> None:
