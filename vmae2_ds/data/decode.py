@@ -72,9 +72,14 @@ def _read_decord(path: str, choose: Choose) -> np.ndarray:
     indices = _choose_checked(choose, length)
     try:
         return video.get_batch(indices).asnumpy()
-    except (decord.DECORDError, RuntimeError):
+    except (decord.DECORDError, RuntimeError) as error:
         # a reader that has failed once may hang (dmlc/decord#375), so it is not asked which frame it was
-        raise VideoError(f"read error at or before frame {max(indices)} of {length}: damaged or truncated") from None
+        if "avcodec_" in str(error):
+            raise VideoError(
+                f"read error at or before frame {max(indices)} of {length}: damaged or truncated"
+            ) from None
+        told = str(error).partition("\n")[0].rpartition("Check failed: ")[2]
+        raise VideoError(f"decord failed ({told[:120]}); try --data.reader pyav, or re-encode it") from None
 
 
 # --- PyAV ------------------------------------------------------------------------------------------------------------
