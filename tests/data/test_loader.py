@@ -1,0 +1,176 @@
+"""The loader: the same batches for any workers, split and resume; and worker processes that behave."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vmae2_ds.config import RunConfig
+from vmae2_ds.contracts import LoadedBatch
+from vmae2_ds.data import datasets, loader
+from vmae2_ds.data.datasets import PretrainDataset, SampleKey
+from vmae2_ds.data.loader import make_loader
+from vmae2_ds.data.manifest import Manifest, read_manifest
+from vmae2_ds.data.order import SampleOrder
+from vmae2_ds.data.synthetic import SyntheticSet
+from vmae2_ds.errors import DataError
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def mixed(synthetic_set: SyntheticSet, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Twelve good videos and two bad ones."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "text.mp4").write_text("no video\n")
+    good = [f"{synthetic_set.train.parent}/train/{number:05d}.mp4,good" for number in range(12)]
+    (folder / "list.csv").write_text("\n".join(["path,source", "text.mp4,bad", *good, "none.mp4,bad"]) + "\n")
+    return read_manifest(folder / "list.csv")
+
+
+def load(config: RunConfig, manifest: Manifest, **where: int) -> list[LoadedBatch]:
+    usual = {"rank": 0, "world_size": 1, "accumulation": 1, "first_step": 0, "num_steps": 5}
+    return list(make_loader(config, manifest, **usual | where))
+
+
+def same(one: list[LoadedBatch], other: list[LoadedBatch]) -> bool:
+    return len(one) == len(other) and all(
+        all(torch.equal(x, y) for x, y in zip(a.batch, b.batch, strict=True)) and a[1:] == b[1:]
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_batches_do_not_depend_on_workers_or_resume(mixed: Manifest, make_config: MakeConfig) -> None:
+    alone = load(make_config(micro_batch=3, workers=0), mixed, accumulation=2)
+    assert len(alone) == 10
+    assert same(load(make_config(micro_batch=3, workers=1), mixed, accumulation=2), alone)
+    assert same(load(make_config(micro_batch=3, workers=2, prefetch=1), mixed, accumulation=2), alone)
+    assert same(load(make_config(micro_batch=3, workers=1), mixed, accumulation=2, first_step=3), alone[6:])
+    assert load(make_config(), mixed, first_step=5) == []
+    failed = {Path(failure.path).name for loaded in alone for failure in loaded.failures}
+    assert failed == {"text.mp4", "none.mp4"}
+    assert sum((Counter(loaded.sources) for loaded in alone), Counter()) == {"good": 30}
+
+
+def test_a_micro_batch_is_video_by_video(mixed: Manifest, make_config: MakeConfig) -> None:
+    config = make_config(micro_batch=3, views=2)
+    (first, *_) = load(config, mixed)
+    dataset, order = PretrainDataset(config, mixed), SampleOrder(len(mixed), seed=0)
+    samples = [dataset[SampleKey(*order.index_at(position))] for position in range(3)]
+    assert torch.equal(first.batch.clip_BTHWC, torch.cat([sample.clip_KTHWC for sample in samples]))
+    assert torch.equal(first.batch.decode_BM, torch.cat([sample.decode_KM for sample in samples]))
+    assert first.batch.clip_BTHWC.is_contiguous()
+    assert first.batch.clip_BTHWC.shape == (6, 8, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("micro_batch", "accumulation", "world_size"), [(4, 2, 1), (2, 2, 2), (2, 1, 4), (1, 4, 2)])
+def test_a_step_holds_the_same_clips_for_any_split(
+    mixed: Manifest, make_config: MakeConfig, micro_batch: int, accumulation: int, world_size: int
+) -> None:
+    """Five steps of 8 videos, over three epochs of 14 rows, against one micro batch of 8 on one rank."""
+
+    def clips(loaded: LoadedBatch) -> Counter[bytes]:
+        batch = loaded.batch
+        pairs = zip(batch.clip_BTHWC, batch.visible_BV, batch.decode_BM, strict=True)
+        return Counter(b"".join(part.numpy().tobytes() for part in clip) for clip in pairs)
+
+    whole = [clips(loaded) for loaded in load(make_config(micro_batch=8), mixed)]
+    ranks = [
+        load(make_config(micro_batch=micro_batch), mixed, rank=rank, world_size=world_size, accumulation=accumulation)
+        for rank in range(world_size)
+    ]
+    for step, expected in enumerate(whole):
+        parts = [rank[step * accumulation : (step + 1) * accumulation] for rank in ranks]
+        assert sum((clips(loaded) for part in parts for loaded in part), Counter()) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_usable_is_one_readable_line(make_config: MakeConfig, tmp_path: Path, workers: int) -> None:
+    (tmp_path / "text.mp4").write_text("no video\n")
+    (tmp_path / "list.csv").write_text("path\ntext.mp4\n")
+    with pytest.raises(DataError) as refusal:
+        load(make_config(workers=workers), read_manifest(tmp_path / "list.csv"))
+    assert "\n" not in str(refusal.value)
+    assert "text, not a video" in str(refusal.value)
+
+
+def children() -> set[int]:
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+def test_workers_leave_signals_to_the_main_process_and_end_at_close(mixed: Manifest, make_config: MakeConfig) -> None:
+    alone = load(make_config(), mixed, num_steps=12)
+    before = children()
+    batches = make_loader(
+        make_config(workers=2), mixed, rank=0, world_size=1, accumulation=1, first_step=0, num_steps=12
+    )
+    found = [next(batches), next(batches)]  # both workers have started
+    workers = children() - before
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+        os.kill(worker, signal.SIGINT)
+    found += [next(batches) for _ in range(6)]
+    assert children() - before == workers
+    assert same(found, alone[:8])
+    started_s = time.perf_counter()
+    batches.close()
+    assert time.perf_counter() - started_s < 5
+    assert children() == before
+
+
+@pytest.mark.slow  # torch waits 5 s for a worker before it gives up on it
+def test_a_hung_reader_ends_the_run_and_is_killed(
+    mixed: Manifest, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "STALL_S", 1.0)
+    monkeypatch.setattr(datasets, "read_clip", lambda *_: time.sleep(600))
+    before = children()
+    with pytest.raises(DataError, match=r"died or hung .*--data.reader pyav"):
+        load(make_config(workers=1), mixed)
+    assert children() == before
+
+
+@pytest.mark.slow  # torch's workers look for their parent every 5 s
+def test_workers_die_with_their_parent(synthetic_set: SyntheticSet, tmp_path: Path) -> None:
+    program = f"""
+import multiprocessing, time
+from vmae2_ds.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from vmae2_ds.data.loader import make_loader
+from vmae2_ds.data.manifest import read_manifest
+config = RunConfig(model=ModelConfig.of_size("tiny"), data=DataConfig(workers=2, size=32), train=TrainConfig(micro_batch=1))
+batches = make_loader(
+    config, read_manifest({str(synthetic_set.train)!r}), rank=0, world_size=1, accumulation=1, first_step=0, num_steps=99
+)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    assert len(workers) == 2
+    deadline_s = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}/cmdline").exists() and is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline_s, "workers outlived their parent"
+        time.sleep(0.2)
+
+
+def is_running(process: int) -> bool:
+    """False for one that has ended and waits to be reaped by whoever adopted it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
