@@ -167,8 +167,8 @@ def _setting(value: Any) -> str:
 
 
 def _picture_files(folder: Path) -> list[Path]:
-    """The newest stills; where there are none, animations are left to the pictures folder."""
-    return sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)[-MOST_PICTURES:]
+    """The newest stills of `vmae2 visualize`; the animations beside them are too large for a page."""
+    return sorted((folder / "pictures").glob("clip*.png"), key=lambda path: path.stat().st_mtime)[-MOST_PICTURES:]
 
 
 def _picture(path: Path) -> dict[str, str]:
