@@ -29,13 +29,17 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 quickstart: export DS_ACCELERATOR ?= cpu
 quickstart: RANKS ?= 2
 quickstart: RUN ?= runs/quickstart
-quickstart: venv ## synthetic videos -> dual-masked pre-training on 2 ranks with ZeRO-3 -> pictures (under 10 minutes on 2 cores)
-	$(BIN)/vmae2 data synth quickstart_data
+quickstart: STEPS ?= 160
+quickstart: quickstart_data/train.csv ## make videos, pre-train with dual masking on 2 ranks under ZeRO-3, draw (under 10 minutes on 2 cores)
+	rm -rf $(RUN)
 	$(BIN)/deepspeed --num_accelerators $(RANKS) --module vmae2_ds pretrain vit_ti_pretrain_desk \
-		--data.manifest quickstart_data/train.csv --train.ds-config zero3 --train.run $(RUN)
+		--data.manifest quickstart_data/train.csv --train.ds-config zero3 --train.max-steps $(STEPS) --train.run $(RUN)
 	$(BIN)/vmae2 visualize $(RUN)
 	@echo; echo "videos   quickstart_data/"; echo "run      $(RUN)/ (metrics.jsonl, ckpt/)"
 	@echo "report   $(RUN)/report.html"; echo "pictures $(RUN)/pictures/"
+
+quickstart_data/train.csv: | venv
+	$(BIN)/vmae2 data synth quickstart_data
 
 test: venv ## every test that needs no GPU (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile
