@@ -100,9 +100,9 @@ def _num_hidden(side: str, name: str, ratio: float, geometry: ClipGeometry) -> i
     hidden = _round_down(ratio, units)
     if name == "frame" and not np.isclose(hidden, ratio * units):
         nearest = min(max(round(ratio * units), 1), units - 1)
+        way_out = f"try {nearest / units:g}" if nearest else "use another mask"
         raise ConfigError(
-            f"mask.{side}_ratio={ratio} of {units} tubelet steps is {ratio * units:g}, not whole frames; "
-            f"try {nearest / units:g}"
+            f"mask.{side}_ratio={ratio} of {units} tubelet steps is {ratio * units:g}, not whole frames; {way_out}"
         )
     if not 0 < hidden < units and (side == "encoder" or hidden == units):
         raise ConfigError(

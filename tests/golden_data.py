@@ -1,0 +1,44 @@
+"""Golden numbers of the published code, and the rule that rebuilds the weights they were made with."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[1] / "../shared/golden"
+"""The whole set, beside the repository on the machines of this project; too large to commit."""
+
+
+def golden_json(name: str) -> Any:
+    """A committed file of golden numbers."""
+    return json.loads((GOLDEN / name).read_text())
+
+
+def shared_or_skip(name: str) -> Path:
+    """A file of the whole set, or a skip that names it."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs ../shared/golden/{name}")
+    return path
+
+
+def fill(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Weights from their published names alone (the rule is given with the golden set)."""
+    return {name: torch.from_numpy(_fill_one(name, shape)) for name, shape in shapes.items()}
+
+
+def _fill_one(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    r = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    if "norm" in name and name.endswith(".weight"):
+        return 1 + np.float32(0.1) * r
+    if len(shape) == 1:
+        return np.float32(0.05) * r
+    return (r / np.sqrt(np.prod(shape[1:]))).astype(np.float32)

@@ -1,0 +1,144 @@
+"""Masks against the published generators' counts and patterns, and the properties that the model relies on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.golden_data import golden_json
+from vmae2_ds.config import MaskConfig
+from vmae2_ds.contracts import ClipGeometry, Masks
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.masking import count_masks, make_masks
+
+GOLDEN = golden_json("masks.json")
+PUBLISHED = ClipGeometry(16, 224, 224, 2, 16)
+
+
+def geometry_of(grid: tuple[int, int, int]) -> ClipGeometry:
+    t, h, w = grid
+    return ClipGeometry(2 * t, 16 * h, 16 * w, 2, 16)
+
+
+def draw(config: MaskConfig, geometry: ClipGeometry, seed: int = 0) -> Masks:
+    return make_masks(config, geometry, np.random.default_rng(seed))
+
+
+def is_kept(index: np.ndarray, geometry: ClipGeometry) -> np.ndarray:
+    kept = np.zeros(geometry.num_cubes, dtype=bool)
+    kept[index] = True
+    return kept.reshape(geometry.grid)
+
+
+@pytest.mark.parametrize("case", GOLDEN["tube"], ids=lambda c: f"{c['grid']}-{c['ratio']}")
+def test_tube_hides_as_many_cells_as_published_the_same_in_every_step(case: dict) -> None:
+    geometry, config = geometry_of(case["grid"]), MaskConfig(encoder_ratio=case["ratio"])
+    visible_THW = is_kept(draw(config, geometry).visible_V, geometry)
+    assert count_masks(config, geometry).visible == visible_THW.sum() == case["visible_total"]
+    assert (~visible_THW[0]).sum() == case["masked_per_frame"]
+    assert (visible_THW == visible_THW[0]).all()
+
+
+@pytest.mark.parametrize("case", GOLDEN["running_cell"], ids=lambda c: f"{c['ratio']}")
+def test_running_cell_draws_exactly_the_four_published_maps(case: dict) -> None:
+    geometry, config = geometry_of(case["grid"]), MaskConfig(decoder_ratio=case["ratio"])
+    seen = set()
+    for seed in range(40):
+        decode_THW = is_kept(draw(config, geometry, seed).decode_M, geometry)
+        assert ((~decode_THW).sum(axis=(1, 2)) == case["masked_per_frame"]).all()
+        cell_THW = decode_THW[:, :2, :2]
+        assert (decode_THW == np.tile(cell_THW, (1, 7, 7))).all()
+        seen.add(tuple(map(tuple, (~cell_THW).reshape(8, 4).astype(int).tolist())))
+    assert seen == {tuple(map(tuple, phase)) for phase in case["cells_2x2_by_map_and_time"]}
+
+
+@pytest.mark.parametrize("case", GOLDEN["overlap"], ids=lambda c: f"{c['grid']}")
+def test_overlap_of_tube_and_running_cell_is_the_published_constant(case: dict) -> None:
+    geometry = geometry_of(case["grid"])
+    counts = count_masks(MaskConfig(), geometry)
+    assert counts == (case["visible"], case["dec_visible"], case["dec_visible"] - case["overlap_max"])
+    for seed in range(8):
+        assert draw(MaskConfig(), geometry, seed).is_supervised_M.sum() == counts.supervised
+    disjoint = MaskConfig(decoder_tokens="disjoint")
+    assert count_masks(disjoint, geometry).decode == counts.supervised  # 704, and 920 for ViT-g
+
+
+CONFIGS = st.builds(
+    MaskConfig,
+    encoder=st.sampled_from(["tube", "random", "frame"]),
+    encoder_ratio=st.sampled_from([0.25, 0.5, 0.6, 0.75, 0.9]),
+    decoder=st.sampled_from(["none", "running_cell", "frame", "random"]),
+    decoder_ratio=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+    decoder_tokens=st.sampled_from(["official", "disjoint"]),
+)
+GEOMETRIES = st.tuples(st.integers(1, 9), st.integers(1, 8), st.integers(1, 8)).map(geometry_of)
+
+
+@settings(max_examples=300, deadline=None)
+@given(config=CONFIGS, geometry=GEOMETRIES, seed=st.integers(0, 2**32 - 1))
+def test_what_is_not_refused_has_the_counts_it_promises(config: MaskConfig, geometry: ClipGeometry, seed: int) -> None:
+    try:
+        counts = count_masks(config, geometry)
+    except ConfigError:
+        with pytest.raises(ConfigError, match=r"use|try"):  # drawing refuses too, and names a way out
+            draw(config, geometry, seed)
+        return
+    masks = draw(config, geometry, seed)
+    assert (len(masks.visible_V), len(masks.decode_M)) == (counts.visible, counts.decode)
+    assert counts.visible > 0
+    assert counts.decode > 0
+    for index in (masks.visible_V, masks.decode_M):
+        assert index.dtype == np.int64
+        assert (np.diff(index) > 0).all(), "sorted, no cube twice"
+        assert index[0] >= 0
+        assert index[-1] < geometry.num_cubes
+    seen_too = np.isin(masks.decode_M, masks.visible_V)
+    np.testing.assert_array_equal(masks.is_supervised_M, ~seen_too)
+    if counts.supervised is not None:
+        assert masks.is_supervised_M.sum() == counts.supervised
+    if config.decoder == "none" or config.decoder_tokens == "disjoint":
+        assert not seen_too.any()
+    if config.decoder == "none":
+        assert counts.visible + counts.decode == geometry.num_cubes
+    np.testing.assert_array_equal(draw(config, geometry, seed).decode_M, masks.decode_M)
+
+
+@pytest.mark.parametrize("encoder", ["tube", "random", "frame"])
+@pytest.mark.parametrize("decoder", ["running_cell", "random", "frame"])
+def test_supervised_count_is_none_exactly_where_it_varies(encoder: str, decoder: str) -> None:
+    config = MaskConfig(encoder=encoder, encoder_ratio=0.75, decoder=decoder)
+    found = {int(draw(config, PUBLISHED, seed).is_supervised_M.sum()) for seed in range(60)}
+    promised = count_masks(config, PUBLISHED).supervised
+    assert (len(found) > 1) if promised is None else (found == {promised})
+
+
+@pytest.mark.parametrize("axis", ["encoder", "decoder"])
+def test_random_masks_hide_every_cube_equally_often(axis: str) -> None:
+    geometry = geometry_of((2, 4, 4))
+    config = MaskConfig(encoder="random", encoder_ratio=0.5, decoder="random", decoder_ratio=0.5)
+    draws = [draw(config, geometry, seed) for seed in range(2000)]
+    kept = np.mean([is_kept(m.visible_V if axis == "encoder" else m.decode_M, geometry) for m in draws], axis=0)
+    assert abs(kept - 0.5).max() < 5 * 0.5 / np.sqrt(2000)  # five standard errors
+
+
+@pytest.mark.parametrize(
+    ("config", "geometry", "says"),
+    [
+        (MaskConfig(), ClipGeometry(16, 112, 112, 2, 16), "multiple of 32"),  # 7x7: the published code miscounts it
+        (MaskConfig(decoder_ratio=0.6), PUBLISHED, "use 0.25, 0.5 or 0.75"),
+        (MaskConfig(decoder_ratio=0.0), PUBLISHED, "use 0.25, 0.5 or 0.75"),
+        (MaskConfig(encoder="frame"), PUBLISHED, "try 0.875"),
+        (MaskConfig(encoder="frame", encoder_ratio=0.5), ClipGeometry(2, 224, 224, 2, 16), "whole frames"),
+        (MaskConfig(encoder_ratio=0.0), PUBLISHED, "leaves nothing to predict"),
+        (MaskConfig(encoder="random", encoder_ratio=0.0), PUBLISHED, "leaves nothing to predict"),
+        (MaskConfig(encoder_ratio=0.2), geometry_of((4, 2, 2)), "use a ratio from 0.25"),
+        (MaskConfig(decoder_tokens="disjoint"), ClipGeometry(12, 224, 224, 2, 16), "multiple of 8 frames"),
+        (MaskConfig(decoder_tokens="disjoint", encoder="random"), PUBLISHED, "encoder=tube"),
+        (MaskConfig(decoder_tokens="disjoint", decoder="random"), PUBLISHED, "decoder_tokens=official"),
+    ],
+)
+def test_refuses_what_the_mask_cannot_be(config: MaskConfig, geometry: ClipGeometry, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        count_masks(config, geometry)
