@@ -1,0 +1,104 @@
+"""The reconstruction loss against its definition written out cube by cube."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model.conftest import TINY, TINY_GEOMETRY, make_batch
+from vmae2_ds.config import MaskConfig, ObjectiveConfig
+from vmae2_ds.contracts import PretrainBatch
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.objectives import Reconstruct, normalise_cubes
+
+MASKS = {
+    "encoder only": MaskConfig(encoder_ratio=0.75, decoder="none"),
+    "dual": MaskConfig(encoder_ratio=0.75),
+    "disjoint": MaskConfig(encoder_ratio=0.75, decoder_tokens="disjoint"),
+    "varying count": MaskConfig(encoder_ratio=0.75, decoder="random"),
+}
+
+
+def objective_for(target: str = "normalised") -> Reconstruct:
+    config = ObjectiveConfig.model_validate({"target": target})
+    return Reconstruct(MaskedAutoencoder(TINY, TINY_GEOMETRY), config, TINY_GEOMETRY)
+
+
+def cube_at(batch: PretrainBatch, clip: int, index: int) -> Tensor:
+    """Pixels of one cube in [0, 1], (t, h, w, c)."""
+    (_, rows, columns), g = TINY_GEOMETRY.grid, TINY_GEOMETRY
+    t, rest = divmod(index, rows * columns)
+    h, w = divmod(rest, columns)
+    frames = batch.clip_BTHWC[clip, t * g.tubelet : (t + 1) * g.tubelet]
+    return frames[:, h * g.patch : (h + 1) * g.patch, w * g.patch : (w + 1) * g.patch] / 255
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
+@pytest.mark.parametrize("masks", sorted(MASKS))
+def test_loss_is_its_definition(masks: str, target: str) -> None:
+    batch, objective = make_batch(MASKS[masks], TINY_GEOMETRY), objective_for(target)
+    with torch.no_grad():
+        pred_BMP, target_BMP = objective.predict(batch)
+        loss, num_supervised = objective(batch)
+    total, count = 0.0, 0
+    for clip in range(2):
+        seen = set(batch.visible_BV[clip].tolist())
+        for place, index in enumerate(batch.decode_BM[clip].tolist()):
+            cube = cube_at(batch, clip, index)
+            if target == "normalised":
+                cube = (cube - cube.mean((0, 1, 2))) / (cube.flatten(0, 2).std(0, unbiased=True) + 1e-6)
+            torch.testing.assert_close(target_BMP[clip, place], cube.flatten(), rtol=1e-4, atol=1e-5)
+            if index not in seen:
+                total += float((pred_BMP[clip, place] - cube.flatten()).square().mean())
+                count += 1
+    assert num_supervised == count
+    assert loss.item() == pytest.approx(total / count, abs=1e-5)
+
+
+def test_bytes_and_unit_floats_are_the_same_clip() -> None:
+    batch, objective = make_batch(MASKS["dual"], TINY_GEOMETRY), objective_for()
+    as_floats = batch._replace(clip_BTHWC=batch.clip_BTHWC / 255)
+    torch.testing.assert_close(objective(as_floats).loss, objective(batch).loss, rtol=1e-6, atol=0)
+
+
+def test_cubes_that_the_encoder_saw_get_no_gradient_through_the_loss() -> None:
+    batch, objective = make_batch(MASKS["dual"], TINY_GEOMETRY), objective_for()
+    predictions: list[Tensor] = []
+
+    def keep(_module: object, _inputs: object, pred_BMP: Tensor) -> None:
+        pred_BMP.retain_grad()
+        predictions.append(pred_BMP)
+
+    objective.model.register_forward_hook(keep)
+    objective(batch).loss.backward()
+    assert predictions[0].grad is not None
+    has_gradient_BM = predictions[0].grad.abs().amax(dim=-1) > 0
+    assert torch.equal(has_gradient_BM, batch.is_supervised_BM)
+
+
+def test_a_flat_cube_has_target_zero() -> None:
+    flat = torch.full((1, 2, TINY_GEOMETRY.cube_values), 0.5)
+    assert torch.equal(normalise_cubes(flat, TINY_GEOMETRY), torch.zeros_like(flat))
+
+
+def test_a_micro_batch_with_nothing_to_predict_has_loss_zero_and_finite_gradients() -> None:
+    batch = make_batch(MASKS["dual"], TINY_GEOMETRY)
+    objective = objective_for()
+    loss, num_supervised = objective(batch._replace(is_supervised_BM=torch.zeros_like(batch.is_supervised_BM)))
+    loss.backward()
+    assert (loss.item(), num_supervised.item()) == (0.0, 0)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in objective.parameters())
+
+
+def test_it_learns_one_batch_by_heart() -> None:
+    batch, objective = make_batch(MASKS["dual"], TINY_GEOMETRY, num_clips=1), objective_for("pixels")
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3, weight_decay=0)
+    losses = []
+    for _ in range(60):
+        loss = objective(batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
