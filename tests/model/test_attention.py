@@ -73,7 +73,7 @@ def test_auto_measures_the_candidates_and_takes_the_fastest() -> None:
         assert f"{name} " in str(choice), "the log line shows every time"
 
 
-@pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash_attn (extra: flash_cpu)")
+@pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash_attn (pip extra: flash)")
 def test_flash_attn_agrees_on_a_cpu_under_the_triton_interpreter() -> None:
     script = Path(__file__).with_name("flash_on_cpu.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
