@@ -11,7 +11,7 @@ import torch
 from tests.distributed.steps import NUM_VIDEOS, make_clips, make_config
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.engine import start_ranks, stop_ranks
+from vmae2_ds.train.engine import start_ranks
 from vmae2_ds.train.optim import set_learning_rate
 from vmae2_ds.train.plan import plan_run
 
@@ -49,7 +49,6 @@ def main() -> None:
     if world.rank == 0:
         with open(sys.argv[2], "w") as file:
             json.dump(everyone, file)
-    stop_ranks()
 
 
 if __name__ == "__main__":

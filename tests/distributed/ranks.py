@@ -35,6 +35,14 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
+def tiny_pretraining(manifest: Path, run: Path, steps: int) -> list[str]:
+    """Arguments of a pre-training that takes seconds, with every part of a real one: views, drop path, accumulation."""
+    words = f"pretrain vit_ti_pretrain_desk --data.manifest {manifest} --train.run {run} --train.ds-config zero3"
+    words += " --data.size 32 --data.num-frames 8 --data.views 2 --model.attention math --model.drop-path 0.2"
+    words += " --model.encoder.depth 2 --model.decoder.depth 1 --train.global-batch 8 --train.micro-batch 1"
+    return f"{words} --train.max-steps {steps} --train.log-every 1 --train.no-tensorboard".split()
+
+
 def run_ranks(module: str, argument: Any, out: Path, world_size: int, timeout_s: float = 600) -> Any:
     """Run `python -m module ARGUMENT OUT` as `world_size` ranks; returns what rank 0 wrote to OUT as JSON."""
     port = free_port()

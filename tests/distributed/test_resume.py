@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.ranks import REPOSITORY, free_port, rank_environment
+from tests.distributed.ranks import REPOSITORY, free_port, rank_environment, tiny_pretraining
 from vmae2_ds.errors import EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
 from vmae2_ds.train.checkpoint import find_newest_whole, why_torn
 
@@ -29,19 +29,8 @@ class Run:
     def start(
         self, module: str = "vmae2_ds", env: dict[str, str] | None = None, ranks: int = RANKS
     ) -> list[subprocess.Popen]:
-        command = [sys.executable, "-m", module, "pretrain", "vit_ti_pretrain_desk"]
-        command += [
-            "--data.manifest",
-            str(self.manifest),
-            "--train.run",
-            str(self.folder),
-            "--train.ds-config",
-            "zero3",
-        ]
-        command += ["--data.size", "32", "--data.num-frames", "8", "--data.views", "2", "--model.attention", "math"]
-        command += ["--model.encoder.depth", "2", "--model.decoder.depth", "1", "--model.drop-path", "0.2"]
-        command += ["--train.global-batch", "8", "--train.micro-batch", "1", "--train.max-steps", str(NUM_STEPS)]
-        command += ["--train.save-every", str(SAVE_EVERY), "--train.log-every", "1", "--train.no-tensorboard"]
+        command = [sys.executable, "-m", module, *tiny_pretraining(self.manifest, self.folder, NUM_STEPS)]
+        command += ["--train.save-every", str(SAVE_EVERY)]
         port = free_port()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         processes = []
@@ -71,15 +60,6 @@ class Run:
             assert time.monotonic() < deadline, f"step {step} never came"
             assert all(process.poll() is None for process in processes), self.log(0).read_text()[-3000:]
             time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vmae2_ds.data.synthetic import write_synthetic_set
-
-    folder = tmp_path_factory.mktemp("videos")
-    write_synthetic_set(folder, 8, 1, seed=0, size=64, frames=16, fps=15)
-    return folder / "train.csv"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Nothing else in the package imports deepspeed, but checkpoint.py, which reads an
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -59,13 +60,9 @@ def start_ranks() -> World:
             backend = "nccl" if device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        # not earlier: DeepSpeed cannot join a second group in the same process
+        atexit.register(torch.distributed.destroy_process_group)
     return world
-
-
-def stop_ranks() -> None:
-    """Leave the process group, so that the interpreter ends without warnings."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 class Engine:

@@ -21,7 +21,7 @@ from vmae2_ds.masking import MaskCounts, count_masks
 from vmae2_ds.train.build import build_engine, resolve_attention
 from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
+from vmae2_ds.train.engine import Engine, start_ranks
 from vmae2_ds.train.loop import LoopHooks, TrainState, train
 from vmae2_ds.train.metrics import MetricsWriter, Progress
 from vmae2_ds.train.peak import Peak, device_peak
@@ -35,13 +35,7 @@ log = logging.getLogger(__name__)
 def pretrain(config: RunConfig) -> Path:
     """Train `config` to its end, or go on where it was cut, and return the run folder."""
     world = start_ranks()
-    try:
-        return _pretrain(config, world, Agreement(world))
-    finally:
-        stop_ranks()
-
-
-def _pretrain(config: RunConfig, world: World, agreement: Agreement) -> Path:
+    agreement = Agreement(world)
     if config.data.manifest is None:
         raise ConfigError("no videos named: give --data.manifest FILE (or make a set with: vmae2 data synth FOLDER)")
     counts = count_masks(config.mask, config.geometry)

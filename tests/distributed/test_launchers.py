@@ -1,0 +1,71 @@
+"""The same line under `deepspeed`, `torchrun` and plain python: it trains, and what is wrong keeps its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.ranks import REPOSITORY, free_port, tiny_pretraining
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+
+
+def launchers() -> dict[str, list[str]]:
+    port = str(free_port())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    deepspeed = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", port, "--module", "vmae2_ds"]
+    return {
+        "deepspeed": deepspeed,
+        "torchrun": [*torchrun, "-m", "vmae2_ds"],
+        "plain": [sys.executable, "-m", "vmae2_ds"],
+    }
+
+
+def launch(name: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    env |= {"CXX": "/nonexistent", "TORCH_EXTENSIONS_DIR": "/nonexistent"}  # nothing may need a compiler
+    env.pop("CUDA_VISIBLE_DEVICES", None)  # the deepspeed launcher would read it as a list of hosts' devices
+    command = [*launchers()[name], *arguments]
+    return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> dict[str, list[float]]:
+    losses = {}
+    for name in launchers():
+        run = tmp_path_factory.mktemp("launched") / name
+        done = launch(name, tiny_pretraining(manifest, run, 3))
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert json.loads((run / "env.json").read_text())["ranks"] == (1 if name == "plain" else 2)
+        assert (run / "finished.json").is_file()
+        assert (run / "report.html").is_file()
+        losses[name] = [row["loss"] for row in rows]
+    return losses
+
+
+def test_two_ranks_compute_the_same_bits_under_either_launcher(finished: dict[str, list[float]]) -> None:
+    assert finished["deepspeed"] == finished["torchrun"]
+
+
+def test_one_rank_sees_the_same_global_batches(finished: dict[str, list[float]]) -> None:
+    """The first loss comes before any update, so only the clips and the stochastic depth of the ranks differ."""
+    assert finished["plain"][0] == pytest.approx(finished["deepspeed"][0], abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "plain"])
+def test_a_user_s_error_is_one_line_with_its_exit_code(name: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\nnowhere.mp4\n")
+    failed = launch(name, tiny_pretraining(tmp_path / "list.csv", tmp_path / "run", 3))
+    assert failed.returncode == 2
+    told = [line for line in failed.stderr.splitlines() if line.startswith("vmae2: ")]
+    assert len(told) == 1
+    assert "nowhere.mp4" in told[0]
+    assert "Traceback" not in failed.stderr
