@@ -25,6 +25,7 @@ def _hybrid(
     checkpointing: str = "none",
     ds_config: str = "zero1",
     micro_batch: int = 32,
+    ds_zero_init: bool = False,
 ) -> RunConfig:
     """The shared part: UnlabeledHybrid, 16 frames every 4th (SSv2 every 2nd), 4 views, tube 0.9, running cell 0.5."""
     views = 4
@@ -35,7 +36,11 @@ def _hybrid(
         data=DataConfig(num_frames=16, size=224, stride=4, source_strides={"ssv2": 2}, views=views),
         optim=OptimConfig(base_lr=base_lr, min_lr=1e-5, warmup_epochs=warmup_epochs, clip_grad=clip_grad),
         train=TrainConfig(
-            global_batch=gpus * micro_batch * views, micro_batch=micro_batch, epochs=epochs, ds_config=ds_config
+            global_batch=gpus * micro_batch * views,
+            micro_batch=micro_batch,
+            epochs=epochs,
+            ds_config=ds_config,
+            ds_zero_init=ds_zero_init,
         ),
     )
 
@@ -107,7 +112,7 @@ def vit_g_pretrain_hybrid() -> RunConfig:
 def vit_6b_pretrain_plan() -> RunConfig:
     """A 6-billion encoder for planning: nobody has published such a run, so its schedule is a guess.
 
-    Command:  vmae2 pretrain vit_6b_pretrain_plan --data.manifest L under 256 or more GPUs of 80 GB.
+    Command:  deepspeed --hostfile H --module vmae2_ds pretrain vit_6b_pretrain_plan --data.manifest L
     Hardware: planned for 256 GPUs x 8 videos x 4 views with ZeRO-3. Time and score: unknown.
     Source:   the encoder has the shape of InternVideo2-6B (arXiv 2403.15377), decoder and schedule are ViT-g's.
     """
@@ -121,6 +126,7 @@ def vit_6b_pretrain_plan() -> RunConfig:
         clip_grad=0.02,
         checkpointing="all",
         ds_config="zero3",
+        ds_zero_init=True,
         micro_batch=8,
     )
 

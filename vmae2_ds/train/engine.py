@@ -144,7 +144,7 @@ class Engine:
             self._basic_optimizer.found_inf = torch.ones((), device=self.device)  # type: ignore[attr-defined]
         self.deepspeed.step()
         if not applied:
-            del self._basic_optimizer.found_inf  # fused AdamW has left weights, moments and step count alone
+            del self._basic_optimizer.found_inf  # type: ignore[attr-defined]  # fused AdamW has left weights, moments and step count alone
         return StepResult(applied, norm)
 
 
