@@ -122,8 +122,8 @@ def test_stochastic_depth_rises_along_the_encoder_and_rests_in_evaluation(
     objective, plain = (Reconstruct(m, ObjectiveConfig(), geometry) for m in (model, MaskedAutoencoder(tiny, geometry)))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        assert len({float(objective(batch).loss.detach()) for _ in range(8)}) > 1
-    assert float(objective.eval()(batch).loss) == float(plain(batch).loss)
+        assert len({objective(batch).loss.item() for _ in range(8)}) > 1
+    assert objective.eval()(batch).loss.item() == plain(batch).loss.item()
 
 
 # Kernels
@@ -170,6 +170,24 @@ def test_a_step_runs_on_fake_tensors(tiny: ModelConfig, geometry: ClipGeometry, 
         loss.backward()
     assert loss.shape == ()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_forward_pass_runs_on_a_fake_cuda_device(
+    tiny: ModelConfig, geometry: ClipGeometry, batch: PretrainBatch
+) -> None:
+    """The whole model is built where `torch.device` says, tables too: this is how memory on a GPU is planned without one."""
+    with FakeTensorMode(), torch.device("cuda"):
+        model = MaskedAutoencoder(tiny, geometry, seed=None)
+        fake = PretrainBatch(*(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in batch))
+        loss, _ = Reconstruct(model, ObjectiveConfig(), geometry)(fake)
+    assert loss.device.type == "cuda"
+
+
+def test_tables_survive_the_meta_device(tiny: ModelConfig, geometry: ClipGeometry) -> None:
+    with torch.device("meta"):
+        model = MaskedAutoencoder(tiny, geometry, seed=None)
+    assert model.bridge.weight.is_meta
+    assert model.decoder.positions_NE.device.type == "cpu"
 
 
 def test_compiled_equals_eager(

@@ -65,7 +65,10 @@ def sinusoid_table(num_positions: int, width: int) -> Tensor:
     angle = np.arange(num_positions)[:, None] * rate
     angle[:, 0::2] = np.sin(angle[:, 0::2])
     angle[:, 1::2] = np.cos(angle[:, 1::2])
-    return torch.from_numpy(angle.astype(np.float32))
+    table = torch.from_numpy(angle.astype(np.float32))
+    # Onto the device of a `with torch.device(...)`, like the weights; but not onto meta, where its values would be lost.
+    device = torch.get_default_device()
+    return table if device.type == "meta" else table.to(device)
 
 
 def positions_at(table_ND: Tensor, index_BV: Tensor, dtype: torch.dtype) -> Tensor:
