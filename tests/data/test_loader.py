@@ -129,7 +129,7 @@ def test_workers_leave_signals_to_the_main_process_and_end_at_close(mixed: Manif
     assert children() == before
 
 
-@pytest.mark.slow  # torch waits 5 s for a worker before it gives up on it
+@pytest.mark.slow  # torch waits twice 5 s for a worker before it gives up on it
 def test_a_hung_reader_ends_the_run_and_is_killed(
     mixed: Manifest, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,8 +125,9 @@ def _iterate(loader: DataLoader[Sample | DataError]) -> Generator[LoadedBatch, N
                 raise loaded
             yield loaded
     finally:
-        del batches  # ends the workers that listen
+        # Ends the workers that listen. `del batches` would not: while an error is on its way, its traceback holds them.
+        getattr(batches, "_shutdown_workers", lambda: None)()
         for worker in workers:
-            worker.join(timeout=0.1)
             if worker.is_alive():
-                worker.kill()  # hung, and deaf to SIGTERM
+                worker.kill()  # hung, and deaf to the SIGTERM that torch sends
+                worker.join()
