@@ -6,6 +6,7 @@ Both readers give the same frames to the last bit except where docs/DATA.md says
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,12 +113,14 @@ def _read_pyav(path: str, choose: Choose) -> np.ndarray:
 class _Timeline:
     """The frames of a video stream by key: their time stamp, or their count where time stamps cannot be trusted."""
 
-    def __init__(self, container: Any, stream: Any, keys: list[int], seek_points: list[tuple[int, int]]) -> None:
+    def __init__(self, container: Any, stream: Any, keys: list[int], seek_points: list[int], start: int) -> None:
         self.container, self.stream = container, stream
         self.keys = keys
         """One a frame, in the order of showing."""
         self.seek_points = seek_points
-        """(key, where to seek for it) of the key frames, ascending; empty where frames are counted from the start."""
+        """Keys of the key frames, ascending; empty where frames are counted from the start."""
+        self.start = start
+        """Where to seek for the first frame."""
 
     @classmethod
     def of(cls, container: Any, stream: Any) -> _Timeline:
@@ -127,17 +130,13 @@ class _Timeline:
         some: there, frames are counted by decoding all of them.
         """
         packets = [packet for packet in container.demux(stream) if packet.size]
-        shown = [packet.pts for packet in packets if not packet.is_discard]  # an edit list hides the discarded ones
-        is_timed = container.format.name != "avi" and None not in shown and len(set(shown)) == len(shown)
-        if is_timed:
-            seek_points = [
-                (packet.pts, packet.pts if packet.dts is None else packet.dts)
-                for packet in packets
-                if packet.is_keyframe and packet.pts is not None
-            ]
-            return cls(container, stream, sorted(shown), sorted(seek_points))
-        timeline = cls(container, stream, [], [])
-        timeline.keys = [key for key, _ in timeline._decode_from(None)]
+        times = [packet.pts for packet in packets if not packet.is_discard]  # an edit list hides the discarded ones
+        start = min((at for packet in packets for at in (packet.pts, packet.dts) if at is not None), default=0)
+        if container.format.name != "avi" and None not in times and len(set(times)) == len(times):
+            points = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
+            return cls(container, stream, sorted(times), sorted(points), start)
+        timeline = cls(container, stream, [], [], start)
+        timeline.keys = [key for key, _ in timeline._decode_from(start)]
         return timeline
 
     def pick(self, wanted: dict[int, int]) -> dict[int, np.ndarray]:
@@ -146,38 +145,36 @@ class _Timeline:
 
         found: dict[int, np.ndarray] = {}
         left = list(wanted)
-        from_start = False
+        back = 0  # key frames to step back, because a container may seek past the one asked for (MPEG-TS does)
         while left:
-            point = None if from_start else self._seek_point(left[0])
+            at = self._count_points(left[0]) - 1 - back
             before = len(left)
             try:
-                for key, frame in self._decode_from(None if point is None else point[1]):
+                for key, frame in self._decode_from(self.seek_points[at] if at >= 0 else self.start):
                     if key == left[0]:
                         found[key] = _upright(frame)
                         left.pop(0)
-                        ahead = self._seek_point(left[0]) if left else None
-                        if not left or (ahead is not None and ahead[0] > key):
+                        if not left or self._count_points(left[0]) > self._count_points(key):
                             break  # done, or a later key frame is nearer to the next one
                     elif key > left[0]:
                         break
             except av.FFmpegError as error:
-                at = f"read error at or before frame {wanted[left[0]]} of {len(self.keys)}"
-                raise VideoError(f"{at}: damaged or truncated ({error.strerror})") from None
-            if len(left) == before and point is None:
+                where = f"read error at or before frame {wanted[left[0]]} of {len(self.keys)}"
+                raise VideoError(f"{where}: damaged or truncated ({error.strerror})") from None
+            if len(left) < before:
+                back = 0
+            elif at >= 0:
+                back += 1
+            else:
                 raise VideoError(f"frame {wanted[left[0]]} of {len(self.keys)} cannot be decoded")
-            from_start = len(left) == before  # the container's index landed past it
         return found
 
-    def _seek_point(self, key: int) -> tuple[int, int] | None:
-        return max((point for point in self.seek_points if point[0] <= key), default=None)
+    def _count_points(self, key: int) -> int:
+        return bisect.bisect_right(self.seek_points, key)
 
-    def _decode_from(self, target: int | None) -> Iterator[tuple[int, Any]]:
-        """(key, frame) from the key frame at or before `target`, or from the start."""
-        if target is None:
-            start = min((point[1] for point in self.seek_points), default=self.stream.start_time or 0)
-            self.container.seek(start, stream=self.stream)
-        else:
-            self.container.seek(target, stream=self.stream)
+    def _decode_from(self, target: int) -> Iterator[tuple[int, Any]]:
+        """(key, frame) from the key frame that the container finds for `target`; counted keys only from the start."""
+        self.container.seek(target, stream=self.stream)
         for count, frame in enumerate(self.container.decode(self.stream)):
             if not self.seek_points:
                 yield count, frame
