@@ -104,6 +104,19 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def worker_failure(error: RuntimeError) -> DataError | None:
+    """What to tell when torch says that a loader worker died or hung; None for any other error.
+
+    torch raises it from a signal handler, so that it may surface anywhere in the main process, not only in the loader.
+    """
+    if "DataLoader" not in str(error).partition("\n")[0] or "Caught" in str(error):
+        return None  # a bug of ours inside a worker, with its traceback
+    return DataError(
+        f"a loader worker died or hung ({error}); a crash or hang inside a video reader: try --data.reader pyav, or "
+        "--data.workers 0 to see it happen; an out-of-memory kill: fewer --data.workers"
+    )
+
+
 def _iterate(loader: DataLoader[Sample | DataError]) -> Generator[LoadedBatch, None, None]:
     others = set(multiprocessing.active_children())
     batches = iter(loader)
@@ -115,12 +128,7 @@ def _iterate(loader: DataLoader[Sample | DataError]) -> Generator[LoadedBatch, N
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader" not in str(error).partition("\n")[0] or "Caught" in str(error):
-                    raise  # a bug of ours inside a worker, with its traceback
-                raise DataError(
-                    f"a loader worker died or hung ({error}); a crash or hang inside a video reader: try --data.reader "
-                    "pyav, or --data.workers 0 to see it happen; an out-of-memory kill: fewer --data.workers"
-                ) from error
+                raise worker_failure(error) or error from None
             if isinstance(loaded, DataError):
                 raise loaded
             yield loaded

@@ -11,7 +11,7 @@ from vmae2_ds.config import RunConfig
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import choose_attention
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model.official import from_official, read_published
+from vmae2_ds.model.official import read_weights_for
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.optim import make_optimizer, parameter_groups
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def build_engine(config: RunConfig, ds_config: dict[str, Any]) -> Engine:
     """The engine on the reconstruction objective, weights drawn from the seed or read from `train.init`."""
-    weights = from_official(read_published(config.train.init), config.model) if config.train.init else None
+    weights = read_weights_for(config.train.init, config.model) if config.train.init else None
     drawn_early = not config.train.ds_zero_init
 
     def build() -> Reconstruct:

@@ -13,7 +13,7 @@ import torch
 from vmae2_ds.config import RunConfig
 from vmae2_ds.cost.flops import mae_macs, training_flops
 from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
-from vmae2_ds.data.loader import make_loader
+from vmae2_ds.data.loader import make_loader, worker_failure
 from vmae2_ds.data.manifest import Manifest, read_manifest
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import ConfigError
@@ -108,6 +108,8 @@ def _run(
         with closing(loader) as batches:
             reseed = config.model.drop_path > 0
             return train(engine, batches, plan, config.train, state, hooks, world, agreement, reseed=reseed)
+    except RuntimeError as error:
+        raise worker_failure(error) or error from None
     finally:
         progress.close()
         if writer is not None:
