@@ -249,6 +249,8 @@ def has_values(rows: Sequence[Mapping[str, Any]], curve: Curve) -> bool:
 
 
 def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: bool) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     values = [(row["step"], curve.factor * row[curve.key]) for row in rows if row.get(curve.key) is not None]
     steps, levels = np.array(values, dtype=float).reshape(-1, 2).T
     many = curve.smooth and len(steps) > 60
@@ -259,8 +261,11 @@ def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: b
         axes.plot(steps, _running_median(levels, len(levels) // 30), color=BLUE, lw=1.8)
     if curve.log_scale and (levels > 0).all():
         axes.set_yscale("log")
+        decades = np.log10(levels.max() / levels.min())
+        subs = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
     elif curve.from_zero:
         axes.set_ylim(0, max(1e-12, 1.08 * np.max([*levels, curve.line or 0])))
     if curve.line is not None:
