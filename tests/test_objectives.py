@@ -40,7 +40,7 @@ def test_loss_is_its_definition(masks: str, target: str) -> None:
     batch, objective = make_batch(MASKS[masks], TINY_GEOMETRY), objective_for(target)
     with torch.no_grad():
         pred_BMP, target_BMP = objective.predict(batch)
-        loss, num_supervised = objective(batch)
+        loss, num_supervised, _ = objective(batch)
     total, count = 0.0, 0
     for clip in range(2):
         seen = set(batch.visible_BV[clip].tolist())
@@ -85,7 +85,7 @@ def test_a_flat_cube_has_target_zero() -> None:
 def test_a_micro_batch_with_nothing_to_predict_has_loss_zero_and_finite_gradients() -> None:
     batch = make_batch(MASKS["dual"], TINY_GEOMETRY)
     objective = objective_for()
-    loss, num_supervised = objective(batch._replace(is_supervised_BM=torch.zeros_like(batch.is_supervised_BM)))
+    loss, num_supervised, _ = objective(batch._replace(is_supervised_BM=torch.zeros_like(batch.is_supervised_BM)))
     loss.backward()
     assert (loss.item(), num_supervised.item()) == (0.0, 0)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in objective.parameters())

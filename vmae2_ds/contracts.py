@@ -83,6 +83,8 @@ class LossOutput(NamedTuple):
 
     loss: Tensor
     num_supervised: Tensor
+    flat_loss: Tensor
+    """The loss that predicting each cube's own mean colours would give: zeros, where the target is normalised."""
 
 
 class ReadFailure(NamedTuple):

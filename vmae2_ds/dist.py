@@ -147,9 +147,9 @@ class Agreement:
 
 
 def default_device() -> torch.device:
-    """This rank's accelerator, or the CPU."""
+    """This rank's accelerator; the CPU where there is none or DS_ACCELERATOR=cpu asks for it, as DeepSpeed reads it."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -186,15 +186,15 @@ class Curve:
     from_zero: bool = True
     smooth: bool = True
     """Over a long run, draw the running median in front of the rows."""
-    line: float | None = None
-    """A level to compare with, drawn dashed."""
-    line_label: str = ""
+    beside: str | None = None
+    """Key of a level to compare with, drawn dashed where the rows have it."""
+    beside_label: str = ""
 
 
 CURVES: dict[str, Curve] = {
     curve.key: curve
     for curve in (
-        Curve("loss", "Loss (mean squared error)", from_zero=False),
+        Curve("loss", "Loss (mean squared error)", from_zero=False, beside="flat_loss", beside_label="flat cubes"),
         Curve("lr", "Learning rate", smooth=False),
         Curve("grad_norm", "Gradient norm before clipping", log_scale=True),
         Curve("clips_per_s", "Clips per second, all ranks"),
@@ -204,23 +204,12 @@ CURVES: dict[str, Curve] = {
 }
 """Curves by their key in metrics.jsonl."""
 
-PREDICTING_ZEROS = 1.0
-"""The loss of predicting zeros for a target normalised to variance 1."""
 
-
-def run_curves(target: Literal["normalised", "pixels"]) -> list[Curve]:
-    """The curves of a pre-training run; a normalised target has a natural level to compare its loss with."""
-    curves = dict(CURVES)
-    if target == "normalised":
-        curves["loss"] = replace(CURVES["loss"], line=PREDICTING_ZEROS, line_label="predicting zeros")
-    return list(curves.values())
-
-
-def draw_curves(rows: Sequence[Mapping[str, Any]], curves: Sequence[Curve], path: Path) -> None:
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write one picture with a panel per curve that the rows have values for."""
     from matplotlib.figure import Figure
 
-    curves = [curve for curve in curves if has_values(rows, curve)]
+    curves = [curve for curve in CURVES.values() if has_values(rows, curve)]
     if not curves:
         return
     num_rows = math.ceil(len(curves) / 2)
@@ -267,10 +256,12 @@ def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: b
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
     elif curve.from_zero:
-        axes.set_ylim(0, max(1e-12, 1.08 * np.max([*levels, curve.line or 0])))
-    if curve.line is not None:
-        axes.axhline(curve.line, color=ORANGE, lw=1.2, ls="--")
-        axes.annotate(curve.line_label, (1, curve.line), xycoords=("axes fraction", "data"), xytext=(-3, 3),
+        axes.set_ylim(0, max(1e-12, 1.08 * levels.max()))
+    beside = [curve.factor * row[curve.beside] for row in rows if curve.beside and row.get(curve.beside) is not None]
+    if beside:
+        level = float(np.median(beside))
+        axes.axhline(level, color=ORANGE, lw=1.2, ls="--")
+        axes.annotate(curve.beside_label, (1, level), xycoords=("axes fraction", "data"), xytext=(-3, 3),
                       textcoords="offset points", ha="right", fontsize=8, color=ORANGE)  # fmt: skip
     axes.set_xlabel("optimizer step", fontsize=8)
     axes.tick_params(which="both", labelsize=8)

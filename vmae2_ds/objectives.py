@@ -29,15 +29,28 @@ class Reconstruct(nn.Module):
         batch (published engine_for_pretraining.py:104-113). A micro batch without any has loss 0.
         """
         pred_BMP, target_BMP = self.predict(batch)
-        error_BM = (pred_BMP.float() - target_BMP).square().mean(dim=-1)
         num_supervised = batch.is_supervised_BM.sum()
-        loss = (error_BM * batch.is_supervised_BM).sum() / num_supervised.clamp(min=1)
-        return LossOutput(loss, num_supervised)
+
+        def mean_of(error_BM: Tensor) -> Tensor:
+            return (error_BM * batch.is_supervised_BM).sum() / num_supervised.clamp(min=1)
+
+        loss = mean_of((pred_BMP.float() - target_BMP).square().mean(dim=-1))
+        return LossOutput(loss, num_supervised, mean_of(self.flat_error(target_BMP)))
 
     def predict(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
         """Prediction in the model's dtype and target in float32, both (B, M, P)."""
         cubes_BVP = normalise_pixels(gather_cubes(batch.clip_BTHWC, batch.visible_BV, self.geometry))
         return self.model(cubes_BVP, batch.visible_BV, batch.decode_BM), self.target(batch)
+
+    @torch.no_grad()
+    def flat_error(self, target_BMP: Tensor) -> Tensor:
+        """Squared error (B, M) of predicting each cube's own mean colours, which a normalised target has at zero.
+
+        Below 1 for normalised targets: (n - 1) / n by the unbiased variance, and 0 in cubes of one colour.
+        """
+        if self.config.target == "pixels":
+            return target_BMP.unflatten(-1, (-1, 3)).var(dim=-2, correction=0).mean(dim=-1)
+        return torch.linalg.vector_norm(target_BMP, dim=-1).square() / target_BMP.shape[-1]
 
     @torch.no_grad()
     def target(self, batch: PretrainBatch) -> Tensor:

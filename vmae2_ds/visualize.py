@@ -14,7 +14,7 @@ from vmae2_ds.contracts import Masks, PretrainBatch
 from vmae2_ds.data.datasets import PretrainDataset, SampleKey
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.dist import default_device
-from vmae2_ds.draw import Reconstruction, animate_reconstruction, draw_curves, draw_reconstruction, run_curves
+from vmae2_ds.draw import Reconstruction, animate_reconstruction, draw_curves, draw_reconstruction
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
@@ -65,14 +65,15 @@ def visualize(
         draw_reconstruction(picture, out / f"clip{number:02d}.png")
         animate_reconstruction(picture, out / f"clip{number:02d}.gif")
         log.info("%s: %s", out / f"clip{number:02d}.png", picture.title)
-    draw_curves(read_rows(run / "metrics.jsonl"), run_curves(config.objective.target), out / "curves.png")
+    draw_curves(read_rows(run / "metrics.jsonl"), out / "curves.png")
     write_report(run)
     return out
 
 
 def load_objective(config: RunConfig, checkpoint: Path) -> Reconstruct:
     """The objective with a checkpoint's float32 weights, on this process's device."""
-    model = MaskedAutoencoder(config.model, config.geometry, seed=None)
+    shape = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})  # float32, on any machine
+    model = MaskedAutoencoder(shape, config.geometry, seed=None)
     model.load_state_dict(read_weights(checkpoint))
     return Reconstruct(model, config.objective, config.geometry).to(default_device()).eval()
 

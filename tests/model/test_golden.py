@@ -151,7 +151,7 @@ def test_full_size_small(small_published: Small, mode: str) -> None:
     model.zero_grad()
     outputs: list[Tensor] = []
     with model.register_forward_hook(lambda _module, _inputs, out: outputs.append(out)):
-        loss, _ = objective(batch)
+        loss = objective(batch).loss
     assert batch.decode_BM.shape[1] == expected["tokens"]
     assert_statistics(outputs[0], expected["out"])
     assert loss.item() == pytest.approx(expected["loss"], abs=LOSS)

@@ -26,7 +26,7 @@ def changed(config: ModelConfig, **changes: Any) -> ModelConfig:
 
 
 def loss_and_gradients(model: MaskedAutoencoder, batch: PretrainBatch) -> tuple[float, Gradients]:
-    loss, _ = Reconstruct(model, ObjectiveConfig(), model.geometry)(batch)
+    loss = Reconstruct(model, ObjectiveConfig(), model.geometry)(batch).loss
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -155,7 +155,7 @@ def test_bfloat16_weights_give_a_float32_loss_close_to_the_float32_one(
     exact, _ = loss_and_gradients(model, batch)
     for parameter in model.parameters():  # as DeepSpeed does: buffers stay float32
         parameter.data, parameter.grad = parameter.data.bfloat16(), None
-    loss, num_supervised = Reconstruct(model, ObjectiveConfig(), geometry)(batch)
+    loss, num_supervised, _ = Reconstruct(model, ObjectiveConfig(), geometry)(batch)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact, rel=1e-2)  # 8 bits, and rounding that averages out
     assert num_supervised == batch.is_supervised_BM.sum()
@@ -166,7 +166,7 @@ def test_a_step_runs_on_fake_tensors(tiny: ModelConfig, geometry: ClipGeometry, 
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         model = MaskedAutoencoder(tiny, geometry, seed=None)
         fake = PretrainBatch(*(mode.from_tensor(tensor) for tensor in batch))
-        loss, _ = Reconstruct(model, ObjectiveConfig(), geometry)(fake)
+        loss = Reconstruct(model, ObjectiveConfig(), geometry)(fake).loss
         loss.backward()
     assert loss.shape == ()
     assert all(p.grad is not None for p in model.parameters())
@@ -179,7 +179,7 @@ def test_a_forward_pass_runs_on_a_fake_cuda_device(
     with FakeTensorMode(), torch.device("cuda"):
         model = MaskedAutoencoder(tiny, geometry, seed=None)
         fake = PretrainBatch(*(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in batch))
-        loss, _ = Reconstruct(model, ObjectiveConfig(), geometry)(fake)
+        loss = Reconstruct(model, ObjectiveConfig(), geometry)(fake).loss
     assert loss.device.type == "cuda"
 
 
@@ -196,7 +196,7 @@ def test_compiled_equals_eager(
     eager = loss_and_gradients(MaskedAutoencoder(tiny, geometry), batch)
     model = MaskedAutoencoder(tiny, geometry)
     compiled = torch.compile(Reconstruct(model, ObjectiveConfig(), geometry), backend="aot_eager", fullgraph=True)
-    loss, _ = compiled(batch)
+    loss = compiled(batch).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     torch.testing.assert_close((loss.item(), gradients), eager, rtol=1e-5, atol=1e-6)

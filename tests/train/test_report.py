@@ -14,7 +14,8 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.report import write_report
 
 ROW = {"epoch": 0.5, "lr": 1e-3, "grad_norm": 0.25, "clips_per_s": 81.25, "step_time_s": 0.394, "data_wait_share": 0.01,
-       "flops_per_s": 2.5e11, "mfu": 0.62, "skipped_steps": 0, "bad_videos": 2, "time": 0.0}  # fmt: skip
+       "flat_loss": 0.992, "flops_per_s": 2.5e11, "mfu": 0.62, "skipped_steps": 0, "bad_videos": 2,
+       "time": 0.0}  # fmt: skip
 
 
 @pytest.fixture
@@ -43,8 +44,9 @@ def text_of(page: str) -> str:
 def test_a_whole_run(run: Path) -> None:
     page = write_report(run).read_text()
     text = text_of(page)
-    for expected in ("0.6650", "first row 1.0400; predicting zeros: 1", "81.2", "62.0%", "against a measured product",
-                     "250.0 GFLOP/s", "bad19.mp4", "and 5 more", "videos <&>.csv", "encoder_ratio", "2 ranks"):  # fmt: skip
+    for expected in ("0.6650", "first row 1.0400; predicting zeros would give 0.9920", "81.2", "62.0%",
+                     "against a measured product", "250.0 GFLOP/s",
+                     "bad19.mp4", "and 5 more", "videos <&>.csv", "encoder_ratio", "2 ranks"):  # fmt: skip
         assert expected in text, expected
     assert page.count("<svg") == 6
 
@@ -77,10 +79,12 @@ def test_missing_values_and_warnings(run: Path) -> None:
     assert "50% of the time went into waiting for data" in text
 
 
-def test_pixels_have_no_level_of_zeros(run: Path) -> None:
+def test_pixels_are_compared_with_flat_cubes(run: Path) -> None:
     config = RunConfig(model=ModelConfig.of_size("tiny"), objective=ObjectiveConfig(target="pixels"))
     (run / "run.json").write_text(config.model_dump_json())
-    assert "predicting zeros" not in write_report(run).read_text()
+    page = write_report(run).read_text()
+    assert "predicting zeros" not in page
+    assert "every cube's own mean colours would give 0.9920" in text_of(page)
 
 
 def test_no_run_folder(tmp_path: Path) -> None:

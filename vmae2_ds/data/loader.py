@@ -15,6 +15,7 @@ from vmae2_ds.contracts import LoadedBatch, PretrainBatch
 from vmae2_ds.data.datasets import PretrainDataset, Sample, SampleKey
 from vmae2_ds.data.manifest import Manifest
 from vmae2_ds.data.order import SampleOrder, positions_of
+from vmae2_ds.dist import default_device
 from vmae2_ds.errors import DataError
 
 STALL_S = 900.0
@@ -59,7 +60,7 @@ def make_loader(
         prefetch_factor=config.data.prefetch if workers else None,
         timeout=STALL_S if workers else 0,
         worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=default_device().type == "cuda",
         multiprocessing_context="fork" if workers else None,  # the manifest's arrays are shared, not copied
     )
     return _iterate(loader)

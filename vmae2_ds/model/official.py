@@ -140,8 +140,9 @@ def _infer_tower(state: Mapping[str, Tensor], tower: str, heads_of_width: dict[i
 def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Our parameters' shapes; they do not depend on the clip, so one cube will do."""
     geometry = ClipGeometry(config.tubelet, config.patch, config.patch, config.tubelet, config.patch)
+    anywhere = config.model_copy(update={"attention": "sdpa"})  # the kernel has no part in it, and may be missing here
     with torch.device("meta"):
-        return {name: p.shape for name, p in MaskedAutoencoder(config, geometry, seed=None).named_parameters()}
+        return {name: p.shape for name, p in MaskedAutoencoder(anywhere, geometry, seed=None).named_parameters()}
 
 
 def _kernel_shape(config: ModelConfig) -> tuple[int, int, int, int, int]:

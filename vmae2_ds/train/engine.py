@@ -35,8 +35,9 @@ class StepResult(NamedTuple):
 def start_ranks() -> World:
     """Map the launcher's variables and join the process group. One process needs no launcher and no free port."""
     world = map_rank_variables()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    device = default_device()
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import deepspeed.ops
     from deepspeed.utils import logger
@@ -44,7 +45,6 @@ def start_ranks() -> World:
     logger.setLevel(logging.WARNING)
     # DeepSpeed still calls torch's old names, once per parameter and step
     warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
-    device = default_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -95,6 +95,9 @@ class Engine:
                 objective = build()
             if fill is not None:
                 _fill_partitioned(objective, fill)
+            for module in objective.modules():  # DeepSpeed moves no buffers of a partitioned model
+                for name, buffer in module.named_buffers(recurse=False):
+                    setattr(module, name, buffer.to(self.device))
         else:
             objective = build().to(self.device)
         use_deepspeed_checkpointing(objective, ds_config)

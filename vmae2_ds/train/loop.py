@@ -106,16 +106,12 @@ def train(
                 state.skipped_steps += 1
                 log.warning("step %d skipped: its gradient is not finite (%d so far)", state.step, state.skipped_steps)
             if state.step % config.log_every == 0 or state.step == last_step:
-                loss, step_time_s, wait_share = averages.totals(agreement)
                 row = {
                     "step": state.step,
                     "epoch": state.step * plan.videos_per_step / plan.num_videos,
-                    "loss": loss,
+                    **averages.totals(agreement),
                     "lr": rate,
                     "grad_norm": result.grad_norm,
-                    "clips_per_s": plan.global_batch / step_time_s,
-                    "step_time_s": step_time_s,
-                    "data_wait_share": wait_share,
                     "skipped_steps": state.skipped_steps,
                     "bad_videos": state.bad_videos,
                     "time": time.time(),

@@ -28,6 +28,7 @@ class StepAverages:
     def reset(self) -> None:
         """Start the next interval."""
         self._loss = torch.zeros((), device=self._device)
+        self._flat_loss = torch.zeros((), device=self._device)
         self._finite = torch.zeros((), device=self._device)
         self.wait_s = 0.0
         self.steps = 0
@@ -37,19 +38,23 @@ class StepAverages:
         """Count one micro step; a non-finite loss is left out of the average."""
         loss = out.loss.detach().float()
         finite = torch.isfinite(loss)
-        self._loss += torch.where(finite, loss, torch.zeros_like(loss))
+        self._loss += torch.where(finite, loss, 0.0)
+        self._flat_loss += torch.where(finite, out.flat_loss.float(), 0.0)
         self._finite += finite
         self.wait_s += wait_s
 
-    def totals(self, agreement: Agreement) -> tuple[float | None, float, float]:
-        """Mean loss over ranks and micro steps (None if none was finite), seconds per step, share waited for data."""
+    def totals(self, agreement: Agreement) -> dict[str, float | None]:
+        """Means over ranks and micro steps (losses None if none was finite), seconds per step, share waited for data."""
         elapsed = time.perf_counter() - self._started
-        loss, finite, wait, ranks = agreement.sum(float(self._loss), float(self._finite), self.wait_s, 1.0)
-        return (
-            loss / finite if finite else None,
-            elapsed / max(1, self.steps),
-            min(1.0, wait / ranks / elapsed) if elapsed else 0.0,
+        loss, flat, finite, wait, ranks = agreement.sum(
+            float(self._loss), float(self._flat_loss), float(self._finite), self.wait_s, 1.0
         )
+        return {
+            "loss": loss / finite if finite else None,
+            "flat_loss": flat / finite if finite else None,
+            "step_time_s": elapsed / max(1, self.steps),
+            "data_wait_share": min(1.0, wait / ranks / elapsed) if elapsed else 0.0,
+        }
 
 
 class MetricsWriter:

@@ -8,14 +8,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vmae2_ds.config import RunConfig
 from vmae2_ds.cost.flops import mae_macs, training_flops
 from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
 from vmae2_ds.data.loader import make_loader, worker_failure
 from vmae2_ds.data.manifest import Manifest, read_manifest
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts, count_masks
 from vmae2_ds.train.build import build_engine, resolve_attention
@@ -41,7 +39,7 @@ def pretrain(config: RunConfig) -> Path:
     counts = count_masks(config.mask, config.geometry)
     manifest = read_manifest(config.data.manifest, config.data.root)
     plan = plan_run(config, len(manifest), world.size)
-    ds_config = resolve_ds_config(config, plan, on_cpu=not torch.cuda.is_available())
+    ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
     folder = agreement.from_first(lambda: open_run_folder(config))
     engine = build_engine(config, ds_config)
     state = TrainState()
@@ -82,8 +80,9 @@ def _run(
     progress = Progress(world, state.step, plan.num_steps)
 
     def report(row: dict[str, Any]) -> None:
-        achieved = flops_per_clip * row["clips_per_s"] / world.size
-        row |= {"flops_per_s": achieved, "mfu": achieved / peak.flops if peak else None}
+        clips_per_s = plan.global_batch / row["step_time_s"]
+        achieved = flops_per_clip * clips_per_s / world.size
+        row |= {"clips_per_s": clips_per_s, "flops_per_s": achieved, "mfu": achieved / peak.flops if peak else None}
         progress.row(row)
         if writer is not None:
             writer.write(row)

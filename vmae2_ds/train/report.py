@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae2_ds.config import RunConfig
-from vmae2_ds.draw import PREDICTING_ZEROS, Curve, curve_svg, has_values, run_curves
+from vmae2_ds.draw import CURVES, Curve, curve_svg, has_values
 from vmae2_ds.train.checkpoint import write_atomically
 from vmae2_ds.train.runs import is_finished, read_run_config
 
@@ -54,7 +54,7 @@ def write_report(folder: Path) -> Path:
         facts=_facts(config, rows, environment),
         curves=[
             {"title": curve.title, "svg": curve_svg(rows, curve), "note": _note(curve, environment)}
-            for curve in run_curves(config.objective.target)
+            for curve in CURVES.values()
             if has_values(rows, curve)
         ],
         pictures=[_picture(path) for path in _picture_files(folder)],
@@ -113,8 +113,9 @@ def _warnings(rows: list[dict[str, Any]]) -> list[str]:
 def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str, Any]) -> list[Fact]:
     if not rows:
         return []
-    target, last = config.objective.target, rows[-1]
-    loss_note = f"predicting zeros: {PREDICTING_ZEROS:g}" if target == "normalised" else "target: pixels in [0, 1]"
+    last = rows[-1]
+    flat = "predicting zeros" if config.objective.target == "normalised" else "every cube's own mean colours"
+    loss_note = f"{flat} would give {_text(_tail_median(rows, 'flat_loss'), '{:.4f}')}"
     first_loss = next((row["loss"] for row in rows if row.get("loss") is not None), None)
     peak = (environment.get("peak") or {}).get("name", "no known peak: set train.peak_flops")
     flops = _tail_median(rows, "flops_per_s")
