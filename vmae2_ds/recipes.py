@@ -149,9 +149,9 @@ def vit_ti_pretrain_desk() -> RunConfig:
         data=DataConfig(
             num_frames=16, size=64, sampling="spread", views=4, workers=1, min_frames=8, crop_scales=(1.0, 0.875, 0.75)
         ),
-        optim=OptimConfig(base_lr=3.2e-2, min_lr=1e-4, warmup_epochs=4, clip_grad=1.0),
+        optim=OptimConfig(base_lr=3.2e-2, min_lr=1e-4, warmup_epochs=3, clip_grad=1.0),
         train=TrainConfig(
-            global_batch=32, micro_batch=4, epochs=60, ds_config="cpu", save_every=250, log_every=10, keep=2
+            global_batch=32, micro_batch=4, epochs=36, ds_config="cpu", save_every=250, log_every=10, keep=2
         ),
     )
 
