@@ -26,19 +26,17 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	@touch $@
 
 # Pixels as target, because minutes are too short for the published normalised one to show anything in a picture.
-# On a machine with GPUs: make quickstart DS_ACCELERATOR=cuda RANKS=1
+# An interrupted quickstart goes on, a finished one is run anew. With GPUs: make quickstart DS_ACCELERATOR=cuda RANKS=1
 quickstart: export DS_ACCELERATOR ?= cpu
 quickstart: RANKS ?= 2
-quickstart: RUN ?= runs/quickstart
-quickstart: STEPS ?= 160
+quickstart: STEPS ?= 300
 quickstart: quickstart_data/train.csv ## make videos, pre-train with dual masking on 2 ranks under ZeRO-3, draw (under 10 minutes on 2 cores)
-	rm -rf $(RUN)
 	$(BIN)/deepspeed --num_accelerators $(RANKS) --module vmae2_ds pretrain vit_ti_pretrain_desk \
-		--data.manifest quickstart_data/train.csv --train.ds-config zero3 --train.max-steps $(STEPS) --train.run $(RUN) \
-		--objective.target pixels --optim.warmup-epochs 3
-	$(BIN)/vmae2 visualize $(RUN)
-	@echo; echo "videos   quickstart_data/"; echo "run      $(RUN)/ (metrics.jsonl, ckpt/)"
-	@echo "report   $(RUN)/report.html"; echo "pictures $(RUN)/pictures/"
+		--data.manifest quickstart_data/train.csv --train.ds-config zero3 --train.max-steps $(STEPS) \
+		--train.runs runs/quickstart --train.save-every 50 --objective.target pixels --optim.warmup-epochs 3
+	$(BIN)/vmae2 visualize runs/quickstart/vit_ti_pretrain_desk
+	@echo; echo "videos   quickstart_data/"; echo "runs     runs/quickstart/vit_ti_pretrain_desk/TIME_COMMIT/ (metrics.jsonl, ckpt/)"
+	@echo "report   report.html in the run's folder"; echo "pictures pictures/ in the run's folder, named above"
 
 quickstart_data/train.csv: | venv
 	$(BIN)/vmae2 data synth quickstart_data

@@ -14,9 +14,9 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vmae2_ds" / "__init__.py
 README = HERE / "README.md"
 
 REQUIRES = [
-    "torch>=2.4",
-    "torchvision>=0.19",
-    "deepspeed>=0.16",  # below: no `torch_autocast`, and other engine internals than the ones used here
+    "torch>=2.6",  # get_total_norm, safe_globals
+    "torchvision>=0.21",
+    "deepspeed>=0.19",  # skips a non-finite bf16 step by itself, and was tested
     "timm>=1.0.9,<2",
     "numpy>=1.26",
     "av>=12",

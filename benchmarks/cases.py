@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from pydantic import Field
 
 from benchmarks.harness import Variant, rows_of, spread, time_interleaved
@@ -13,15 +14,16 @@ from benchmarks.record import provenance
 from benchmarks.steps import (
     MASKS,
     Precision,
-    fastest_attention,
     geometry_of,
     matmul_step,
     our_step,
     step_flops,
     transformers_step,
 )
-from vmae2_ds.config import StrictModel
+from vmae2_ds.config import ModelConfig, StrictModel
 from vmae2_ds.masking import count_masks
+from vmae2_ds.train.build import fastest_attention
+from vmae2_ds.train.peak import DTYPES
 
 Rows = list[dict[str, Any]]
 Tell = Callable[[str], None]
@@ -68,7 +70,7 @@ def _ours(
     """A training step of ours, with the attention that `auto` finds for it."""
     mask, geometry = MASKS[mask_name], geometry_of(size)
     counts = count_masks(mask, geometry)
-    attention = fastest_attention(size, mask, precision, batch_size)
+    attention = fastest_attention(ModelConfig.of_size(size), counts, batch_size, DTYPES[precision], torch.device("cpu"))
     config = {
         "package": "vmae2_ds", "size": size, "mask": mask_name, "precision": precision, "batch_size": batch_size,
         "clip": [geometry.num_frames, geometry.height, geometry.width], "visible": counts.visible,

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Step, Variant, spread, time_interleaved
+from benchmarks.harness import Step
 from vmae2_ds.config import SIZES, MaskConfig, ModelConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.cost.flops import mae_macs, training_flops
 from vmae2_ds.masking import count_masks, make_masks
-from vmae2_ds.model.attention import get_attention
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.train.peak import DTYPES
 
 Precision = Literal["bf16", "fp32"]
-DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LEARNING_RATE = 1e-4
 SEED = 0
 
@@ -54,33 +52,6 @@ def step_flops(size: str, mask: MaskConfig, batch_size: int) -> float:
     return batch_size * training_flops(
         mae_macs(ModelConfig.of_size(size), geometry, counts.visible, counts.decode).total
     )
-
-
-def fastest_attention(size: str, mask: MaskConfig, precision: Precision, batch_size: int) -> tuple[str, str]:
-    """The faster kernel for the encoder's and the decoder's shape, by CPU time and in turns.
-
-    model.attention=auto goes by wall time, which on a machine shared with others is wrong now and then.
-    """
-    model, counts = ModelConfig.of_size(size), count_masks(mask, geometry_of(size))
-    chosen = []
-    for tower, tokens in ((model.encoder, counts.visible), (model.decoder, counts.visible + counts.decode)):
-        shape = (batch_size, tokens, 3, tower.heads, tower.width // tower.heads)
-        kernels = [Variant(name, partial(attention_step, name, precision, shape)) for name in ("math", "sdpa")]
-        timings = time_interleaved(kernels, rounds=5, warmup=1)
-        chosen.append(min(timings, key=lambda name: spread(timings[name].samples_s).median))
-    return chosen[0], chosen[1]
-
-
-def attention_step(name: str, precision: Precision, shape_BN3HK: Sequence[int]) -> Step:
-    """Forward and backward of one attention kernel."""
-    attend = get_attention(name)
-    qkv_BN3HK = torch.randn(*shape_BN3HK).to(DTYPES[precision]).requires_grad_()
-
-    def step() -> None:
-        attend(qkv_BN3HK).sum().backward()
-        qkv_BN3HK.grad = None
-
-    return step
 
 
 def our_step(

@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import tyro
@@ -49,33 +48,10 @@ def visualize(args: list[str]) -> None:
 def data_synth(args: list[str]) -> None:
     """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
 
-    def synth(
-        folder: tyro.conf.Positional[Path],
-        /,
-        train_videos: int = 96,
-        val_videos: int = 24,
-        size: int = 128,
-        frames: int = 32,
-        fps: int = 16,
-        seed: int = 0,
-    ) -> None:
-        """Write a small set of real h264 videos of moving shapes whose class is the motion.
+    from vmae2_ds.data.synthetic import write_synthetic_set
 
-        Args:
-            folder: Where to write: train/, val/, train.csv, val.csv and the label names.
-            train_videos: Number of training videos.
-            val_videos: Number of validation videos.
-            size: Height and width in pixels.
-            frames: Frames per video.
-            fps: Frames per second.
-            seed: The same seed writes the same pixels.
-        """
-        from vmae2_ds.data.synthetic import write_synthetic_set
-
-        write_synthetic_set(folder, train_videos, val_videos, seed=seed, size=size, frames=frames, fps=fps)
-        print(f"wrote {train_videos} + {val_videos} videos: {folder / 'train.csv'}, {folder / 'val.csv'}")
-
-    _call(synth, "vmae2 data synth", args)
+    written = _call(write_synthetic_set, "vmae2 data synth", args)
+    print(f"wrote {written.train}, {written.val} and the names of the classes, {written.labels}")
 
 
 def import_weights(args: list[str]) -> None:
@@ -104,7 +80,7 @@ VERBS: dict[str, Verb] = {
 def main(argv: list[str] | None = None) -> None:
     """Run one verb and exit: 0 on success, 2 for what a user can mend, 75-77 as in errors.py, 1 for a defect."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not arg.startswith("--local_rank")]
-    debug = "--debug" in args or bool(os.environ.get("VMAE2_DEBUG"))
+    debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING,
@@ -159,7 +135,7 @@ def _help() -> str:
             *lines,
             "",
             "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to mend, 75 stopped by a signal",
-            "and saved, 76 the loss diverged, 77 too many unreadable videos.",
+            "and saved, 76 the loss diverged, 77 the data could not be read on.",
         ]
     )
 

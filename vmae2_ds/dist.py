@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from vmae2_ds.errors import ConfigError, Vmae2Error
+from vmae2_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LAUNCHERS: dict[str, tuple[str, str, str]] = {
-    # name: its variables for rank, local rank, world size
+    # name: its variables for rank, local rank, world size; the first whole set counts
     "torch": ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    "slurm": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),  # the last is set by srun alone
     "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
     "mpich": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
-    "slurm": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
 }
-DEFAULT_PORT = "29500"
+DEFAULT_PORT = 29500
 
 
 class World(NamedTuple):
@@ -44,21 +44,24 @@ def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> World:
     With none set the world is this one process. Raises ConfigError where a launcher's variables are set only in part,
     contradict each other, or say nothing of the address of rank 0.
     """
+    partial: dict[str, list[str]] = {}
     for launcher, names in LAUNCHERS.items():
-        present = [name for name in names if name in env]
-        if launcher == "slurm" and "SLURM_PROCID" not in env:
-            continue  # inside an sbatch or salloc shell, but not started by srun
-        if launcher == "slurm" and env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS")) == "1":
-            continue  # srun with one task: plain, or a shell that starts another launcher
-        if not present:
-            continue
-        if len(present) < len(names):
-            missing = ", ".join(name for name in names if name not in env)
-            raise ConfigError(
-                f"{', '.join(present)} set but {missing} not: each process would train a copy of its own; "
-                "start with deepspeed, torchrun, mpirun or srun, or unset them"
-            )
-        return _write(env, launcher, *(_integer(env, name) for name in names))
+        missing = [name for name in names if name not in env]
+        if not missing:
+            return _write(env, launcher, *(_integer(env, name) for name in names))
+        if len(missing) < len(names) and launcher != "slurm":  # a shell inside a SLURM job has some of them
+            partial[launcher] = missing
+    for launcher, missing in partial.items():
+        present = ", ".join(name for name in LAUNCHERS[launcher] if name in env)
+        raise ConfigError(
+            f"{present} set but {', '.join(missing)} not: each process would train a copy of its own; "
+            "start with deepspeed, torchrun, mpirun or srun, or unset them"
+        )
+    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        raise ConfigError(
+            f"this SLURM job has {env['SLURM_NTASKS']} tasks, but srun did not start this process: it would train alone; "
+            "write srun in front, or unset SLURM_NTASKS to mean it"
+        )
     return _write(env, "none", 0, 0, 1)
 
 
@@ -81,7 +84,8 @@ def _write(env: MutableMapping[str, str], launcher: str, rank: int, local_rank: 
             raise ConfigError(
                 f"{launcher} started {size} processes but MASTER_ADDR is not set; export rank 0's address"
             )
-    env.setdefault("MASTER_PORT", DEFAULT_PORT if size > 1 else "0")
+    # two SLURM jobs may share a node, so a job's port follows from its number
+    env.setdefault("MASTER_PORT", str(DEFAULT_PORT + int(env.get("SLURM_JOB_ID", "0")) % 10_000))
     env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = str(rank), str(local_rank), str(size)
     return World(rank, local_rank, size, launcher)
 
@@ -103,25 +107,19 @@ def _first_slurm_host(env: MutableMapping[str, str]) -> str:
 
 
 class Agreement:
-    """Small sums over all ranks on the host, so that no rank acts alone and the device is not made to wait."""
+    """Small sums over all ranks, so that no rank acts alone."""
 
     def __init__(self, world: World) -> None:
-        self._group: Any = None
-        if world.size > 1:
-            import torch.distributed
-
-            if torch.distributed.get_backend() != "gloo":
-                self._group = torch.distributed.new_group(backend="gloo")
-        self._size = world.size
+        self._world = world
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over ranks, in float64."""
-        if self._size == 1:
+        """Each value summed over ranks, in float64. Waits for the device, as the optimizer's overflow check does."""
+        if self._world.size == 1:
             return list(values)
-        import torch
+        import torch.distributed
 
-        totals = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(totals, group=self._group)
+        totals = torch.tensor(values, dtype=torch.float64, device=default_device())
+        torch.distributed.all_reduce(totals)
         return totals.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -130,17 +128,17 @@ class Agreement:
 
     def from_first(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 and return its (picklable) result on every rank; an error is raised on every rank."""
-        if self._size == 1:
+        if self._world.size == 1:
             return function()
         import torch.distributed
 
         box: list[Any] = [None, None]
-        if torch.distributed.get_rank() == 0:
+        if self._world.rank == 0:
             try:
                 box[0] = function()
-            except Vmae2Error as error:
+            except Exception as error:  # whatever it is, the others wait for it
                 box[1] = error
-        torch.distributed.broadcast_object_list(box, src=0, group=self._group, device=torch.device("cpu"))
+        torch.distributed.broadcast_object_list(box, src=0, device=default_device())
         if box[1] is not None:
             raise box[1]
         return box[0]

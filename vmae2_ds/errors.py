@@ -8,7 +8,7 @@ EXIT_PREEMPTED = 75
 EXIT_DIVERGED = 76
 """Too many non-finite steps: the run stopped with a checkpoint."""
 EXIT_BAD_DATA = 77
-"""Too large a share of the videos could not be read: the run stopped with a checkpoint."""
+"""Too many videos could not be read, or a rank's loader failed: the run stopped with a checkpoint."""
 
 
 class Vmae2Error(Exception):
@@ -33,19 +33,29 @@ class CheckpointError(Vmae2Error):
     """A checkpoint that is missing, torn, or does not match the model."""
 
 
-class Preempted(Vmae2Error):
-    """The run was asked to stop, and was saved."""
+class AgreedStop(Vmae2Error):
+    """All ranks stop together, after a checkpoint."""
+
+
+class Preempted(AgreedStop):
+    """The run was asked to stop."""
 
     exit_code = EXIT_PREEMPTED
 
 
-class Diverged(Vmae2Error):
-    """The loss or gradient stayed non-finite past the limit, and the run was saved."""
+class Diverged(AgreedStop):
+    """The loss or gradient stayed non-finite past the limit."""
 
     exit_code = EXIT_DIVERGED
 
 
-class TooManyBadFiles(Vmae2Error):
-    """The share of unreadable videos passed the limit, and the run was saved."""
+class TooManyBadFiles(AgreedStop):
+    """The share of unreadable videos passed the limit."""
+
+    exit_code = EXIT_BAD_DATA
+
+
+class LoaderFailed(AgreedStop):
+    """One rank's loader could not go on."""
 
     exit_code = EXIT_BAD_DATA

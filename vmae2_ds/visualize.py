@@ -41,7 +41,7 @@ def visualize(
     cubes pasted in. Returns the folder.
 
     Args:
-        source: A run folder (its newest whole checkpoint) or one checkpoint folder runs/.../ckpt/stepN.
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), or runs/.../ckpt/stepN.
         manifest: Videos to draw; default: the run's own.
         root: Folder that the manifest's relative paths start from.
         clips: Number of videos, spread over the manifest.

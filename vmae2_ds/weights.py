@@ -37,7 +37,7 @@ def export_published(source: tyro.conf.Positional[Path], /, out: Path) -> str:
     """Write the weights of a run or of one checkpoint under the published key names, in float32.
 
     Args:
-        source: A run folder (its newest whole checkpoint) or a checkpoint folder runs/.../ckpt/stepN.
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), or runs/.../ckpt/stepN.
         out: The file to write: .safetensors, or .pth with the published wrapper {"model": ...}.
     """
     config, checkpoint = find_checkpoint(source)
@@ -47,14 +47,16 @@ def export_published(source: tyro.conf.Positional[Path], /, out: Path) -> str:
 
 
 def find_checkpoint(source: Path) -> tuple[ModelConfig, Path]:
-    """The model config and the checkpoint folder that `source` (a run, or a checkpoint of one) means."""
-    run = next((folder for folder in (source, source.parent.parent) if (folder / "run.json").is_file()), None)
+    """The model config and the checkpoint that `source` means: a run, the newest run in a folder, or a checkpoint."""
+    newest = sorted(source.glob("*/run.json"))[-1:]
+    candidates = (source, source.parent.parent, *(file.parent for file in newest))
+    run = next((folder for folder in candidates if (folder / "run.json").is_file()), None)
     if run is None:
         raise ConfigError(
-            f"{source} is neither a run folder (with a run.json) nor a checkpoint runs/.../ckpt/stepN of one"
+            f"{source} is neither a run folder (with a run.json), nor a folder of runs, nor a runs/.../ckpt/stepN"
         )
     config = read_run_config(run).model
-    checkpoint = find_newest_whole(run / "ckpt") if run == source else source
+    checkpoint = source if run == source.parent.parent else find_newest_whole(run / "ckpt")
     if checkpoint is None:
         raise CheckpointError(f"{run} holds no whole checkpoint yet")
     return config, checkpoint

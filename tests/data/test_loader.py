@@ -123,9 +123,7 @@ def test_workers_leave_signals_to_the_main_process_and_end_at_close(mixed: Manif
     found += [next(batches) for _ in range(6)]
     assert children() - before == workers
     assert same(found, alone[:8])
-    started_s = time.perf_counter()
     batches.close()
-    assert time.perf_counter() - started_s < 5
     assert children() == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -130,9 +129,7 @@ def test_wrong_root_is_refused_at_once_but_one_missing_video_is_not(folder: Path
 def test_a_large_manifest_stays_small(folder: Path) -> None:
     rows = 100_000
     path = write(folder, "path,label,source\n" + "".join(f"a.mp4,{row % 710},k710\n" for row in range(rows)))
-    started_s = time.perf_counter()
     manifest = read_manifest(path)
-    assert time.perf_counter() - started_s < 5  # 0.15 s on an idle core; a file system call per row would show
     arrays = (manifest.path_ends, manifest.labels, manifest.source_codes, manifest.starts, manifest.frames)
     assert sum(array.nbytes for array in arrays) / rows <= 30
     assert manifest[rows - 1].label == (rows - 1) % 710

@@ -29,7 +29,7 @@ PEAK_LR = 3e-3
 def make_config(world_size: int, **changes: Any) -> RunConfig:
     """A small model with the real recipe's groups, accumulation 2, clipping, warm-up and cosine."""
     train = {"precision": "fp32", "ds_config": "zero1", **changes.pop("train", {})}
-    accumulation = changes.pop("accumulation", 2)
+    accumulation, clip_grad = changes.pop("accumulation", 2), changes.pop("clip_grad", 0.5)
     return RunConfig(
         model=ModelConfig(
             encoder=TowerConfig(width=64, depth=3, heads=2, mlp=128),
@@ -39,7 +39,7 @@ def make_config(world_size: int, **changes: Any) -> RunConfig:
             **changes.pop("model", {}),
         ),
         data=DataConfig(num_frames=8, size=32, views=1),
-        optim=OptimConfig(base_lr=PEAK_LR, lr_batch=GLOBAL_BATCH, min_lr=1e-4, warmup_epochs=1, clip_grad=0.5),
+        optim=OptimConfig(base_lr=PEAK_LR, lr_batch=GLOBAL_BATCH, min_lr=1e-4, warmup_epochs=1, clip_grad=clip_grad),
         train=TrainConfig(
             global_batch=GLOBAL_BATCH,
             micro_batch=GLOBAL_BATCH // world_size // accumulation,

@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> dict[s
     losses = {}
     for name in launchers():
         run = tmp_path_factory.mktemp("launched") / name
-        done = launch(name, tiny_pretraining(manifest, run, 3))
+        done = launch(name, [*tiny_pretraining(manifest, run, 3), "--model.drop-path", "0"])
         assert done.returncode == 0, done.stderr[-3000:]
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert json.loads((run / "env.json").read_text())["ranks"] == (1 if name == "plain" else 2)
@@ -56,8 +56,8 @@ def test_two_ranks_compute_the_same_bits_under_either_launcher(finished: dict[st
 
 
 def test_one_rank_sees_the_same_global_batches(finished: dict[str, list[float]]) -> None:
-    """The first loss comes before any update, so only the clips and the stochastic depth of the ranks differ."""
-    assert finished["plain"][0] == pytest.approx(finished["deepspeed"][0], abs=0.05)
+    """Masks and clips are the same for any split; bf16 sums them in another order."""
+    assert finished["plain"] == pytest.approx(finished["deepspeed"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "plain"])

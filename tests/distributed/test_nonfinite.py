@@ -15,6 +15,7 @@ VARIANTS = {
     for stage in range(4)
     if (precision, stage) != ("bf16", 0)  # refused: see test_zero_equals_plain.py
 }
+VARIANTS |= {f"{name} unclipped": {**changes, "clip_grad": 0.0} for name, changes in VARIANTS.items()}
 
 
 @pytest.fixture(scope="module")

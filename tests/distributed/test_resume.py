@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.distributed.ranks import REPOSITORY, free_port, rank_environment, tiny_pretraining
-from vmae2_ds.errors import EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
+from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
 from vmae2_ds.train.checkpoint import find_newest_whole, why_torn
 
 pytestmark = pytest.mark.slow
@@ -105,7 +106,19 @@ def kill_in_the_middle_of_a_save(run: Run) -> None:
     assert newest.name == f"step{SAVE_EVERY:08d}"
 
 
-@pytest.mark.parametrize("interrupt", [stop_by_sigterm, kill_between_saves, kill_in_the_middle_of_a_save])
+def kill_a_loader_worker(run: Run) -> None:
+    """Rank 1 alone loses its data; all ranks save and stop together."""
+    processes = run.start()
+    run.wait_for_step(SAVE_EVERY + 1, processes)
+    for worker in psutil.Process(processes[1].pid).children():
+        worker.kill()
+    assert [process.wait(120) for process in processes] == [EXIT_BAD_DATA] * RANKS
+    assert "loader worker died" in run.log(1).read_text()
+
+
+@pytest.mark.parametrize(
+    "interrupt", [stop_by_sigterm, kill_between_saves, kill_in_the_middle_of_a_save, kill_a_loader_worker]
+)
 def test_resumed_losses_are_bit_identical(
     interrupt: Callable[[Run], None],
     tmp_path: Path,

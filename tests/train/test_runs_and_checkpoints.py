@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from vmae2_ds.config import RunConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
-from vmae2_ds.train.checkpoint import WHOLE, find_newest_whole, tag_of, why_torn, write_atomically
+from vmae2_ds.train import runs
+from vmae2_ds.train.checkpoint import WHOLE, _drop_old, find_newest_whole, tag_of, why_torn, write_atomically
 from vmae2_ds.train.runs import finish, open_run_folder, write_run_files
 
 
@@ -30,7 +32,6 @@ def write_checkpoint(run: Path, step: int) -> Path:
 
 def start_run(config: RunConfig, steps: tuple[int, ...] = ()) -> Path:
     folder = open_run_folder(config)
-    write_run_files(folder, config, {}, {})
     for step in steps:
         write_checkpoint(folder.path, step)
     return folder.path
@@ -42,6 +43,59 @@ def test_the_same_command_goes_on_from_the_newest_whole_checkpoint(tmp_path: Pat
     assert again.path == run
     assert again.checkpoint is not None
     assert again.checkpoint.name == tag_of(20)
+
+
+def another_job_holds(run: Path) -> IO[str]:
+    """A lock of another open file is another job's, to the kernel; this process forgets that it had the folder."""
+    runs._HELD.pop(run.resolve()).close()
+    file = (run / runs.LOCK).open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def test_a_run_held_by_another_job_is_not_taken_over(tmp_path: Path) -> None:
+    run = start_run(config_in(tmp_path), (10,))
+    with another_job_holds(run):
+        assert open_run_folder(config_in(tmp_path)).path != run
+        with pytest.raises(ConfigError, match="held by another job"):
+            open_run_folder(config_in(tmp_path, run=run))
+    assert open_run_folder(config_in(tmp_path, run=run)).checkpoint is not None
+
+
+def test_two_starts_in_one_second_get_two_folders(tmp_path: Path) -> None:
+    assert start_run(config_in(tmp_path)) != start_run(config_in(tmp_path, seed=1))
+
+
+def test_a_changed_manifest_or_policy_is_another_run(tmp_path: Path) -> None:
+    manifest, policy = tmp_path / "list.csv", tmp_path / "mine.json"
+    manifest.write_text("path\na.mp4\n")
+    policy.write_text('{"zero_optimization": {"stage": 1}}')
+    config = config_in(tmp_path, ds_config=str(policy))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"manifest": manifest})})
+    run = start_run(config, (10,))
+    assert open_run_folder(config).path == run
+    manifest.write_text("path\na.mp4\nb.mp4\n")
+    policy.write_text('{"zero_optimization": {"stage": 2}}')
+    named = config.model_copy(update={"train": config.train.model_copy(update={"run": run})})
+    with pytest.raises(ConfigError, match=r"list\.csv has changed; train\.ds_config: the content of .*mine\.json"):
+        open_run_folder(named)
+
+
+def test_every_start_leaves_its_environment(tmp_path: Path) -> None:
+    folder = open_run_folder(config_in(tmp_path))
+    for device in ("one", "two", "three"):
+        write_run_files(folder, {}, {"device": device})
+    environment = json.loads((folder.path / "env.json").read_text())
+    assert environment["device"] == "three"
+    assert [start["device"] for start in environment["earlier"]] == ["one", "two"]
+
+
+def test_torn_folders_go_with_the_old_ones(tmp_path: Path) -> None:
+    for step in (1, 3, 4, 5):
+        write_checkpoint(tmp_path, step)
+    (write_checkpoint(tmp_path, 2) / WHOLE).unlink()
+    _drop_old(tmp_path / "ckpt", keep=2)
+    assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == [tag_of(4), tag_of(5)]
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from vmae2_ds.data.seeding import Purpose, generator
 from vmae2_ds.data.transforms import crop_resize, draw_crop
 from vmae2_ds.errors import ConfigError, DataError, VideoError
 from vmae2_ds.masking import make_masks
+
+log = logging.getLogger(__name__)
 
 # K views of a video, T frames, S the clip's edge, V visible cubes, M decoded cubes.
 
@@ -56,11 +59,14 @@ class PretrainDataset(Dataset[Sample]):
         self.data, self.mask, self.geometry, self.seed = config.data, config.mask, config.geometry, config.train.seed
         self.manifest = manifest
         spelt = {source.lower(): source for source in manifest.sources}
-        for source in set(config.data.source_strides) - set(manifest.sources):
+        for source in sorted(set(config.data.source_strides) - set(manifest.sources)):
             for near in difflib.get_close_matches(source.lower(), spelt, n=1):
                 raise ConfigError(
                     f"data.source_strides: {manifest.file} has no source {source!r}; did you mean {spelt[near]!r}?"
                 )
+            log.info(
+                "no video has the source %r of data.source_strides; sources are %s", source, ", ".join(manifest.sources)
+            )
 
     def __len__(self) -> int:
         return len(self.manifest)

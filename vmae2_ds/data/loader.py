@@ -18,8 +18,14 @@ from vmae2_ds.data.order import SampleOrder, positions_of
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import DataError
 
-STALL_S = 900.0
-"""A micro batch that takes longer ends the run: a reader hangs (dmlc/decord#269) or the storage is gone."""
+STALL_S = 300.0
+"""A micro batch that takes longer ends the run: a reader hangs (dmlc/decord#269) or the storage is gone. Well below the
+ten minutes after which the other ranks give up waiting."""
+
+WORKER_ADVICE = (
+    "a crash or hang inside a video reader: try --data.reader pyav, or --data.workers 0 to see it happen; out of memory, or of "
+    "/dev/shm in a container: fewer --data.workers or a lower --data.prefetch"
+)
 
 
 def make_loader(
@@ -105,31 +111,25 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def worker_failure(error: RuntimeError) -> DataError | None:
-    """What to tell when torch says that a loader worker died or hung; None for any other error.
-
-    torch raises it from a signal handler, so that it may surface anywhere in the main process, not only in the loader.
-    """
-    if "DataLoader" not in str(error).partition("\n")[0] or "Caught" in str(error):
-        return None  # a bug of ours inside a worker, with its traceback
-    return DataError(
-        f"a loader worker died or hung ({error}); a crash or hang inside a video reader: try --data.reader pyav, or "
-        "--data.workers 0 to see it happen; an out-of-memory kill: fewer --data.workers"
-    )
-
-
 def _iterate(loader: DataLoader[Sample | DataError]) -> Generator[LoadedBatch, None, None]:
     others = set(multiprocessing.active_children())
+    on_child_death = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
+    # torch would raise in the main thread wherever it is, most likely in a collective that other ranks wait in
+    signal.signal(signal.SIGCHLD, on_child_death)
     workers = set(multiprocessing.active_children()) - others
     try:
         while True:
+            if dead := [worker for worker in workers if not worker.is_alive()]:
+                raise DataError(f"loader worker died with code {dead[0].exitcode}; {WORKER_ADVICE}")
             try:
                 loaded = next(batches)
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise worker_failure(error) or error from None
+                if "DataLoader" not in str(error).partition("\n")[0] or "Caught" in str(error):
+                    raise  # a bug of ours inside a worker, with its traceback
+                raise DataError(f"a loader worker died or hung ({error}); {WORKER_ADVICE}") from error
             if isinstance(loaded, DataError):
                 raise loaded
             yield loaded

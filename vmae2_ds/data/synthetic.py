@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tyro
 
 # T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
 
@@ -32,7 +33,8 @@ class SyntheticSet(NamedTuple):
 
 
 def write_synthetic_set(
-    folder: str | Path,
+    folder: tyro.conf.Positional[Path],
+    /,
     train_videos: int = 64,
     val_videos: int = 32,
     seed: int = 0,
@@ -40,11 +42,19 @@ def write_synthetic_set(
     frames: int = 32,
     fps: int = 16,
 ) -> SyntheticSet:
-    """Write H.264 videos of `frames` frames of size x size pixels, train.csv and val.csv (path, label, source), labels.txt.
+    """Write a small labelled set of H.264 videos of moving shapes, whose class is the motion and not a frame.
 
     Labels take turns, so that classes are balanced. The pixels are a function of the arguments alone (given libx264).
+
+    Args:
+        folder: Where to write train/, val/, train.csv and val.csv (path, label, source), and labels.txt.
+        train_videos: Number of training videos.
+        val_videos: Number of validation videos.
+        seed: The same seed writes the same pixels.
+        size: Height and width in pixels.
+        frames: Frames in a video.
+        fps: Frames per second.
     """
-    folder = Path(folder)
     for split, (name, count) in enumerate((("train", train_videos), ("val", val_videos))):
         (folder / name).mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -63,7 +73,8 @@ def write_synthetic_set(
 
 def draw_clip(label: int, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
     """uint8 (T, H, W, 3): background, jittering distractors, and on top the patch that moves as CLASSES[label] says."""
-    background_HWC = 0.5 + 0.12 * _texture(rng, size, cells=6)
+    # one colour a video, shading slowly: the first thing that masked pre-training learns to continue
+    background_HWC = rng.uniform(0.25, 0.75, 3) + 0.1 * _texture(rng, size, cells=3)
     distractors = [_Patch(rng, size) for _ in range(NUM_DISTRACTORS)]
     patch = _Patch(rng, size)
     path = _path(label, rng, frames)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import ModelConfig, RunConfig
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import choose_attention
 from vmae2_ds.model.mae import MaskedAutoencoder
@@ -15,14 +15,15 @@ from vmae2_ds.model.official import read_weights_for
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.optim import make_optimizer, parameter_groups
+from vmae2_ds.train.peak import DTYPES
 from vmae2_ds.train.plan import RunPlan
 
 log = logging.getLogger(__name__)
 
 
-def build_engine(config: RunConfig, ds_config: dict[str, Any]) -> Engine:
-    """The engine on the reconstruction objective, weights drawn from the seed or read from `train.init`."""
-    weights = read_weights_for(config.train.init, config.model) if config.train.init else None
+def build_engine(config: RunConfig, ds_config: dict[str, Any], *, fresh: bool = True) -> Engine:
+    """The engine on the reconstruction objective, weights drawn from the seed or, in a fresh run, read from `train.init`."""
+    weights = read_weights_for(config.train.init, config.model) if config.train.init and fresh else None
     drawn_early = not config.train.ds_zero_init
 
     def build() -> Reconstruct:
@@ -54,18 +55,19 @@ def resolve_attention(config: RunConfig, counts: MaskCounts, plan: RunPlan, devi
     """Kernel names for encoder and decoder; `auto` is measured for each tower's own shape."""
     if config.model.attention != "auto":
         return config.model.attention, config.model.attention
-    clips, chosen = plan.clips_per_micro_step, []
+    return fastest_attention(config.model, counts, plan.clips_per_micro_step, DTYPES[config.train.precision], device)
+
+
+def fastest_attention(
+    model: ModelConfig, counts: MaskCounts, clips: int, dtype: torch.dtype, device: torch.device
+) -> tuple[str, str]:
+    """Measure the kernels for `clips` clips, on the encoder's and the decoder's tokens, and name the two fastest."""
+    chosen = []
     for side, tower, tokens in (
-        ("encoder", config.model.encoder, counts.visible),
-        ("decoder", config.model.decoder, counts.visible + counts.decode),
+        ("encoder", model.encoder, counts.visible),
+        ("decoder", model.decoder, counts.visible + counts.decode),
     ):
-        shape = (clips, tokens, tower.heads, tower.width // tower.heads)
-        choice = choose_attention(shape, compute_dtype(config), device)
+        choice = choose_attention((clips, tokens, tower.heads, tower.width // tower.heads), dtype, device)
         log.info("%s, %d clips x %d tokens: %s", side, clips, tokens, choice)
         chosen.append(choice.name)
     return chosen[0], chosen[1]
-
-
-def compute_dtype(config: RunConfig) -> torch.dtype:
-    """The dtype of weights and activations."""
-    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def save_checkpoint(engine: Engine, folder: Path, step: int, state: dict[str, An
     _barrier(world)
     engine.deepspeed.save_checkpoint(str(folder), tag=tag, client_state={"vmae2": state}, save_latest=False)
     for path in target.iterdir():
-        _flush_to_disk(path)
+        writer = re.search(r"pp_rank_(\d+)_", path.name)
+        if int(writer[1] if writer else 0) == world.rank:
+            _flush_to_disk(path)
     _flush_to_disk(target)
     _barrier(world)  # every rank's shards are on disk
     if world.rank == 0:
@@ -105,7 +108,7 @@ def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agree
 def read_weights(target: Path) -> dict[str, torch.Tensor]:
     """All float32 weights of the checkpoint in `target` on the host, put together from its shards; keys without `model.`.
 
-    Opens pickled files with their code disabled where DeepSpeed allows it; only ever give it folders of your own runs.
+    Runs what pickled code the files hold, as DeepSpeed's own reader does: only ever give it folders of your own runs.
     """
     reason = why_torn(target)
     if reason is not None:
@@ -140,9 +143,11 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _drop_old(folder: Path, keep: int) -> None:
-    whole = [target for target in sorted(folder.glob("step*")) if why_torn(target) is None]
-    for target in whole[:-keep]:
-        (target / WHOLE).unlink()  # from here on it does not count
+    """Remove all but the `keep` newest whole checkpoints, and the torn ones among those removed."""
+    found = sorted(folder.glob("step*"))
+    whole = [target for target in found if why_torn(target) is None]
+    for target in found[: found.index(whole[-keep])] if len(whole) > keep else []:
+        (target / WHOLE).unlink(missing_ok=True)  # from here on it does not count
         shutil.rmtree(target)
 
 

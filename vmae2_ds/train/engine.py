@@ -5,7 +5,6 @@ Nothing else in the package imports deepspeed, but checkpoint.py, which reads an
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import os
@@ -60,9 +59,13 @@ def start_ranks() -> World:
             backend = "nccl" if device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-        # not earlier: DeepSpeed cannot join a second group in the same process
-        atexit.register(torch.distributed.destroy_process_group)
     return world
+
+
+def stop_ranks(world: World) -> None:
+    """Leave the process group where all ranks end together. One process keeps its own: DeepSpeed cannot join another."""
+    if world.size > 1:
+        torch.distributed.destroy_process_group()
 
 
 class Engine:

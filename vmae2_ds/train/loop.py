@@ -17,7 +17,7 @@ import torch
 from vmae2_ds.config import TrainConfig
 from vmae2_ds.contracts import LoadedBatch, ReadFailure
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.errors import Diverged, Preempted, TooManyBadFiles
+from vmae2_ds.errors import AgreedStop, DataError, Diverged, LoaderFailed, Preempted, TooManyBadFiles
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.metrics import StepAverages
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
@@ -33,6 +33,7 @@ class TrainState:
     step: int = 0
     """Optimizer steps done, skipped ones included."""
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     videos_tried: int = 0
     bad_videos: int = 0
     attention: tuple[str, str] | None = None
@@ -47,7 +48,7 @@ class TrainState:
 class LoopHooks:
     """What the loop calls besides the engine."""
 
-    save: Callable[[TrainState], None]
+    save: Callable[[TrainState], object]
     """Write a checkpoint (all ranks)."""
     report: Callable[[dict[str, Any]], None]
     """Take one row of metrics (all ranks call it; rank 0 writes)."""
@@ -68,45 +69,53 @@ def train(
     hooks: LoopHooks,
     world: World,
     agreement: Agreement,
+    caught_signals: list[int],
     *,
     reseed: bool,
-) -> TrainState:
+) -> None:
     """Run from `state.step` to the plan's last step, or to `stop_after_steps`; saves at the end.
 
     Args:
+        caught_signals: not empty once this process was asked to stop (`stop_signals`).
         reseed: seed torch's generator before every micro step from (seed, step, micro step, rank): stochastic depth
             then does not depend on where a run was cut.
 
-    Raises Preempted, Diverged or TooManyBadFiles on all ranks together, after a checkpoint.
+    Raises an AgreedStop on all ranks together, after a checkpoint.
     """
     averages = StepAverages(engine.device)
     last_step = min(plan.num_steps, config.stop_after_steps or plan.num_steps)
-    with stop_signals() as stop:
-        while state.step < last_step:
-            rate = learning_rate(state.step, plan)
-            set_learning_rate(engine.parameter_groups, rate)
-            failures = []
-            for micro_step in range(plan.accumulation):
-                asked = time.perf_counter()
-                loaded = next(batches)
-                wait_s = time.perf_counter() - asked
-                if reseed:
-                    torch.manual_seed(seed_of(config.seed, state.step, micro_step, world.rank))
-                averages.add(engine.micro_step(loaded.batch), wait_s)
-                failures += loaded.failures
-            result = engine.update()
-            state.step += 1
-            averages.steps += 1
-            hooks.name_bad_files(failures)
-            hooks.stepped(state.step)
-            bad, stopping = agreement.sum(len(failures), bool(stop))
-            state.bad_videos += int(bad)
-            state.videos_tried += plan.videos_per_step + int(bad)
-            if not result.applied:
-                state.skipped_steps += 1
-                log.warning("step %d skipped: its gradient is not finite (%d so far)", state.step, state.skipped_steps)
-            if state.step % config.log_every == 0 or state.step == last_step:
-                row = {
+    reader = _Reader(batches)
+    while state.step < last_step:
+        rate = learning_rate(state.step, plan)
+        set_learning_rate(engine.parameter_groups, rate)
+        failures: list[ReadFailure] = []
+        for micro_step in range(plan.accumulation):
+            asked = time.perf_counter()
+            loaded = reader.next()
+            wait_s = time.perf_counter() - asked
+            if reseed:
+                torch.manual_seed(seed_of(config.seed, state.step, micro_step, world.rank))
+            averages.add(engine.micro_step(loaded.batch), wait_s)
+            failures += loaded.failures
+        bad, stopping, broken = agreement.sum(len(failures), bool(caught_signals), reader.error is not None)
+        if broken:  # before the update: the step is run again after a resume
+            hooks.save(state)
+            raise LoaderFailed(str(reader.error or "the loader of another rank failed; it says why"))
+        result = engine.update()
+        state.step += 1
+        averages.steps += 1
+        state.bad_videos += int(bad)
+        state.videos_tried += plan.videos_per_step + int(bad)
+        state.skipped_steps += not result.applied
+        if not result.applied and world.rank == 0:
+            log.warning("step %d skipped: its gradient is not finite (%d so far)", state.step, state.skipped_steps)
+        state.skipped_in_a_row = 0 if result.applied else state.skipped_in_a_row + 1
+        hooks.name_bad_files(failures)
+        hooks.stepped(state.step)
+        reason = _why_stop(state, config, hooks, stopping > 0)
+        if state.step % config.log_every == 0 or state.step == last_step or reason is not None:
+            hooks.report(
+                {
                     "step": state.step,
                     "epoch": state.step * plan.videos_per_step / plan.num_videos,
                     **averages.totals(agreement),
@@ -116,30 +125,51 @@ def train(
                     "bad_videos": state.bad_videos,
                     "time": time.time(),
                 }
-                hooks.report(row)
-                averages.reset()
-            _stop_if_asked(state, config, hooks, stopping > 0)
-            if state.step % config.save_every == 0 or state.step == last_step:
-                hooks.save(state)
-    return state
+            )
+            averages.reset()
+        if state.step % config.save_every == 0 or state.step == last_step or reason is not None:
+            hooks.save(state)
+        if reason is not None:
+            raise reason
 
 
-def _stop_if_asked(state: TrainState, config: TrainConfig, hooks: LoopHooks, stopping: bool) -> None:
-    if state.skipped_steps > config.max_nonfinite_steps:
-        hooks.save(state)
-        raise Diverged(
-            f"{state.skipped_steps} steps had a non-finite loss or gradient, more than train.max_nonfinite_steps="
-            f"{config.max_nonfinite_steps}; saved at step {state.step}. Lower optim.base_lr, set optim.clip_grad, "
-            "or look at the last rows of metrics.jsonl"
+class _Reader:
+    """Batches that never leave the other ranks waiting: after an error the last batch comes again, until all agree."""
+
+    def __init__(self, batches: Iterator[LoadedBatch]) -> None:
+        self._batches = batches
+        self._last: LoadedBatch | None = None
+        self.error: DataError | None = None
+
+    def next(self) -> LoadedBatch:
+        """The next batch; raises DataError only where there never was one."""
+        if self.error is None:
+            try:
+                self._last = next(self._batches)
+            except DataError as error:
+                if self._last is None:
+                    raise
+                self.error = error
+        assert self._last is not None
+        return self._last
+
+
+def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, stopping: bool) -> AgreedStop | None:
+    """The reason to stop after this step, the same on every rank."""
+    if state.skipped_in_a_row > config.max_nonfinite_steps:
+        return Diverged(
+            f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient, more than "
+            f"train.max_nonfinite_steps={config.max_nonfinite_steps}; stopped and saved at step {state.step}. Look at the last "
+            "rows of metrics.jsonl; to go on from an earlier checkpoint with a lower optim.base_lr or with optim.clip_grad: "
+            "vmae2 export RUN/ckpt/stepN --out w.safetensors, then a new run with --train.init w.safetensors"
         )
+    if stopping:
+        return Preempted(f"stopped by a signal and saved at step {state.step}; the same command goes on from there")
     try:
         hooks.check_bad_share(state.bad_videos, state.videos_tried)
-    except TooManyBadFiles:
-        hooks.save(state)
-        raise
-    if stopping:
-        hooks.save(state)
-        raise Preempted(f"stopped by a signal and saved at step {state.step}; the same command goes on from there")
+    except TooManyBadFiles as error:
+        return error
+    return None
 
 
 @contextlib.contextmanager

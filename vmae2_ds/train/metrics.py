@@ -14,6 +14,8 @@ import torch
 
 from vmae2_ds.contracts import LossOutput
 from vmae2_ds.dist import Agreement, World
+from vmae2_ds.train.checkpoint import write_atomically
+from vmae2_ds.train.plan import RunPlan
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class MetricsWriter:
     def __init__(self, path: Path, tensorboard: Path | None, first_step: int) -> None:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            write_atomically(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._tensorboard = None
         if tensorboard is not None:
@@ -141,6 +143,46 @@ class Progress:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
+
+
+class Reporter:
+    """Rows to the file, to TensorBoard and to the screen; rates per device are worked out here.
+
+    Args:
+        flops_per_clip: model FLOPs of forward and backward of one clip, without recomputation.
+        peak_flops: what 100 % MFU means for one device; None leaves MFU out.
+    """
+
+    def __init__(
+        self,
+        metrics: Path,
+        tensorboard: Path | None,
+        world: World,
+        plan: RunPlan,
+        first_step: int,
+        flops_per_clip: int,
+        peak_flops: float | None,
+    ) -> None:
+        self._clips, self._ranks = plan.global_batch, world.size
+        self._flops_per_clip, self._peak_flops = flops_per_clip, peak_flops
+        self._writer = MetricsWriter(metrics, tensorboard, first_step) if world.rank == 0 else None
+        self.progress = Progress(world, first_step, plan.num_steps)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Complete one row and show it everywhere."""
+        clips_per_s = self._clips / row["step_time_s"]
+        achieved = self._flops_per_clip * clips_per_s / self._ranks
+        mfu = achieved / self._peak_flops if self._peak_flops else None
+        row = {**row, "clips_per_s": clips_per_s, "flops_per_s": achieved, "mfu": mfu}
+        self.progress.row(row)
+        if self._writer is not None:
+            self._writer.write(row)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.progress.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _step_of(line: str) -> int:

@@ -5,6 +5,8 @@ runs/<recipe>/<time>_<commit>/  run.json ds.json env.json metrics.jsonl bad_file
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -14,15 +16,18 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pydantic import ValidationError
 
 from vmae2_ds.config import RunConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.checkpoint import find_newest_whole, write_atomically
+from vmae2_ds.train.ds_config import read_policy
 
 log = logging.getLogger(__name__)
+
+LOCK = ".lock"
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
@@ -50,63 +55,115 @@ class RunFolder(NamedTuple):
 
 
 def open_run_folder(config: RunConfig) -> RunFolder:
-    """Find or make the folder of this run (rank 0 only).
+    """Find or make the folder of this run, and hold it until this process ends (rank 0 only).
 
     With `train.run` that folder; else, with resume=auto, the newest unfinished run of the recipe with the same
-    settings; else a new one. Raises ConfigError where a named run was started with settings that change the result.
+    settings that no other job holds; else a new one. Raises ConfigError where a named run is held by another job or was
+    started with settings, videos or a ZeRO policy that change the result.
     """
     if config.train.run is not None:
         return _named(config, config.train.run)
     folder = config.train.runs / config.recipe
     if config.train.resume == "auto":
-        for path in sorted(folder.glob("*/run.json"), reverse=True):
-            if is_finished(path.parent):
+        for path in sorted((file.parent for file in folder.glob("*/run.json")), reverse=True):
+            if is_finished(path):
                 continue
-            different = differing_settings(config, path)
-            if not different:
-                checkpoint = find_newest_whole(path.parent / "ckpt")
-                if checkpoint is not None:
-                    return RunFolder(path.parent, checkpoint)
-            elif (path.parent / "ckpt").is_dir():
-                log.info("not resuming %s, which has other settings: %s", path.parent, "; ".join(different[:3]))
+            if different := differing_settings(config, path):
+                log.info("not resuming %s, which has other settings: %s", path, "; ".join(different[:3]))
+            elif (checkpoint := find_newest_whole(path / "ckpt")) is not None:
+                if _hold(path):
+                    return RunFolder(path, checkpoint)
+                log.info("not resuming %s: another job holds it", path)
+    return _new(config, folder)
+
+
+def _new(config: RunConfig, folder: Path) -> RunFolder:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}_{commit() or 'nogit'}"
-    path = folder / name
-    for number in range(2, 1000):
-        if not path.exists():
-            break
-        path = folder / f"{name}.{number}"
-    return RunFolder(path, None)
+    for number in range(1, 1000):
+        path = folder / (name if number == 1 else f"{name}.{number}")
+        try:
+            path.mkdir(parents=True)  # fails where another job was quicker
+        except FileExistsError:
+            continue
+        return _start(config, path)
+    raise ConfigError(f"{folder} has a thousand runs of this second; name one with --train.run")
 
 
 def _named(config: RunConfig, path: Path) -> RunFolder:
     if not (path / "run.json").is_file():
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
             raise ConfigError(f"train.run={path} is neither a run folder (no run.json) nor empty; name another")
-        return RunFolder(path, None)
+        path.mkdir(parents=True, exist_ok=True)
+        return _start(config, path)
     if config.train.resume == "never":
         raise ConfigError(f"train.run={path} already holds a run; leave out --train.resume never, or name another")
-    different = differing_settings(config, path / "run.json")
-    if different:
+    if different := differing_settings(config, path):
         raise ConfigError(f"{path} was started with other settings: {'; '.join(different)}; name another train.run")
+    if not _hold(path):
+        raise ConfigError(f"{path} is held by another job; wait for it, end it, or name another train.run")
     if is_finished(path):
         log.info("%s is finished already; to train again name another train.run", path)
     return RunFolder(path, find_newest_whole(path / "ckpt"))
 
 
-def differing_settings(config: RunConfig, path: Path) -> list[str]:
-    """Settings that change the result and differ between `config` and the run.json at `path`, as "a.b: was x, now y"."""
+def _start(config: RunConfig, path: Path) -> RunFolder:
+    if not _hold(path):
+        raise ConfigError(f"{path} is held by another job; name another train.run")
+    (path / "ckpt").mkdir(exist_ok=True)
+    write_atomically(path / "identity.json", json.dumps(identity_of(config), indent=1))
+    write_atomically(path / "run.json", config.model_dump_json(indent=1))
+    return RunFolder(path, None)
+
+
+_HELD: dict[Path, IO[str]] = {}  # open for as long as the process lives: the lock goes with it, however it ends
+
+
+def _hold(path: Path) -> bool:
+    """Lock the run folder; False where another process has it. File systems without locks are taken on trust."""
+    path = path.resolve()
+    if path in _HELD:
+        return True
+    file = (path / LOCK).open("w")
     try:
-        before = RunConfig.model_validate_json(path.read_text()).model_dump(mode="json")
-    except (OSError, ValidationError) as error:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    except OSError as error:
+        log.warning("%s: this file system has no locks (%s); do not start two jobs on one run folder", path, error)
+    _HELD[path] = file
+    return True
+
+
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """What a resumed run must share beside its settings: the videos listed, in their order, and the ZeRO policy."""
+    manifest = config.data.manifest
+    return {
+        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest and manifest.is_file() else None,
+        "ds_config": read_policy(config.train.ds_config),
+    }
+
+
+def differing_settings(config: RunConfig, path: Path) -> list[str]:
+    """What changes the result and differs between `config` and the run in folder `path`, as "a.b: was x, now y"."""
+    try:
+        before = read_run_config(path).model_dump(mode="json")
+        identity_before = json.loads((path / "identity.json").read_text())
+    except (OSError, ValueError, ConfigError) as error:
         return [f"{path} cannot be read ({str(error).splitlines()[0]})"]
-    now = config.model_dump(mode="json")
-    return [
+    now, identity = config.model_dump(mode="json"), identity_of(config)
+    different = [
         f"{section}.{key}: was {before[section][key]}, now {value}"
         for section, values in now.items()
         if isinstance(values, dict)
         for key, value in values.items()
         if key not in MAY_CHANGE.get(section, set()) and before[section][key] != value
     ]
+    if identity["manifest"] != identity_before["manifest"]:
+        different.append(f"data.manifest: the content of {config.data.manifest} has changed")
+    if identity["ds_config"] != identity_before["ds_config"]:
+        different.append(f"train.ds_config: the content of {config.train.ds_config} has changed")
+    return different
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -120,12 +177,13 @@ def read_run_config(path: Path) -> RunConfig:
         raise ConfigError(f"{file}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
 
 
-def write_run_files(folder: RunFolder, config: RunConfig, ds_config: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Write run.json, ds.json and env.json (rank 0 only)."""
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.path / "run.json", config.model_dump_json(indent=1))
+def write_run_files(folder: RunFolder, ds_config: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Write ds.json, and env.json with the environments of earlier starts under `earlier` (rank 0 only)."""
+    path = folder.path / "env.json"
+    before = json.loads(path.read_text()) if path.is_file() else None
+    earlier = [*before.pop("earlier"), before] if before else []
     write_atomically(folder.path / "ds.json", json.dumps(ds_config, indent=1))
-    write_atomically(folder.path / "env.json", json.dumps({**environment(), **extra}, indent=1))
+    write_atomically(path, json.dumps({**environment(), **extra, "earlier": earlier}, indent=1))
 
 
 def finish(folder: RunFolder, summary: dict[str, Any]) -> None:
