@@ -182,8 +182,8 @@ class TrainConfig(StrictModel):
     """Build the model partitioned (zero.Init), for models that do not fit on one host; needs ZeRO stage 3."""
     seed: int = Field(0, ge=0)
     """Seeds weights, sample order, crops, masks and stochastic depth."""
-    compile: bool = False
-    """torch.compile through the engine."""
+    compile: Literal["none", "inductor", "aot_eager"] = "none"
+    """torch.compile through the engine: inductor for speed (needs a compiler), aot_eager to see that it traces."""
     runs: Path = Path("runs")
     """Run folders are made below this folder."""
     run: Path | None = None

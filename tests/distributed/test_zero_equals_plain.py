@@ -28,6 +28,8 @@ def _variants() -> dict[str, dict[str, Any]]:
         "bf16 zero3 zero.Init": {"train": {"ds_config": "zero3", "ds_zero_init": True, "precision": "bf16"}},
         "fp32 zero1 no accumulation": {"accumulation": 1},
         "fp32 cpu": {"train": {"ds_config": "cpu"}},
+        "fp32 zero1 compiled": {"train": {"ds_config": "zero1", "compile": "aot_eager"}},
+        "fp32 zero3 compiled": {"train": {"ds_config": "zero3", "compile": "aot_eager"}},
     }
     recomputed = {
         f"fp32 zero{stage} checkpointing {mode}": {

@@ -47,7 +47,7 @@ def build_engine(config: RunConfig, ds_config: dict[str, Any], *, fresh: bool = 
         ds_config,
         zero_init=config.train.ds_zero_init,
         fill=fill,
-        compile_model=config.train.compile,
+        compile_backend=config.train.compile,
     )
 
 

@@ -87,7 +87,7 @@ class Engine:
         *,
         zero_init: bool = False,
         fill: Callable[[str, torch.Tensor], None] | None = None,
-        compile_model: bool = False,
+        compile_backend: str = "none",
     ) -> None:
         import deepspeed
 
@@ -110,8 +110,8 @@ class Engine:
         )
         self._basic_optimizer = optimizer
         self.accumulation: int = self.deepspeed.gradient_accumulation_steps()
-        if compile_model:
-            self.deepspeed.compile()
+        if compile_backend != "none":
+            self.deepspeed.compile(backend=compile_backend)
 
     @property
     def objective(self) -> nn.Module:
