@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -45,12 +48,17 @@ def test_the_same_command_goes_on_from_the_newest_whole_checkpoint(tmp_path: Pat
     assert again.checkpoint.name == tag_of(20)
 
 
-def another_job_holds(run: Path) -> IO[str]:
-    """A lock of another open file is another job's, to the kernel; this process forgets that it had the folder."""
+@contextlib.contextmanager
+def another_job_holds(run: Path) -> Iterator[None]:
+    """Another process has the lock, and this one forgets that it had it."""
     runs._HELD.pop(run.resolve()).close()
-    file = (run / runs.LOCK).open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(run / runs.LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        yield
+        other.kill()
 
 
 def test_a_run_held_by_another_job_is_not_taken_over(tmp_path: Path) -> None:

@@ -125,8 +125,9 @@ def _hold(path: Path) -> bool:
         return True
     file = (path / LOCK).open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # of this process alone: a flock would live on in its loader workers for seconds after a kill -9
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         file.close()
         return False
     except OSError as error:
