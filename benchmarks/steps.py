@@ -41,8 +41,7 @@ def make_batch(mask: MaskConfig, geometry: ClipGeometry, batch_size: int) -> Pre
     rng = np.random.default_rng(SEED)
     shape = (batch_size, geometry.num_frames, geometry.height, geometry.width, 3)
     masks = [make_masks(mask, geometry, rng) for _ in range(batch_size)]
-    stacked = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*masks, strict=True))
-    return PretrainBatch(torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)), *stacked)
+    return PretrainBatch.of_clips(torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)), masks)
 
 
 def step_flops(size: str, mask: MaskConfig, batch_size: int) -> float:

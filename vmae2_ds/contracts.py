@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmae2_ds.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import torch
     from torch import Tensor
+
+TARGET_EPS = 1e-6
+"""Added to a cube's deviation, not to its variance, where a target is normalised (PAPER C)."""
 
 # B clips, T frames, H x W pixels, C = 3 colours, N cubes, V visible cubes, M decoded cubes.
 
@@ -72,6 +77,14 @@ class PretrainBatch(NamedTuple):
     visible_BV: Tensor
     decode_BM: Tensor
     is_supervised_BM: Tensor
+
+    @classmethod
+    def of_clips(cls, clip_BTHWC: Tensor, masks: Sequence[Masks]) -> PretrainBatch:
+        """The batch of these clips and one set of masks for each; the masks' static shapes let them be stacked."""
+        import numpy as np
+        import torch
+
+        return cls(clip_BTHWC, *(torch.from_numpy(np.stack(arrays)) for arrays in zip(*masks, strict=True)))
 
     def to(self, device: torch.device | str) -> PretrainBatch:
         """Copy to `device` without waiting."""

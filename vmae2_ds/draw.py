@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from vmae2_ds.contracts import ClipGeometry, Masks
+from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, Masks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 GREY = 0.82
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"
 SEEN_TWICE = np.array([0.0, 0.447, 0.698])  # BLUE as numbers
-TARGET_EPS = 1e-6  # as in objectives.py
 
 CAPTIONS = {
     "normalised": (

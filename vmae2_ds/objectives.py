@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vmae2_ds.config import ObjectiveConfig
-from vmae2_ds.contracts import ClipGeometry, LossOutput, PretrainBatch
+from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, LossOutput, PretrainBatch
 from vmae2_ds.model.embed import gather_cubes, normalise_pixels, unit_pixels
 from vmae2_ds.model.mae import MaskedAutoencoder
 
 # B clips, V visible cubes, M decoded cubes, P values in a cube, in the order t, h, w, c.
-
-TARGET_EPS = 1e-6  # added to the deviation, not to the variance (PAPER C)
 
 
 class Reconstruct(nn.Module):

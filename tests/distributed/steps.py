@@ -57,8 +57,7 @@ def make_clips(config: RunConfig, step: int, first: int, count: int) -> Pretrain
         rng = np.random.default_rng((step, clip))
         clips.append(torch.from_numpy(rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8)))
         masks.append(make_masks(config.mask, config.geometry, rng))
-    stacked = [torch.from_numpy(np.stack(column)) for column in zip(*masks, strict=True)]
-    return PretrainBatch(torch.stack(clips), *stacked)
+    return PretrainBatch.of_clips(torch.stack(clips), masks)
 
 
 def plain_losses(config: RunConfig) -> list[float]:

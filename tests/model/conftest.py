@@ -42,7 +42,7 @@ def make_batch(config: MaskConfig, geometry: ClipGeometry, num_clips: int = 2) -
     shape = (num_clips, geometry.num_frames, geometry.height, geometry.width, 3)
     clips = torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
     masks = [make_masks(config, geometry, rng) for _ in range(num_clips)]
-    return PretrainBatch(clips, *(torch.from_numpy(np.stack(arrays)) for arrays in zip(*masks, strict=True)))
+    return PretrainBatch.of_clips(clips, masks)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vmae2_ds.config import RunConfig
-from vmae2_ds.contracts import Masks, ReadFailure
+from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
 from vmae2_ds.data.decode import read_clip
 from vmae2_ds.data.manifest import Manifest, VideoEntry
 from vmae2_ds.data.sampling import SAMPLERS
@@ -83,7 +83,7 @@ class PretrainDataset(Dataset[Sample]):
                 continue
             clips = [self._cut(frames_THWC, key, view) for view in range(self.data.views)]
             masks = [self._draw_masks(key, view) for view in range(self.data.views)]
-            return Sample(torch.stack(clips), *_stack(masks), failures, entry.source)
+            return Sample(*PretrainBatch.of_clips(torch.stack(clips), masks), failures, entry.source)
         raise DataError(
             f"{self.manifest.file}: none of {MAX_ATTEMPTS} videos drawn for epoch {key.epoch}, row {key.row} could be "
             f"used; the last: {failures[-1].path}: {failures[-1].reason}; check --data.root and the files"
@@ -119,11 +119,3 @@ class PretrainDataset(Dataset[Sample]):
 
     def _draw_masks(self, key: SampleKey, view: int) -> Masks:
         return make_masks(self.mask, self.geometry, generator(Purpose.MASK, self.seed, key.epoch, key.row, view))
-
-
-def _stack(masks: list[Masks]) -> tuple[Tensor, Tensor, Tensor]:
-    """K clips' masks -> (K, V) and (K, M) int64, (K, M) bool."""
-    visible_KV, decode_KM, is_supervised_KM = (
-        torch.from_numpy(np.stack(arrays)) for arrays in zip(*masks, strict=True)
-    )
-    return visible_KV, decode_KM, is_supervised_KM
