@@ -9,14 +9,13 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from vmae2_ds.train.runs import commit
+from vmae2_ds.train.runs import commit, installed_versions
 
 SCHEMA = 1
 RESULTS = Path(__file__).parent / "results"
@@ -25,12 +24,6 @@ PACKAGES = ("vmae2_ds", "torch", "timm", "transformers", "numpy")
 
 def provenance() -> dict[str, Any]:
     """The part that all rows of one run share."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "schema": SCHEMA,
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
@@ -45,7 +38,7 @@ def provenance() -> dict[str, Any]:
             "platform": platform.platform(),
             "python": platform.python_version(),
         },
-        "versions": versions,
+        "versions": installed_versions(PACKAGES),
     }
 
 

@@ -20,7 +20,6 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.checkpoint import read_weights
 from vmae2_ds.train.report import read_rows, write_report
-from vmae2_ds.train.runs import read_run_config
 from vmae2_ds.weights import find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -48,9 +47,8 @@ def visualize(
         seed: Draws other frames, crops and masks of the same videos.
         out: Folder for the pictures; default: pictures/ in the run folder.
     """
-    _, checkpoint = find_checkpoint(source)
+    config, checkpoint = find_checkpoint(source)
     run = checkpoint.parent.parent
-    config = read_run_config(run)
     listed = manifest or config.data.manifest
     if listed is None:
         raise ConfigError(f"{run} names no manifest; give --manifest FILE")

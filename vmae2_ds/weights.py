@@ -8,7 +8,7 @@ import torch
 import tyro
 from safetensors.torch import save_file
 
-from vmae2_ds.config import SIZES, ModelConfig
+from vmae2_ds.config import SIZES, ModelConfig, RunConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.official import from_official, infer_model_config, read_published, to_official
 from vmae2_ds.train.checkpoint import find_newest_whole, read_weights
@@ -40,14 +40,15 @@ def export_published(source: tyro.conf.Positional[Path], /, out: Path) -> str:
         source: A run folder (its newest whole checkpoint), a folder of runs (the newest), or runs/.../ckpt/stepN.
         out: The file to write: .safetensors, or .pth with the published wrapper {"model": ...}.
     """
-    config, checkpoint = find_checkpoint(source)
+    run, checkpoint = find_checkpoint(source)
+    config = run.model
     state = to_official(read_weights(checkpoint), config)
     write_weights(state, out, config)
     return f"{checkpoint}: {len(state)} tensors; {_describe(config)}; wrote {out}"
 
 
-def find_checkpoint(source: Path) -> tuple[ModelConfig, Path]:
-    """The model config and the checkpoint that `source` means: a run, the newest run in a folder, or a checkpoint."""
+def find_checkpoint(source: Path) -> tuple[RunConfig, Path]:
+    """The run's config and the checkpoint that `source` means: a run, the newest run in a folder, or a checkpoint."""
     newest = sorted(source.glob("*/run.json"))[-1:]
     candidates = (source, source.parent.parent, *(file.parent for file in newest))
     run = next((folder for folder in candidates if (folder / "run.json").is_file()), None)
@@ -55,7 +56,7 @@ def find_checkpoint(source: Path) -> tuple[ModelConfig, Path]:
         raise ConfigError(
             f"{source} is neither a run folder (with a run.json), nor a folder of runs, nor a runs/.../ckpt/stepN"
         )
-    config = read_run_config(run).model
+    config = read_run_config(run)
     checkpoint = source if run == source.parent.parent else find_newest_whole(run / "ckpt")
     if checkpoint is None:
         raise CheckpointError(f"{run} holds no whole checkpoint yet")

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import nn
 
 from vmae2_ds.config import ModelConfig, RunConfig
 from vmae2_ds.masking import MaskCounts
@@ -24,28 +25,28 @@ log = logging.getLogger(__name__)
 def build_engine(config: RunConfig, ds_config: dict[str, Any], *, fresh: bool = True) -> Engine:
     """The engine on the reconstruction objective, weights drawn from the seed or, in a fresh run, read from `train.init`."""
     weights = read_weights_for(config.train.init, config.model) if config.train.init and fresh else None
-    drawn_early = not config.train.ds_zero_init
+    zero_init = config.train.ds_zero_init
 
     def build() -> Reconstruct:
-        model = MaskedAutoencoder(config.model, config.geometry, seed=config.train.seed if drawn_early else None)
-        if weights is not None and drawn_early:
+        drawn_now = weights is None and not zero_init
+        model = MaskedAutoencoder(config.model, config.geometry, seed=config.train.seed if drawn_now else None)
+        if weights is not None and not zero_init:
             model.load_state_dict(weights)
         return Reconstruct(model, config.objective, config.geometry)
 
-    def fill(name: str, parameter: torch.Tensor) -> None:
+    def fill(objective: nn.Module, name: str, parameter: torch.Tensor) -> None:
+        assert isinstance(objective, Reconstruct), "what build() makes"
         inner = name.removeprefix("model.")
         if weights is not None:
             parameter.copy_(weights[inner])
         else:
-            plain.init_parameter(inner, parameter, config.train.seed)
+            objective.model.init_parameter(inner, parameter, config.train.seed)
 
-    with torch.device("meta"):
-        plain = MaskedAutoencoder(config.model, config.geometry, seed=None)
     return Engine(
         build,
         lambda objective: make_optimizer(parameter_groups(objective, config.optim.weight_decay), config.optim),
         ds_config,
-        zero_init=config.train.ds_zero_init,
+        zero_init=zero_init,
         fill=fill,
         compile_backend=config.train.compile,
     )

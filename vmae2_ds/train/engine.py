@@ -22,6 +22,10 @@ from vmae2_ds.train.ds_config import zero_stage
 log = logging.getLogger(__name__)
 
 
+FillFn = Callable[[nn.Module, str, torch.Tensor], None]
+"""(objective, parameter name, whole parameter): write its initial values."""
+
+
 class StepResult(NamedTuple):
     """What an optimizer step did."""
 
@@ -74,7 +78,7 @@ class Engine:
     Args:
         build: makes the objective, with its initial weights. Under `zero_init` it is called inside `zero.Init` and
             its parameters are partitioned as they are made.
-        fill: called under `zero_init` only, with the partitioned objective's parameters gathered one by one.
+        fill: called under `zero_init` only, with the objective and its partitioned parameters, gathered one by one.
         optimizer_of: the objective -> a torch optimizer over its parameters.
         ds_config: resolved, without "auto".
     """
@@ -86,7 +90,7 @@ class Engine:
         ds_config: dict[str, Any],
         *,
         zero_init: bool = False,
-        fill: Callable[[str, torch.Tensor], None] | None = None,
+        fill: FillFn | None = None,
         compile_backend: str = "none",
     ) -> None:
         import deepspeed
@@ -109,7 +113,6 @@ class Engine:
             model=objective, optimizer=optimizer, config=ds_config, dist_init_required=False
         )
         self._basic_optimizer = optimizer
-        self.accumulation: int = self.deepspeed.gradient_accumulation_steps()
         if compile_backend != "none":
             self.deepspeed.compile(backend=compile_backend)
 
@@ -167,11 +170,11 @@ def use_deepspeed_checkpointing(objective: nn.Module, ds_config: dict[str, Any])
         model.use_checkpoint_function(deepspeed.checkpointing.checkpoint)
 
 
-def _fill_partitioned(module: nn.Module, fill: Callable[[str, torch.Tensor], None]) -> None:
+def _fill_partitioned(module: nn.Module, fill: FillFn) -> None:
     """Write initial values into partitioned parameters: rank 0 fills each one gathered, and it is scattered again."""
     import deepspeed
 
     for name, parameter in module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if torch.distributed.get_rank() == 0:
-                fill(name, parameter.data)
+                fill(module, name, parameter.data)

@@ -1,6 +1,7 @@
 """The run folder: which one a command means, what it holds, and whether a resumed run is still the same run.
 
-runs/<recipe>/<time>_<commit>/  run.json ds.json env.json metrics.jsonl bad_files.jsonl tensorboard/ ckpt/ report.html
+runs/<recipe>/<time>_<commit>/  run.json identity.json ds.json env.json metrics.jsonl bad_files.jsonl
+                                tensorboard/ ckpt/ pictures/ report.html
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -61,23 +63,24 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     settings that no other job holds; else a new one. Raises ConfigError where a named run is held by another job or was
     started with settings, videos or a ZeRO policy that change the result.
     """
+    identity = identity_of(config)
     if config.train.run is not None:
-        return _named(config, config.train.run)
+        return _named(config, identity, config.train.run)
     folder = config.train.runs / config.recipe
     if config.train.resume == "auto":
         for path in sorted((file.parent for file in folder.glob("*/run.json")), reverse=True):
             if is_finished(path):
                 continue
-            if different := differing_settings(config, path):
+            if different := differing_settings(config, identity, path):
                 log.info("not resuming %s, which has other settings: %s", path, "; ".join(different[:3]))
             elif (checkpoint := find_newest_whole(path / "ckpt")) is not None:
                 if _hold(path):
                     return RunFolder(path, checkpoint)
                 log.info("not resuming %s: another job holds it", path)
-    return _new(config, folder)
+    return _new(config, identity, folder)
 
 
-def _new(config: RunConfig, folder: Path) -> RunFolder:
+def _new(config: RunConfig, identity: dict[str, Any], folder: Path) -> RunFolder:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}_{commit() or 'nogit'}"
     for number in range(1, 1000):
         path = folder / (name if number == 1 else f"{name}.{number}")
@@ -85,19 +88,19 @@ def _new(config: RunConfig, folder: Path) -> RunFolder:
             path.mkdir(parents=True)  # fails where another job was quicker
         except FileExistsError:
             continue
-        return _start(config, path)
+        return _start(config, identity, path)
     raise ConfigError(f"{folder} has a thousand runs of this second; name one with --train.run")
 
 
-def _named(config: RunConfig, path: Path) -> RunFolder:
+def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:
     if not (path / "run.json").is_file():
         if path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
             raise ConfigError(f"train.run={path} is neither a run folder (no run.json) nor empty; name another")
         path.mkdir(parents=True, exist_ok=True)
-        return _start(config, path)
+        return _start(config, identity, path)
     if config.train.resume == "never":
         raise ConfigError(f"train.run={path} already holds a run; leave out --train.resume never, or name another")
-    if different := differing_settings(config, path):
+    if different := differing_settings(config, identity, path):
         raise ConfigError(f"{path} was started with other settings: {'; '.join(different)}; name another train.run")
     if not _hold(path):
         raise ConfigError(f"{path} is held by another job; wait for it, end it, or name another train.run")
@@ -106,11 +109,11 @@ def _named(config: RunConfig, path: Path) -> RunFolder:
     return RunFolder(path, find_newest_whole(path / "ckpt"))
 
 
-def _start(config: RunConfig, path: Path) -> RunFolder:
+def _start(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:
     if not _hold(path):
         raise ConfigError(f"{path} is held by another job; name another train.run")
     (path / "ckpt").mkdir(exist_ok=True)
-    write_atomically(path / "identity.json", json.dumps(identity_of(config), indent=1))
+    write_atomically(path / "identity.json", json.dumps(identity, indent=1))
     write_atomically(path / "run.json", config.model_dump_json(indent=1))
     return RunFolder(path, None)
 
@@ -145,14 +148,14 @@ def identity_of(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def differing_settings(config: RunConfig, path: Path) -> list[str]:
-    """What changes the result and differs between `config` and the run in folder `path`, as "a.b: was x, now y"."""
+def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:
+    """What changes the result and differs from the run in folder `path`, as "a.b: was x, now y"."""
     try:
         before = read_run_config(path).model_dump(mode="json")
         identity_before = json.loads((path / "identity.json").read_text())
     except (OSError, ValueError, ConfigError) as error:
         return [f"{path} cannot be read ({str(error).splitlines()[0]})"]
-    now, identity = config.model_dump(mode="json"), identity_of(config)
+    now = config.model_dump(mode="json")
     different = [
         f"{section}.{key}: was {before[section][key]}, now {value}"
         for section, values in now.items()
@@ -199,22 +202,28 @@ def is_finished(path: Path) -> bool:
 
 def environment() -> dict[str, Any]:
     """Command, commit, machine and versions, for the run folder."""
-    versions = {}
-    for name in ("vmae2_ds", "torch", "deepspeed", "decord", "numpy", "torchvision", "flash-attn"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    packages = ("vmae2_ds", "torch", "deepspeed", "decord", "numpy", "torchvision", "flash-attn")
     return {
         "command": sys.argv,
         "commit": commit(),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": installed_versions(packages),
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Version by name of those of `packages` that are installed."""
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def commit() -> str | None:
