@@ -1,0 +1,84 @@
+"""What the calculators cannot know in closed form: named constants with bounds, a reason, and a file that replaces them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError, model_validator
+
+from vmae2_ds.config import StrictModel
+from vmae2_ds.errors import ConfigError
+
+
+class Range(StrictModel):
+    """A constant: the value that the expected case uses, and the two that give the bounds."""
+
+    low: float
+    value: float
+    high: float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if not 0 <= self.low <= self.value <= self.high:
+            raise ValueError(f"0 <= low={self.low:g} <= value={self.value:g} <= high={self.high:g} does not hold")
+        return self
+
+
+def _range(low: float, value: float, high: float) -> Range:
+    return Range(low=low, value=value, high=high)
+
+
+class Assumptions(StrictModel):
+    """Engineering guesses until measured: `vmae2 tune --measure` refits some and names them."""
+
+    source: str = "priors, nothing measured here (COST.md 2, 4)"
+    """Where the values come from."""
+    usable_memory: Range = _range(0.975, 0.985, 0.99)
+    """Share of a GPU's nominal memory, its marketing GB read as GiB, that the driver leaves to programs."""
+    context_gib: Range = _range(0.5, 0.8, 1.2)
+    """CUDA context and loaded kernels of one process; on a CPU the interpreter with its libraries."""
+    workspace_gib: Range = _range(0.3, 0.5, 1.0)
+    """Workspaces of cuBLAS and NCCL."""
+    fragmentation: Range = _range(0.03, 0.06, 0.12)
+    """Share of what torch's allocator holds that no tensor uses."""
+    matmul_efficiency: Range = _range(0.35, 0.5, 0.65)
+    """Share of the dense peak that matrix products reach."""
+    memory_efficiency: Range = _range(0.6, 0.75, 0.9)
+    """Share of device memory bandwidth that norms, activations, softmax and the optimizer reach."""
+    link_efficiency: Range = _range(0.6, 0.75, 0.9)
+    """Share of a link's one-way bandwidth that collectives reach."""
+    network_gb_s: Range = _range(6.25, 25.0, 50.0)
+    """Network bandwidth of one GPU's share of its node, one way: 50, 200 and 400 Gbit/s."""
+    overlap: Range = _range(0.4, 0.7, 0.9)
+    """Share of communication hidden behind the backward pass, where overlap_comm is on."""
+    decode_core_s: Range = _range(0.03, 0.055, 0.12)
+    """CPU core seconds to open, seek and decode 16 frames of a 340x256 h264 video (COST 3: 0.03 to 0.06 on a Zen 5 core)."""
+    transform_core_s: Range = _range(0.003, 0.0035, 0.008)
+    """CPU core seconds to cut and resize one 16 x 224 x 224 view as uint8 (COST 3: 0.0033)."""
+    cores_per_gpu: Range = _range(8, 12, 16)
+    """CPU cores that may read data for one GPU."""
+    host_link_gb_s: Range = _range(10, 20, 25)
+    """PCIe between host and GPU, one way, for offload."""
+    host_adam_params_s: Range = _range(0.4e9, 1e9, 1.8e9)
+    """Parameters that fused AdamW updates per second and CPU core (COST 3e: 1.8e9 on a Zen 5 core)."""
+    host_memory_gib: Range = _range(64, 128, 256)
+    """Host memory for one GPU, for offload."""
+
+
+def read_assumptions(path: Path | None) -> Assumptions:
+    """The priors, or those with the values of a calibration file put in. Raises ConfigError."""
+    if path is None:
+        return Assumptions()
+    try:
+        return Assumptions.model_validate(json.loads(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"--calibration {path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--calibration {path}: line {error.lineno}: not JSON: {error.msg}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"--calibration {path}: {where}: {first['msg']}; known: {', '.join(Assumptions.model_fields)}"
+        ) from None
