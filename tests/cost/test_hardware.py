@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from vmae2_ds.cost.hardware import ACCELERATORS, find_accelerator
+from vmae2_ds.cost.hardware import ACCELERATORS, FILE_EXAMPLE, find_accelerator, get_accelerator
+from vmae2_ds.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -56,3 +60,37 @@ def test_table_is_consistent() -> None:
         half, fp32 = accelerator.peak_tflops["fp16"], accelerator.peak_tflops["fp32"]
         # tensor cores run at 2 to 16 times the plain pipe on every device listed: catches a sparse figure or a slip
         assert 1.9 <= half / fp32 <= 16.1
+
+
+@pytest.mark.parametrize("name", ["a100-80g", "A100-80G", "A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB"])
+def test_gpu_by_key_or_by_its_own_name(name: str) -> None:
+    assert get_accelerator(name).name == "A100 80GB SXM"
+
+
+def test_unknown_gpu_names_the_nearest_and_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'a100-80g'\?.*gpu\.json"):
+        get_accelerator("a100-80gb")
+    path = tmp_path / "gpu.json"
+    path.write_text(FILE_EXAMPLE)  # what the message says to write can be read back
+    assert get_accelerator(str(path)).peak_flops("bf16") == 800e12
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1: not JSON"),
+        ("[]", "file: "),
+        (FILE_EXAMPLE.replace('"memory_gb": 96, ', ""), "memory_gb: Field required"),
+        (FILE_EXAMPLE.replace("96", "-1"), "memory_gb: Input should be greater than 0"),
+        (FILE_EXAMPLE.replace('"bf16"', '"bf61"'), "peak_tflops.bf61"),
+        (FILE_EXAMPLE.replace('"name"', '"hbm": 3, "name"'), "hbm: Extra inputs"),
+    ],
+)
+def test_malformed_gpu_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+        get_accelerator(str(path))
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ConfigError, match="No such file"):
+        get_accelerator(str(tmp_path / "absent.json"))
