@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError, model_validator
 
 from vmae2_ds.config import StrictModel
 from vmae2_ds.errors import ConfigError
+
+End = Literal["best", "expected", "worst"]
+"""Which end of every range a figure is for."""
 
 
 class Range(StrictModel):
@@ -58,12 +62,30 @@ class Assumptions(StrictModel):
     """CPU core seconds to cut and resize one 16 x 224 x 224 view as uint8 (COST 3: 0.0033)."""
     cores_per_gpu: Range = _range(8, 12, 16)
     """CPU cores that may read data for one GPU."""
+    collective_s: Range = _range(15e-6, 40e-6, 150e-6)
+    """Start-up time of one collective over many GPUs."""
     host_link_gb_s: Range = _range(10, 20, 25)
     """PCIe between host and GPU, one way, for offload."""
     host_adam_params_s: Range = _range(0.4e9, 1e9, 1.8e9)
     """Parameters that fused AdamW updates per second and CPU core (COST 3e: 1.8e9 on a Zen 5 core)."""
     host_memory_gib: Range = _range(64, 128, 256)
     """Host memory for one GPU, for offload."""
+
+    def at(self, end: End) -> Assumptions:
+        """Every range narrowed to one of its ends, so that `.value` is the best, the expected or the worst case."""
+        narrowed: dict[str, object] = {"source": self.source}
+        for name, constant in self:
+            if isinstance(constant, Range):
+                best, worst = (constant.low, constant.high)[:: 1 if name in LESS_IS_BETTER else -1]
+                value = {"best": best, "expected": constant.value, "worst": worst}[end]
+                narrowed[name] = _range(value, value, value)
+        return Assumptions.model_validate(narrowed)
+
+
+LESS_IS_BETTER = frozenset(
+    ("context_gib", "workspace_gib", "fragmentation", "decode_core_s", "transform_core_s", "collective_s")
+)
+"""The constants whose low end is the best case."""
 
 
 def read_assumptions(path: Path | None) -> Assumptions:

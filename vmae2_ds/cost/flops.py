@@ -64,10 +64,19 @@ def mae_macs(
 
 
 def block_macs(tower: TowerConfig, tokens: int) -> int:
-    """One block on `tokens` tokens: qkv and output projection, q k^T and attention times v, two MLP layers."""
-    linear = tokens * tower.width * (3 * tower.width + tower.width + 2 * tower.mlp)
-    attention = 2 * tokens * tokens * tower.width
-    return linear + attention
+    """One block on `tokens` tokens."""
+    return sum(block_parts(tower, tokens).values())
+
+
+def block_parts(tower: TowerConfig, tokens: int) -> dict[str, int]:
+    """MACs of one block by product: qkv, the two attention products (q k^T, weights times v), output projection, MLP."""
+    width = tower.width
+    return {
+        "qkv": 3 * tokens * width * width,
+        "attention": 2 * tokens * tokens * width,
+        "projection": tokens * width * width,
+        "mlp": 2 * tokens * width * tower.mlp,
+    }
 
 
 def recomputed_macs(model: ModelConfig, visible: int, decode: int) -> int:

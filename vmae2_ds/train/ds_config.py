@@ -53,8 +53,13 @@ def zero_stage(ds_config: dict[str, Any]) -> int:
 
 
 def resolve_ds_config(config: RunConfig, plan: RunPlan, *, on_cpu: bool) -> dict[str, Any]:
+    """The run's policy, read and filled in. Raises ConfigError as `read_policy` and `fill_policy`."""
+    return fill_policy(read_policy(config.train.ds_config), config, plan, on_cpu=on_cpu)
+
+
+def fill_policy(policy: dict[str, Any], config: RunConfig, plan: RunPlan, *, on_cpu: bool) -> dict[str, Any]:
     """Fill in what the run config owns. Raises ConfigError where the policy contradicts it or cannot train right."""
-    ds_config = json.loads(json.dumps(read_policy(config.train.ds_config)))
+    ds_config = json.loads(json.dumps(policy))
     bf16 = config.train.precision == "bf16"
     _own(ds_config, "train_batch_size", plan.global_batch)
     _own(ds_config, "train_micro_batch_size_per_gpu", plan.clips_per_micro_step)
