@@ -1,0 +1,195 @@
+"""The closed form of bytes and kernels against a count over every operation of a real step."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.model.conftest import make_batch
+from vmae2_ds.config import MaskConfig, ModelConfig, ObjectiveConfig, TowerConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.cost.flops import block_macs, recomputed_macs
+from vmae2_ds.cost.traffic import (
+    AttentionKind,
+    Precision,
+    Widths,
+    block_traffic,
+    count_kernels,
+    mae_traffic,
+    recomputed_blocks,
+    score_traffic,
+    weight_traffic,
+    widths_of,
+)
+from vmae2_ds.masking import count_masks
+from vmae2_ds.model.attention import get_attention
+from vmae2_ds.model.block import Blocks
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.objectives import Reconstruct
+
+PRODUCTS = {"mm", "addmm", "bmm"}
+GATHERS = {"index_select", "embedding"}
+GEOMETRY = ClipGeometry(8, 64, 64, 2, 8)  # 256 cubes of 384 values
+MODEL = ModelConfig(
+    encoder=TowerConfig(width=96, depth=3, heads=3, mlp=384),
+    decoder=TowerConfig(width=64, depth=2, heads=2, mlp=256),
+    patch=8,
+)
+MASKS = {"encoder_only": MaskConfig(encoder_ratio=0.75, decoder="none"), "dual": MaskConfig(encoder_ratio=0.75)}
+CLIPS = 2
+
+
+@dataclass
+class Counted:
+    """Totals over operations that are not views."""
+
+    num_bytes: int = 0
+    """Without the operands of linear layers and of fused attention."""
+    kernels: int = 0
+
+
+class CountBytes(TorchDispatchMode):
+    """Adds up the tensors that every operation reads and writes. Expanded dimensions hold one value in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = Counted()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if func.is_view or name in {"_unsafe_view", "_reshape_alias", "device"}:
+            return out
+        self.counted.kernels += 1
+        if "scaled_dot_product" in name:
+            return out
+        if name in PRODUCTS:  # nothing but scores: no other operand here is square in its last two dimensions
+            operands = [
+                tensor for tensor in (*inputs, *outputs) if name == "bmm" and tensor.shape[1] == tensor.shape[2]
+            ]
+            self.counted.num_bytes += sum(map(_bytes_of, operands))
+            return out
+        if name in GATHERS:  # of what they gather from, they read what they write
+            inputs = [*outputs, *(tensor for tensor in inputs if tensor.dtype == torch.int64)]
+        self.counted.num_bytes += sum(map(_bytes_of, inputs)) + sum(map(_bytes_of, outputs))
+        return out
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    held = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return tensor.element_size() * int(torch.Size(held).numel())
+
+
+def count_step(model: ModelConfig, mask: MaskConfig, attention: str, dtype: torch.dtype) -> Counted:
+    module = MaskedAutoencoder(model, GEOMETRY).to(dtype)
+    module.encoder.embed.positions_ND = module.encoder.embed.positions_ND.float()  # as under DeepSpeed's bf16
+    module.decoder.positions_NE = module.decoder.positions_NE.float()
+    module.use_attention(attention, attention)
+    objective = Reconstruct(module, ObjectiveConfig(), GEOMETRY)
+    batch = make_batch(mask, GEOMETRY, CLIPS)
+    with CountBytes() as mode:
+        objective(batch).loss.backward()
+    return mode.counted
+
+
+def closed_form(model: ModelConfig, mask: MaskConfig, attention: AttentionKind, precision: Precision) -> Counted:
+    counts = count_masks(mask, GEOMETRY)
+    kinds = (attention, attention)
+    traffic = mae_traffic(model, GEOMETRY, counts.visible, counts.decode, attention=kinds, precision=precision)
+    return Counted(CLIPS * (traffic.ends + traffic.blocks + traffic.scores), count_kernels(model, kinds))
+
+
+def assert_close(closed: Counted, counted: Counted) -> None:
+    # Left out of the closed form: index arithmetic, values per cube and per channel; 1 to 2.3 % at these small shapes.
+    assert closed.num_bytes == pytest.approx(counted.num_bytes, rel=0.03)
+    assert closed.kernels == pytest.approx(counted.kernels, rel=0.02)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+@pytest.mark.parametrize("attention", ["math", "sdpa"])
+@pytest.mark.parametrize("mask", sorted(MASKS))
+def test_closed_form_is_what_the_operations_move(
+    mask: str, attention: AttentionKind, precision: Precision, dtype: torch.dtype
+) -> None:
+    counted = count_step(MODEL, MASKS[mask], attention, dtype)
+    assert_close(closed_form(MODEL, MASKS[mask], attention, precision), counted)
+
+
+@pytest.mark.parametrize("checkpointing", ["decoder", "every_k", "all"])
+def test_recomputed_passes_are_counted(checkpointing: str) -> None:
+    model = MODEL.model_copy(update={"checkpointing": checkpointing})
+    counted = count_step(model, MASKS["dual"], "math", torch.bfloat16)
+    plain = count_step(MODEL, MASKS["dual"], "math", torch.bfloat16)
+    closed = closed_form(model, MASKS["dual"], "math", "bf16")
+    assert_close(closed, counted)
+    difference = closed.num_bytes - closed_form(MODEL, MASKS["dual"], "math", "bf16").num_bytes
+    assert difference == pytest.approx(counted.num_bytes - plain.num_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "decoder", "every_k", "all", "deepspeed"])
+def test_recomputed_blocks_are_those_whose_products_are_counted(checkpointing: str) -> None:
+    model = MODEL.model_copy(update={"checkpointing": checkpointing})
+    skipped = 0 if checkpointing == "deepspeed" else 1
+    macs = sum(
+        repeated * (block_macs(tower, tokens) - skipped * tokens * tower.mlp * tower.width)
+        for tower, tokens, repeated in zip(
+            (MODEL.encoder, MODEL.decoder), (64, 192), recomputed_blocks(model), strict=True
+        )
+    )
+    assert macs == recomputed_macs(model, 64, 128)
+
+
+def test_scores_by_hand() -> None:
+    tower = TowerConfig(width=8, depth=1, heads=2, mlp=32)
+    scores = 2 * 5 * 5
+    # float32: written and read by two products, read and written by the softmax; twice that backward, and the softmax's
+    # weights, gradient and result
+    assert score_traffic(tower, 5, "math", Widths(4, 4, 4)) == ((8 + 8) * scores, (16 + 12) * scores)
+    # autocast: 16 bit in, float32 out, cast to 16 bit for the product; backward cast, two float32 in, 16 bit out
+    assert score_traffic(tower, 5, "math", widths_of("autocast", "encoder")) == ((4 + 12) * scores, (8 + 16) * scores)
+    assert score_traffic(tower, 5, "flash", Widths(4, 4, 4)) == (0, 0)
+
+
+def test_kernels_that_hold_no_scores_move_less() -> None:
+    tower, widths = MODEL.decoder, widths_of("bf16", "decoder")
+    math, sdpa, flash = (sum(block_traffic(tower, 100, kind, widths)) for kind in ("math", "sdpa", "flash"))
+    assert math > sdpa > flash
+
+
+def test_autocast_moves_what_the_closed_form_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward pass of the blocks on a fake CUDA device: fake tensors cannot run the backward pass without a GPU."""
+    monkeypatch.setattr("torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    tower, tokens = MODEL.decoder, 192
+    for side, dtype in (("encoder", torch.float16), ("decoder", torch.float32)):
+        with FakeTensorMode(), torch.device("cuda"):
+            blocks = Blocks(tower)
+            blocks.use_attention(get_attention("math"))
+            x_BND = torch.zeros(CLIPS, tokens, tower.width, dtype=dtype)
+            with CountBytes() as mode, torch.autocast("cuda", dtype=torch.float16):
+                blocks(x_BND)
+        widths = widths_of("autocast", side)
+        per_clip = (
+            block_traffic(tower, tokens, "math", widths).forward + score_traffic(tower, tokens, "math", widths).forward
+        )
+        num_parameters = sum(parameter.numel() for parameter in blocks.parameters())
+        closed = tower.depth * CLIPS * per_clip + weight_traffic(num_parameters, "autocast") // 2
+        assert closed == pytest.approx(mode.counted.num_bytes, rel=0.02)
+
+
+def test_precisions_in_order() -> None:
+    totals = [
+        sum(astuple(mae_traffic(MODEL, GEOMETRY, 64, 128, attention=("math", "math"), precision=precision)))
+        for precision in ("bf16", "autocast", "fp32")
+    ]
+    assert totals == sorted(totals)
+    assert weight_traffic(10, "autocast") == 120
+    assert weight_traffic(10, "bf16") == 0
