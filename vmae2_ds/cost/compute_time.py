@@ -1,0 +1,253 @@
+"""Time of a micro step's forward and backward pass and of the optimizer on one device: work over a few device rates.
+
+Each kind of work over its rate, one after another: FLOPs of linear layers and of attention products, bytes of scores, of
+everything else in the model and of the optimizer, and the start of every operation. The rates are a datasheet's times an
+efficiency (`rates_of`), or are fitted to what was measured on one size (`fit_rates`). How far that carries to other sizes:
+`python -m benchmarks run prediction`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import combinations
+
+import numpy as np
+
+from vmae2_ds.config import ModelConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs
+from vmae2_ds.cost.hardware import Accelerator, NumberFormat
+from vmae2_ds.cost.traffic import (
+    AttentionKind,
+    Precision,
+    count_kernels,
+    mae_traffic,
+    recomputed_blocks,
+    weight_traffic,
+)
+from vmae2_ds.errors import ConfigError
+
+Attention = AttentionKind | tuple[AttentionKind, AttentionKind]
+"""One kernel for both towers, or the encoder's and the decoder's."""
+
+OPTIMIZER_BYTES: dict[Precision, int] = {"bf16": 40, "fp32": 28, "autocast": 28}
+"""Per parameter of fused AdamW, read + written: weight, gradient and two moments read, all but the gradient written, in
+float32 (28); with bf16 the gradient is copied up first (6) and the master copied back after (6)."""
+
+ATTENTION_PRODUCTS: dict[AttentionKind, tuple[int, int]] = {"math": (2, 4), "sdpa": (2, 5), "flash": (2, 5)}
+"""tokens x tokens x width products, forward and backward; kernels that hold no scores compute them again (arXiv 2205.14135)."""
+
+PRODUCT_FORMATS: dict[Precision, NumberFormat] = {"bf16": "bf16", "fp32": "fp32", "autocast": "fp16"}
+"""Peak that counts; fp32 is the plain pipe, as torch leaves TF32 off for matrix products by default."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What has to be done, in the units of the rates."""
+
+    linear_flops: float = 0
+    attention_flops: float = 0
+    memory_bytes: float = 0
+    score_bytes: float = 0
+    optimizer_bytes: float = 0
+    kernels: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class DeviceRates:
+    """What one device sustains."""
+
+    linear_flops: float
+    """FLOP/s of linear layers."""
+    attention_flops: float
+    """FLOP/s of the two attention products and their gradients."""
+    memory_bytes: float
+    """Bytes/s of norms, GELU, additions, layouts, pixels and loss, read + written."""
+    score_bytes: float
+    """Bytes/s of softmax and of what attention products do with scores held in memory."""
+    optimizer_bytes: float
+    """Bytes/s of the optimizer, which streams through a few long arrays."""
+    kernel_s: float = 0.0
+    """Seconds that starting an operation costs and nothing hides; 0 on a GPU whose queue stays full."""
+
+
+@dataclass(frozen=True)
+class ComputeTime:
+    """Seconds by kind of work."""
+
+    linear_s: float
+    attention_s: float
+    elementwise_s: float
+    scores_s: float
+    optimizer_s: float
+    launch_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All kinds."""
+        return sum(astuple(self))
+
+
+def micro_step_work(
+    model: ModelConfig,
+    geometry: ClipGeometry,
+    visible: int,
+    decode: int,
+    clips: int,
+    *,
+    attention: Attention,
+    precision: Precision,
+    embed_all: bool = False,
+) -> Work:
+    """Forward and backward of `clips` clips with `visible` encoder and `decode` mask tokens each, without the optimizer.
+
+    `model.attention` is not read: `attention` says what runs. `embed_all` as `mae_macs`.
+    """
+    kinds: tuple[AttentionKind, AttentionKind] = (attention, attention) if isinstance(attention, str) else attention
+    macs = mae_macs(model, geometry, visible, decode, embed_all=embed_all)
+    attention_macs = attention_flops = recomputed_attention = 0
+    for tower, tokens, kind, repeated in zip(
+        (model.encoder, model.decoder),
+        (visible, visible + decode),
+        kinds,
+        recomputed_blocks(model),
+        strict=True,
+    ):
+        forward, backward = ATTENTION_PRODUCTS[kind]
+        product = tokens * tokens * tower.width
+        attention_macs += tower.depth * 2 * product
+        attention_flops += 2 * product * (tower.depth * (forward + backward) + repeated * forward)
+        recomputed_attention += repeated * 2 * product
+    linear_macs = macs.total - attention_macs
+    recomputed_linear = recomputed_macs(model, visible, decode) - recomputed_attention
+    # pixels need no gradient, so the embedding has two products, not three
+    linear_flops = 6 * linear_macs - 2 * macs.embed + 2 * recomputed_linear
+    traffic = mae_traffic(model, geometry, visible, decode, attention=kinds, precision=precision)
+    return Work(
+        linear_flops=clips * linear_flops,
+        attention_flops=clips * attention_flops,
+        memory_bytes=clips * (traffic.ends + traffic.blocks) + weight_traffic(count_parameters(model).total, precision),
+        score_bytes=clips * traffic.scores,
+        kernels=count_kernels(model, kinds),
+    )
+
+
+def optimizer_work(num_parameters: float, precision: Precision) -> Work:
+    """AdamW over the parameters that this rank holds."""
+    return Work(optimizer_bytes=OPTIMIZER_BYTES[precision] * num_parameters)
+
+
+def time_of(work: Work, rates: DeviceRates) -> ComputeTime:
+    """Seconds, kinds of work one after another."""
+    return ComputeTime(
+        linear_s=work.linear_flops / rates.linear_flops,
+        attention_s=work.attention_flops / rates.attention_flops,
+        elementwise_s=work.memory_bytes / rates.memory_bytes,
+        scores_s=work.score_bytes / rates.score_bytes,
+        optimizer_s=work.optimizer_bytes / rates.optimizer_bytes,
+        launch_s=work.kernels * rates.kernel_s,
+    )
+
+
+def micro_step_time(
+    model: ModelConfig,
+    geometry: ClipGeometry,
+    visible: int,
+    decode: int,
+    clips: int,
+    rates: DeviceRates,
+    *,
+    attention: Attention,
+    precision: Precision,
+    embed_all: bool = False,
+) -> ComputeTime:
+    """Seconds of forward and backward, as `micro_step_work`; the optimizer is not in it."""
+    work = micro_step_work(
+        model, geometry, visible, decode, clips, attention=attention, precision=precision, embed_all=embed_all
+    )
+    return time_of(work, rates)
+
+
+def optimizer_time(num_parameters: float, rates: DeviceRates, *, precision: Precision) -> float:
+    """Seconds of AdamW over the parameters that this rank holds."""
+    return time_of(optimizer_work(num_parameters, precision), rates).optimizer_s
+
+
+def rates_of(
+    accelerator: Accelerator, precision: Precision, *, matmul_efficiency: float, memory_efficiency: float
+) -> DeviceRates:
+    """Rates of a GPU from its datasheet; operations queue up, so starting them is free.
+
+    Raises:
+        ConfigError: the device has no such number format.
+    """
+    number_format = PRODUCT_FORMATS[precision]
+    peak = accelerator.peak_flops(number_format)
+    if peak is None:
+        raise ConfigError(
+            f"{accelerator.name} has no {number_format} peak in its datasheet; it has {', '.join(accelerator.peak_tflops)}"
+        )
+    bandwidth = accelerator.bandwidth_gb_s * 1e9 * memory_efficiency
+    return DeviceRates(peak * matmul_efficiency, peak * matmul_efficiency, bandwidth, bandwidth, bandwidth)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Something measured: what it did, and how long it took."""
+
+    work: Work
+    seconds: float
+
+
+_UNITS = tuple(field.name for field in fields(Work))
+_NEEDED = ("linear_flops", "attention_flops", "memory_bytes", "optimizer_bytes")
+
+
+def fit_rates(observations: Sequence[Observation]) -> DeviceRates:
+    """The rates that explain measured times best: least squares of relative errors, no time per unit below zero.
+
+    Observations without scores in memory leave their rate equal to the memory rate.
+
+    Raises:
+        ConfigError: too few observations, or such that some rate cannot be told from the others.
+    """
+    # Relative errors: a row is divided by its time, and its target is 1. Columns to one size: FLOPs are 1e11, operations 1e3.
+    matrix = np.array([[getattr(seen.work, unit) / seen.seconds for unit in _UNITS] for seen in observations])
+    scale = matrix.reshape(-1, len(_UNITS)).max(axis=0, initial=0)
+    seen = [unit for unit, size in zip(_UNITS, scale, strict=True) if size > 0]
+    columns = [_UNITS.index(unit) for unit in seen]
+    unseen = [unit for unit in _NEEDED if unit not in seen]
+    scaled = matrix[:, columns] / scale[columns] if columns else matrix
+    if unseen or np.linalg.matrix_rank(scaled) < len(seen):
+        raise ConfigError(
+            f"{len(observations)} observations cannot tell {len(seen)} rates apart{' and are without ' * bool(unseen)}"
+            f"{', '.join(unseen)}; add linear layers, attention, softmax and the optimizer, each alone"
+        )
+    solution = _non_negative_least_squares(scaled, np.ones(len(scaled))) / scale[columns]
+    seconds_per = {unit: float(value) for unit, value in zip(seen, solution, strict=True)}
+    seconds_per.setdefault("score_bytes", seconds_per["memory_bytes"])
+    kernel_s = seconds_per.pop("kernels", 0.0)
+    lost = [unit for unit, value in seconds_per.items() if value == 0]
+    if lost:
+        raise ConfigError(
+            f"the observations contradict each other: they leave no time for {', '.join(lost)}; measure on a quieter machine"
+        )
+    return DeviceRates(**{unit: 1 / value for unit, value in seconds_per.items()}, kernel_s=kernel_s)
+
+
+def _non_negative_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Best x >= 0 for matrix @ x = target, by trying every set of columns: there are at most 2^6."""
+    best, least = np.zeros(matrix.shape[1]), math.inf
+    for size in range(1, matrix.shape[1] + 1):
+        for columns in combinations(range(matrix.shape[1]), size):
+            values = np.linalg.lstsq(matrix[:, columns], target, rcond=None)[0]
+            error = float(np.square(matrix[:, columns] @ values - target).sum())
+            if values.min() >= 0 and error < least:
+                best, least = np.zeros(matrix.shape[1]), error
+                best[list(columns)] = values
+    return best
