@@ -25,8 +25,13 @@ class ZeroPolicy:
     contiguous_gradients: bool = True
     prefetch_bucket: int = 50_000_000
     max_live: int = 1_000_000_000
+    """Stage 3: prefetching stops when this many gathered elements are alive. It releases nothing."""
+    max_reuse: int = 1_000_000_000
+    """Stage 3: a gathered weight that is used again within this many elements is kept."""
     persistence_threshold: int = 100_000
     sub_group: int = 1_000_000_000
+    multi_rank_allreduce: bool = True
+    """Stages 1 and 2: all-reduce whole gradient buckets; off, each gradient is reduced to the rank that owns it."""
     hpz: int = 1
     """ZeRO++ hpZ: ranks over which a second copy of the weights is divided; 1 is off."""
     quantized_weights: bool = False
@@ -40,13 +45,14 @@ class ZeroPolicy:
         zero = ds_config.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         named = {name: zero[key] for name, key in _KEYS.items() if key in zero}
+        sizes: dict[str, Any] = {k: v if isinstance(v, bool) else int(v) for k, v in named.items()}
         overlap = zero.get("overlap_comm")
         return cls(
             stage=stage,
             offload_optimizer=_is_offloaded(zero, "offload_optimizer"),
             offload_param=_is_offloaded(zero, "offload_param"),
             overlap_comm=stage == 3 if overlap is None else bool(overlap),
-            **{name: bool(value) if isinstance(value, bool) else int(value) for name, value in named.items()},
+            **sizes,
         )
 
     def zero_optimization(self) -> dict[str, Any]:
@@ -56,16 +62,14 @@ class ZeroPolicy:
             return section
         wanted = ["reduce_bucket", "contiguous_gradients"]
         if self.stage == 3:
-            wanted += ["prefetch_bucket", "max_live", "persistence_threshold", "sub_group"]
+            wanted += ["prefetch_bucket", "max_live", "max_reuse", "persistence_threshold", "sub_group"]
             if self.hpz > 1:
                 wanted.append("hpz")
             wanted += [name for name in ("quantized_weights", "quantized_gradients") if getattr(self, name)]
         else:
-            wanted.append("allgather_bucket")
+            wanted += ["allgather_bucket", *(["multi_rank_allreduce"] if not self.multi_rank_allreduce else [])]
         section |= {_KEYS[name]: getattr(self, name) for name in wanted}
         section["overlap_comm"] = self.overlap_comm
-        if self.stage == 3:
-            section["stage3_max_reuse_distance"] = self.max_live
         for part in ("offload_optimizer", "offload_param"):
             if getattr(self, part):
                 section[part] = {"device": "cpu", "pin_memory": "auto"}
@@ -78,8 +82,10 @@ _KEYS = {
     "contiguous_gradients": "contiguous_gradients",
     "prefetch_bucket": "stage3_prefetch_bucket_size",
     "max_live": "stage3_max_live_parameters",
+    "max_reuse": "stage3_max_reuse_distance",
     "persistence_threshold": "stage3_param_persistence_threshold",
     "sub_group": "sub_group_size",
+    "multi_rank_allreduce": "use_multi_rank_bucket_allreduce",
     "hpz": "zero_hpz_partition_size",
     "quantized_weights": "zero_quantized_weights",
     "quantized_gradients": "zero_quantized_gradients",

@@ -1,0 +1,62 @@
+"""Every parameter of the masked autoencoder by name, shape and weight-decay group: closed form, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from vmae2_ds.config import ModelConfig, TowerConfig
+
+Shape = tuple[int, ...]
+
+
+def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
+    """Name -> shape, in the order of `MaskedAutoencoder.named_parameters()`."""
+    encoder, decoder = model.encoder, model.decoder
+    cube_values = 3 * model.tubelet * model.patch * model.patch
+    return {
+        "encoder.embed.proj.weight": (encoder.width, cube_values),
+        "encoder.embed.proj.bias": (encoder.width,),
+        **dict(_blocks("encoder", encoder)),
+        "encoder.norm.weight": (encoder.width,),
+        "encoder.norm.bias": (encoder.width,),
+        "bridge.weight": (decoder.width, encoder.width),
+        "decoder.mask_token": (1, 1, decoder.width),
+        **dict(_blocks("decoder", decoder)),
+        "decoder.norm.weight": (decoder.width,),
+        "decoder.norm.bias": (decoder.width,),
+        "decoder.head.weight": (cube_values, decoder.width),
+        "decoder.head.bias": (cube_values,),
+    }
+
+
+def group_sizes(model: ModelConfig) -> tuple[list[int], list[int]]:
+    """Elements of each parameter, in order, in the optimizer's two groups: with weight decay, and without.
+
+    DeepSpeed flattens, pads and divides every group of the optimizer by itself (`train.optim.parameter_groups`).
+    """
+    groups: tuple[list[int], list[int]] = ([], [])
+    for name, shape in parameter_shapes(model).items():
+        # the rule of train.optim.has_weight_decay, which lies above this layer; a test holds the two together
+        decayed = len(shape) > 1 and not name.endswith(("bias", "mask_token"))
+        groups[0 if decayed else 1].append(prod(shape))
+    return groups
+
+
+def _blocks(tower_name: str, tower: TowerConfig) -> Iterator[tuple[str, Shape]]:
+    width, mlp = tower.width, tower.mlp
+    for block in range(tower.depth):
+        prefix = f"{tower_name}.blocks.{block}"
+        yield f"{prefix}.norm1.weight", (width,)
+        yield f"{prefix}.norm1.bias", (width,)
+        yield f"{prefix}.attn.qkv.weight", (3 * width, width)
+        yield f"{prefix}.attn.qkv.q_bias", (width,)
+        yield f"{prefix}.attn.qkv.v_bias", (width,)
+        yield f"{prefix}.attn.proj.weight", (width, width)
+        yield f"{prefix}.attn.proj.bias", (width,)
+        yield f"{prefix}.norm2.weight", (width,)
+        yield f"{prefix}.norm2.bias", (width,)
+        yield f"{prefix}.mlp.fc1.weight", (mlp, width)
+        yield f"{prefix}.mlp.fc1.bias", (mlp,)
+        yield f"{prefix}.mlp.fc2.weight", (width, mlp)
+        yield f"{prefix}.mlp.fc2.bias", (width,)
