@@ -1,0 +1,194 @@
+"""Bytes that DeepSpeed really allocates and exchanges in optimizer steps on made-up clips.
+
+As a module it is one rank that runs a list of variants, one after another, in one process. Everything lies in host
+memory here, so what would be on a GPU and what is offloaded add up.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.distributed.steps import NUM_VIDEOS, make_clips
+from vmae2_ds.config import DataConfig, ModelConfig, RunConfig, TowerConfig, TrainConfig
+from vmae2_ds.cost.zero import ZeroPolicy
+from vmae2_ds.train.build import build_engine
+from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.plan import plan_run
+
+UNLEARNED = 2  # micro steps in which stage 3 learns the order of the modules
+LARGE = 1 << 20  # an allocation worth a look at what is alive, in bytes
+
+MODELS = {
+    "wide": ModelConfig(  # ViT-B's shapes, 52 M parameters
+        encoder=TowerConfig(width=768, depth=6, heads=12, mlp=3072),
+        decoder=TowerConfig(width=384, depth=4, heads=6, mlp=1536),
+        attention="math",
+    ),
+    "small": ModelConfig(
+        encoder=TowerConfig(width=96, depth=4, heads=2, mlp=384),
+        decoder=TowerConfig(width=50, depth=2, heads=2, mlp=201),  # odd on purpose: shards are padded
+        attention="math",
+    ),
+}
+
+
+def make_config(
+    model: str, policy_file: Path, world_size: int, precision: str, accumulation: int, checkpointing: str
+) -> RunConfig:
+    """One clip of 32 tokens to a micro step: activations weigh nothing beside the states."""
+    return RunConfig(
+        model=MODELS[model].model_copy(update={"checkpointing": checkpointing}),
+        data=DataConfig(num_frames=4, size=64, views=1),
+        train=TrainConfig(
+            global_batch=world_size * accumulation,
+            micro_batch=1,
+            max_steps=UNLEARNED + 1,
+            precision=precision,
+            ds_config=str(policy_file),
+        ),
+    )
+
+
+class Watch(TorchDispatchMode):
+    """Adds up the collectives that reach torch, and looks at what is alive whenever something large was allocated."""
+
+    ALLOCATES = ("cat", "_to_copy", "empty", "zeros", "clone")
+    SENDS = {  # noqa: RUF012  # operator -> the argument whose bytes DeepSpeed's comms logger counts
+        "allreduce_": ("all_reduce", 0),
+        "_allgather_base_": ("all_gather", 1),
+        "_reduce_scatter_base_": ("reduce_scatter", 1),
+        "reduce_": ("reduce", 0),
+        "broadcast_": ("broadcast", 0),
+        "allgather_": ("all_gather", 1),
+    }
+
+    def __init__(self, ignored: set[int]) -> None:
+        super().__init__()
+        self.ignored = ignored
+        self.peak = 0
+        self.sent: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        namespace, _, name = function._schema.name.partition("::")
+        if namespace == "c10d":
+            kind, position = self.SENDS.get(name, (name, 0))
+            tensors = args[position] if isinstance(args[position], (list, tuple)) else [args[position]]
+            self.sent[kind] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        elif name in self.ALLOCATES and out.numel() * out.element_size() >= LARGE:
+            self.look()
+        return out
+
+    def look(self) -> None:
+        """Note what is alive if it is more than ever before."""
+        if self.alive() > self.peak:
+            gc.collect()  # tensors in dead cycles do not count
+            self.peak = max(self.peak, self.alive())
+
+    def alive(self) -> int:
+        """Bytes of all tensors that are alive, each storage once."""
+        alive: dict[int, int] = {}
+        for thing in gc.get_objects():
+            if not issubclass(type(thing), torch.Tensor) or thing.device.type == "meta":
+                continue
+            tensors = [thing, thing.grad] if thing.is_leaf and thing.grad is not None else [thing]
+            for tensor in tensors:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self.ignored:
+                    alive[storage.data_ptr()] = storage.nbytes()
+        return sum(alive.values())
+
+
+@contextmanager
+def only_new_tensors() -> Iterator[None]:
+    """Hide what exists already from gc.get_objects, which also makes looking fast."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def measure(variant: dict[str, Any], world_size: int, rank: int) -> dict[str, Any]:
+    """An optimizer step, after those in which stage 3 learns the order of the modules and Adam makes its moments."""
+    from deepspeed.comm.comm import comms_logger
+
+    policy = ZeroPolicy(**variant["policy"])
+    auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    ds_config = dict.fromkeys(auto, "auto") | {
+        "zero_optimization": policy.zero_optimization(),
+        "comms_logger": {"enabled": True, "verbose": False, "prof_all": True, "debug": False},
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file, only_new_tensors():
+        json.dump(ds_config, file)
+        file.flush()
+        accumulation = variant.get("accumulation", 1)
+        config = make_config(
+            variant["model"], Path(file.name), world_size, variant["precision"], accumulation,
+            variant.get("checkpointing", "none"),
+        )  # fmt: skip
+        plan = plan_run(config, NUM_VIDEOS, world_size)
+        batches = [make_clips(config, step, rank, 1) for step in range(accumulation)]
+        engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=True))
+        known = [*engine.objective.buffers(), *(tensor for batch in batches for tensor in batch)]
+        ignored = {tensor.untyped_storage().data_ptr() for tensor in known if isinstance(tensor, torch.Tensor)}
+        for _ in range(-(-UNLEARNED // accumulation)):
+            for batch in batches:
+                engine.micro_step(batch)
+            assert engine.update().applied
+        comms_logger.comms_dict.clear()
+        backward, step = Watch(ignored), Watch(ignored)
+        with backward:
+            for batch in batches:
+                engine.micro_step(batch)
+        with step:
+            step.look()
+            assert engine.update().applied
+        gc.collect()
+        result = {
+            "resident": step.alive(),
+            "backward": backward.peak,
+            "step": step.peak,
+            "sent": dict(backward.sent + step.sent),
+            "logged": {
+                name: sum(size * row[0] for size, row in sizes.items())
+                for name, sizes in comms_logger.comms_dict.items()
+            },
+        }
+        engine.deepspeed.destroy()
+        del engine
+        gc.collect()
+    return result
+
+
+def main() -> None:
+    """One rank: measure every variant of argv[1] (name -> variant); rank 0 writes all ranks' results to argv[2]."""
+    from vmae2_ds.train.engine import start_ranks
+
+    torch.set_num_threads(1)
+    world = start_ranks()
+    results: dict[str, list[dict[str, Any] | None]] = {}
+    for name, variant in json.loads(sys.argv[1]).items():
+        start = time.monotonic()
+        results[name] = [None] * world.size
+        torch.distributed.all_gather_object(results[name], measure(variant, world.size, world.rank))
+        print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)
+    if world.rank == 0:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

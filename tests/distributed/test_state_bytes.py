@@ -1,0 +1,118 @@
+"""The closed forms of cost/states.py and cost/comm.py against what DeepSpeed allocates and sends, on 1 and 2 ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.state_bytes import MODELS
+from vmae2_ds.cost.comm import comm_bytes
+from vmae2_ds.cost.states import StateBytes, state_bytes
+from vmae2_ds.cost.zero import ZeroPolicy
+
+pytestmark = pytest.mark.slow
+
+STATES_TOLERANCE = 0.02  # activations of 32 tokens, and which gradient stands where when a bucket is full
+COMM_TOLERANCE = 1e-3  # flags and norms: some bytes a step
+
+BUCKET = 20_000_000  # below the 52 M parameters: several reductions
+READ_AHEAD = {"prefetch_bucket": 5_000_000, "max_live": 20_000_000, "max_reuse": 20_000_000}
+HELD_LITTLE = {"prefetch_bucket": 20_000, "max_live": 100_000, "max_reuse": 0, "persistence_threshold": 100}
+
+
+def wide(precision: str, stage: int, accumulation: int = 1, **policy: Any) -> dict[str, Any]:
+    bucket = {"reduce_bucket": BUCKET} if stage else {}
+    read_ahead = READ_AHEAD if stage == 3 else {}
+    policy = {"stage": stage, **bucket, **read_ahead, **policy}
+    return {"model": "wide", "precision": precision, "accumulation": accumulation, "policy": policy}
+
+
+def small(precision: str, stage: int, accumulation: int, checkpointing: str = "none", **policy: Any) -> dict[str, Any]:
+    bucket = {"reduce_bucket": 300_000} if stage else {}
+    policy = {"stage": stage, **bucket, **policy}
+    variant = {"model": "small", "precision": precision, "accumulation": accumulation, "policy": policy}
+    return variant | {"checkpointing": checkpointing}
+
+
+STATES = {
+    "fp32 stage 0": wide("fp32", 0),
+    "bf16 stage 1": wide("bf16", 1, overlap_comm=False),
+    "bf16 stage 2": wide("bf16", 2, overlap_comm=True),
+    "bf16 stage 2 accumulation 2": wide("bf16", 2, accumulation=2, overlap_comm=False),
+    "bf16 stage 2 offload": wide("bf16", 2, accumulation=2, offload_optimizer=True),
+    "bf16 stage 3": wide("bf16", 3, overlap_comm=True, sub_group=5_000_000),
+    "fp32 stage 3": wide("fp32", 3),
+    "bf16 stage 3 offload": wide("bf16", 3, offload_optimizer=True, offload_param=True),
+}
+ON_ONE_RANK = ("fp32 stage 0", "bf16 stage 2", "bf16 stage 3")
+
+COMM = {
+    **{f"fp32 stage 0 x{steps}": small("fp32", 0, steps) for steps in (1, 2)},
+    **{f"bf16 stage {stage} x{steps}": small("bf16", stage, steps) for stage in (1, 2) for steps in (1, 2)},
+    **{f"bf16 stage 3 x{steps}": small("bf16", 3, steps, **HELD_LITTLE) for steps in (1, 2)},
+    "bf16 stage 3 as DeepSpeed has it": small("bf16", 3, 1),
+    "bf16 stage 2 reduced to the owners": small("bf16", 2, 1, multi_rank_allreduce=False),
+    "fp32 stage 3 x2": small("fp32", 3, 2, **HELD_LITTLE),
+    "bf16 stage 3 hpZ": small("bf16", 3, 2, **HELD_LITTLE, hpz=2),
+    **{
+        f"bf16 stage 3 checkpointing {mode}": small("bf16", 3, 1, checkpointing=mode, **HELD_LITTLE)
+        for mode in ("every_k", "all", "deepspeed")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """World size -> variant -> every rank's measurements."""
+    folder: Path = tmp_path_factory.mktemp("bytes")
+    variants = {1: {name: STATES[name] for name in ON_ONE_RANK}, 2: STATES | {f"comm {n}": v for n, v in COMM.items()}}
+    return {
+        world_size: run_ranks("tests.distributed.state_bytes", chosen, folder / f"w{world_size}.json", world_size)
+        for world_size, chosen in variants.items()
+    }
+
+
+def predicted(variant: dict[str, Any], world_size: int) -> StateBytes:
+    return state_bytes(
+        MODELS[variant["model"]],
+        ZeroPolicy(**variant["policy"]),
+        world_size,
+        precision=variant["precision"],
+        accumulation=variant["accumulation"],
+    )
+
+
+@pytest.mark.parametrize("moment", ["resident", "backward", "step"])
+@pytest.mark.parametrize(
+    ("world_size", "name"), [*((1, name) for name in ON_ONE_RANK), *((2, name) for name in STATES)]
+)
+def test_bytes_alive(measured: dict[int, dict[str, Any]], world_size: int, name: str, moment: str) -> None:
+    states = predicted(STATES[name], world_size)
+    fullest = max(rank[moment] for rank in measured[world_size][name])
+    # a rank's GPU is host memory here
+    assert getattr(states, moment) + states.host == pytest.approx(fullest, rel=STATES_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", sorted(COMM))
+def test_bytes_sent(measured: dict[int, dict[str, Any]], name: str) -> None:
+    variant = COMM[name]
+    comm = comm_bytes(
+        MODELS[variant["model"]].model_copy(update={"checkpointing": variant["checkpointing"]}),
+        ZeroPolicy(**variant["policy"]),
+        world_size=2,
+        num_nodes=1,
+        accumulation=variant["accumulation"],
+        precision=variant["precision"],
+    )
+    expected: Counter[str] = Counter()
+    for collective in comm.collectives:
+        expected[collective.kind] += collective.payload
+    for rank in measured[2][f"comm {name}"]:
+        sent = {kind: total for kind, total in rank["sent"].items() if total > 1000}
+        assert sent == pytest.approx(dict(expected), rel=COMM_TOLERANCE)
+        # no collective goes past DeepSpeed's logger
+        assert sum(rank["logged"].values()) == sum(rank["sent"].values())
