@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from benchmarks.harness import Variant, rows_of, spread, time_interleaved
+from benchmarks.prediction import prediction
 from benchmarks.record import provenance
 from benchmarks.steps import (
     MASKS,
@@ -153,6 +154,7 @@ def roofline(options: Options, tell: Tell) -> Iterator[Rows]:
 
 
 CASES: dict[str, Case] = {
-    function.__name__: Case(function, str(function.__doc__).strip()) for function in (dual_masking, peers, roofline)
+    function.__name__: Case(function, str(function.__doc__).strip())
+    for function in (dual_masking, peers, roofline, prediction)
 }
 """Cases by name."""
