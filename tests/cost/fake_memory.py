@@ -1,0 +1,146 @@
+"""Memory of a step with no GPU and no weights: torch's MemTracker over fake tensors, as bytes that one more clip takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from vmae2_ds.config import MaskConfig, ModelConfig, ObjectiveConfig
+from vmae2_ds.contracts import ClipGeometry, PretrainBatch
+from vmae2_ds.cost.activations import AttentionKind, Precision
+from vmae2_ds.masking import count_masks
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.objectives import Reconstruct
+
+FAKE = FakeTensorMode()
+
+
+class Measured(NamedTuple):
+    """Bytes per clip."""
+
+    held: float
+    """At the end of the forward pass."""
+    peak: float
+    """Of the forward pass, or with `backward` of the whole step."""
+
+
+def measure(
+    model: ModelConfig,
+    masks: MaskConfig,
+    geometry: ClipGeometry,
+    attention: AttentionKind,
+    precision: Precision,
+    *,
+    backward: bool = False,
+    clips: int = 2,
+) -> Measured:
+    """Slope from `clips` to twice as many, so that weights drop out.
+
+    On a fake GPU; with `backward` on the CPU, because backward on a fake GPU asks the driver for a context. fp16 stands for
+    bf16 under autocast, which refuses bf16 without a GPU; the bytes are the same.
+    """
+    device = "cpu" if backward else "cuda"
+    name = "math" if attention == "math" else "sdpa"
+    config = ModelConfig.model_validate(model.model_dump() | {"attention": name})
+    objective = _build(config, geometry, precision, device)
+    with FAKE, fused_attention(), torch.device(device):
+        small, large = (
+            _step(objective, _batch(masks, geometry, number), precision, backward) for number in (clips, 2 * clips)
+        )
+    return Measured(*((more - less) / clips for less, more in zip(small, large, strict=True)))
+
+
+@lru_cache(maxsize=1)  # tests take one model through several masks
+def _build(config: ModelConfig, geometry: ClipGeometry, precision: Precision, device: str) -> Reconstruct:
+    """The objective; 16-bit weights keep float32 positions, as DeepSpeed leaves buffers."""
+    # Built where and as it is used: fake tensors on a GPU go through neither .to(device) nor .to(dtype).
+    torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
+    try:
+        with FAKE, torch.device(device):
+            return Reconstruct(MaskedAutoencoder(config, geometry, seed=None), ObjectiveConfig(), geometry)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _batch(masks: MaskConfig, geometry: ClipGeometry, clips: int) -> PretrainBatch:
+    visible, decode, _ = count_masks(masks, geometry)
+    return PretrainBatch(
+        torch.empty(clips, geometry.num_frames, geometry.height, geometry.width, 3, dtype=torch.uint8),
+        torch.empty(clips, visible, dtype=torch.int64),
+        torch.empty(clips, decode, dtype=torch.int64),
+        torch.empty(clips, decode, dtype=torch.bool),
+    )
+
+
+def _step(objective: Reconstruct, batch: PretrainBatch, precision: Precision, backward: bool) -> tuple[int, int]:
+    """Bytes held at the end of the forward pass, and at the peak."""
+    if backward:
+        # Otherwise the peak of a small batch is the end of the backward pass, when the gradients of all weights are there.
+        for parameter in objective.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    tracker = MemTracker()
+    tracker.track_external(objective, *batch)
+    with tracker, _autocast(precision == "autocast"):
+        out = objective(batch)
+        held = _total(tracker, "current")
+        if backward:
+            out.loss.backward()
+        return held, _total(tracker, "peak")
+
+
+def _total(tracker: MemTracker, kind: str) -> int:
+    return sum(snapshot["Total"] for snapshot in tracker.get_tracker_snapshot(kind).values())
+
+
+@contextmanager
+def _autocast(enabled: bool) -> Iterator[None]:
+    """CUDA autocast, which without a GPU would switch itself off."""
+    with (
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        torch.autocast("cuda", torch.float16, enabled=enabled),
+    ):
+        yield
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Let sdpa take the fused kernel that it takes on a GPU; with no GPU to ask it falls back on math, n x n scores and all."""
+    on_cpu = F.scaled_dot_product_attention
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not q.is_cuda:
+            return on_cpu(q, k, v)
+        if q.dtype == torch.float32:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+
+    with mock.patch.object(F, "scaled_dot_product_attention", attend):
+        yield
+
+
+def saved_shapes(
+    model: ModelConfig, masks: MaskConfig, geometry: ClipGeometry, attention: AttentionKind, precision: Precision
+) -> set[tuple[int, ...]]:
+    """Shapes of all tensors that autograd saves on a fake GPU."""
+    name = "math" if attention == "math" else "sdpa"
+    objective = _build(
+        ModelConfig.model_validate(model.model_dump() | {"attention": name}), geometry, precision, "cuda"
+    )
+    shapes = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        shapes.add(tuple(tensor.shape))
+        return tensor
+
+    with FAKE, fused_attention(), torch.device("cuda"), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        objective(_batch(masks, geometry, 2))
+    return shapes
