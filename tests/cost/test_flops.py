@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.conftest import TINY, TINY_GEOMETRY, make_batch
@@ -96,3 +97,26 @@ def test_closed_form_equals_what_torch_counts_in_a_real_step(masks: MaskConfig, 
     recomputed = recomputed_macs(config, visible, decode)
     # The closed form also counts a gradient of the pixels, which nobody asks for.
     assert step.get_total_flops() == 2 * (training_flops(macs.total, recomputed) - 2 * macs.embed)
+
+
+@pytest.mark.parametrize("masks", [ENCODER_ONLY, DUAL, DISJOINT], ids=["encoder only", "dual", "disjoint"])
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_closed_form_equals_what_torch_counts_for_every_size(size: str, masks: MaskConfig) -> None:
+    geometry, config = geometry_of(size), ModelConfig.of_size(size, attention="math")
+    visible, decode, _ = count_masks(masks, geometry)
+    # Fake tensors: no weight is allocated, and torch counts by shapes. One clip: the closed form is per clip.
+    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as forward:
+        model = MaskedAutoencoder(config, geometry, seed=None)
+        cubes = torch.empty(1, visible, geometry.cube_values)
+        model(cubes, torch.empty(1, visible, dtype=torch.long), torch.empty(1, decode, dtype=torch.long))
+    assert forward.get_total_flops() == 2 * mae_macs(config, geometry, visible, decode).total
+
+
+# PAPER A2, "FLOPs", which are multiply-adds: encoder-only and dual, embedding all cubes as published.
+@pytest.mark.parametrize(("size", "gflops"), [("base", (35.48, 25.87)), ("giant", (263.93, 241.61))])
+def test_macs_printed_in_the_paper(size: str, gflops: tuple[float, float]) -> None:
+    geometry = geometry_of(size)
+    counts = [count_masks(masks, geometry) for masks in (ENCODER_ONLY, DUAL)]
+    model = ModelConfig.of_size(size)
+    macs = [mae_macs(model, geometry, visible, decode, embed_all=True).total for visible, decode, _ in counts]
+    assert [count / 1e9 for count in macs] == pytest.approx(gflops, rel=0.0015)
