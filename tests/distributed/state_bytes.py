@@ -28,7 +28,7 @@ from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.plan import plan_run
 
 UNLEARNED = 2  # micro steps in which stage 3 learns the order of the modules
-LARGE = 1 << 20  # an allocation worth a look at what is alive, in bytes
+LARGE = 8 << 20  # an allocation worth a look at what is alive, in bytes
 
 MODELS = {
     "wide": ModelConfig(  # ViT-B's shapes, 52 M parameters

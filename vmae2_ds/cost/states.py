@@ -1,14 +1,14 @@
 """Bytes of weights, gradients, optimizer states and DeepSpeed's buffers on each rank: closed forms, no torch.
 
 Read in deepspeed 0.19.8 (paths below are in deepspeed/runtime) for torch's AdamW with this project's two parameter
-groups, `data_types` left alone (gradients then add up in the weights' own format: engine.py:get_data_types) and, but
-for `contiguous_gradients`, the defaults of what ZeroPolicy does not name. Where ranks differ, the fullest one counts.
+groups, `data_types` left alone (gradients then add up in the weights' own format: engine.py:get_data_types) and
+the defaults of what ZeroPolicy does not name. Where ranks differ, the fullest one counts.
 Left out: one step counter for each optimizer tensor, flags and norms, all of them bytes to a few KiB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from math import prod
@@ -67,7 +67,7 @@ class StateBytes:
     @property
     def step(self) -> int:
         """At the worst moment of the optimizer step, when no activations are left."""
-        return self.resident + self.update
+        return self.resident + self.update + self.secondary
 
     @property
     def gpu(self) -> int:
@@ -147,10 +147,12 @@ def _stage1_and_2(model: ModelConfig, policy: ZeroPolicy, world_size: int, size:
     if waits:  # stage 1 reduces at the step's end, so whole gradients add up until then
         order = reversed(_sizes(model)) if policy.overlap_comm else chain(*groups)
         gradients, copies = max(total, total - bucket_fills(order, policy.reduce_bucket)[0] + collected), 0
+        copies += 0 if policy.contiguous_gradients else max(flat)
     else:
         earlier = collected if policy.stage == 2 and accumulation > 1 else 0  # all_grad_tensors
         # what the bucket had no room for stands by itself
-        gradients, copies = earlier + collected + largest, max(max(0, flat[0] - collected), *flat[1:], 0)
+        waiting = largest if policy.contiguous_gradients else max(fills)
+        gradients, copies = earlier + collected + waiting, max(max(0, flat[0] - collected), *flat[1:], 0)
     buffers = policy.reduce_bucket * (2 if policy.overlap_comm else 1) if policy.contiguous_gradients else 0
 
     moments, master = 2 * MASTER * part, MASTER * part
@@ -178,7 +180,7 @@ def _stage1_and_2(model: ModelConfig, policy: ZeroPolicy, world_size: int, size:
     )
 
 
-def _owned(groups: tuple[list[int], list[int]], padded: list[int], world_size: int) -> int:
+def _owned(groups: Sequence[Sequence[int]], padded: list[int], world_size: int) -> int:
     """Elements of all weights that the fullest rank updates in part or whole (params_in_partition)."""
     owned = [0] * world_size
     for group, flat in zip(groups, padded, strict=True):
@@ -204,6 +206,7 @@ def _stage3(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, 
     few = persistent(model, policy)
     whole = size * world_size * sum(shards[name] for name in few) if world_size > 1 else 0
     bucket = size * policy.reduce_bucket if policy.contiguous_gradients else 0
+    waiting = 0 if policy.contiguous_gradients else max(bucket_fills(reversed(_sizes(model)), policy.reduce_bucket))
     divided = world_size * (shard - sum(shards[name] for name in few))
     secondary = size * divided // policy.hpz if policy.hpz > 1 else 0
 
@@ -225,7 +228,7 @@ def _stage3(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, 
         gradients=gradients,
         master=master,
         moments=moments,
-        buckets=bucket + norm,
+        buckets=bucket + size * waiting + norm,
         live=whole + size * replay.peak,
         secondary=secondary,
         kept=gradients + bucket + whole,
