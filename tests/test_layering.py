@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vmae2_ds"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
+COST = sorted(path for path in (PACKAGE / "cost").glob("*.py") if path.stem != "__init__")
+
 LAYERS = (
     {"errors"},
     {"contracts", "dist"},
@@ -44,7 +46,7 @@ DOORS = {
 LAZY = {"deepspeed", "decord", "av", "flash_attn", "matplotlib"}
 """Doors that stay shut until a function needs them: the rest works where these packages do not."""
 
-WITHOUT_TORCH = ("errors", "contracts", "config", "recipes", "cost.hardware")
+WITHOUT_TORCH = ("errors", "contracts", "config", "recipes", "masking", "cost", *(f"cost.{p.stem}" for p in COST))
 """Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""
 
 MAX_LINES = 400

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import functools
 import io
+import json
 import logging
 import os
 import re
@@ -16,22 +17,23 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from vmae2_ds import __version__
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError, Preempted, Vmae2Error
 
+if TYPE_CHECKING:
+    from vmae2_ds.config import RunConfig
+
 Verb = Callable[[list[str]], None]
+Asked = TypeVar("Asked")
 
 
 def pretrain(args: list[str]) -> None:
     """Pre-train a named recipe with dual masking: vmae2 pretrain RECIPE --data.manifest FILE [--section.key value]."""
-    from vmae2_ds.recipes import RECIPES, describe_recipe
-
-    table = {name: (describe_recipe(name), build()) for name, build in RECIPES.items()}
-    config = _parse(tyro.extras.overridable_config_cli, table, prog="vmae2 pretrain", args=args)
+    config = _recipe("vmae2 pretrain", args)
     from vmae2_ds.train.pretrain import pretrain as run
 
     run(config)
@@ -68,12 +70,52 @@ def export_weights(args: list[str]) -> None:
     print(_call(export_published, "vmae2 export", args))
 
 
+def flops(args: list[str]) -> None:
+    """MACs and training FLOPs by module and token set: vmae2 flops --model base [--json]."""
+    from vmae2_ds.tune.flops import flops as run
+
+    _show(_call(run, "vmae2 flops", args))
+
+
+def memory(args: list[str]) -> None:
+    """Activations per clip, and what each ZeRO stage holds: vmae2 memory --model base [--gpus N] [--json]."""
+    from vmae2_ds.tune.memory import memory as run
+
+    _show(_call(run, "vmae2 memory", args))
+
+
+def plan(args: list[str]) -> None:
+    """What a run will be: batch, memory, time, cost, what binds: vmae2 plan RECIPE --gpus N --gpu NAME [--nodes M]."""
+    from vmae2_ds.tune.arguments import PlanArguments
+    from vmae2_ds.tune.planner import check_fits, describe_plan, make_plan, plan_json
+
+    asked, config, _ = _ask(PlanArguments, "vmae2 plan", args)
+    made = make_plan(config, asked)
+    _show(plan_json(made) if asked.json_ else describe_plan(made))
+    check_fits(made)
+
+
+def tune(args: list[str]) -> None:
+    """Search ZeRO, offload, checkpointing and micro batch for the fastest that fits: vmae2 tune RECIPE --gpus N --gpu NAME."""
+    from vmae2_ds.tune.arguments import TuneArguments
+    from vmae2_ds.tune.tuner import describe_tuning, tuning_json
+    from vmae2_ds.tune.tuner import tune as run
+
+    asked, config, overrides = _ask(TuneArguments, "vmae2 tune", args)
+    tuned = run(config, asked, overrides)
+    _show(tuning_json(tuned) if asked.json_ else describe_tuning(tuned))
+
+
 VERBS: dict[str, Verb] = {
     "pretrain": pretrain,
     "visualize": visualize,
     "data synth": data_synth,
     "import": import_weights,
     "export": export_weights,
+    "flops": flops,
+    "memory": memory,
+    "plan": plan,
+    "tune": tune,
 }
 
 
@@ -138,6 +180,29 @@ def _help() -> str:
             "and saved, 76 the loss diverged, 77 the data could not be read on.",
         ]
     )
+
+
+def _recipe(prog: str, args: list[str]) -> RunConfig:
+    """The recipe named first in `args`, with the options that follow it."""
+    from vmae2_ds.recipes import RECIPES, describe_recipe
+
+    table = {name: (describe_recipe(name), build()) for name, build in RECIPES.items()}
+    return _parse(tyro.extras.overridable_config_cli, table, prog=prog, args=args)
+
+
+def _ask(arguments: type[Asked], prog: str, args: list[str]) -> tuple[Asked, RunConfig, list[str]]:
+    """Split `args` into the verb's own options, the recipe, and the recipe's options, which are also given as typed."""
+    parser = functools.partial(tyro.cli, return_unknown_args=True)
+    asked, rest = _parse(parser, arguments, prog=f"{prog} RECIPE", args=args)
+    return asked, _recipe(prog, rest), rest[1:]
+
+
+def _show(result: dict[str, Any] | str) -> None:
+    """Print a calculator's answer: JSON, or text as it is."""
+    try:
+        print(result if isinstance(result, str) else json.dumps(result, indent=2), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _call(function: Callable[..., Any], prog: str, args: list[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ import pytest
 
 from tests.distributed.ranks import run_ranks
 from tests.distributed.steps import make_config, plain_losses
+from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.plan import plan_run
 
 FP32_TOLERANCE = 1e-6  # absolute, on losses near 1: the sum over ranks runs in another order
 BF16_TOLERANCE = 1e-3  # bf16 gradients are rounded once per micro step and rank
+
+OWNERS = {stage: f"FOLDER/owners{stage}.json" for stage in (1, 2)}
+"""Policies as `vmae2 tune` may write them: each gradient is reduced to the rank that updates it."""
 
 
 def _variants() -> dict[str, dict[str, Any]]:
@@ -39,7 +44,8 @@ def _variants() -> dict[str, dict[str, Any]]:
         for mode in ("decoder", "every_k", "all", "deepspeed")
         for stage in (1, 3)
     }
-    return fp32 | bf16 | other | recomputed
+    owners = {f"fp32 zero{stage} reduced to owners": {"train": {"ds_config": OWNERS[stage]}} for stage in (1, 2)}
+    return fp32 | bf16 | other | recomputed | owners
 
 
 VARIANTS = _variants()
@@ -53,8 +59,12 @@ def reference() -> dict[str, list[float]]:
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[float]]]:
     folder: Path = tmp_path_factory.mktemp("steps")
+    for stage, name in OWNERS.items():
+        section = ZeroPolicy(stage=stage, reduce_bucket=100_000, multi_rank_allreduce=False).zero_optimization()
+        Path(name.replace("FOLDER", str(folder))).write_text(json.dumps({"zero_optimization": section}))
+    variants = json.loads(json.dumps(VARIANTS).replace("FOLDER", str(folder)))
     return {
-        world_size: run_ranks("tests.distributed.steps", VARIANTS, folder / f"w{world_size}.json", world_size)
+        world_size: run_ranks("tests.distributed.steps", variants, folder / f"w{world_size}.json", world_size)
         for world_size in (1, 2)
     }
 

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from vmae2_ds.config import ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.cost.traffic import AttentionKind, Precision
 
 # n tokens, d width, m hidden width, h heads of a block; V visible cubes, M decoded cubes, P values in a cube.
-
-AttentionKind = Literal["math", "flash"]
-"""math keeps n x n scores per head; flash, any fused kernel (flash_attn, sdpa's flash and efficient ones), does not."""
-
-Precision = Literal["bf16", "fp32", "autocast"]
-"""bf16: weights and activations in 16 bit, as we train; autocast: fp32 weights under CUDA autocast, as the paper."""
 
 
 class _Widths(NamedTuple):
@@ -171,7 +166,7 @@ class _Tower:
         # fc2: the output's gradient (and autocast's copy of it in 16 bit), and the one it makes of its input. GELU's
         # backward has as much: its own gradients in and out, after fc2's input has gone.
         mlp = self.stream * nd + (linear * nd if self.stream != linear else 0) + linear * nm
-        if self.attention == "flash":
+        if self.attention != "math":
             return mlp  # the fused backward makes dq, dk, dv: less, now that the MLP has given back 2nm
         # Softmax: what the MLP, the output projection and v saved is gone. Left are the input of the first norm, its
         # output, q and k; beside them the gradients of v and of the residual stream.
@@ -190,7 +185,7 @@ class _Tower:
         # Inputs of attention and of its output projection. A fused kernel saves the packed q, k, v and its own output;
         # math, the copies of scaled q, of k and of v that its batched products read, and the packed one goes.
         attention = 3 * linear * nd + linear * nd
-        if self.attention == "flash":
+        if self.attention != "math":
             attention += 4 * self.tokens * self.config.heads  # float32 log-sum-exp of each row of scores
         else:
             attention += self.width.score * self._scores

@@ -19,8 +19,11 @@ class Range(StrictModel):
     """A constant: the value that the expected case uses, and the two that give the bounds."""
 
     low: float
+    """Lower bound."""
     value: float
+    """Expected."""
     high: float
+    """Upper bound."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Range:
@@ -48,6 +51,10 @@ class Assumptions(StrictModel):
     """Share of what torch's allocator holds that no tensor uses."""
     matmul_efficiency: Range = _range(0.35, 0.5, 0.65)
     """Share of the dense peak that matrix products reach."""
+    half_rate_tokens: Range = _range(100, 400, 1000)
+    """Encoder tokens in a micro batch at which matrix products reach half of that: small products leave a GPU's cores idle."""
+    launch_s: Range = _range(3e-6, 6e-6, 15e-6)
+    """Host time to start one operation; a GPU that is busier than that hides it."""
     memory_efficiency: Range = _range(0.6, 0.75, 0.9)
     """Share of device memory bandwidth that norms, activations, softmax and the optimizer reach."""
     link_efficiency: Range = _range(0.6, 0.75, 0.9)
@@ -83,7 +90,15 @@ class Assumptions(StrictModel):
 
 
 LESS_IS_BETTER = frozenset(
-    ("context_gib", "workspace_gib", "fragmentation", "decode_core_s", "transform_core_s", "collective_s")
+    (
+        "context_gib",
+        "workspace_gib",
+        "fragmentation",
+        "decode_core_s",
+        "transform_core_s",
+        "collective_s",
+        "half_rate_tokens",
+    )
 )
 """The constants whose low end is the best case."""
 

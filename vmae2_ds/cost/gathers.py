@@ -39,9 +39,22 @@ def persistent(model: ModelConfig, policy: ZeroPolicy) -> frozenset[str]:
     return frozenset(name for name, shape in shapes.items() if prod(shape) <= policy.persistence_threshold)
 
 
-@lru_cache(maxsize=256)
 def replay_gathers(model: ModelConfig, policy: ZeroPolicy, world_size: int, *, accumulates: bool = False) -> Gathers:
-    """One micro step at stage 3, from the third on.
+    """One micro step at stage 3, from the third on."""
+    read = ZeroPolicy(  # what a replay depends on: policies that differ elsewhere share one
+        stage=3,
+        reduce_bucket=policy.reduce_bucket,
+        prefetch_bucket=policy.prefetch_bucket,
+        max_live=policy.max_live,
+        max_reuse=policy.max_reuse,
+        persistence_threshold=policy.persistence_threshold,
+    )
+    return _replay(model, read, world_size, accumulates)
+
+
+@lru_cache(maxsize=4096)
+def _replay(model: ModelConfig, policy: ZeroPolicy, world_size: int, accumulates: bool) -> Gathers:
+    """The third micro step.
 
     The first records the order of the calls. The second is the first to look ahead, and whether it releases a weight
     after a call is decided for ever (an lru_cache on __params_to_release). Where gradients accumulate no optimizer step

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 
 from vmae2_ds.config import ModelConfig, TowerConfig
 
 Shape = tuple[int, ...]
 
 
-def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
+@lru_cache(maxsize=64)
+def parameter_shapes(model: ModelConfig) -> Mapping[str, Shape]:
     """Name -> shape, in the order of `MaskedAutoencoder.named_parameters()`."""
     encoder, decoder = model.encoder, model.decoder
     cube_values = 3 * model.tubelet * model.patch * model.patch
-    return {
+    shapes = {
         "encoder.embed.proj.weight": (encoder.width, cube_values),
         "encoder.embed.proj.bias": (encoder.width,),
         **dict(_blocks("encoder", encoder)),
@@ -28,9 +31,11 @@ def parameter_shapes(model: ModelConfig) -> dict[str, Shape]:
         "decoder.head.weight": (cube_values, decoder.width),
         "decoder.head.bias": (cube_values,),
     }
+    return MappingProxyType(shapes)
 
 
-def group_sizes(model: ModelConfig) -> tuple[list[int], list[int]]:
+@lru_cache(maxsize=64)
+def group_sizes(model: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Elements of each parameter, in order, in the optimizer's two groups: with weight decay, and without.
 
     DeepSpeed flattens, pads and divides every group of the optimizer by itself (`train.optim.parameter_groups`).
@@ -40,7 +45,7 @@ def group_sizes(model: ModelConfig) -> tuple[list[int], list[int]]:
         # the rule of train.optim.has_weight_decay, which lies above this layer; a test holds the two together
         decayed = len(shape) > 1 and not name.endswith(("bias", "mask_token"))
         groups[0 if decayed else 1].append(prod(shape))
-    return groups
+    return tuple(groups[0]), tuple(groups[1])
 
 
 def _blocks(tower_name: str, tower: TowerConfig) -> Iterator[tuple[str, Shape]]:

@@ -27,6 +27,7 @@ from vmae2_ds.config import ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 
 AttentionKind = Literal["math", "sdpa", "flash"]
+"""math keeps n x n scores of every head in memory; sdpa (torch's fused kernels) and flash (flash_attn) do not."""
 Side = Literal["encoder", "decoder"]
 SIDES: tuple[Side, Side] = ("encoder", "decoder")
 Precision = Literal["bf16", "fp32", "autocast"]

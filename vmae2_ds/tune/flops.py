@@ -72,7 +72,7 @@ def flops(
     config = ModelConfig.of_size(model, checkpointing=checkpointing, checkpoint_every=checkpoint_every)
     geometry = ClipGeometry(num_frames, size, size, config.tubelet, config.patch)
     sets = token_sets(mask, geometry)
-    found = {
+    found: dict[str, Any] = {
         "model": model,
         "clip": [num_frames, size, size],
         "cubes": geometry.num_cubes,

@@ -10,17 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 
-def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as text: the first column flush left, numbers flush right."""
-    drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+    """A table as text: the first `left` columns flush left, numbers flush right."""
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(header):
-        drawn.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        drawn.add_column(name, justify="left" if number < left else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(str(cell) for cell in row))
-    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console = Console(file=io.StringIO(), width=250, color_system=None)
     console.print(drawn)
     assert isinstance(console.file, io.StringIO), "given above"
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+    lines = [title, *(line.rstrip() for line in console.file.getvalue().splitlines() if line.strip())]
+    return "\n".join(line for line in lines if line)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -30,8 +31,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 0.8 ms, 3.2 s, 41 min, 15.9 h, 12.3 days."""
-    for unit, size, below in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 72 * 3600)):
+    """A time as people say it: 0.8 ms, 3.2 s, 41 min, 15.9 h, 50 days."""
+    for unit, size, below in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 1000 * 3600)):
         if seconds < below:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 86400:.3g} days"

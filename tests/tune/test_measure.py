@@ -1,0 +1,116 @@
+"""Measured settings: a real trial under the launcher, failures that stay rows, and the refit by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tune.test_settings import cluster_of
+from vmae2_ds.config import RunConfig, TowerConfig
+from vmae2_ds.cost.assumptions import Assumptions, read_assumptions
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.recipes import get_recipe
+from vmae2_ds.tune.arguments import TuneArguments
+from vmae2_ds.tune.candidates import evaluate, search
+from vmae2_ds.tune.measure import Measured, Trial, refit
+from vmae2_ds.tune.predict import GIB
+from vmae2_ds.tune.tuner import describe_tuning, tune, tuning_json
+
+NOTHING = Measured(None, None, None, None, None)
+
+
+def little_recipe(**train: object) -> RunConfig:
+    """The desk recipe, small enough for a trial in seconds."""
+    config = get_recipe("vit_ti_pretrain_desk")
+    tower = TowerConfig(width=32, depth=2, heads=2, mlp=64)
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"encoder": tower, "decoder": tower, "attention": "math"}),
+            "data": config.data.model_copy(update={"num_frames": 8, "size": 32, "views": 1}),
+            "train": config.train.model_copy(update={"global_batch": 4, **train}),
+        }
+    )
+
+
+def trial_of(**measured: object) -> Trial:
+    """A prediction on a GPU beside made-up measurements."""
+    cluster = cluster_of(8)
+    candidate = search(get_recipe("vit_b_pretrain_hybrid"), cluster, Assumptions(), offload=False).ranked[0]
+    return Trial(candidate, candidate, NOTHING._replace(**measured))
+
+
+def test_refit_explains_what_was_measured() -> None:
+    """A GPU half as fast as assumed, with 2 GiB of context and a tenth of the allocator unused."""
+    trial = trial_of(peak_gib=50.0, outside_gib=2.0, unused_share=0.1)
+    time = trial.candidate.time
+    slow = trial._replace(
+        measured=trial.measured._replace(step_s=2 * time.compute_s + time.network_s + time.optimizer_s)
+    )
+    fitted, names = refit(Assumptions(), [slow], "test")
+    assert set(names) == {
+        "matmul_efficiency", "memory_efficiency", "launch_s", "context_gib", "workspace_gib", "fragmentation",
+    }  # fmt: skip
+    assert fitted.matmul_efficiency.value == pytest.approx(Assumptions().matmul_efficiency.value / 2)
+    assert fitted.context_gib.value == pytest.approx(2.0)
+    assert fitted.fragmentation.value == pytest.approx(0.1)
+    assert fitted.overlap == Assumptions().overlap, "not seen in a trial"
+    again = evaluate(slow.candidate.setting, slow.candidate.cluster, fitted)
+    assert again.time.device_s == pytest.approx(
+        slow.measured.step_s, rel=0.03
+    )  # the optimizer's bandwidth is halved too
+
+
+def test_refit_without_a_trial_that_ended_well_changes_nothing() -> None:
+    fitted, names = refit(Assumptions(), [trial_of(error="OutOfMemoryError")], "test")
+    assert fitted == Assumptions()
+    assert names == []
+
+
+@pytest.mark.slow
+def test_measuring_on_this_machine(tmp_path: Path) -> None:
+    """Two settings under the real launcher on two ranks; the calibration is one that plan and tune take."""
+    arguments = TuneArguments(gpus=2, gpu="cpu", measure=2, out=tmp_path / "ds.json")
+    tuning = tune(little_recipe(), arguments, [])
+    assert len(tuning.trials) == 2
+    for trial in tuning.trials:
+        assert trial.measured.error is None
+        assert trial.measured.step_s is not None
+        assert trial.measured.peak_gib is not None
+        assert trial.measured.peak_gib > trial.candidate.memory.tensors / GIB, "a process holds its tensors and more"
+    fitted = read_assumptions(tuning.calibration)
+    assert "context_gib" in tuning.refitted
+    assert fitted.context_gib.value > 0.1
+    text = describe_tuning(tuning)
+    assert "Measured on 2 ranks" in text
+    assert "--calibration" in text
+    assert json.loads(json.dumps(tuning_json(tuning)))["trials"][1]["measured"]["error"] is None
+    again = tune(little_recipe(), arguments.model_copy(update={"measure": 0, "calibration": tuning.calibration}), [])
+    assert again.chosen.memory.parts["context"] == pytest.approx(fitted.context_gib.value * GIB)
+
+
+@pytest.mark.slow
+def test_a_trial_that_dies_costs_only_itself(tmp_path: Path) -> None:
+    """A kernel that is not installed: the rank ends with an error, which becomes the row's reason."""
+    config = little_recipe()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"attention": "flash"})})
+    tuning = tune(config, TuneArguments(gpus=1, gpu="cpu", measure=1, out=tmp_path / "ds.json"), [])
+    assert tuning.trials[0].measured.step_s is None
+    assert "flash_attn" in str(tuning.trials[0].measured.error)
+    assert tuning.calibration is None
+    assert (tmp_path / "ds.json").is_file(), "the predicted best is still written"
+    assert "failed" in describe_tuning(tuning)
+
+
+def test_measuring_gpus_without_any_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="this machine has no GPU"):
+        tune(
+            get_recipe("vit_b_pretrain_hybrid"),
+            TuneArguments(gpus=8, gpu="a100-80g", measure=1, out=tmp_path / "ds.json"),
+            [],
+        )

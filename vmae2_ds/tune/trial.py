@@ -1,0 +1,109 @@
+"""A few real steps of one setting on made-up clips, as one rank of the deepspeed launcher: peak memory and step time.
+
+    deepspeed --num_accelerators N --module vmae2_ds.tune.trial RUN_CONFIG.json STEPS OUT.json
+
+Rank 0 writes the largest memory of any rank, in bytes, and its own times of every step, in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vmae2_ds.config import RunConfig
+from vmae2_ds.contracts import PretrainBatch
+from vmae2_ds.dist import World, default_device
+from vmae2_ds.masking import count_masks, make_masks
+from vmae2_ds.train.build import build_engine, resolve_attention
+from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
+from vmae2_ds.train.optim import set_learning_rate
+from vmae2_ds.train.plan import RunPlan, plan_run
+
+LEARNING_RATE = 1e-5
+
+
+def run_trial(config: RunConfig, num_steps: int, out: Path) -> None:
+    """Take `num_steps` optimizer steps of `config` on noise; rank 0 writes `out`, whole or not at all.
+
+    Raises what the engine raises, torch's out-of-memory error among them.
+    """
+    world = start_ranks()
+    plan = plan_run(config, config.train.global_batch, world.size)
+    engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu"))
+    counts = count_masks(config.mask, config.geometry)
+    attention = resolve_attention(config, counts, plan, engine.device)
+    engine.objective.model.use_attention(*attention)  # type: ignore[operator, union-attr]
+    set_learning_rate(engine.parameter_groups, LEARNING_RATE)
+    batch = _made_up(config, plan.clips_per_micro_step, world.rank)
+    times_s = _time_steps(engine, plan, batch, num_steps)
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu",
+        "ranks": world.size,
+        "attention": attention,
+        "step_times_s": times_s,
+        **{name: _largest(value, world) for name, value in _peak_memory(engine.device).items()},
+    }
+    if world.rank == 0:
+        part = out.with_suffix(".part")
+        part.write_text(json.dumps(result))
+        part.rename(out)
+    stop_ranks(world)
+
+
+def _time_steps(engine: Engine, plan: RunPlan, batch: PretrainBatch, num_steps: int) -> list[float]:
+    """Wall time of each optimizer step; the first ones also allocate, so a reader drops them."""
+    times_s = []
+    for _ in range(num_steps):
+        start = time.perf_counter()
+        for _ in range(plan.accumulation):
+            engine.micro_step(batch)
+        engine.update()
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize(engine.device)
+        times_s.append(time.perf_counter() - start)
+    return times_s
+
+
+def _made_up(config: RunConfig, num_clips: int, rank: int) -> PretrainBatch:
+    rng = np.random.default_rng((config.train.seed, rank))
+    shape = (num_clips, config.data.num_frames, config.data.size, config.data.size, 3)
+    masks = [make_masks(config.mask, config.geometry, rng) for _ in range(num_clips)]
+    return PretrainBatch.of_clips(torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)), masks)
+
+
+def _peak_memory(device: torch.device) -> dict[str, int]:
+    """The most memory taken so far: in all, by torch's allocator, and by tensors (0 on a CPU, where nobody counts them)."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        outside = total - free - torch.cuda.memory_reserved(device)
+        reserved = torch.cuda.max_memory_reserved(device)
+        allocated = torch.cuda.max_memory_allocated(device)
+    else:
+        outside, allocated = 0, 0
+        reserved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"peak_bytes": outside + reserved, "reserved_bytes": reserved, "allocated_bytes": allocated}
+
+
+def _largest(value: int, world: World) -> int:
+    if world.size == 1:
+        return value
+    values: list[int] = [0] * world.size
+    torch.distributed.all_gather_object(values, value)
+    return max(values)
+
+
+def main(args: list[str]) -> None:
+    """Run one rank."""
+    run_trial(RunConfig.model_validate_json(Path(args[0]).read_text()), int(args[1]), Path(args[2]))
+
+
+if __name__ == "__main__":
+    main([arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")])

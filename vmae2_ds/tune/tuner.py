@@ -1,0 +1,207 @@
+"""`vmae2 tune`: search, explain, write the ds_config, and on request measure the best settings and refit the assumptions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmae2_ds.config import RunConfig
+from vmae2_ds.cost.assumptions import Assumptions
+from vmae2_ds.cost.cluster import Cluster
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.train.ds_config import fill_policy
+from vmae2_ds.train.plan import plan_run
+from vmae2_ds.tune.arguments import TuneArguments, assumptions_of, cluster_of
+from vmae2_ds.tune.candidates import Candidate, Search, evaluate, search
+from vmae2_ds.tune.explain import candidate_json, front_table, nothing_fits, rejected_table
+from vmae2_ds.tune.measure import Trial, measure, refit
+from vmae2_ds.tune.predict import GIB, Setting
+from vmae2_ds.tune.tables import duration, table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `tune` found and did."""
+
+    found: Search
+    chosen: Candidate
+    out: Path
+    command: str
+    trials: list[Trial]
+    calibration: Path | None
+    refitted: list[str]
+
+
+def tune(config: RunConfig, arguments: TuneArguments, overrides: Sequence[str]) -> Tuning:
+    """Search every setting of `config` on the machines asked for, and write the best one's ds_config.
+
+    Args:
+        overrides: the recipe's options as they were typed, to be repeated in the command to start.
+
+    Raises:
+        ConfigError: nothing fits, with what would; or the question cannot be answered as asked.
+    """
+    assumptions = assumptions_of(arguments)
+    cluster = cluster_of(arguments, assumptions)
+    options = {"quantized": arguments.quantized, "offload": arguments.offload}
+    found = search(config, cluster, assumptions, **options)
+    chosen = found.chosen
+    if chosen is None:
+        raise nothing_fits(found, assumptions, **options)
+    trials: list[Trial] = []
+    calibration, refitted = None, []
+    if arguments.measure:
+        folder = arguments.out.with_suffix("")
+        trials = _measure_best(found, cluster, assumptions, arguments, folder)
+        calibration = folder / "calibration.json"
+        refitted = _write_calibration(trials, assumptions, calibration)
+        chosen = _fastest_measured(trials) or chosen
+    write_ds_config(chosen.setting, cluster, arguments.out)
+    command = launch_command(chosen, arguments, overrides)
+    return Tuning(found, chosen, arguments.out, command, trials, calibration if refitted else None, refitted)
+
+
+def write_ds_config(setting: Setting, cluster: Cluster, path: Path) -> None:
+    """Write the setting as a complete ds_config: every number stands in it, so DeepSpeed itself can read it."""
+    config = setting.config
+    plan = plan_run(config, config.train.global_batch, cluster.num_gpus)
+    policy: dict[str, Any] = {"zero_optimization": setting.policy.zero_optimization()}
+    ds_config = fill_policy(policy, config, plan, on_cpu=cluster.gpu.key == "cpu")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(ds_config, indent=2) + "\n")
+
+
+def launch_command(chosen: Candidate, arguments: TuneArguments, overrides: Sequence[str]) -> str:
+    """The line that starts the run as tuned."""
+    config, cluster = chosen.setting.config, chosen.cluster
+    where = ["--hostfile", "HOSTFILE"] if cluster.num_nodes > 1 else ["--num_accelerators", str(cluster.num_gpus)]
+    tuned = ["--train.ds-config", str(arguments.out), "--train.micro-batch", str(config.train.micro_batch)]
+    tuned += ["--model.checkpointing", config.model.checkpointing]
+    if config.model.checkpointing == "every_k":
+        tuned += ["--model.checkpoint-every", str(config.model.checkpoint_every)]
+    tuned.append("--train.ds-zero-init" if config.train.ds_zero_init else "--train.no-ds-zero-init")
+    manifest = [] if config.data.manifest else ["--data.manifest", "LIST.csv"]
+    words = ["deepspeed", *where, "--module", "vmae2_ds", "pretrain", config.recipe, *overrides, *manifest, *tuned]
+    return shlex.join(words)
+
+
+def _measure_best(
+    found: Search, cluster: Cluster, assumptions: Assumptions, arguments: TuneArguments, folder: Path
+) -> list[Trial]:
+    """Run the best settings, each on as many ranks as there are here; predictions are made anew for that number."""
+    here = cluster if arguments.hostfile else _cluster_here(cluster)
+    trials = []
+    for number, candidate in enumerate(found.ranked[: arguments.measure]):
+        setting = _on(here, candidate.setting, cluster)
+        path = folder / f"trial{number}" / "ds_config.json"
+        write_ds_config(setting, here, path)
+        log.info("measuring %d of %d: %s", number + 1, arguments.measure, candidate.describe())
+        measured = measure(
+            setting, path, here.num_gpus, path.parent, hostfile=arguments.hostfile, timeout_s=arguments.measure_timeout
+        )
+        trials.append(Trial(candidate, evaluate(setting, here, assumptions), measured))
+        if measured.error:
+            log.warning("trial %d failed: %s", number, measured.error)
+    return trials
+
+
+def _cluster_here(cluster: Cluster) -> Cluster:
+    if cluster.gpu.key == "cpu":
+        return cluster
+    devices = torch.cuda.device_count()
+    if devices == 0:
+        raise ConfigError("--measure: this machine has no GPU; run it where the GPUs are, or plan with --gpu cpu")
+    num_gpus = min(devices, cluster.num_gpus)
+    return replace(cluster, num_gpus=num_gpus, num_nodes=1)
+
+
+def _on(here: Cluster, setting: Setting, cluster: Cluster) -> Setting:
+    """The same micro batch, accumulation and policy on the ranks at hand; only the global batch shrinks with them."""
+    global_batch = setting.config.train.global_batch * here.num_gpus // cluster.num_gpus
+    train = setting.config.train.model_copy(update={"global_batch": global_batch})
+    return setting._replace(config=setting.config.model_copy(update={"train": train}))
+
+
+def _write_calibration(trials: Sequence[Trial], assumptions: Assumptions, path: Path) -> list[str]:
+    """Refit, and write the file if anything was measured; returns the names of what was refitted."""
+    fitted, names = refit(assumptions, trials, f"vmae2 tune --measure, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
+    if names:
+        path.write_text(fitted.model_dump_json(indent=1) + "\n")
+    return names
+
+
+def _fastest_measured(trials: Sequence[Trial]) -> Candidate | None:
+    done = [trial for trial in trials if trial.measured.step_s is not None]
+    return min(done, key=lambda trial: trial.measured.step_s or 0.0).asked if done else None
+
+
+def tuning_json(tuning: Tuning) -> dict[str, Any]:
+    """Everything as plain values."""
+    return {
+        "recipe": tuning.found.config.recipe,
+        "cluster": str(tuning.found.cluster),
+        "searched": len(tuning.found.candidates),
+        "fitting": len(tuning.found.fitting),
+        "chosen": candidate_json(tuning.chosen),
+        "front": [candidate_json(candidate) for candidate in tuning.found.front],
+        "ds_config": str(tuning.out),
+        "command": tuning.command,
+        "trials": [
+            {"predicted": candidate_json(trial.candidate), "measured": trial.measured._asdict()}
+            for trial in tuning.trials
+        ],
+        "calibration": None if tuning.calibration is None else str(tuning.calibration),
+        "refitted": tuning.refitted,
+    }
+
+
+def describe_tuning(tuning: Tuning) -> str:
+    """What was found, as text."""
+    chosen, found = tuning.chosen, tuning.found
+    lines = [
+        f"{found.config.recipe} on {found.cluster}, global batch {found.config.train.global_batch}",
+        "",
+        front_table(found),
+        "",
+        rejected_table(found),
+        "",
+    ]
+    if tuning.trials:
+        lines += [_trials_table(tuning.trials), ""]
+    if tuning.calibration:
+        lines += [f"refitted {', '.join(tuning.refitted)}: plan and tune take --calibration {tuning.calibration}", ""]
+    margin = "also in the worst case" if chosen.is_safe else "but not in the worst case"
+    lines += [
+        f"taken: {chosen.describe()}",
+        f"  {duration(chosen.time.total_s)} a step, {chosen.memory.total / GIB:.1f} GiB; fits {margin}",
+        f"wrote {tuning.out}; start with:",
+        f"  {tuning.command}",
+    ]
+    return "\n".join(lines)
+
+
+def _trials_table(trials: Sequence[Trial]) -> str:
+    rows = [[trial.candidate.describe(), *_beside(trial)] for trial in trials]
+    ranks = trials[0].candidate.cluster.num_gpus
+    header = ["setting", "step predicted", "measured", "error", "GiB predicted", "measured", "error"]
+    return table(f"Measured on {ranks} rank{'s' if ranks > 1 else ''}", header, rows)
+
+
+def _beside(trial: Trial) -> list[str]:
+    """Prediction, measurement and error of time and memory."""
+    step_s, gib = trial.candidate.time.device_s, trial.candidate.memory.total / GIB
+    measured = trial.measured
+    if measured.step_s is None or measured.peak_gib is None:
+        return [duration(step_s), "failed", "", f"{gib:.2f}", "", ""]
+    time = [duration(step_s), duration(measured.step_s), f"{step_s / measured.step_s - 1:+.0%}"]
+    return [*time, f"{gib:.2f}", f"{measured.peak_gib:.2f}", f"{gib / measured.peak_gib - 1:+.0%}"]
