@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.hardware import ACCELERATORS, FILE_EXAMPLE, find_accelerator, get_accelerator
 from vmae2_ds.errors import ConfigError
 
@@ -62,6 +63,14 @@ def test_table_is_consistent() -> None:
         assert 1.9 <= half / fp32 <= 16.1
 
 
+@pytest.mark.parametrize(("key", "gib_of_torch"), [("t4", 14.756), ("a100-80g", 79.15), ("rtx-4090", 23.65)])
+def test_memory_is_what_drivers_report(key: str, gib_of_torch: float) -> None:
+    """torch.cuda.get_device_properties().total_memory, as users print it; a T4 spends one byte in 16 on ECC."""
+    usable = Assumptions().usable_memory
+    memory_gb = get_accelerator(key).memory_gb
+    assert usable.low * memory_gb <= gib_of_torch <= 1.001 * usable.high * memory_gb
+
+
 @pytest.mark.parametrize("name", ["a100-80g", "A100-80G", "A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB"])
 def test_gpu_by_key_or_by_its_own_name(name: str) -> None:
     assert get_accelerator(name).name == "A100 80GB SXM"
@@ -83,6 +92,8 @@ def test_unknown_gpu_names_the_nearest_and_the_file(tmp_path: Path) -> None:
         (FILE_EXAMPLE.replace('"memory_gb": 96, ', ""), "memory_gb: Field required"),
         (FILE_EXAMPLE.replace("96", "-1"), "memory_gb: Input should be greater than 0"),
         (FILE_EXAMPLE.replace('"bf16"', '"bf61"'), "peak_tflops.bf61"),
+        (FILE_EXAMPLE.replace("800", "0"), "peak_tflops.bf16: Input should be greater than 0"),
+        (FILE_EXAMPLE.replace("4000", "Infinity"), "bandwidth_gb_s: Input should be a finite number"),
         (FILE_EXAMPLE.replace('"name"', '"hbm": 3, "name"'), "hbm: Extra inputs"),
     ],
 )
