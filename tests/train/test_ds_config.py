@@ -54,6 +54,11 @@ def test_bf16_is_enabled_where_asked() -> None:
         ('{"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}', 'reduce_bucket_size is "auto"'),
         ("{", "line 1: not JSON"),
         ("[]", "JSON object"),
+        ('{"zero_optimization": 3}', "zero_optimization=3 is not a JSON object"),
+        ('{"zero_optimization": {"stage": 5}}', "stage=5: 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": "three"}}', "stage='three': 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}', "offload_optimizer='cpu'; write"),
+        ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": -5}}', "reduce_bucket_size=-5: a number above 0"),
         ("{}", "stage 0 takes a wrong first step"),
     ],
 )

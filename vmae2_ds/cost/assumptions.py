@@ -78,6 +78,16 @@ class Assumptions(StrictModel):
     host_memory_gib: Range = _range(64, 128, 256)
     """Host memory for one GPU, for offload."""
 
+    @model_validator(mode="after")
+    def _can_be_divided_by(self) -> Assumptions:
+        for name, constant in self:
+            if isinstance(constant, Range) and name not in LESS_IS_BETTER and name != "overlap" and constant.low == 0:
+                raise ValueError(f"{name}.low=0: rates and shares are divided by; it has to be more than 0")
+        for name in ("fragmentation", "overlap", "usable_memory"):
+            if getattr(self, name).high > 1 or (name == "fragmentation" and self.fragmentation.high == 1):
+                raise ValueError(f"{name}.high={getattr(self, name).high:g}: it is a share, below 1")
+        return self
+
     def at(self, end: End) -> Assumptions:
         """Every range narrowed to one of its ends, so that `.value` is the best, the expected or the worst case."""
         narrowed: dict[str, object] = {"source": self.source}
@@ -113,9 +123,11 @@ def read_assumptions(path: Path | None) -> Assumptions:
         raise ConfigError(f"--calibration {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"--calibration {path}: line {error.lineno}: not JSON: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--calibration {path}: not a text file; `vmae2 tune --measure` writes one") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "file"
         raise ConfigError(
             f"--calibration {path}: {where}: {first['msg']}; known: {', '.join(Assumptions.model_fields)}"
         ) from None

@@ -41,9 +41,11 @@ def make_cluster(
     """
     if num_gpus < 1:
         raise ConfigError(f"--gpus {num_gpus}: at least 1")
+    if num_nodes is not None and num_nodes < 1:
+        raise ConfigError(f"--nodes {num_nodes}: at least 1")
     nodes = num_nodes if num_nodes is not None else -(-num_gpus // USUAL_NODE)
-    if nodes < 1 or num_gpus % nodes:
-        near = max(1, num_gpus // max(1, nodes)) * max(1, nodes)
+    if num_gpus % nodes:
+        near = max(1, num_gpus // nodes) * nodes
         raise ConfigError(f"--gpus {num_gpus} do not divide over {nodes} node(s); try --gpus {near}, or say --nodes")
     if memory_gib is not None and not 0 < memory_gib <= gpu.memory_gb:
         raise ConfigError(

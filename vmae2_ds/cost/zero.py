@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from vmae2_ds.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,19 @@ class ZeroPolicy:
 
     @classmethod
     def of_ds_config(cls, ds_config: Mapping[str, Any]) -> ZeroPolicy:
-        """Read a policy or a resolved ds_config; what it leaves out has DeepSpeed's default."""
+        """Read a policy or a resolved ds_config; what it leaves out has DeepSpeed's default.
+
+        Raises:
+            ConfigError: a size that is no number, such as "auto".
+        """
         zero = ds_config.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         named = {name: zero[key] for name, key in _KEYS.items() if key in zero}
+        for name, value in named.items():
+            if not isinstance(value, (bool, int, float)):
+                raise ConfigError(
+                    f"ds_config: zero_optimization.{_KEYS[name]}={value!r}: write a number, or leave it out"
+                )
         sizes: dict[str, Any] = {k: v if isinstance(v, bool) else int(v) for k, v in named.items()}
         overlap = zero.get("overlap_comm")
         return cls(
@@ -54,6 +65,19 @@ class ZeroPolicy:
             overlap_comm=stage == 3 if overlap is None else bool(overlap),
             **sizes,
         )
+
+    def on(self, num_ranks: int) -> ZeroPolicy:
+        """The same with hpZ as DeepSpeed has it on `num_ranks` ranks (utils/groups.py:_create_zero_param_parallel_group).
+
+        Raises:
+            ConfigError: the ranks do not divide into groups of hpZ.
+        """
+        ranks = min(self.hpz, num_ranks)
+        if ranks > 1 and num_ranks % ranks:
+            raise ConfigError(
+                f"zero_hpz_partition_size={self.hpz} does not divide {num_ranks} GPUs; set it to the GPUs of a node"
+            )
+        return replace(self, hpz=max(1, ranks))
 
     def zero_optimization(self) -> dict[str, Any]:
         """The `zero_optimization` section that says this, without what the stage does not read."""

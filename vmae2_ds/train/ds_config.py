@@ -33,7 +33,12 @@ def read_policy(name: str) -> dict[str, Any]:
     if path.suffix == ".json":
         if not path.is_file():
             raise ConfigError(f"train.ds_config: no file {path}; or name one of {', '.join(policy_names())}")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except OSError as error:
+            raise ConfigError(f"train.ds_config {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"train.ds_config {path}: not a text file; a ds_config is JSON") from None
     elif name in policy_names():
         text = (_folder() / f"{name}.json").read_text()
     else:
@@ -44,7 +49,26 @@ def read_policy(name: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
     if not isinstance(policy, dict):
         raise ConfigError(f"{path}: a ds_config is a JSON object, not {type(policy).__name__}")
+    _check_zero(policy.get("zero_optimization", {}), path)
     return policy
+
+
+def _check_zero(zero: Any, path: Path) -> None:
+    """What DeepSpeed would refuse with a traceback on every rank, and the calculators would read wrong."""
+    if not isinstance(zero, dict):
+        raise ConfigError(f'{path}: zero_optimization={zero!r} is not a JSON object; write {{"stage": 1}}')
+    stage = zero.get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage={stage!r}: 0, 1, 2 or 3")
+    for part in ("offload_optimizer", "offload_param"):
+        device = zero[part].get("device") if isinstance(zero.get(part), dict) else None
+        if part in zero and device not in ("none", "cpu", "nvme"):
+            raise ConfigError(
+                f'{path}: zero_optimization.{part}={zero[part]!r}; write {{"device": "cpu"}}, or leave it out'
+            )
+    for key, value in zero.items():
+        if key.endswith("_size") and not (value == AUTO or (isinstance(value, (int, float)) and value > 0)):
+            raise ConfigError(f"{path}: zero_optimization.{key}={value!r}: a number above 0")
 
 
 def zero_stage(ds_config: dict[str, Any]) -> int:

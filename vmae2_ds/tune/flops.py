@@ -69,6 +69,9 @@ def flops(
         clips: Clips in an optimizer step, over all ranks.
         json: Print JSON.
     """
+    for option, value in (("clips", clips), ("checkpoint-every", checkpoint_every)):
+        if value < 1:
+            raise ConfigError(f"--{option} {value}: at least 1")
     config = ModelConfig.of_size(model, checkpointing=checkpointing, checkpoint_every=checkpoint_every)
     geometry = ClipGeometry(num_frames, size, size, config.tubelet, config.patch)
     sets = token_sets(mask, geometry)

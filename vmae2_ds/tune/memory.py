@@ -86,9 +86,10 @@ def memory(
         ds_config: ZeRO policy: a name or a JSON file.
         json: Print JSON.
     """
-    for name, value in (("gpus", gpus), ("clips", clips), ("accumulation", accumulation)):
+    at_least_1 = {"gpus": gpus, "clips": clips, "accumulation": accumulation, "checkpoint-every": checkpoint_every}
+    for option, value in at_least_1.items():
         if value < 1:
-            raise ConfigError(f"--{name} {value}: at least 1")
+            raise ConfigError(f"--{option} {value}: at least 1")
     config = ModelConfig.of_size(model, checkpointing=checkpointing, checkpoint_every=checkpoint_every)
     geometry = ClipGeometry(num_frames, size, size, config.tubelet, config.patch)
     counts = {name: chosen.counts for name, chosen in token_sets(mask, geometry).items() if chosen is not None}
@@ -97,11 +98,16 @@ def memory(
 
     def gpu_memory(policy: ZeroPolicy) -> GpuMemory:
         states = state_bytes(
-            config, policy, gpus, precision="bf16" if precision == "bf16" else "fp32", accumulation=accumulation
+            config,
+            policy.on(gpus),
+            gpus,
+            precision="bf16" if precision == "bf16" else "fp32",
+            accumulation=accumulation,
         )
         return add_up(states, clips * subject.activations("dual", attention, precision).peak, Assumptions())
 
     policies = {name: ZeroPolicy.of_ds_config(read_policy(name)) for name in policy_names() if name != "cpu"}
+    policies = {name: policy for name, policy in policies.items() if gpus % min(policy.hpz, gpus) == 0}
     policies |= {f"DeepSpeed's defaults, stage {stage}": _defaults(stage) for stage in (1, 2, 3)}
     if precision == "bf16":
         del policies["zero0"]

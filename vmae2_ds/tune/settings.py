@@ -61,12 +61,10 @@ def _micro_batches(config: RunConfig, num_gpus: int) -> list[int]:
         unit = views * num_gpus
         lower = global_batch // unit * unit
         several = f"{lower} or {lower + unit}" if lower else f"{unit}"
-        fewer = (
-            max(n for n in range(1, num_gpus + 1) if global_batch % (views * n) == 0) if views <= global_batch else 1
-        )
+        fewer = max((n for n in range(1, num_gpus) if global_batch % (views * n) == 0), default=None)
         raise ConfigError(
             f"train.global_batch={global_batch} cannot be shared by {num_gpus} GPUs with views={views} each: it is no "
-            f"multiple of {unit}; try --train.global-batch {several}, or --gpus {fewer}"
+            f"multiple of {unit}; try --train.global-batch {several}" + (f", or --gpus {fewer}" if fewer else "")
         )
     per_gpu = global_batch // (views * num_gpus)
     return [n for n in range(1, per_gpu + 1) if per_gpu % n == 0]

@@ -51,6 +51,7 @@ def tune(config: RunConfig, arguments: TuneArguments, overrides: Sequence[str]) 
     Raises:
         ConfigError: nothing fits, with what would; or the question cannot be answered as asked.
     """
+    _check_files(arguments)
     assumptions = assumptions_of(arguments)
     cluster = cluster_of(arguments, assumptions)
     options = {"quantized": arguments.quantized, "offload": arguments.offload}
@@ -71,14 +72,25 @@ def tune(config: RunConfig, arguments: TuneArguments, overrides: Sequence[str]) 
     return Tuning(found, chosen, arguments.out, command, trials, calibration if refitted else None, refitted)
 
 
+def _check_files(arguments: TuneArguments) -> None:
+    """Before the search: what would fail after it. `--train.ds-config` takes a path for a file only if it ends in .json."""
+    if arguments.out.suffix != ".json" or arguments.out.is_dir():
+        raise ConfigError(f"--out {arguments.out}: the name of a file that ends in .json")
+    if arguments.hostfile is not None and not arguments.hostfile.is_file():
+        raise ConfigError(f"--hostfile {arguments.hostfile}: no such file; leave it out for the GPUs of this machine")
+
+
 def write_ds_config(setting: Setting, cluster: Cluster, path: Path) -> None:
     """Write the setting as a complete ds_config: every number stands in it, so DeepSpeed itself can read it."""
     config = setting.config
     plan = plan_run(config, config.train.global_batch, cluster.num_gpus)
     policy: dict[str, Any] = {"zero_optimization": setting.policy.zero_optimization()}
     ds_config = fill_policy(policy, config, plan, on_cpu=cluster.gpu.key == "cpu")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ds_config, indent=2) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(ds_config, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--out {path}: {error.strerror}") from None
 
 
 def launch_command(chosen: Candidate, arguments: TuneArguments, overrides: Sequence[str]) -> str:
