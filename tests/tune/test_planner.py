@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from vmae2_ds.config import RunConfig
-from vmae2_ds.cost.assumptions import Assumptions
+from vmae2_ds.cost.assumptions import Assumptions, End, Range
+from vmae2_ds.cost.states import state_bytes
+from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
-from vmae2_ds.tune.arguments import PlanArguments
+from vmae2_ds.train.ds_config import read_policy
+from vmae2_ds.tune.arguments import PlanArguments, cluster_of
 from vmae2_ds.tune.planner import Plan, check_fits, describe_plan, make_plan, plan_json
+from vmae2_ds.tune.predict import Setting, add_up, predict_memory, predict_time
 
 RECIPE = "vit_g_pretrain_hybrid"
 
@@ -52,6 +56,43 @@ def test_bounds_enclose_the_expected_case() -> None:
     assert plan.time["best"].total_s < plan.time["expected"].total_s < plan.time["worst"].total_s
     assert plan.memory["best"].total < plan.memory["expected"].total < plan.memory["worst"].total
     assert plan.hours("best") < plan.hours("expected") < plan.hours("worst")
+
+
+@pytest.mark.parametrize("name", [name for name, constant in Assumptions() if isinstance(constant, Range)])
+def test_the_best_end_of_every_assumption_is_its_better_one(name: str) -> None:
+    """One constant at a time, at both ends, in runs that between them are bound by everything: arithmetic, starts, offload."""
+    busy = changed(RECIPE, "train", micro_batch=16)
+    offloaded = changed(RECIPE, "train", ds_config="zero3_offload", micro_batch=1)
+    runs = (busy, offloaded, changed("vit_s_pretrain_hybrid", "train", micro_batch=1))
+
+    def cost(asked: RunConfig, end: End) -> tuple[float, float, float]:
+        ends = Assumptions().model_copy(update={name: getattr(Assumptions().at(end), name)})
+        cluster = cluster_of(PlanArguments(gpus=128, gpu="h200"), ends)
+        setting = Setting(asked, ZeroPolicy.of_ds_config(read_policy(asked.train.ds_config)))
+        time, memory = predict_time(setting, cluster, ends), predict_memory(setting, cluster, ends)
+        return time.device_s, time.data_s, memory.total - 2**30 * (cluster.memory_gib + ends.host_memory_gib.value)
+
+    best, worst = ([figure for asked in runs for figure in cost(asked, end)] for end in ("best", "worst"))
+    assert all(better <= worse for better, worse in zip(best, worst, strict=True))
+    assert best != worst, f"{name} changes nothing here"
+
+
+def test_a_plan_counts_host_memory() -> None:
+    config = changed("vit_6b_pretrain_plan", "train", ds_config="zero3_offload", micro_batch=1)
+    assert plan_of(config, gpus=8, gpu="h200").fits
+    small = plan_of(config, gpus=8, gpu="h200", host_memory=8)
+    assert not small.fits
+    with pytest.raises(ConfigError, match=r"GiB of host memory for each GPU, 8 expected .* --host-memory"):
+        check_fits(small)
+
+
+def test_parts_add_up_to_the_worse_of_backward_and_update() -> None:
+    """With hpZ the second copy is there in both."""
+    policy = ZeroPolicy.of_ds_config(read_policy("zeropp"))
+    states = state_bytes(get_recipe(RECIPE).model, policy, 16, precision="bf16")
+    for activations in (0, 10**12):
+        found = add_up(states, activations, Assumptions())
+        assert found.tensors == max(states.backward + activations, states.step)
 
 
 def test_better_hardware_is_never_slower() -> None:
@@ -102,6 +143,7 @@ def test_a_calibration_replaces_the_priors(tmp_path: Path) -> None:
         ({"gpu": "a100"}, r"--gpu 'a100' is not in the table; .*known: t4"),
         ({"gpus": 0}, r"--gpus 0: at least 1"),
         ({"gpus": 9}, r"--gpus 9 do not divide over 2 node\(s\); try --gpus 8"),
+        ({"nodes": 0}, r"--nodes 0: at least 1"),
         ({"gpus": 12, "nodes": 5}, r"do not divide over 5 node\(s\); try --gpus 10"),
         ({"memory": 96}, r"--memory 96: A100 80GB SXM has 80 GB"),
         (
@@ -129,6 +171,9 @@ def test_unknown_number_of_videos_is_asked_for() -> None:
     [
         ("{", "line 1: not JSON"),
         ('{"matmul": {}}', "matmul: Extra inputs.*known: source, usable_memory"),
+        ("[]", "calibration.json: file: Input should be a valid dictionary"),
+        ('{"matmul_efficiency": {"low": 0, "value": 0.1, "high": 1}}', "matmul_efficiency.low=0"),
+        ('{"fragmentation": {"low": 0, "value": 0.5, "high": 1}}', "fragmentation.high=1: it is a share"),
         ('{"overlap": {"low": 2, "value": 1, "high": 3}}', "overlap: Value error, 0 <= low=2 <= value=1 <= high=3"),
     ],
 )

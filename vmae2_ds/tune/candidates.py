@@ -31,7 +31,8 @@ class Candidate:
     time: StepTime
     """Expected."""
     host_memory_gib: float
-    """What a GPU's share of its host has."""
+    """What a GPU's share of its host has, expected."""
+    worst_host_memory_gib: float
 
     @property
     def margin_gib(self) -> float:
@@ -45,8 +46,9 @@ class Candidate:
 
     @property
     def is_safe(self) -> bool:
-        """Fits even with every assumption at its worse end."""
-        return self.fits and self.worst_memory.total / GIB <= self.cluster.memory_gib
+        """Fits even with every assumption at its worse end, but for the share of a GPU's memory that programs may use."""
+        on_host = self.memory.host / GIB <= self.worst_host_memory_gib
+        return self.fits and on_host and self.worst_memory.total / GIB <= self.cluster.memory_gib
 
     @property
     def complexity(self) -> tuple[int, ...]:
@@ -167,6 +169,7 @@ def _evaluate(setting: Setting, cluster: Cluster, expected: Assumptions, worst: 
         predict_memory(setting, cluster, worst),
         predict_time(setting, cluster, expected),
         expected.host_memory_gib.value,
+        worst.host_memory_gib.value,
     )
 
 

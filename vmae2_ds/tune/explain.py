@@ -120,10 +120,14 @@ def nothing_fits(found: Search, assumptions: Assumptions, *, quantized: bool, of
             f"of {smallest.host_memory_gib:.0f}"
         )
     ways = list(_ways_out(found, assumptions, quantized=quantized, offload=offload))
+    hosts = [candidate.memory.host / GIB for candidate in found.candidates if candidate.margin_gib >= 0]
+    if hosts:
+        ways.append(f"{min(hosts):.0f} GiB of host memory a GPU (--host-memory, where there is more)")
     help_ = "; ".join(ways) if ways else "no number of these GPUs would do"
+    larger = f"; or a GPU with more than {smallest.memory.total / GIB:.0f} GiB" if smallest.margin_gib < 0 else ""
     return ConfigError(
         f"nothing fits {found.config.recipe} on {found.cluster}: {miss}, after {len(found.candidates)} settings. "
-        f"What would: {help_}; or a GPU with more than {smallest.memory.total / GIB:.0f} GiB"
+        f"What would: {help_}{larger}"
     )
 
 

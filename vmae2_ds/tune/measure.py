@@ -122,7 +122,8 @@ def refit(assumptions: Assumptions, trials: Sequence[Trial], source: str) -> tup
         "context_gib": _around([_context_gib(trial) for trial in done], 0.05),
         "workspace_gib": Range(low=0, value=0, high=0),  # is in what was measured as context
     }
-    unused = [trial.measured.unused_share for trial in done if trial.measured.unused_share is not None]
+    # of a model of a few MiB most stays unused, which says nothing about large ones
+    unused = [min(trial.measured.unused_share, 0.5) for trial in done if trial.measured.unused_share is not None]
     changed["fragmentation"] = _around(unused, 0.2) if unused else Range(low=0, value=0, high=0.1)
     return assumptions.model_copy(update=changed), [name for name in changed if name != "source"]
 

@@ -50,9 +50,14 @@ class Plan:
         return self.cluster.memory_gib - self.memory["expected"].total / GIB
 
     @property
+    def host_margin_gib(self) -> float:
+        """Host memory left for each GPU, expected."""
+        return self.assumptions.host_memory_gib.value - self.memory["expected"].host / GIB
+
+    @property
     def fits(self) -> bool:
-        """Does it fit, as expected?"""
-        return self.margin_gib >= 0
+        """Does it fit, as expected, on the GPU and in host memory?"""
+        return self.margin_gib >= 0 and self.host_margin_gib >= 0
 
     def hours(self, end: End) -> float:
         """Wall hours of the whole recipe."""
@@ -82,7 +87,7 @@ def make_plan(config: RunConfig, arguments: PlanArguments) -> Plan:
     run = plan_run(config, num_videos, cluster.num_gpus)
     policy = read_policy(config.train.ds_config)
     fill_policy(policy, config, run, on_cpu=cluster.gpu.key == "cpu")  # refuses what could not start
-    setting = Setting(config, ZeroPolicy.of_ds_config(policy))
+    setting = Setting(config, ZeroPolicy.of_ds_config(policy).on(cluster.num_gpus))
     at = {end: assumptions.at(end) for end in ENDS}
     return Plan(
         setting=setting,
@@ -97,11 +102,17 @@ def make_plan(config: RunConfig, arguments: PlanArguments) -> Plan:
 
 def check_fits(plan: Plan) -> None:
     """Raises ConfigError where the plan needs more memory than each GPU has, with the way out."""
-    if not plan.fits:
+    if plan.margin_gib < 0:
         raise ConfigError(
             f"does not fit: {plan.memory['expected'].total / GIB:.1f} GiB expected on each GPU, "
             f"{plan.cluster.memory_gib:.1f} GiB usable; the activations of {plan.setting.clips} clips take "
             f"{plan.memory['expected'].parts['activations'] / GIB:.1f} of them; "
+            f"vmae2 tune {plan.setting.config.recipe} with the same options finds what does"
+        )
+    if plan.host_margin_gib < 0:
+        raise ConfigError(
+            f"does not fit: {plan.memory['expected'].host / GIB:.0f} GiB of host memory for each GPU, "
+            f"{plan.assumptions.host_memory_gib.value:g} expected to be there; say --host-memory where there is more, or "
             f"vmae2 tune {plan.setting.config.recipe} with the same options finds what does"
         )
 
@@ -236,8 +247,10 @@ def _verdict(plan: Plan) -> list[str]:
     )
     lines = [
         f"binds: {time.binds}{unsure}; memory: "
-        + (f"{plan.margin_gib:.1f} GiB to spare" if plan.fits else f"{-plan.margin_gib:.1f} GiB TOO MUCH")
+        + (f"{plan.margin_gib:.1f} GiB to spare" if plan.margin_gib >= 0 else f"{-plan.margin_gib:.1f} GiB TOO MUCH")
     ]
+    if plan.host_margin_gib < 0:
+        lines.append(f"  host memory: {-plan.host_margin_gib:.1f} GiB a GPU TOO MUCH")
     if plan.fits and plan.memory["worst"].total / GIB > plan.cluster.memory_gib:
         lines.append("  but in the worst case it does not fit: see the memory table")
     if time.binds == "data":

@@ -136,7 +136,12 @@ def add_up(states: StateBytes, activations: float, assumptions: Assumptions) -> 
             "activations": activations,
         }
     else:  # large models in small batches: the fullest moment is the update, when activations are gone
-        tensors |= {"gradients": states.update, "buckets": states.kept, "gathered weights": 0, "activations": 0}
+        tensors |= {
+            "gradients": states.update,
+            "buckets": states.kept,
+            "gathered weights": states.secondary,
+            "activations": 0,
+        }
     unused = assumptions.fragmentation.value
     parts = tensors | {
         "fragmentation": sum(tensors.values()) * unused / (1 - unused),
@@ -263,11 +268,15 @@ def _optimizer_s(setting: Setting, cluster: Cluster, assumptions: Assumptions, r
     if not policy.offload_optimizer:
         return optimizer_time(share, rates, precision=config.train.precision)
     size = 2 if config.train.precision == "bf16" else 4
-    moved = 2 * size * share  # and at stages 1 and 2 the gradient of every micro step
-    if policy.stage == 2:
-        moved += size * share * (accumulation(config, cluster) - 1)
+    micro_steps = accumulation(config, cluster)
+    moved = (4 + size) * share  # once: the gradient down in float32, the new weights up
+    # What adds up lives on the host: stage_1_and_2.py:async_accumulate_grad_in_cpu_via_gpu, stage3.py:partition_grads.
+    if policy.stage == 2 and micro_steps > 1:
+        moved += (2 * micro_steps - 1) * size * share
+    elif policy.stage == 3:
+        moved += 2 * size * share * micro_steps
     if policy.offload_param:
-        moved += 2 * size * share * accumulation(config, cluster)
+        moved += 2 * size * share * micro_steps
     update_s = share / (assumptions.host_adam_params_s.value * assumptions.cores_per_gpu.value)
     return moved / (assumptions.host_link_gb_s.value * 1e9) + update_s
 
