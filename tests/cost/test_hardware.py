@@ -79,9 +79,11 @@ def test_gpu_by_key_or_by_its_own_name(name: str) -> None:
 def test_unknown_gpu_names_the_nearest_and_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'a100-80g'\?.*gpu\.json"):
         get_accelerator("a100-80gb")
-    path = tmp_path / "gpu.json"
-    path.write_text(FILE_EXAMPLE)  # what the message says to write can be read back
-    assert get_accelerator(str(path)).peak_flops("bf16") == 800e12
+    for name in ("gpu.json", "cpu.json"):
+        path = tmp_path / name
+        path.write_text(FILE_EXAMPLE)  # what the message says to write can be read back
+        assert get_accelerator(str(path)).peak_flops("bf16") == 800e12
+        assert get_accelerator(str(path)).key == str(path), "`cpu` would mean this machine"
 
 
 @pytest.mark.parametrize(

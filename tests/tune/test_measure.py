@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import evaluate, search
 from vmae2_ds.tune.measure import Measured, Trial, refit
 from vmae2_ds.tune.predict import GIB
-from vmae2_ds.tune.tuner import describe_tuning, tune, tuning_json
+from vmae2_ds.tune.tuner import _cluster_here, _fastest_measured, describe_tuning, tune, tuning_json
 
 NOTHING = Measured(None, None, None, None, None)
 
@@ -101,6 +102,24 @@ def test_a_trial_that_dies_costs_only_itself(tmp_path: Path) -> None:
     assert tuning.calibration is None
     assert (tmp_path / "ds.json").is_file(), "the predicted best is still written"
     assert "failed" in describe_tuning(tuning)
+
+
+def test_the_fastest_measured_is_taken_if_as_many_ranks_ran() -> None:
+    slow, fast = trial_of(step_s=2.0), trial_of(step_s=1.0)
+    fast = fast._replace(asked=replace(fast.asked))
+    assert _fastest_measured([slow, fast]) is fast.asked
+    assert _fastest_measured([slow, fast._replace(measured=NOTHING)]) is slow.asked
+    on_one = replace(fast.candidate, cluster=cluster_of(1))
+    assert _fastest_measured([slow, fast._replace(candidate=on_one)]) is slow.asked
+
+
+def test_measuring_another_gpu_than_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its times would be fitted into the wrong datasheet."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    with pytest.raises(ConfigError, match="this machine has H200 SXM, not A100 80GB SXM; say --gpu h200"):
+        _cluster_here(cluster_of(8))
+    assert _cluster_here(cluster_of(8, gpu="h200")).num_gpus == 4
 
 
 def test_measuring_gpus_without_any_is_refused(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def get_accelerator(name: str) -> Accelerator:
 
 def _read_accelerator(path: Path) -> Accelerator:
     try:
-        return Accelerator.model_validate({"key": path.stem, **json.loads(path.read_text())})
+        return Accelerator.model_validate({**json.loads(path.read_text()), "key": str(path)})
     except OSError as error:
         raise ConfigError(f"--gpu {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -16,6 +16,7 @@ import torch
 from vmae2_ds.config import RunConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
+from vmae2_ds.cost.hardware import ACCELERATORS, find_accelerator
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.ds_config import fill_policy
 from vmae2_ds.train.plan import plan_run
@@ -133,6 +134,9 @@ def _cluster_here(cluster: Cluster) -> Cluster:
     devices = torch.cuda.device_count()
     if devices == 0:
         raise ConfigError("--measure: this machine has no GPU; run it where the GPUs are, or plan with --gpu cpu")
+    here = find_accelerator(torch.cuda.get_device_name())
+    if here is not None and here != cluster.gpu and cluster.gpu in ACCELERATORS:
+        raise ConfigError(f"--measure: this machine has {here.name}, not {cluster.gpu.name}; say --gpu {here.key}")
     num_gpus = min(devices, cluster.num_gpus)
     return replace(cluster, num_gpus=num_gpus, num_nodes=1)
 
@@ -146,14 +150,23 @@ def _on(here: Cluster, setting: Setting, cluster: Cluster) -> Setting:
 
 def _write_calibration(trials: Sequence[Trial], assumptions: Assumptions, path: Path) -> list[str]:
     """Refit, and write the file if anything was measured; returns the names of what was refitted."""
-    fitted, names = refit(assumptions, trials, f"vmae2 tune --measure, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
+    where = trials[0].candidate.cluster
+    source = (
+        f"vmae2 tune --measure, {where.num_gpus} x {where.gpu.name}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
+    )
+    fitted, names = refit(assumptions, trials, source)
     if names:
         path.write_text(fitted.model_dump_json(indent=1) + "\n")
     return names
 
 
 def _fastest_measured(trials: Sequence[Trial]) -> Candidate | None:
-    done = [trial for trial in trials if trial.measured.step_s is not None]
+    """None where fewer ranks ran than are asked for: what is fastest on one GPU, which sends nothing, is not so on 64."""
+    done = [
+        trial
+        for trial in trials
+        if trial.measured.step_s is not None and trial.candidate.cluster.num_gpus == trial.asked.cluster.num_gpus
+    ]
     return min(done, key=lambda trial: trial.measured.step_s or 0.0).asked if done else None
 
 
