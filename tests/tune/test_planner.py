@@ -121,6 +121,11 @@ def test_math_attention_needs_more_memory_and_time() -> None:
     assert math.time["expected"].compute_s > flash.time["expected"].compute_s
 
 
+def test_float32_has_no_flash_attention() -> None:
+    assert "fp32, sdpa attention" in describe_plan(plan_of(changed(RECIPE, "train", precision="fp32")))
+    assert "bf16, flash attention" in describe_plan(plan_of())
+
+
 def test_what_does_not_fit_says_so_and_what_to_do() -> None:
     plan = plan_of(changed(RECIPE, "model", checkpointing="none", attention="math"))
     assert not plan.fits

@@ -94,12 +94,12 @@ class Setting(NamedTuple):
 
 
 def attention_kind(config: RunConfig, on_cpu: bool) -> AttentionKind:
-    """The kernel that runs. What `auto` will measure to be fastest: flash on a GPU; on a CPU math in bf16, else sdpa."""
+    """The kernel that runs. What `auto` will measure to be fastest: in bf16 flash on a GPU, math on a CPU; in fp32 sdpa."""
     if config.model.attention != "auto":
         return config.model.attention
-    if not on_cpu:
-        return "flash"
-    return "math" if config.train.precision == "bf16" else "sdpa"
+    if config.train.precision == "fp32":  # flash_attn has no float32
+        return "sdpa"
+    return "math" if on_cpu else "flash"
 
 
 def predict_memory(setting: Setting, cluster: Cluster, assumptions: Assumptions) -> GpuMemory:
