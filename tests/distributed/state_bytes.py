@@ -28,6 +28,8 @@ from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.plan import plan_run
 
 UNLEARNED = 2  # micro steps in which stage 3 learns the order of the modules
+FLAGS = 16
+"""Bytes; smaller messages are flags and norms."""
 LARGE = 8 << 20  # an allocation worth a look at what is alive, in bytes
 
 MODELS = {
@@ -79,6 +81,8 @@ class Watch(TorchDispatchMode):
         self.ignored = ignored
         self.peak = 0
         self.sent: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        """Collectives, without flags and norms."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
@@ -86,7 +90,9 @@ class Watch(TorchDispatchMode):
         if namespace == "c10d":
             kind, position = self.SENDS.get(name, (name, 0))
             tensors = args[position] if isinstance(args[position], (list, tuple)) else [args[position]]
-            self.sent[kind] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self.sent[kind] += size
+            self.calls[kind] += size > FLAGS
         elif name in self.ALLOCATES and out.numel() * out.element_size() >= LARGE:
             self.look()
         return out
@@ -163,6 +169,7 @@ def measure(variant: dict[str, Any], world_size: int, rank: int) -> dict[str, An
             "backward": backward.peak,
             "step": step.peak,
             "sent": dict(backward.sent + step.sent),
+            "calls": dict(backward.calls + step.calls),
             "logged": {
                 name: sum(size * row[0] for size, row in sizes.items())
                 for name, sizes in comms_logger.comms_dict.items()

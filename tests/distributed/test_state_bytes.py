@@ -112,10 +112,13 @@ def test_bytes_sent(measured: dict[int, dict[str, Any]], name: str) -> None:
         precision=variant["precision"],
     )
     expected: Counter[str] = Counter()
+    expected_calls: Counter[str] = Counter()
     for collective in comm.collectives:
         expected[collective.kind] += collective.payload
+        expected_calls[collective.kind] += collective.calls
     for rank in measured[2][f"comm {name}"]:
         sent = {kind: total for kind, total in rank["sent"].items() if total > 1000}
         assert sent == pytest.approx(dict(expected), rel=COMM_TOLERANCE)
+        assert {kind: calls for kind, calls in rank["calls"].items() if calls} == dict(expected_calls)
         # no collective goes past DeepSpeed's logger
         assert sum(rank["logged"].values()) == sum(rank["sent"].values())

@@ -51,7 +51,7 @@ def test_refit_explains_what_was_measured() -> None:
     )
     fitted, names = refit(Assumptions(), [slow], "test")
     assert set(names) == {
-        "matmul_efficiency", "memory_efficiency", "launch_s", "context_gib", "workspace_gib", "fragmentation",
+        "matmul_efficiency", "memory_efficiency", "launch_s", "zero3_module_s", "context_gib", "workspace_gib", "fragmentation",
     }  # fmt: skip
     assert fitted.matmul_efficiency.value == pytest.approx(Assumptions().matmul_efficiency.value / 2)
     assert fitted.context_gib.value == pytest.approx(2.0)

@@ -14,8 +14,8 @@ from typing import Literal
 
 from vmae2_ds.config import ModelConfig
 from vmae2_ds.cost.gathers import Gathers, persistent, replay_gathers
-from vmae2_ds.cost.parameters import group_sizes, parameter_shapes
-from vmae2_ds.cost.states import WEIGHT_BYTES, Precision
+from vmae2_ds.cost.parameters import group_sizes, has_decay, parameter_shapes, parameter_sizes
+from vmae2_ds.cost.states import PLAIN_BUCKET, WEIGHT_BYTES, Precision, bucket_fills
 from vmae2_ds.cost.zero import ZeroPolicy
 
 CollectiveKind = Literal["all_reduce", "reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
@@ -34,6 +34,8 @@ class Collective:
     span: Literal["world", "node", "nodes"]
     """Who takes part: all ranks, the ranks of a node, or one rank of every node."""
     what: str
+    calls: int = 1
+    """How many collectives these bytes come in: each has to be started."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,34 @@ def _stage0_to_2(
     groups = group_sizes(model)
     reductions = accumulation if policy.stage == 2 else 1
     gradients = reductions * size * sum(map(sum, groups))
+    bucket = policy.reduce_bucket if policy.stage else PLAIN_BUCKET
+    fills = bucket_fills(reversed(parameter_sizes(model)), bucket)
     if policy.stage == 0:
-        return [Collective("all_reduce", gradients, "world", "gradients")]
+        return [Collective("all_reduce", gradients, "world", "gradients", len(fills))]
     kind: CollectiveKind = "all_reduce" if policy.multi_rank_allreduce else "reduce"
     shards = [-(-sum(group) // (2 * world_size)) * 2 for group in groups]
+    calls = len(fills) if policy.multi_rank_allreduce else _owners_of_buckets(model, policy.reduce_bucket, world_size)
     return [
-        Collective(kind, gradients, "world", "gradients"),
-        Collective("all_gather", size * sum(shards), "world", "weights"),
+        Collective(kind, gradients, "world", "gradients", reductions * calls),
+        Collective("all_gather", size * sum(shards), "world", "weights", len(groups)),
     ]
+
+
+def _owners_of_buckets(model: ModelConfig, bucket: int, world_size: int) -> int:
+    """Ranks that own a part of each bucket, over all buckets: each gets a reduce of its own (average_tensor)."""
+    groups = group_sizes(model)
+    parts = [-(-sum(group) // (2 * world_size)) * 2 for group in groups]
+    filled, owners, total = 0, set[int](), 0
+    ends = [sum(group) for group in groups]
+    for name, shape in reversed(list(parameter_shapes(model).items())):
+        numel, group = prod(shape), 0 if has_decay(name, shape) else 1
+        if filled and filled + numel > bucket:
+            total, filled, owners = total + len(owners), 0, set()
+        filled += numel
+        start, end = ends[group] - numel, ends[group]
+        ends[group] = start
+        owners.update(range(start // parts[group], (end - 1) // parts[group] + 1))
+    return total + len(owners)
 
 
 def _stage3(
@@ -118,13 +140,14 @@ def _stage3(
     few = persistent(model, policy)
     collectives = [
         *_weight_gathers(replay, shards, policy, size, world_size, accumulation),
-        Collective("all_gather", size * sum(shards[name] for name in few), "world", "persistent weights"),
+        Collective("all_gather", size * sum(shards[name] for name in few), "world", "persistent weights", len(few)),
     ]
     if policy.quantized_gradients and num_nodes > 1:
         collectives += _quantized_reduction(shapes.values(), size, world_size, num_nodes, accumulation)
     else:
         gradients = accumulation * size * world_size * sum(shards.values())
-        collectives.append(Collective("reduce_scatter", gradients, "world", "gradients"))
+        fills = bucket_fills(reversed(parameter_sizes(model)), policy.reduce_bucket)
+        collectives.append(Collective("reduce_scatter", gradients, "world", "gradients", accumulation * len(fills)))
     return collectives
 
 
@@ -138,7 +161,11 @@ def _weight_gathers(
         return size * elements
 
     def gather(elements: int, span: Literal["world", "node"], what: str) -> Collective:
-        return Collective("all_gather", elements, span, what)
+        # calls of a micro step, shared out by what they carry
+        share = len(replay.again if what == "weights again" else replay.first) / max(
+            1, len(replay.first + replay.again)
+        )
+        return Collective("all_gather", elements, span, what, round(accumulation * replay.calls * share))
 
     first, again = payload(replay.first, world_size), payload(replay.again, world_size)
     if policy.hpz == 1:

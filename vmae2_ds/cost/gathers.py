@@ -28,6 +28,8 @@ class Gathers(NamedTuple):
     """Weights gathered while no rank holds a newer copy, in order."""
     again: tuple[str, ...]
     """Weights gathered a second or third time in the micro step: for the recomputation or the backward pass."""
+    calls: int
+    """Collectives that gather them: a module's own weights together, and each look ahead."""
     peak: int
     """Most elements allocated at once for gathered weights, whole and padded, without the persistent ones, and for the
     flat copy of a bucket of gradients while it is reduced."""
@@ -69,6 +71,11 @@ def _replay(model: ModelConfig, policy: ZeroPolicy, world_size: int, accumulates
     third = _Coordinator(model, policy, world_size, order)
     third.released = second.released
     return third.run(calls)
+
+
+def count_modules(model: ModelConfig) -> int:
+    """Modules that DeepSpeed puts hooks around."""
+    return sum(call.enters for call in _tree(model).forward())
 
 
 class _Call(NamedTuple):
@@ -174,7 +181,7 @@ class _Coordinator:
         self.inflight: dict[str, _Handle] = {}
         self.released: dict[tuple[str, int], frozenset[str]] = {}
         self.gathered: list[str] = []
-        self.alive = self.peak = self.num_available = self.step = self.filled = 0
+        self.alive = self.peak = self.num_available = self.step = self.filled = self.calls = 0
         self.world_size = world_size
         self.last_use: dict[str, int] = {}
         self.queue = deque((name, step) for step, module in enumerate(order) for name in self.own.get(module, ()))
@@ -198,7 +205,7 @@ class _Coordinator:
         again: list[str] = []
         for name in self.gathered:
             (again if name in first else first).append(name)
-        return Gathers(tuple(first), tuple(again), self.peak)
+        return Gathers(tuple(first), tuple(again), self.calls, self.peak)
 
     def _fetch(self, module: str) -> None:
         """_fetch_sub_module_impl: what the module needs now, then what comes next."""
@@ -232,6 +239,7 @@ class _Coordinator:
         """partition_parameters.py:all_gather_coalesced, on one rank _no_gather_coalesced: its shard is the weight."""
         if not names or self.world_size == 1:
             return
+        self.calls += 1
         size = sum(self.padded[name] for name in names)
         handle = _Handle(names, size if len(names) > 1 else 0)
         for name in names:

@@ -35,6 +35,12 @@ def parameter_shapes(model: ModelConfig) -> Mapping[str, Shape]:
 
 
 @lru_cache(maxsize=64)
+def parameter_sizes(model: ModelConfig) -> tuple[int, ...]:
+    """Elements of every parameter, in the model's order; gradients are ready in about the reverse."""
+    return tuple(prod(shape) for shape in parameter_shapes(model).values())
+
+
+@lru_cache(maxsize=64)
 def group_sizes(model: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Elements of each parameter, in order, in the optimizer's two groups: with weight decay, and without.
 
@@ -42,10 +48,13 @@ def group_sizes(model: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """
     groups: tuple[list[int], list[int]] = ([], [])
     for name, shape in parameter_shapes(model).items():
-        # the rule of train.optim.has_weight_decay, which lies above this layer; a test holds the two together
-        decayed = len(shape) > 1 and not name.endswith(("bias", "mask_token"))
-        groups[0 if decayed else 1].append(prod(shape))
+        groups[0 if has_decay(name, shape) else 1].append(prod(shape))
     return tuple(groups[0]), tuple(groups[1])
+
+
+def has_decay(name: str, shape: Shape) -> bool:
+    """The rule of train.optim.has_weight_decay, which lies above this layer; a test holds the two together."""
+    return len(shape) > 1 and not name.endswith(("bias", "mask_token"))
 
 
 def _blocks(tower_name: str, tower: TowerConfig) -> Iterator[tuple[str, Shape]]:

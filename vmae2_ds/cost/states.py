@@ -16,7 +16,7 @@ from typing import Literal
 
 from vmae2_ds.config import ModelConfig
 from vmae2_ds.cost.gathers import persistent, replay_gathers
-from vmae2_ds.cost.parameters import group_sizes, parameter_shapes
+from vmae2_ds.cost.parameters import group_sizes, parameter_shapes, parameter_sizes
 from vmae2_ds.cost.zero import ZeroPolicy
 
 Precision = Literal["bf16", "fp32"]
@@ -103,7 +103,7 @@ def bucket_fills(sizes: Iterable[int], bucket: int) -> list[int]:
 
 def _stage0(model: ModelConfig, size: int) -> StateBytes:
     """engine.py:allreduce_no_retain and allreduce_bucket: one flat copy of all gradients, on a single rank too."""
-    sizes = _sizes(model)
+    sizes = parameter_sizes(model)
     total = size * sum(sizes)
     flat, filled = 0, 0
     for numel in sizes:
@@ -140,12 +140,12 @@ def _stage1_and_2(model: ModelConfig, policy: ZeroPolicy, world_size: int, size:
     owned = _owned(groups, padded, world_size)
     total, largest = sum(map(sum, groups)), max(map(max, groups))
 
-    fills = bucket_fills(reversed(_sizes(model)), policy.reduce_bucket)
+    fills = bucket_fills(reversed(parameter_sizes(model)), policy.reduce_bucket)
     flat = fills if world_size > 1 else [0] * len(fills)
     waits = policy.stage == 1 and (accumulation > 1 or not policy.overlap_comm)
     collected = 0 if policy.offload_optimizer else owned
     if waits:  # stage 1 reduces at the step's end, so whole gradients add up until then
-        order = reversed(_sizes(model)) if policy.overlap_comm else chain(*groups)
+        order = reversed(parameter_sizes(model)) if policy.overlap_comm else chain(*groups)
         gradients, copies = max(total, total - bucket_fills(order, policy.reduce_bucket)[0] + collected), 0
         copies += 0 if policy.contiguous_gradients else max(flat)
     else:
@@ -206,7 +206,9 @@ def _stage3(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, 
     few = persistent(model, policy)
     whole = size * world_size * sum(shards[name] for name in few) if world_size > 1 else 0
     bucket = size * policy.reduce_bucket if policy.contiguous_gradients else 0
-    waiting = 0 if policy.contiguous_gradients else max(bucket_fills(reversed(_sizes(model)), policy.reduce_bucket))
+    waiting = (
+        0 if policy.contiguous_gradients else max(bucket_fills(reversed(parameter_sizes(model)), policy.reduce_bucket))
+    )
     divided = world_size * (shard - sum(shards[name] for name in few))
     secondary = size * divided // policy.hpz if policy.hpz > 1 else 0
 
@@ -248,8 +250,3 @@ def _largest_sub_group(model: ModelConfig, world_size: int, limit: int) -> int:
             if filled >= limit:
                 filled = 0
     return largest
-
-
-def _sizes(model: ModelConfig) -> list[int]:
-    """Elements of every parameter, in the model's order; gradients are ready in about the reverse."""
-    return [prod(shape) for shape in parameter_shapes(model).values()]

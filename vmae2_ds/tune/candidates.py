@@ -78,9 +78,9 @@ class Search:
 
     @cached_property
     def fitting(self) -> list[Candidate]:
-        """Those that fit, fastest first; among equally fast ones the simplest, then the smallest."""
+        """Those that fit, fastest first; where the data binds all alike, the one that leaves the GPU most to spare."""
         fits = [candidate for candidate in self.candidates if candidate.fits]
-        return sorted(fits, key=lambda c: (c.time.total_s, c.complexity, c.memory.total))
+        return sorted(fits, key=lambda c: (c.time.total_s, c.time.device_s, c.memory.total))
 
     @cached_property
     def ranked(self) -> list[Candidate]:
@@ -92,6 +92,8 @@ class Search:
     def chosen(self) -> Candidate | None:
         """The simplest of the fastest settings that fit in the worst case, or else in the expected one; None if none fits."""
         close = [candidate for candidate in self._pool if candidate.time.total_s <= self.same_time_s]
+        least_s = min((candidate.time.device_s for candidate in close), default=0.0)
+        close = [candidate for candidate in close if candidate.time.device_s <= SAME_TIME * least_s]
         return min(close, key=lambda c: (c.complexity, c.memory.total), default=None)
 
     @property

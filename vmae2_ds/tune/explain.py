@@ -9,7 +9,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import USUAL_NODE
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.candidates import SAME_TIME, Candidate, Search, anything_fits, checkpointing_name, layout_name
-from vmae2_ds.tune.predict import GIB, accumulation
+from vmae2_ds.tune.predict import GIB, accumulation, notes_on
 from vmae2_ds.tune.tables import duration, table
 
 FRONT_ROWS = 10
@@ -35,6 +35,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "fits_in_the_worst_case": candidate.is_safe,
         "step_s": vars(time) | {"total_s": time.total_s},
         "binds": time.binds,
+        "notes": notes_on(setting, candidate.cluster),
     }
 
 

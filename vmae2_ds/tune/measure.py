@@ -119,6 +119,7 @@ def refit(assumptions: Assumptions, trials: Sequence[Trial], source: str) -> tup
         "matmul_efficiency": _around([assumptions.matmul_efficiency.value / times for times in slower], 0.1),
         "memory_efficiency": _around([assumptions.memory_efficiency.value / times for times in slower], 0.1),
         "launch_s": _around([assumptions.launch_s.value * times for times in slower], 0.1),
+        "zero3_module_s": _around([assumptions.zero3_module_s.value * times for times in slower], 0.1),
         "context_gib": _around([_context_gib(trial) for trial in done], 0.05),
         "workspace_gib": Range(low=0, value=0, high=0),  # is in what was measured as context
     }

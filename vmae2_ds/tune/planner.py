@@ -23,6 +23,7 @@ from vmae2_ds.tune.predict import (
     attention_kind,
     data_core_s,
     model_flops,
+    notes_on,
     predict_memory,
     predict_time,
     traffic_of,
@@ -161,6 +162,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         },
         "step_s": {end: vars(plan.time[end]) | {"total_s": plan.time[end].total_s} for end in ENDS},
         "binds": plan.time["expected"].binds,
+        "notes": notes_on(plan.setting, plan.cluster),
         "cores_per_gpu_needed": {end: plan.cores_needed(end) for end in ENDS},
         "utilisation": {end: dict(zip(("mfu", "hfu"), plan.utilisation(end), strict=True)) for end in ENDS},
         "hours": {end: plan.hours(end) for end in ENDS},
@@ -249,6 +251,7 @@ def _verdict(plan: Plan) -> list[str]:
         f"binds: {time.binds}{unsure}; memory: "
         + (f"{plan.margin_gib:.1f} GiB to spare" if plan.margin_gib >= 0 else f"{-plan.margin_gib:.1f} GiB TOO MUCH")
     ]
+    lines += [f"  {note}" for note in notes_on(plan.setting, plan.cluster)]
     if plan.host_margin_gib < 0:
         lines.append(f"  host memory: {-plan.host_margin_gib:.1f} GiB a GPU TOO MUCH")
     if plan.fits and plan.memory["worst"].total / GIB > plan.cluster.memory_gib:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import ModelConfig, RunConfig
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.comm import CommBytes, comm_bytes
 from vmae2_ds.cost.compute_time import DeviceRates, micro_step_work, optimizer_time, rates_of, time_of
 from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs, training_flops
+from vmae2_ds.cost.gathers import count_modules
 from vmae2_ds.cost.states import StateBytes, state_bytes
 from vmae2_ds.cost.traffic import AttentionKind
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -22,6 +23,8 @@ from vmae2_ds.masking import count_masks
 GIB = 2**30
 OVERHEAD = ("fragmentation", "context", "workspaces")
 """Parts of a GPU's memory that are assumed."""
+MANY_MICRO_STEPS = 8
+"""Accumulating more than this in bf16 is worth a word: each addition rounds to 8 bits."""
 Bind = Literal["compute", "network", "optimizer", "data"]
 
 
@@ -102,12 +105,30 @@ def attention_kind(config: RunConfig, on_cpu: bool) -> AttentionKind:
     return "math" if on_cpu else "flash"
 
 
+def notes_on(setting: Setting, cluster: Cluster) -> list[str]:
+    """What memory and time do not show, and a user should know before choosing this."""
+    notes = []
+    micro_steps = accumulation(setting.config, cluster)
+    if micro_steps > MANY_MICRO_STEPS and setting.config.train.precision == "bf16":
+        notes.append(
+            f"gradients add up in bf16 over {micro_steps} micro steps (DeepSpeed's default, docs/TRAINING.md): more GPUs, or "
+            "more recomputation and larger micro batches, keep more digits"
+        )
+    if setting.policy.quantized_gradients:
+        notes.append("ZeRO++ rounds weights to 8 bit and gradients to 4 bit on their way: not quite the same training")
+    return notes
+
+
 def predict_memory(setting: Setting, cluster: Cluster, assumptions: Assumptions) -> GpuMemory:
     """Bytes at the worst moment of a step; `.value` of every assumption is used (see `Assumptions.at`)."""
     config, policy = setting
     precision = config.train.precision
     states = _states(
-        config.model, policy, cluster.num_gpus, precision=precision, accumulation=accumulation(config, cluster)
+        _as_zero_sees(setting),
+        policy,
+        cluster.num_gpus,
+        precision=precision,
+        accumulation=accumulation(config, cluster),
     )
     counts = count_masks(config.mask, config.geometry)
     kind = attention_kind(config, cluster.gpu.key == "cpu")
@@ -176,10 +197,12 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
         attention=attention_kind(config, cluster.gpu.key == "cpu"),
         precision=config.train.precision,
     )
-    launch_s = work.kernels * assumptions.launch_s.value
+    host_s = work.kernels * assumptions.launch_s.value
+    if setting.policy.stage == 3:
+        host_s += _modules(config.model) * assumptions.zero3_module_s.value
     busy_s = time_of(work, rates).total_s
     # A GPU computes while the host starts the next operation; a CPU does one after the other.
-    compute_s = micro_steps * (busy_s + launch_s if cluster.gpu.key == "cpu" else max(busy_s, launch_s))
+    compute_s = micro_steps * (busy_s + host_s if cluster.gpu.key == "cpu" else max(busy_s, host_s))
     hidden_s, network_s = _network(setting, cluster, assumptions, compute_s, micro_steps)
     return StepTime(
         compute_s=compute_s,
@@ -213,7 +236,7 @@ def traffic_of(setting: Setting, cluster: Cluster) -> CommBytes:
     """What the ranks exchange in one optimizer step."""
     config, policy = setting
     return _comm(
-        config.model,
+        _as_zero_sees(setting),
         policy,
         world_size=cluster.num_gpus,
         num_nodes=cluster.num_nodes,
@@ -235,8 +258,8 @@ def _network(
     comm = traffic_of(setting, cluster)
     link_s = comm.intra_node / (cluster.gpu.link_gb_s * 1e9 * assumptions.link_efficiency.value)
     network_s = comm.inter_node / (assumptions.network_gb_s.value * 1e9 * assumptions.link_efficiency.value)
-    started = sum(_num_collectives(c.payload, c.kind, cluster.num_gpus, policy) for c in comm.collectives)
-    total_s = max(link_s, network_s) + started * assumptions.collective_s.value
+    calls = sum(each.calls for each in comm.collectives)
+    total_s = max(link_s, network_s) + calls * assumptions.collective_s.value
     weight = {"all_reduce": 2, "all_gather": cluster.num_gpus}  # of a payload, all ranks together
     sent = [weight.get(each.kind, 1) * each.payload for each in comm.collectives]
     after_update = [
@@ -251,13 +274,6 @@ def _network(
     overlap = assumptions.overlap.value if policy.overlap_comm else 0.0
     hidden_s = min(overlap * beside_s, cover_s)
     return hidden_s, total_s - hidden_s
-
-
-def _num_collectives(payload: int, kind: str, num_ranks: int, policy: ZeroPolicy) -> float:
-    """About how many calls: a bucket each."""
-    whole = payload * num_ranks if kind == "all_gather" else payload
-    bucket = policy.prefetch_bucket if kind == "all_gather" and policy.stage == 3 else policy.reduce_bucket
-    return whole / (2 * bucket) + 1
 
 
 def _optimizer_s(setting: Setting, cluster: Cluster, assumptions: Assumptions, rates: DeviceRates) -> float:
@@ -281,8 +297,20 @@ def _optimizer_s(setting: Setting, cluster: Cluster, assumptions: Assumptions, r
     return moved / (assumptions.host_link_gb_s.value * 1e9) + update_s
 
 
+def _as_zero_sees(setting: Setting) -> ModelConfig:
+    """Below stage 3 recomputation changes neither states nor traffic: such settings share one price."""
+    model = setting.config.model
+    return model if setting.policy.stage == 3 else _without_recomputation(model)
+
+
+@lru_cache(maxsize=64)
+def _without_recomputation(model: ModelConfig) -> ModelConfig:
+    return model.model_copy(update={"checkpointing": "none", "checkpoint_every": 2})
+
+
 # One layout is priced with hundreds of micro batches and buckets: each closed form is evaluated once per argument.
 _states = lru_cache(maxsize=4096)(state_bytes)
 _comm = lru_cache(maxsize=4096)(comm_bytes)
 _work = lru_cache(maxsize=4096)(micro_step_work)
+_modules = lru_cache(maxsize=64)(count_modules)
 _activations = lru_cache(maxsize=4096)(mae_activations)

@@ -6,15 +6,19 @@ python -m vmae2_ds.tune.scaling docs/SCALING.md     (rewrites what stands betwee
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
+from vmae2_ds.cost.paper_hours import compare_with_paper
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.candidates import Candidate, search
-from vmae2_ds.tune.predict import GIB
+from vmae2_ds.tune.flops import SizeName
+from vmae2_ds.tune.memory import memory
+from vmae2_ds.tune.predict import GIB, accumulation
 from vmae2_ds.tune.tables import duration, markdown
 
 RECIPES = {
@@ -27,7 +31,13 @@ RECIPES = {
 }
 GPUS = ("rtx-4090", "a100-40g", "a100-80g", "h200")
 COUNTS = (8, 64, 256, 1024)
-START, END = "<!-- made by python -m vmae2_ds.tune.scaling -->", "<!-- end -->"
+PAPER_MIB: dict[SizeName, tuple[int, int]] = {"base": (631, 328), "giant": (1753, 1050)}
+"""Memory of feature maps, encoder-only and dual, in the paper's Table 2 (PAPER A2)."""
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The two comments that a table stands between."""
+    return f"<!-- {name}: made by python -m vmae2_ds.tune.scaling -->", f"<!-- end of {name} -->"
 
 
 def scaling_tables() -> str:
@@ -63,17 +73,58 @@ def _short(chosen: Candidate) -> str:
     again = f"1 in {model.checkpoint_every}" if model.checkpointing == "every_k" else model.checkpointing
     binds = "" if chosen.time.binds == "compute" else f", {chosen.time.binds}-bound"
     size = f"{duration(chosen.time.total_s)}, {chosen.memory.total / GIB:.0f} GiB"
-    micro_steps = train.global_batch // (train.micro_batch * chosen.setting.config.data.views * chosen.cluster.num_gpus)
+    micro_steps = accumulation(chosen.setting.config, chosen.cluster)
     return f"{name}, recompute {again}, {train.micro_batch} x {micro_steps}: {size}{binds}"
 
 
+def memory_table() -> str:
+    """Activations of one clip, encoder-only against dual: the paper's figures, the published loop, and ours."""
+    rows = []
+    for size, published in PAPER_MIB.items():
+        found = memory(size, json=True)
+        assert isinstance(found, dict), "asked for as JSON"
+        loop, of = found["published_loop_peak_mib"], found["activation_mib_per_sample_of"]
+        rows += [
+            _saving(f"{size}, paper (Table 2)", *published),
+            _saving(f"{size}, published loop, closed form, peak", loop["encoder_only"], loop["dual"]),
+        ]
+        for attention, precision in (("math", "autocast"), ("flash", "autocast"), ("flash", "bf16")):
+            for mode in ("none", "all") if precision == "bf16" else ("none",):
+                peak = of[f"{attention}, {precision}, {mode}"]["peak"]
+                again = "" if mode == "none" else ", everything recomputed"
+                name = f"{size}, ours, {attention} attention, {precision}{again}, peak"
+                rows.append(_saving(name, peak["encoder_only"], peak["dual"]))
+    return markdown(["MiB a clip", "encoder-only", "dual", "times less"], rows)
+
+
+def _saving(name: str, encoder_only: float, dual: float) -> list[str]:
+    return [name, f"{encoder_only:.0f}", f"{dual:.0f}", f"{encoder_only / dual:.2f}"]
+
+
+def hours_table() -> str:
+    """The paper's hours and speed-ups against the compute-only floor."""
+    rows = [
+        [each.name, f"{each.published:.3g} {each.unit}"]
+        + [f"{value:.3g}" for value in (each.predicted.low, each.predicted.value, each.predicted.high)]
+        + [f"{each.residual:+.0%}"]
+        for each in compare_with_paper(Assumptions())
+    ]
+    return markdown(["paper", "published", "low", "expected", "high", "residual of expected"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"memory": memory_table, "hours": hours_table, "tune": scaling_tables}
+
+
 def main(path: Path) -> None:
-    """Put the tables between the markers of `path`."""
+    """Put the tables between their markers in `path`."""
     text = path.read_text()
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    assert after, f"{path} has no {START} ... {END}"
-    path.write_text(f"{before}{START}\n\n{scaling_tables()}\n\n{END}{after}")
+    for name, make in TABLES.items():
+        start, end = markers(name)
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        assert after, f"{path} has no {start} ... {end}"
+        text = f"{before}{start}\n\n{make()}\n\n{end}{after}"
+    path.write_text(text)
 
 
 if __name__ == "__main__":

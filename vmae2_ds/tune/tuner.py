@@ -24,7 +24,7 @@ from vmae2_ds.tune.arguments import TuneArguments, assumptions_of, cluster_of
 from vmae2_ds.tune.candidates import Candidate, Search, evaluate, search
 from vmae2_ds.tune.explain import candidate_json, front_table, nothing_fits, rejected_table
 from vmae2_ds.tune.measure import Trial, measure, refit
-from vmae2_ds.tune.predict import GIB, Setting
+from vmae2_ds.tune.predict import GIB, Setting, notes_on
 from vmae2_ds.tune.tables import duration, table
 
 log = logging.getLogger(__name__)
@@ -209,6 +209,7 @@ def describe_tuning(tuning: Tuning) -> str:
     lines += [
         f"taken: {chosen.describe()}",
         f"  {duration(chosen.time.total_s)} a step, {chosen.memory.total / GIB:.1f} GiB; fits {margin}",
+        *(f"  {note}" for note in notes_on(chosen.setting, chosen.cluster)),
         f"wrote {tuning.out}; start with:",
         f"  {tuning.command}",
     ]
