@@ -51,6 +51,8 @@ def test_allocated_memory_of_vit_b(attention: str, checkpointing: str, tmp_path:
             timeout=600,
         )
         allocated[num_clips] = json.loads(out.read_text())["allocated_bytes"]
-        predicted[num_clips] = predict_memory(Setting(config, policy), Cluster(gpu, 1, 1, 80), Assumptions()).tensors
+        predicted[num_clips] = predict_memory(
+            Setting(config, policy), Cluster(gpu, 1, 1, 80, 80), Assumptions()
+        ).tensors
     assert predicted == pytest.approx(allocated, rel=TOLERANCE)
     assert predicted[16] - predicted[4] == pytest.approx(allocated[16] - allocated[4], rel=TOLERANCE)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tune.test_settings import cluster_of
+from tests.tune.test_search_space import cluster_of
 from vmae2_ds.config import RunConfig, TowerConfig
 from vmae2_ds.cost.assumptions import Assumptions, read_assumptions
 from vmae2_ds.errors import ConfigError

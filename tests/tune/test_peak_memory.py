@@ -67,7 +67,7 @@ def test_peak_resident_memory_of_vit_s(tmp_path: Path) -> None:
     for num_clips in (1, 2, 4, 8):
         config = vit_s(num_clips)
         setting = Setting(config, ZeroPolicy.of_ds_config(read_policy("cpu")))
-        tensors = predict_memory(setting, Cluster(CPU, 1, 1, 24), Assumptions()).tensors
+        tensors = predict_memory(setting, Cluster(CPU, 1, 1, 24, 24), Assumptions()).tensors
         measured = measure_peak(config, tmp_path)
         errors[num_clips] = (context + tensors) / measured - 1
         print(

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.tune.test_settings import cluster_of
+from tests.tune.test_search_space import cluster_of
 from vmae2_ds.config import RunConfig, TowerConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -176,6 +176,8 @@ def test_a_smaller_memory_never_makes_it_faster() -> None:
     recipe, cluster = get_recipe("vit_g_pretrain_hybrid"), cluster_of(8)
     times = []
     for memory_gib in (78, 40, 24, 12):
-        chosen = search(recipe, replace(cluster, memory_gib=memory_gib), Assumptions()).fitting[0]
+        chosen = search(
+            recipe, replace(cluster, memory_gib=memory_gib, worst_memory_gib=memory_gib), Assumptions()
+        ).fitting[0]
         times.append(chosen.time.total_s)
     assert times == sorted(times)

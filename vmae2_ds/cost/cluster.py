@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmae2_ds.cost.assumptions import Range
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.errors import ConfigError
 
@@ -19,7 +20,8 @@ class Cluster:
     num_gpus: int
     num_nodes: int
     memory_gib: float
-    """What programs may use of one GPU's memory."""
+    """What programs may use of one GPU's memory, expected."""
+    worst_memory_gib: float
 
     @property
     def gpus_per_node(self) -> int:
@@ -32,7 +34,7 @@ class Cluster:
 
 
 def make_cluster(
-    gpu: Accelerator, num_gpus: int, num_nodes: int | None, memory_gib: float | None, usable_share: float
+    gpu: Accelerator, num_gpus: int, num_nodes: int | None, memory_gib: float | None, usable_share: Range
 ) -> Cluster:
     """Check and fill in: nodes of 8, and `usable_share` of the nominal memory, where they are not given.
 
@@ -51,5 +53,6 @@ def make_cluster(
         raise ConfigError(
             f"--memory {memory_gib:g}: {gpu.name} has {gpu.memory_gb:g} GB; say less, or leave --memory out"
         )
-    usable = gpu.memory_gb * usable_share if memory_gib is None else memory_gib
-    return Cluster(gpu, num_gpus, nodes, usable)
+    if memory_gib is not None:
+        return Cluster(gpu, num_gpus, nodes, memory_gib, memory_gib)
+    return Cluster(gpu, num_gpus, nodes, gpu.memory_gb * usable_share.value, gpu.memory_gb * usable_share.low)

@@ -15,7 +15,7 @@ from typing import Literal
 from vmae2_ds.config import ModelConfig
 from vmae2_ds.cost.gathers import Gathers, persistent, replay_gathers
 from vmae2_ds.cost.parameters import group_sizes, has_decay, parameter_shapes, parameter_sizes
-from vmae2_ds.cost.states import PLAIN_BUCKET, WEIGHT_BYTES, Precision, bucket_fills
+from vmae2_ds.cost.states import PLAIN_BUCKET, WEIGHT_BYTES, StatePrecision, bucket_fills
 from vmae2_ds.cost.zero import ZeroPolicy
 
 CollectiveKind = Literal["all_reduce", "reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
@@ -56,7 +56,7 @@ def comm_bytes(
     world_size: int,
     num_nodes: int,
     accumulation: int,
-    precision: Precision,
+    precision: StatePrecision,
 ) -> CommBytes:
     """Traffic of an optimizer step of `accumulation` micro steps, on `num_nodes` nodes of equally many ranks.
 
@@ -77,7 +77,7 @@ def comm_bytes(
 
 
 def _stage0_to_2(
-    model: ModelConfig, policy: ZeroPolicy, world_size: int, accumulation: int, precision: Precision
+    model: ModelConfig, policy: ZeroPolicy, world_size: int, accumulation: int, precision: StatePrecision
 ) -> list[Collective]:
     """engine.py:allreduce_gradients and zero/stage_1_and_2.py:average_tensor, average-reduce of whole buckets.
 
@@ -125,7 +125,7 @@ def _stage3(
     world_size: int,
     num_nodes: int,
     accumulation: int,
-    precision: Precision,
+    precision: StatePrecision,
 ) -> list[Collective]:
     """Gathers of the replay in every micro step, persistent weights once a step (zero/stage3.py:_post_step), and
     one reduce-scatter of every gradient in every micro step (reduce_scatter_coalesced), each padded to the ranks.

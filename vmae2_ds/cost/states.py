@@ -19,8 +19,8 @@ from vmae2_ds.cost.gathers import persistent, replay_gathers
 from vmae2_ds.cost.parameters import group_sizes, parameter_shapes, parameter_sizes
 from vmae2_ds.cost.zero import ZeroPolicy
 
-Precision = Literal["bf16", "fp32"]
-WEIGHT_BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
+StatePrecision = Literal["bf16", "fp32"]
+WEIGHT_BYTES: dict[StatePrecision, int] = {"bf16": 2, "fp32": 4}
 MASTER = 4
 PLAIN_BUCKET = 500_000_000
 """Elements that stage 0 reduces at once (engine.py:MEMORY_OPT_ALLREDUCE_SIZE); no setting reaches it."""
@@ -76,7 +76,7 @@ class StateBytes:
 
 
 def state_bytes(
-    model: ModelConfig, policy: ZeroPolicy, world_size: int, *, precision: Precision, accumulation: int = 1
+    model: ModelConfig, policy: ZeroPolicy, world_size: int, *, precision: StatePrecision, accumulation: int = 1
 ) -> StateBytes:
     """Memory of the states under `policy` on `world_size` ranks, `accumulation` micro steps to an optimizer step."""
     assert policy.stage > 0 or precision == "fp32", "bf16 at stage 0 is refused (train.ds_config.resolve_ds_config)"

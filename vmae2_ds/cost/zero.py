@@ -46,7 +46,7 @@ class ZeroPolicy:
         """Read a policy or a resolved ds_config; what it leaves out has DeepSpeed's default.
 
         Raises:
-            ConfigError: a size that is no number, such as "auto".
+            ConfigError: a size that is no number, such as "auto"; offload to NVMe, which nothing here prices.
         """
         zero = ds_config.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
@@ -117,4 +117,7 @@ _KEYS = {
 
 
 def _is_offloaded(zero: Mapping[str, Any], part: str) -> bool:
-    return (zero.get(part) or {}).get("device", "none") != "none"
+    device = (zero.get(part) or {}).get("device", "none")
+    if device not in ("none", "cpu"):
+        raise ConfigError(f"ds_config: {part} to {device!r} is not modelled; plan with device cpu")
+    return device == "cpu"

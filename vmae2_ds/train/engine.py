@@ -106,7 +106,13 @@ class Engine:
                 for name, buffer in module.named_buffers(recurse=False):
                     setattr(module, name, buffer.to(self.device))
         else:
-            objective = build().to(self.device)
+            objective = build()
+            if ds_config.get("bf16", {}).get("enabled"):
+                for (
+                    parameter
+                ) in objective.parameters():  # as initialize would, but on the host: half of it reaches the device
+                    parameter.data = parameter.data.bfloat16()
+            objective.to(self.device)
         use_deepspeed_checkpointing(objective, ds_config)
         optimizer = optimizer_of(objective)
         self.deepspeed, *_ = deepspeed.initialize(

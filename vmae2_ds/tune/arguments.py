@@ -14,7 +14,7 @@ from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.tune.local import CPU_ASSUMPTIONS, local_cpu
+from vmae2_ds.tune.this_cpu import CPU_ASSUMPTIONS, this_cpu
 
 HYBRID_VIDEOS = 1_348_000
 """Clips of UnlabeledHybrid, which the *_hybrid recipes are made for (PAPER A6)."""
@@ -80,8 +80,8 @@ def cluster_of(arguments: PlanArguments, assumptions: Assumptions) -> Cluster:
     """The machines asked for. Raises ConfigError."""
     if arguments.gpus < 1:
         raise ConfigError(f"--gpus {arguments.gpus}: at least 1")
-    gpu = local_cpu(arguments.gpus) if arguments.gpu == "cpu" else get_accelerator(arguments.gpu)
-    return make_cluster(gpu, arguments.gpus, arguments.nodes, arguments.memory, assumptions.usable_memory.value)
+    gpu = this_cpu(arguments.gpus) if arguments.gpu == "cpu" else get_accelerator(arguments.gpu)
+    return make_cluster(gpu, arguments.gpus, arguments.nodes, arguments.memory, assumptions.usable_memory)
 
 
 def count_videos(arguments: PlanArguments, config: RunConfig) -> tuple[int, str]:

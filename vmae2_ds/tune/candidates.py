@@ -12,7 +12,7 @@ from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.predict import GIB, GpuMemory, Setting, StepTime, accumulation, predict_memory, predict_time
-from vmae2_ds.tune.settings import all_settings
+from vmae2_ds.tune.search_space import all_settings
 
 SAME_TIME = 1.02
 """Settings whose predicted times differ by less are equally fast: the simpler one is taken."""
@@ -46,9 +46,9 @@ class Candidate:
 
     @property
     def is_safe(self) -> bool:
-        """Fits even with every assumption at its worse end, but for the share of a GPU's memory that programs may use."""
+        """Fits even with every assumption at its worse end."""
         on_host = self.memory.host / GIB <= self.worst_host_memory_gib
-        return self.fits and on_host and self.worst_memory.total / GIB <= self.cluster.memory_gib
+        return self.fits and on_host and self.worst_memory.total / GIB <= self.cluster.worst_memory_gib
 
     @property
     def complexity(self) -> tuple[int, ...]:
@@ -132,7 +132,10 @@ def search(
     Raises:
         ConfigError: a global batch that these GPUs cannot make, or a precision they cannot compute in.
     """
-    settings = all_settings(config, cluster, quantized=quantized, offload=offload)
+    # As many loader workers as there are cores for them: they change no result, and the command to start says how many.
+    data = config.data.model_copy(update={"workers": max(1, int(assumptions.cores_per_gpu.value))})
+    fed = config.model_copy(update={"data": data})
+    settings = all_settings(fed, cluster, quantized=quantized, offload=offload)
     expected, worst = assumptions.at("expected"), assumptions.at("worst")
     return Search(config, cluster, [_evaluate(setting, cluster, expected, worst) for setting in settings])
 

@@ -26,6 +26,7 @@ from vmae2_ds.tune.predict import (
     notes_on,
     predict_memory,
     predict_time,
+    reading_cores,
     traffic_of,
 )
 from vmae2_ds.tune.tables import duration, scaled, table
@@ -84,17 +85,27 @@ def make_plan(config: RunConfig, arguments: PlanArguments) -> Plan:
     """Predict `config` as it stands. Raises ConfigError where it could not run at all."""
     assumptions = assumptions_of(arguments)
     cluster = cluster_of(arguments, assumptions)
-    num_videos, videos_from = count_videos(arguments, config)
-    run = plan_run(config, num_videos, cluster.num_gpus)
+    videos = count_videos(arguments, config)
     policy = read_policy(config.train.ds_config)
+    run = plan_run(config, videos[0], cluster.num_gpus)
     fill_policy(policy, config, run, on_cpu=cluster.gpu.key == "cpu")  # refuses what could not start
-    setting = Setting(config, ZeroPolicy.of_ds_config(policy).on(cluster.num_gpus))
+    zero = ZeroPolicy.of_ds_config(policy).on(cluster.num_gpus)
+    if zero.hpz > cluster.gpus_per_node:
+        raise ConfigError(
+            f"zero_hpz_partition_size={zero.hpz} reaches over nodes of {cluster.gpus_per_node} GPUs, which is what it is to "
+            f"avoid; set it to {cluster.gpus_per_node} in a policy of your own, or say --nodes"
+        )
+    return plan_setting(Setting(config, zero), cluster, assumptions, videos)
+
+
+def plan_setting(setting: Setting, cluster: Cluster, assumptions: Assumptions, videos: tuple[int, str]) -> Plan:
+    """Predict a setting at all ends of the assumptions; `videos` are how many, and where the number comes from."""
     at = {end: assumptions.at(end) for end in ENDS}
     return Plan(
         setting=setting,
         cluster=cluster,
-        run=run,
-        videos_from=videos_from,
+        run=plan_run(setting.config, videos[0], cluster.num_gpus),
+        videos_from=videos[1],
         assumptions=assumptions,
         memory={end: predict_memory(setting, cluster, at[end]) for end in ENDS},
         time={end: predict_time(setting, cluster, at[end]) for end in ENDS},
@@ -259,7 +270,8 @@ def _verdict(plan: Plan) -> list[str]:
     if time.binds == "data":
         lines.append(
             f"  the GPUs wait for videos: {plan.cores_needed('expected'):.1f} cores a GPU are needed, "
-            f"{plan.assumptions.cores_per_gpu.value:g} are assumed; --data.views, short GOPs or more cores help (docs/DATA.md)"
+            f"{reading_cores(plan.setting.config, plan.assumptions):g} read; --data.workers, --data.views, short GOPs or more "
+            "cores help (docs/DATA.md)"
         )
     return lines
 

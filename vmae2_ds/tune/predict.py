@@ -141,9 +141,21 @@ def predict_memory(setting: Setting, cluster: Cluster, assumptions: Assumptions)
         precision=precision,
     )
     found = add_up(states, setting.clips * activation.peak, assumptions)
+    found = _or_start(found, config)
     # A model that is not built partitioned stands whole, in float32, in every rank's host memory while it is built.
     built = 0 if config.train.ds_zero_init else 4 * count_parameters(config.model).total
     return GpuMemory(found.parts, max(found.host, built))
+
+
+def _or_start(memory: GpuMemory, config: RunConfig) -> GpuMemory:
+    """Where that is more: the whole model on the GPU before ZeRO divides it, unless it is built divided."""
+    size = 2 if config.train.precision == "bf16" else 4
+    whole = 0 if config.train.ds_zero_init else size * count_parameters(config.model).total
+    if whole <= memory.tensors:
+        return memory
+    overhead = {part: value for part, value in memory.parts.items() if part in OVERHEAD}
+    nothing = {part: 0.0 for part in memory.parts if part not in OVERHEAD}
+    return GpuMemory(nothing | {"weights": whole} | overhead, memory.host)
 
 
 def add_up(states: StateBytes, activations: float, assumptions: Assumptions) -> GpuMemory:
@@ -210,7 +222,7 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
         hidden_s=hidden_s,
         optimizer_s=_optimizer_s(setting, cluster, assumptions, rates),
         data_s=data_core_s(config, assumptions) * config.train.global_batch
-        / (config.data.views * cluster.num_gpus * assumptions.cores_per_gpu.value),
+        / (config.data.views * cluster.num_gpus * reading_cores(config, assumptions)),
     )  # fmt: skip
 
 
@@ -219,10 +231,17 @@ def accumulation(config: RunConfig, cluster: Cluster) -> int:
     return config.train.global_batch // (config.train.micro_batch * config.data.views * cluster.num_gpus)
 
 
+def reading_cores(config: RunConfig, assumptions: Assumptions) -> float:
+    """Cores that read for one GPU: one for each loader worker, which decodes in one thread, as far as there are cores."""
+    return min(assumptions.cores_per_gpu.value, max(1, config.data.workers))
+
+
 def data_core_s(config: RunConfig, assumptions: Assumptions) -> float:
     """CPU core seconds to read one video and cut its views."""
-    pixels = config.data.num_frames * config.data.size**2 / (16 * 224**2)
-    return assumptions.decode_core_s.value + config.data.views * pixels * assumptions.transform_core_s.value
+    frames = config.data.num_frames / 16
+    pixels = frames * config.data.size**2 / 224**2
+    transforms = config.data.views * pixels * assumptions.transform_core_s.value
+    return frames * assumptions.decode_core_s.value + transforms
 
 
 def model_flops(config: RunConfig) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def _table(key: str) -> str:
 def cell(recipe: str, gpu: str, num_gpus: int) -> str:
     """What `tune` takes: layout, recomputation, micro batch x accumulation, step time and memory."""
     assumptions = Assumptions()
-    cluster = make_cluster(get_accelerator(gpu), num_gpus, None, None, assumptions.usable_memory.value)
+    cluster = make_cluster(get_accelerator(gpu), num_gpus, None, None, assumptions.usable_memory)
     try:
         chosen = search(get_recipe(recipe), cluster, assumptions).chosen
     except ConfigError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,11 @@ from vmae2_ds.cost.hardware import ACCELERATORS, find_accelerator
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.ds_config import fill_policy
 from vmae2_ds.train.plan import plan_run
-from vmae2_ds.tune.arguments import TuneArguments, assumptions_of, cluster_of
+from vmae2_ds.tune.arguments import TuneArguments, assumptions_of, cluster_of, count_videos
 from vmae2_ds.tune.candidates import Candidate, Search, evaluate, search
 from vmae2_ds.tune.explain import candidate_json, front_table, nothing_fits, rejected_table
 from vmae2_ds.tune.measure import Trial, measure, refit
+from vmae2_ds.tune.planner import ENDS, Plan, plan_json, plan_setting
 from vmae2_ds.tune.predict import GIB, Setting, notes_on
 from vmae2_ds.tune.tables import duration, table
 
@@ -41,6 +43,8 @@ class Tuning:
     trials: list[Trial]
     calibration: Path | None
     refitted: list[str]
+    plan: Plan | None
+    """The setting taken as a whole run; None where nobody says how many videos there are."""
 
 
 def tune(config: RunConfig, arguments: TuneArguments, overrides: Sequence[str]) -> Tuning:
@@ -70,7 +74,24 @@ def tune(config: RunConfig, arguments: TuneArguments, overrides: Sequence[str]) 
         chosen = _fastest_measured(trials) or chosen
     write_ds_config(chosen.setting, cluster, arguments.out)
     command = launch_command(chosen, arguments, overrides)
-    return Tuning(found, chosen, arguments.out, command, trials, calibration if refitted else None, refitted)
+    return Tuning(
+        found=found,
+        chosen=chosen,
+        out=arguments.out,
+        command=command,
+        trials=trials,
+        calibration=calibration if refitted else None,
+        refitted=refitted,
+        plan=_whole_run(chosen, assumptions, arguments),
+    )
+
+
+def _whole_run(chosen: Candidate, assumptions: Assumptions, arguments: TuneArguments) -> Plan | None:
+    try:
+        videos = count_videos(arguments, chosen.setting.config)
+    except ConfigError:
+        return None
+    return plan_setting(chosen.setting, chosen.cluster, assumptions, videos)
 
 
 def _check_files(arguments: TuneArguments) -> None:
@@ -102,10 +123,18 @@ def launch_command(chosen: Candidate, arguments: TuneArguments, overrides: Seque
     tuned += ["--model.checkpointing", config.model.checkpointing]
     if config.model.checkpointing == "every_k":
         tuned += ["--model.checkpoint-every", str(config.model.checkpoint_every)]
+    if cluster.gpu.key != "cpu":
+        tuned += ["--data.workers", str(workers_needed(chosen))]
     tuned.append("--train.ds-zero-init" if config.train.ds_zero_init else "--train.no-ds-zero-init")
     manifest = [] if config.data.manifest else ["--data.manifest", "LIST.csv"]
     words = ["deepspeed", *where, "--module", "vmae2_ds", "pretrain", config.recipe, *overrides, *manifest, *tuned]
     return shlex.join(words)
+
+
+def workers_needed(chosen: Candidate) -> int:
+    """Loader workers that keep a GPU fed with a fifth to spare, as far as there are cores."""
+    workers, time = chosen.setting.config.data.workers, chosen.time
+    return max(1, min(workers, math.ceil(1.2 * workers * time.data_s / time.device_s)))
 
 
 def _measure_best(
@@ -181,6 +210,7 @@ def tuning_json(tuning: Tuning) -> dict[str, Any]:
         "front": [candidate_json(candidate) for candidate in tuning.found.front],
         "ds_config": str(tuning.out),
         "command": tuning.command,
+        "run": None if tuning.plan is None else plan_json(tuning.plan),
         "trials": [
             {"predicted": candidate_json(trial.candidate), "measured": trial.measured._asdict()}
             for trial in tuning.trials
@@ -204,11 +234,20 @@ def describe_tuning(tuning: Tuning) -> str:
     if tuning.trials:
         lines += [_trials_table(tuning.trials), ""]
     if tuning.calibration:
-        lines += [f"refitted {', '.join(tuning.refitted)}: plan and tune take --calibration {tuning.calibration}", ""]
+        lines += [
+            f"refitted {', '.join(tuning.refitted)}: run again with --calibration {tuning.calibration}, which plan takes too",
+            "",
+        ]
     margin = "also in the worst case" if chosen.is_safe else "but not in the worst case"
     lines += [
         f"taken: {chosen.describe()}",
         f"  {duration(chosen.time.total_s)} a step, {chosen.memory.total / GIB:.1f} GiB; fits {margin}",
+        *_run_lines(tuning.plan),
+        *(
+            f"  BUT its trial failed: {t.measured.error}"
+            for t in tuning.trials
+            if t.asked is chosen and t.measured.error
+        ),
         *(f"  {note}" for note in notes_on(chosen.setting, chosen.cluster)),
         f"wrote {tuning.out}; start with:",
         f"  {tuning.command}",
@@ -216,11 +255,25 @@ def describe_tuning(tuning: Tuning) -> str:
     return "\n".join(lines)
 
 
+def _run_lines(plan: Plan | None) -> list[str]:
+    """The whole recipe: hours and GPU hours with their bounds, utilisation."""
+    if plan is None:
+        return []
+    hours = [plan.hours(end) for end in ENDS]
+    best, expected, worst = (f"{value:,.0f}" for value in hours)
+    mfu, hfu = plan.utilisation("expected")
+    return [
+        f"  {plan.run.num_steps:,} steps over {plan.run.num_videos:,} videos: {expected} hours ({best} to {worst}), "
+        f"{hours[1] * plan.cluster.num_gpus:,.0f} GPU hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
+    ]
+
+
 def _trials_table(trials: Sequence[Trial]) -> str:
     rows = [[trial.candidate.describe(), *_beside(trial)] for trial in trials]
     ranks = trials[0].candidate.cluster.num_gpus
     header = ["setting", "step predicted", "measured", "error", "GiB predicted", "measured", "error"]
-    return table(f"Measured on {ranks} rank{'s' if ranks > 1 else ''}", header, rows)
+    failed = [f"  failed: {each.candidate.describe()}: {each.measured.error}" for each in trials if each.measured.error]
+    return "\n".join([table(f"Measured on {ranks} rank{'s' if ranks > 1 else ''}", header, rows), *failed])
 
 
 def _beside(trial: Trial) -> list[str]:

@@ -26,7 +26,7 @@ CPU_ASSUMPTIONS = Assumptions(
 """A step keeps about 70 % of a large product's rate; the interpreter with torch and DeepSpeed takes 0.75 GiB."""
 
 
-def local_cpu(num_ranks: int) -> Accelerator:
+def this_cpu(num_ranks: int) -> Accelerator:
     """One rank's share of this machine: a timed matrix product and copy, and an equal part of the memory."""
     cores = max(1, (os.cpu_count() or 1) // num_ranks)
     threads = torch.get_num_threads()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train.plan import plan_run
-from vmae2_ds.tune.settings import all_settings
+from vmae2_ds.tune.search_space import all_settings
 
 
 def cluster_of(gpus: int, nodes: int | None = None, gpu: str = "a100-80g") -> Cluster:
-    return make_cluster(get_accelerator(gpu), gpus, nodes, None, 0.985)
+    return make_cluster(get_accelerator(gpu), gpus, nodes, None, Assumptions().usable_memory)
 
 
 @pytest.mark.parametrize("gpus", [1, 8, 64, 1024])
