@@ -1,0 +1,35 @@
+"""docs/SCALING.md says what the code says now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmae2_ds.cost.hardware import get_accelerator
+from vmae2_ds.tune.scaling import COUNTS, RECIPES, cell, hours_table, markers, memory_table
+
+TEXT = (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text()
+HINT = "run: python -m vmae2_ds.tune.scaling docs/SCALING.md"
+
+
+def between(name: str) -> str:
+    start, end = markers(name)
+    assert TEXT.count(start) == TEXT.count(end) == 1
+    return TEXT.partition(start)[2].partition(end)[0].strip()
+
+
+def test_tables_on_the_paper_are_up_to_date() -> None:
+    assert between("memory") == memory_table(), HINT
+    assert between("hours") == hours_table(), HINT
+
+
+@pytest.mark.parametrize(
+    ("size", "gpu", "count"), [("B", "rtx-4090", 8), ("L", "h200", 1024), ("g", "a100-80g", 64), ("6b", "a100-40g", 8)]
+)
+def test_cells_of_the_table_are_up_to_date(size: str, gpu: str, count: int) -> None:
+    accelerator = get_accelerator(gpu)
+    table = between("tune").partition(f"### {accelerator.name}, {accelerator.memory_gb:g} GB")[2].partition("###")[0]
+    row = next(line for line in table.splitlines() if line.startswith(f"| **{size}** |"))
+    found = [column.strip() for column in row.strip("|").split("|")]
+    assert found[1 + COUNTS.index(count)] == cell(RECIPES[size], gpu, count), HINT
