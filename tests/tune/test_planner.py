@@ -110,6 +110,19 @@ def test_a_slow_network_binds_and_few_cores_bind() -> None:
     assert starved.cores_needed("expected") > 1
 
 
+def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    plan = plan_of(changed(RECIPE, "model", checkpointing="none"), memory=40)
+    most = plan_json(plan)["largest_micro_batch"]
+    assert most == 16
+    fits = {n: plan_of(with_micro_batch(plan.setting.config, n), memory=40).fits for n in (most, 2 * most)}
+    assert fits == {most: True, 2 * most: False}
+    assert f"--train.micro-batch {most} is the largest that fits" in describe_plan(plan)
+
+
+def with_micro_batch(config: RunConfig, videos: int) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": videos})})
+
+
 def test_one_gpu_sends_nothing() -> None:
     plan = plan_of(changed("vit_b_pretrain_hybrid", "train", global_batch=128), gpus=1)
     assert plan_json(plan)["comm_bytes_per_step"] == {"intra_node": 0, "inter_node": 0, "collectives": []}

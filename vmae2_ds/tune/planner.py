@@ -29,6 +29,7 @@ from vmae2_ds.tune.predict import (
     reading_cores,
     traffic_of,
 )
+from vmae2_ds.tune.search_space import micro_batches
 from vmae2_ds.tune.tables import duration, scaled, table
 
 ENDS: tuple[End, ...] = ("best", "expected", "worst")
@@ -112,6 +113,18 @@ def plan_setting(setting: Setting, cluster: Cluster, assumptions: Assumptions, v
     )
 
 
+def largest_micro_batch(plan: Plan) -> int | None:
+    """The largest micro batch (videos) that makes the global batch and is expected to fit as the rest stands."""
+    config, policy = plan.setting
+    expected = plan.assumptions.at("expected")
+    for videos in reversed(micro_batches(config, plan.cluster.num_gpus)):
+        train = config.train.model_copy(update={"micro_batch": videos})
+        setting = Setting(config.model_copy(update={"train": train}), policy)
+        if predict_memory(setting, plan.cluster, expected).total / GIB <= plan.cluster.memory_gib:
+            return videos
+    return None
+
+
 def check_fits(plan: Plan) -> None:
     """Raises ConfigError where the plan needs more memory than each GPU has, with the way out."""
     if plan.margin_gib < 0:
@@ -173,6 +186,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         },
         "step_s": {end: vars(plan.time[end]) | {"total_s": plan.time[end].total_s} for end in ENDS},
         "binds": plan.time["expected"].binds,
+        "largest_micro_batch": largest_micro_batch(plan),
         "notes": notes_on(plan.setting, plan.cluster),
         "cores_per_gpu_needed": {end: plan.cores_needed(end) for end in ENDS},
         "utilisation": {end: dict(zip(("mfu", "hfu"), plan.utilisation(end), strict=True)) for end in ENDS},
@@ -262,6 +276,11 @@ def _verdict(plan: Plan) -> list[str]:
         f"binds: {time.binds}{unsure}; memory: "
         + (f"{plan.margin_gib:.1f} GiB to spare" if plan.margin_gib >= 0 else f"{-plan.margin_gib:.1f} GiB TOO MUCH")
     ]
+    most = largest_micro_batch(plan)
+    if most != plan.run.micro_batch:
+        lines.append(
+            f"  as the rest stands, {'no micro batch' if most is None else f'--train.micro-batch {most} is the largest that'} fits"
+        )
     lines += [f"  {note}" for note in notes_on(plan.setting, plan.cluster)]
     if plan.host_margin_gib < 0:
         lines.append(f"  host memory: {-plan.host_margin_gib:.1f} GiB a GPU TOO MUCH")

@@ -45,7 +45,7 @@ def all_settings(config: RunConfig, cluster: Cluster, *, quantized: bool, offloa
     """
     policies = list(_policies(config, cluster, quantized=quantized, offload=offload))
     zero_init = count_parameters(config.model).total > ZERO_INIT_PARAMETERS
-    for micro_batch, (mode, every) in product(_micro_batches(config, cluster.num_gpus), CHECKPOINTING):
+    for micro_batch, (mode, every) in product(micro_batches(config, cluster.num_gpus), CHECKPOINTING):
         model = config.model.model_copy(update={"checkpointing": mode, "checkpoint_every": every})
         for policy in policies:
             train = config.train.model_copy(
@@ -54,7 +54,7 @@ def all_settings(config: RunConfig, cluster: Cluster, *, quantized: bool, offloa
             yield Setting(config.model_copy(update={"model": model, "train": train}), policy)
 
 
-def _micro_batches(config: RunConfig, num_gpus: int) -> list[int]:
+def micro_batches(config: RunConfig, num_gpus: int) -> list[int]:
     """Videos per GPU and micro step: the divisors of what one GPU sees in a step."""
     views, global_batch = config.data.views, config.train.global_batch
     if global_batch % (views * num_gpus):
