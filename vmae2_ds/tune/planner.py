@@ -278,9 +278,8 @@ def _verdict(plan: Plan) -> list[str]:
     ]
     most = largest_micro_batch(plan)
     if most != plan.run.micro_batch:
-        lines.append(
-            f"  as the rest stands, {'no micro batch' if most is None else f'--train.micro-batch {most} is the largest that'} fits"
-        )
+        found = "no micro batch" if most is None else f"--train.micro-batch {most} is the largest that"
+        lines.append(f"  as the rest stands, {found} fits")
     lines += [f"  {note}" for note in notes_on(plan.setting, plan.cluster)]
     if plan.host_margin_gib < 0:
         lines.append(f"  host memory: {-plan.host_margin_gib:.1f} GiB a GPU TOO MUCH")

@@ -88,8 +88,17 @@ def _peak_memory(device: torch.device) -> dict[str, int]:
         allocated = torch.cuda.max_memory_allocated(device)
     else:
         outside, allocated = 0, 0
-        reserved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        reserved = _peak_resident()
     return {"peak_bytes": outside + reserved, "reserved_bytes": reserved, "allocated_bytes": allocated}
+
+
+def _peak_resident() -> int:
+    """Most resident bytes of this process; getrusage would begin with those of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _largest(value: int, world: World) -> int:
