@@ -15,7 +15,7 @@ from vmae2_ds.config import SIZES, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.parameters import group_sizes, parameter_shapes
-from vmae2_ds.cost.states import Precision, bucket_fills, state_bytes
+from vmae2_ds.cost.states import StatePrecision, bucket_fills, state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.train.optim import parameter_groups
@@ -67,7 +67,7 @@ def test_default_stage_3_gathers_a_whole_vit_b() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_more_ranks_hold_less_each(stage: int, precision: Precision) -> None:
+def test_more_ranks_hold_less_each(stage: int, precision: StatePrecision) -> None:
     policy = ZeroPolicy(stage=stage, reduce_bucket=10_000_000)
     many = [state_bytes(GIANT, policy, ranks, precision=precision) for ranks in (2, 4, 8, 64, 512)]
     for fewer, more in pairwise(many):
