@@ -20,10 +20,13 @@ CPU_ASSUMPTIONS = Assumptions(
     fragmentation=Range(low=0.0, value=0.05, high=0.2),
     matmul_efficiency=Range(low=0.5, value=0.7, high=0.85),
     half_rate_tokens=Range(low=0, value=0, high=100),
+    launch_s=Range(low=15e-6, value=23e-6, high=40e-6),
+    zero3_module_s=Range(low=170e-6, value=230e-6, high=290e-6),
     memory_efficiency=Range(low=0.4, value=0.7, high=1.0),
     cores_per_gpu=Range(low=0.5, value=1, high=2),
 )
-"""A step keeps about 70 % of a large product's rate; the interpreter with torch and DeepSpeed takes 0.75 GiB."""
+"""A step keeps about 70 % of a large product's rate; an operation costs 23 us before it does anything (case `prediction`); the
+interpreter with torch and DeepSpeed takes 0.75 GiB."""
 
 
 def this_cpu(num_ranks: int) -> Accelerator:

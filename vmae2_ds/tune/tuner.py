@@ -259,12 +259,12 @@ def _run_lines(plan: Plan | None) -> list[str]:
     """The whole recipe: hours and GPU hours with their bounds, utilisation."""
     if plan is None:
         return []
-    hours = [plan.hours(end) for end in ENDS]
-    best, expected, worst = (f"{value:,.0f}" for value in hours)
+    best, expected, worst = (duration(3600 * plan.hours(end)) for end in ENDS)
+    gpu_hours = plan.hours("expected") * plan.cluster.num_gpus
     mfu, hfu = plan.utilisation("expected")
     return [
-        f"  {plan.run.num_steps:,} steps over {plan.run.num_videos:,} videos: {expected} hours ({best} to {worst}), "
-        f"{hours[1] * plan.cluster.num_gpus:,.0f} GPU hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
+        f"  {plan.run.num_steps:,} steps over {plan.run.num_videos:,} videos: {expected} ({best} to {worst}), "
+        f"{gpu_hours:,.4g} GPU hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
     ]
 
 
