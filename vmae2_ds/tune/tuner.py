@@ -132,9 +132,9 @@ def launch_command(chosen: Candidate, arguments: TuneArguments, overrides: Seque
 
 
 def workers_needed(chosen: Candidate) -> int:
-    """Loader workers that keep a GPU fed with a fifth to spare, as far as there are cores."""
+    """Loader workers for twice the reading that is expected, as far as there are cores: idle ones cost little."""
     workers, time = chosen.setting.config.data.workers, chosen.time
-    return max(1, min(workers, math.ceil(1.2 * workers * time.data_s / time.device_s)))
+    return max(1, min(workers, math.ceil(2 * workers * time.data_s / time.device_s)))
 
 
 def _measure_best(
