@@ -151,6 +151,8 @@ def _run(args: list[str], debug: bool) -> int:
             time.sleep(5)  # rank 0 most likely says the same; its launcher then ends this one
         print(f"vmae2: {f'rank {rank}: ' if rank != '0' else ''}{error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("vmae2: interrupted", file=sys.stderr)
         return 130
@@ -199,10 +201,7 @@ def _ask(arguments: type[Asked], prog: str, args: list[str]) -> tuple[Asked, Run
 
 def _show(result: dict[str, Any] | str) -> None:
     """Print a calculator's answer: JSON, or text as it is."""
-    try:
-        print(result if isinstance(result, str) else json.dumps(result, indent=2), flush=True)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(result if isinstance(result, str) else json.dumps(result, indent=2), flush=True)
 
 
 def _call(function: Callable[..., Any], prog: str, args: list[str]) -> Any:

@@ -21,7 +21,10 @@ HYBRID_VIDEOS = 1_348_000
 
 
 class PlanArguments(StrictModel):
-    """What a run will be on these machines. Any option of the recipe may follow: --train.micro-batch 8, ..."""
+    """What a run will be on these machines. `vmae2 pretrain --help` lists the recipes; their options may follow.
+
+    Example: vmae2 plan vit_g_pretrain_hybrid --gpus 64 --gpu a100-80g --train.micro-batch 16
+    """
 
     gpus: int
     """GPUs in all (ranks)."""
@@ -46,7 +49,10 @@ class PlanArguments(StrictModel):
 
 
 class TuneArguments(PlanArguments):
-    """The fastest way to lay out a recipe on these machines. The recipe's options may follow: --model.attention math, ..."""
+    """The fastest way to lay out a recipe on these machines. `vmae2 pretrain --help` lists them; their options may follow.
+
+    Example: vmae2 tune vit_g_pretrain_hybrid --gpus 8 --gpu rtx-4090 --out g.json --model.attention sdpa
+    """
 
     out: Path = Path("ds_config.json")
     """Where the chosen ds_config is written."""
