@@ -16,7 +16,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -151,8 +151,6 @@ def _run(args: list[str], debug: bool) -> int:
             time.sleep(5)  # rank 0 most likely says the same; its launcher then ends this one
         print(f"vmae2: {f'rank {rank}: ' if rank != '0' else ''}{error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("vmae2: interrupted", file=sys.stderr)
         return 130
@@ -201,7 +199,17 @@ def _ask(arguments: type[Asked], prog: str, args: list[str]) -> tuple[Asked, Run
 
 def _show(result: dict[str, Any] | str) -> None:
     """Print a calculator's answer: JSON, or text as it is."""
-    print(result if isinstance(result, str) else json.dumps(result, indent=2), flush=True)
+    with _reader_may_leave():
+        print(result if isinstance(result, str) else json.dumps(result, indent=2), flush=True)
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Around what is printed, and nothing else: `| head` has seen enough, which is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _call(function: Callable[..., Any], prog: str, args: list[str]) -> Any:
@@ -218,8 +226,9 @@ def _parse(parser: Callable[..., Any], subject: Any, *, prog: str, args: list[st
     """Call a tyro parser; what it refuses becomes one ConfigError line instead of a box."""
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), _reader_may_leave():
             return parser(subject, prog=prog, args=args)
+        raise SystemExit(0)  # the help text had no reader any more
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
