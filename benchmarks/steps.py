@@ -13,10 +13,11 @@ from benchmarks.harness import Step
 from vmae2_ds.config import SIZES, MaskConfig, ModelConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.cost.flops import mae_macs, training_flops
-from vmae2_ds.masking import count_masks, make_masks
+from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.peak import DTYPES
+from vmae2_ds.tune.trial import noise_batch
 
 Precision = Literal["bf16", "fp32"]
 LEARNING_RATE = 1e-4
@@ -38,10 +39,7 @@ def geometry_of(size: str) -> ClipGeometry:
 
 def make_batch(mask: MaskConfig, geometry: ClipGeometry, batch_size: int) -> PretrainBatch:
     """Random uint8 clips with drawn masks."""
-    rng = np.random.default_rng(SEED)
-    shape = (batch_size, geometry.num_frames, geometry.height, geometry.width, 3)
-    masks = [make_masks(mask, geometry, rng) for _ in range(batch_size)]
-    return PretrainBatch.of_clips(torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)), masks)
+    return noise_batch(mask, geometry, batch_size, np.random.default_rng(SEED))
 
 
 def step_flops(size: str, mask: MaskConfig, batch_size: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +78,15 @@ class ModelConfig(StrictModel):
     """With checkpointing=every_k: one block in this many is recomputed."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth rate at the last encoder block, rising linearly from 0 (published pre-training: 0)."""
+
+    @property
+    def recomputed_blocks(self) -> tuple[range, range]:
+        """Numbers of the encoder's and the decoder's blocks that `checkpointing` computes again."""
+        step = self.checkpoint_every if self.checkpointing == "every_k" else 1
+        encoder, decoder = range(0, self.encoder.depth, step), range(0, self.decoder.depth, step)
+        if self.checkpointing == "none":
+            return range(0), range(0)
+        return range(0) if self.checkpointing == "decoder" else encoder, decoder
 
     @classmethod
     def of_size(cls, size: str, **changes: object) -> ModelConfig:
@@ -228,3 +238,9 @@ class RunConfig(StrictModel):
     def geometry(self) -> ClipGeometry:
         """The clip as cubes; raises ConfigError where it does not divide."""
         return ClipGeometry(self.data.num_frames, self.data.size, self.data.size, self.model.tubelet, self.model.patch)
+
+    def changed(self, **sections: Mapping[str, object]) -> RunConfig:
+        """A copy in which fields of some sections differ, `changed(train={"micro_batch": 4})`; values are not checked again."""
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=fields) for name, fields in sections.items()}
+        )

@@ -27,8 +27,7 @@ def plan_of(recipe: str | RunConfig = RECIPE, **options: object) -> Plan:
 
 
 def changed(recipe: str, section: str, **values: object) -> RunConfig:
-    config = get_recipe(recipe)
-    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+    return get_recipe(recipe).changed(**{section: values})
 
 
 def test_the_papers_largest_run() -> None:
@@ -120,7 +119,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
 
 
 def with_micro_batch(config: RunConfig, videos: int) -> RunConfig:
-    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": videos})})
+    return config.changed(train={"micro_batch": videos})
 
 
 def test_one_gpu_sends_nothing() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vmae2_ds.config import ModelConfig, TowerConfig
+from vmae2_ds.config import CheckpointingName, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.traffic import AttentionKind, Precision
 
@@ -93,8 +93,9 @@ def mae_activations(
     """
     width = _WIDTHS[precision]
     tokens, predicted = visible + decode, decode * geometry.cube_values
-    encoder = _Tower(model, model.encoder, visible, attention, width, width.encoder_stream)
-    decoder = _Tower(model, model.decoder, tokens, attention, width, width.decoder_stream)
+    again, mode = model.recomputed_blocks, model.checkpointing
+    encoder = _Tower(model.encoder, again[0], mode, visible, attention, width, width.encoder_stream)
+    decoder = _Tower(model.decoder, again[1], mode, tokens, attention, width, width.decoder_stream)
 
     # int64 places of visible and decoded cubes, and a bool for each decoded one
     clip = geometry.num_frames * geometry.height * geometry.width * 3 + 8 * tokens + decode
@@ -133,8 +134,9 @@ def mae_activations(
 class _Tower:
     """The blocks of one tower on the n tokens of one clip, in bytes."""
 
-    model: ModelConfig
     config: TowerConfig
+    recomputed_blocks: range
+    checkpointing: CheckpointingName
     tokens: int
     attention: AttentionKind
     width: _Widths
@@ -143,7 +145,7 @@ class _Tower:
 
     def held(self, block: int) -> int:
         """What this block keeps until its backward pass: everything, or its input if it is recomputed."""
-        return self.stream * self._nd if self._is_recomputed(block) else self._saved()
+        return self.stream * self._nd if block in self.recomputed_blocks else self._saved()
 
     def total_held(self) -> int:
         """All blocks."""
@@ -151,12 +153,12 @@ class _Tower:
 
     def recomputed(self, block: int) -> int:
         """What computing the block again adds to the input that it kept."""
-        if not self._is_recomputed(block):
+        if block not in self.recomputed_blocks:
             return 0
         # The first norm saves the very input that was kept, unless autocast gives it a wider copy.
         shared = self.stream * self._nd if self.width.norm == self.stream else 0
         # DeepSpeed's own checkpoint computes the output again too; torch's stops before the last product (fc2).
-        output = self.stream * self._nd if self.model.checkpointing == "deepspeed" else 0
+        output = self.stream * self._nd if self.checkpointing == "deepspeed" else 0
         return self._saved() - shared + output
 
     def transient(self, block: int) -> int:
@@ -190,12 +192,6 @@ class _Tower:
         else:
             attention += self.width.score * self._scores
         return norms + projections + attention
-
-    def _is_recomputed(self, block: int) -> bool:
-        mode = self.model.checkpointing
-        if mode == "none" or (mode == "decoder" and self.config is not self.model.decoder):
-            return False
-        return mode != "every_k" or block % self.model.checkpoint_every == 0
 
     @property
     def _nd(self) -> int:

@@ -8,6 +8,8 @@ from vmae2_ds.cost.assumptions import Range
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.errors import ConfigError
 
+CPU_KEY = "cpu"
+"""What `--gpu` calls this machine's CPU."""
 USUAL_NODE = 8
 """GPUs in a node where nobody says otherwise."""
 
@@ -27,6 +29,11 @@ class Cluster:
     def gpus_per_node(self) -> int:
         """GPUs that share a node."""
         return self.num_gpus // self.num_nodes
+
+    @property
+    def on_cpu(self) -> bool:
+        """Are the "GPUs" ranks on this machine's CPU?"""
+        return self.gpu.key == CPU_KEY
 
     def __str__(self) -> str:
         nodes = f"{self.num_nodes} node{'s' if self.num_nodes > 1 else ''}"

@@ -85,16 +85,11 @@ def recomputed_macs(model: ModelConfig, visible: int, decode: int) -> int:
     torch's checkpoint stops as soon as it has what the backward pass needs, so a block's last product (fc2) is not
     repeated; DeepSpeed's own repeats whole blocks.
     """
-    mode = model.checkpointing
-    if mode == "none":
-        return 0
-    every = model.checkpoint_every if mode == "every_k" else 1
     total = 0
-    for tower, tokens in ((model.encoder, visible), (model.decoder, visible + decode)):
-        if mode == "decoder" and tower is model.encoder:
-            continue
-        last_product = 0 if mode == "deepspeed" else tokens * tower.mlp * tower.width
-        total += len(range(0, tower.depth, every)) * (block_macs(tower, tokens) - last_product)
+    towers = zip((model.encoder, model.decoder), (visible, visible + decode), model.recomputed_blocks, strict=True)
+    for tower, tokens, blocks in towers:
+        last_product = 0 if model.checkpointing == "deepspeed" else tokens * tower.mlp * tower.width
+        total += len(blocks) * (block_macs(tower, tokens) - last_product)
     return total
 
 

@@ -133,9 +133,7 @@ def _tree(model: ModelConfig) -> _Node:
 
 
 def _blocks(model: ModelConfig, tower_name: str, tower: TowerConfig) -> _Node:
-    mode = model.checkpointing
-    every = model.checkpoint_every if mode == "every_k" else 1
-    skipped = mode == "none" or (mode == "decoder" and tower_name == "encoder")
+    recomputed = model.recomputed_blocks[0 if tower_name == "encoder" else 1]
     blocks = []
     for block in range(tower.depth):
         name = f"{tower_name}.blocks.{block}"
@@ -143,9 +141,9 @@ def _blocks(model: ModelConfig, tower_name: str, tower: TowerConfig) -> _Node:
         attention = _Node(f"{name}.attn", (_Node(f"{name}.attn.qkv"), _Node(f"{name}.attn.proj")))
         mlp = _Node(f"{name}.mlp", (_Node(f"{name}.mlp.fc1"), _Node(f"{name}.mlp.fc2")))
         children = (_Node(f"{name}.norm1"), attention, drop_path, _Node(f"{name}.norm2"), mlp, drop_path)
-        if skipped or block % every:
+        if block not in recomputed:
             blocks.append(_Node(name, children))
-        elif mode == "deepspeed":
+        elif model.checkpointing == "deepspeed":
             blocks.append(_Node(name, children, "deepspeed"))
         else:
             blocks.append(_TorchRecomputed(name, children))

@@ -130,11 +130,8 @@ def weight_traffic(num_parameters: int, precision: Precision) -> int:
 
 def recomputed_blocks(model: ModelConfig) -> tuple[int, int]:
     """Blocks of encoder and decoder that `model.checkpointing` runs forward twice."""
-    if model.checkpointing == "none":
-        return 0, 0
-    every = model.checkpoint_every if model.checkpointing == "every_k" else 1
-    encoder, decoder = (len(range(0, tower.depth, every)) for tower in (model.encoder, model.decoder))
-    return 0 if model.checkpointing == "decoder" else encoder, decoder
+    encoder, decoder = model.recomputed_blocks
+    return len(encoder), len(decoder)
 
 
 BLOCK_KERNELS: dict[AttentionKind, Passes] = {"math": Passes(19, 25), "sdpa": Passes(12, 19), "flash": Passes(12, 17)}

@@ -93,13 +93,9 @@ class MaskedAutoencoder(nn.Module):
 
     def _choose_recomputed(self) -> None:
         """Turn config.checkpointing into the blocks of each tower that are recomputed."""
-        mode = self.config.checkpointing
-        step = self.config.checkpoint_every if mode == "every_k" else 1
-        if mode != "none":
-            self.decoder.blocks.recomputed = frozenset(range(0, len(self.decoder.blocks), step))
-        if mode not in ("none", "decoder"):
-            self.encoder.blocks.recomputed = frozenset(range(0, len(self.encoder.blocks), step))
-        if mode != "deepspeed":
+        encoder, decoder = self.config.recomputed_blocks
+        self.encoder.blocks.recomputed, self.decoder.blocks.recomputed = frozenset(encoder), frozenset(decoder)
+        if self.config.checkpointing != "deepspeed":
             self.use_checkpoint_function(partial(checkpoint, use_reentrant=False))
 
     @torch.no_grad()

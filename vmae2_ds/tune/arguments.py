@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vmae2_ds.config import RunConfig, StrictModel
 from vmae2_ds.cost.assumptions import Assumptions, Range, read_assumptions
-from vmae2_ds.cost.cluster import Cluster, make_cluster
+from vmae2_ds.cost.cluster import CPU_KEY, Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.errors import ConfigError
@@ -71,7 +71,7 @@ class TuneArguments(PlanArguments):
 def assumptions_of(arguments: PlanArguments) -> Assumptions:
     """Priors or calibration, with what the command line says put in. Raises ConfigError."""
     assumptions = read_assumptions(arguments.calibration)
-    if arguments.calibration is None and arguments.gpu == "cpu":
+    if arguments.calibration is None and arguments.gpu == CPU_KEY:
         assumptions = CPU_ASSUMPTIONS
     said = {
         "network_gb_s": None if arguments.network_gbit is None else arguments.network_gbit / 8,
@@ -86,7 +86,7 @@ def cluster_of(arguments: PlanArguments, assumptions: Assumptions) -> Cluster:
     """The machines asked for. Raises ConfigError."""
     if arguments.gpus < 1:
         raise ConfigError(f"--gpus {arguments.gpus}: at least 1")
-    gpu = this_cpu(arguments.gpus) if arguments.gpu == "cpu" else get_accelerator(arguments.gpu)
+    gpu = this_cpu(arguments.gpus) if arguments.gpu == CPU_KEY else get_accelerator(arguments.gpu)
     return make_cluster(gpu, arguments.gpus, arguments.nodes, arguments.memory, assumptions.usable_memory)
 
 

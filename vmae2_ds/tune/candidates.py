@@ -11,7 +11,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.tune.predict import GIB, GpuMemory, Setting, StepTime, accumulation, predict_memory, predict_time
+from vmae2_ds.tune.predict import GpuMemory, Setting, StepTime, accumulation, predict_memory, predict_time
 from vmae2_ds.tune.search_space import all_settings
 
 SAME_TIME = 1.02
@@ -37,18 +37,18 @@ class Candidate:
     @property
     def margin_gib(self) -> float:
         """Expected memory left on the GPU; negative where it does not fit."""
-        return self.cluster.memory_gib - self.memory.total / GIB
+        return self.cluster.memory_gib - self.memory.total_gib
 
     @property
     def fits(self) -> bool:
         """Expected to fit, on the GPU and in host memory."""
-        return self.margin_gib >= 0 and self.memory.host / GIB <= self.host_memory_gib
+        return self.margin_gib >= 0 and self.memory.host_gib <= self.host_memory_gib
 
     @property
     def is_safe(self) -> bool:
         """Fits even with every assumption at its worse end."""
-        on_host = self.memory.host / GIB <= self.worst_host_memory_gib
-        return self.fits and on_host and self.worst_memory.total / GIB <= self.cluster.worst_memory_gib
+        on_host = self.memory.host_gib <= self.worst_host_memory_gib
+        return self.fits and on_host and self.worst_memory.total_gib <= self.cluster.worst_memory_gib
 
     @property
     def complexity(self) -> tuple[int, ...]:
@@ -133,8 +133,7 @@ def search(
         ConfigError: a global batch that these GPUs cannot make, or a precision they cannot compute in.
     """
     # As many loader workers as there are cores for them: they change no result, and the command to start says how many.
-    data = config.data.model_copy(update={"workers": max(1, int(assumptions.cores_per_gpu.value))})
-    fed = config.model_copy(update={"data": data})
+    fed = config.changed(data={"workers": max(1, int(assumptions.cores_per_gpu.value))})
     settings = all_settings(fed, cluster, quantized=quantized, offload=offload)
     expected, worst = assumptions.at("expected"), assumptions.at("worst")
     return Search(config, cluster, [_evaluate(setting, cluster, expected, worst) for setting in settings])
@@ -161,7 +160,7 @@ def anything_fits(
         if setting.policy.reduce_bucket in (smallest, ZeroPolicy(stage=0).reduce_bucket)
     )
     return any(
-        memory.total / GIB <= cluster.memory_gib and memory.host / GIB <= expected.host_memory_gib.value
+        memory.total_gib <= cluster.memory_gib and memory.host_gib <= expected.host_memory_gib.value
         for memory in memories
     )
 

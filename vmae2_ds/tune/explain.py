@@ -28,8 +28,8 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "checkpoint_every": setting.config.model.checkpoint_every,
         "zero_init": setting.config.train.ds_zero_init,
         "memory_gib": {part: value / GIB for part, value in candidate.memory.parts.items()}
-        | {"total": candidate.memory.total / GIB, "worst": candidate.worst_memory.total / GIB},
-        "host_memory_gib": candidate.memory.host / GIB,
+        | {"total": candidate.memory.total_gib, "worst": candidate.worst_memory.total_gib},
+        "host_memory_gib": candidate.memory.host_gib,
         "margin_gib": candidate.margin_gib,
         "fits": candidate.fits,
         "fits_in_the_worst_case": candidate.is_safe,
@@ -49,7 +49,7 @@ def front_table(found: Search) -> str:
             candidate.describe(),
             duration(candidate.time.total_s),
             f"{candidate.time.total_s / fastest_s:.2f}",
-            f"{candidate.memory.total / GIB:.1f}",
+            f"{candidate.memory.total_gib:.1f}",
             f"{candidate.margin_gib:.1f}" + ("" if candidate.is_safe else " (worst case: no)"),
             _binding(candidate),
         ]
@@ -78,7 +78,7 @@ def _reason(candidate: Candidate, found: Search) -> str:
     if chosen is None or not candidate.fits:
         if candidate.margin_gib < 0:
             return f"{-candidate.margin_gib:.1f} GiB too much, at its smallest"
-        return f"host memory: {candidate.memory.host / GIB:.0f} GiB of {candidate.host_memory_gib:.0f} a GPU"
+        return f"host memory: {candidate.memory.host_gib:.0f} GiB of {candidate.host_memory_gib:.0f} a GPU"
     slower = candidate.time.total_s / chosen.time.total_s - 1
     if candidate is chosen:
         return "taken"
@@ -112,20 +112,20 @@ def _share(candidate: Candidate) -> float:
 
 def nothing_fits(found: Search, assumptions: Assumptions, *, quantized: bool, offload: bool) -> ConfigError:
     """The error for a search without a result: the nearest miss, and what would fit."""
-    smallest = min(found.candidates, key=lambda c: (c.memory.host / GIB > c.host_memory_gib, c.memory.total))
+    smallest = min(found.candidates, key=lambda c: (c.memory.host_gib > c.host_memory_gib, c.memory.total))
     if smallest.margin_gib < 0:
-        miss = f"the smallest setting ({smallest.describe()}) takes {smallest.memory.total / GIB:.1f} GiB"
+        miss = f"the smallest setting ({smallest.describe()}) takes {smallest.memory.total_gib:.1f} GiB"
     else:
         miss = (
-            f"{smallest.describe()} would fit the GPU, but takes {smallest.memory.host / GIB:.0f} GiB of host memory a GPU "
+            f"{smallest.describe()} would fit the GPU, but takes {smallest.memory.host_gib:.0f} GiB of host memory a GPU "
             f"of {smallest.host_memory_gib:.0f}"
         )
     ways = list(_ways_out(found, assumptions, quantized=quantized, offload=offload))
-    hosts = [candidate.memory.host / GIB for candidate in found.candidates if candidate.margin_gib >= 0]
+    hosts = [candidate.memory.host_gib for candidate in found.candidates if candidate.margin_gib >= 0]
     if hosts:
         ways.append(f"{min(hosts):.0f} GiB of host memory a GPU (--host-memory, where there is more)")
     help_ = "; ".join(ways) if ways else "no number of these GPUs would do"
-    larger = f"; or a GPU with more than {smallest.memory.total / GIB:.0f} GiB" if smallest.margin_gib < 0 else ""
+    larger = f"; or a GPU with more than {smallest.memory.total_gib:.0f} GiB" if smallest.margin_gib < 0 else ""
     return ConfigError(
         f"nothing fits {found.config.recipe} on {found.cluster}: {miss}, after {len(found.candidates)} settings. "
         f"What would: {help_}{larger}"
@@ -138,15 +138,14 @@ def _ways_out(found: Search, assumptions: Assumptions, *, quantized: bool, offlo
     ways = []
     views = config.data.views
     for fewer in (n for n in range(views - 1, 0, -1) if views % n == 0):
-        changed = config.model_copy(update={"data": config.data.model_copy(update={"views": fewer})})
+        changed = config.changed(data={"views": fewer})
         if anything_fits(changed, cluster, assumptions, quantized=quantized, offload=offload):
             ways.append(f"fewer clips: --data.views {fewer}, at {views / fewer:g} times the decoding")
             break
     if not offload and anything_fits(config, cluster, assumptions, quantized=quantized):
         ways.append("offload: leave out --no-offload")
     if config.model.attention == "math":
-        model = config.model.model_copy(update={"attention": "flash"})
-        changed = config.model_copy(update={"model": model})
+        changed = config.changed(model={"attention": "flash"})
         if anything_fits(changed, cluster, assumptions, quantized=quantized, offload=offload):
             ways.append("fused attention: --model.attention flash")
     for times in MORE_GPUS:

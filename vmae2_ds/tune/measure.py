@@ -41,9 +41,9 @@ def measure(
 ) -> Measured:
     """Run a few steps of `setting` on `num_ranks` ranks. Files of the trial stay in `folder`, log included."""
     folder.mkdir(parents=True, exist_ok=True)
-    train = setting.config.train.model_copy(update={"ds_config": str(ds_config_path), "init": None})
+    config = setting.config.changed(train={"ds_config": str(ds_config_path), "init": None})
     config_path, out, log_path = folder / "run.json", folder / "measured.json", folder / "log.txt"
-    config_path.write_text(setting.config.model_copy(update={"train": train}).model_dump_json(indent=1))
+    config_path.write_text(config.model_dump_json(indent=1))
     out.unlink(missing_ok=True)
     where = ["--hostfile", str(hostfile)] if hostfile else ["--num_accelerators", str(num_ranks)]
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *where, "--master_port", str(_free_port())]

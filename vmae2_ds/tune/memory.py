@@ -155,7 +155,7 @@ def _defaults(stage: int) -> ZeroPolicy:
 
 def _in_gib(memory: GpuMemory) -> dict[str, float]:
     parts = {part: value / GIB for part, value in memory.parts.items()}
-    return parts | {"total": memory.total / GIB, "host": memory.host / GIB}
+    return parts | {"total": memory.total_gib, "host": memory.host_gib}
 
 
 def _on_the_paper(found: dict[str, Any]) -> str:

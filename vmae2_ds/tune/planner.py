@@ -50,12 +50,12 @@ class Plan:
     @property
     def margin_gib(self) -> float:
         """Memory left on each GPU, expected; negative where it does not fit."""
-        return self.cluster.memory_gib - self.memory["expected"].total / GIB
+        return self.cluster.memory_gib - self.memory["expected"].total_gib
 
     @property
     def host_margin_gib(self) -> float:
         """Host memory left for each GPU, expected."""
-        return self.assumptions.host_memory_gib.value - self.memory["expected"].host / GIB
+        return self.assumptions.host_memory_gib.value - self.memory["expected"].host_gib
 
     @property
     def fits(self) -> bool:
@@ -89,7 +89,7 @@ def make_plan(config: RunConfig, arguments: PlanArguments) -> Plan:
     videos = count_videos(arguments, config)
     policy = read_policy(config.train.ds_config)
     run = plan_run(config, videos[0], cluster.num_gpus)
-    fill_policy(policy, config, run, on_cpu=cluster.gpu.key == "cpu")  # refuses what could not start
+    fill_policy(policy, config, run, on_cpu=cluster.on_cpu)  # refuses what could not start
     zero = ZeroPolicy.of_ds_config(policy).on(cluster.num_gpus)
     if zero.hpz > cluster.gpus_per_node:
         raise ConfigError(
@@ -118,8 +118,7 @@ def largest_micro_batch(plan: Plan) -> int | None:
     config, policy = plan.setting
     expected = plan.assumptions.at("expected")
     for videos in reversed(micro_batches(config, plan.cluster.num_gpus)):
-        train = config.train.model_copy(update={"micro_batch": videos})
-        setting = Setting(config.model_copy(update={"train": train}), policy)
+        setting = Setting(config.changed(train={"micro_batch": videos}), policy)
         if predict_memory(setting, plan.cluster, expected).total / GIB <= plan.cluster.memory_gib:
             return videos
     return None
@@ -129,14 +128,14 @@ def check_fits(plan: Plan) -> None:
     """Raises ConfigError where the plan needs more memory than each GPU has, with the way out."""
     if plan.margin_gib < 0:
         raise ConfigError(
-            f"does not fit: {plan.memory['expected'].total / GIB:.1f} GiB expected on each GPU, "
+            f"does not fit: {plan.memory['expected'].total_gib:.1f} GiB expected on each GPU, "
             f"{plan.cluster.memory_gib:.1f} GiB usable; the activations of {plan.setting.clips} clips take "
             f"{plan.memory['expected'].parts['activations'] / GIB:.1f} of them; "
             f"vmae2 tune {plan.setting.config.recipe} with the same options finds what does"
         )
     if plan.host_margin_gib < 0:
         raise ConfigError(
-            f"does not fit: {plan.memory['expected'].host / GIB:.0f} GiB of host memory for each GPU, "
+            f"does not fit: {plan.memory['expected'].host_gib:.0f} GiB of host memory for each GPU, "
             f"{plan.assumptions.host_memory_gib.value:g} expected to be there; say --host-memory where there is more, or "
             f"vmae2 tune {plan.setting.config.recipe} with the same options finds what does"
         )
@@ -174,9 +173,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         },
         "memory_gib": {
             **{part: value / GIB for part, value in plan.memory["expected"].parts.items()},
-            "total": {end: plan.memory[end].total / GIB for end in ENDS},
+            "total": {end: plan.memory[end].total_gib for end in ENDS},
             "margin": plan.margin_gib,
-            "host": plan.memory["expected"].host / GIB,
+            "host": plan.memory["expected"].host_gib,
         },
         "fits": plan.fits,
         "comm_bytes_per_step": {
@@ -208,7 +207,7 @@ def _run_lines(plan: Plan) -> list[str]:
     config, run = plan.setting.config, plan.run
     counts = count_masks(config.mask, config.geometry)
     without, with_recompute = model_flops(config)
-    kernel = attention_kind(config, plan.cluster.gpu.key == "cpu")
+    kernel = attention_kind(config, plan.cluster.on_cpu)
     checkpointing = config.model.checkpointing
     return [
         f"{config.recipe} on {plan.cluster}",
@@ -231,9 +230,9 @@ def _memory_table(plan: Plan) -> str:
     rows = [
         [part, *(f"{plan.memory[end].parts[part] / GIB:.2f}" for end in ENDS)] for part in plan.memory["expected"].parts
     ]
-    rows.append(["total", *(f"{plan.memory[end].total / GIB:.2f}" for end in ENDS)])
+    rows.append(["total", *(f"{plan.memory[end].total_gib:.2f}" for end in ENDS)])
     rows.append(["usable", *[f"{plan.cluster.memory_gib:.2f}"] * 3])
-    rows.append(["host memory", *(f"{plan.memory[end].host / GIB:.2f}" for end in ENDS)])
+    rows.append(["host memory", *(f"{plan.memory[end].host_gib:.2f}" for end in ENDS)])
     title = f"Memory of one GPU, GiB ({plan.setting.clips} clips a micro step)"
     return table(title, ["part", *ENDS], rows)
 
@@ -283,7 +282,7 @@ def _verdict(plan: Plan) -> list[str]:
     lines += [f"  {note}" for note in notes_on(plan.setting, plan.cluster)]
     if plan.host_margin_gib < 0:
         lines.append(f"  host memory: {-plan.host_margin_gib:.1f} GiB a GPU TOO MUCH")
-    if plan.fits and plan.memory["worst"].total / GIB > plan.cluster.memory_gib:
+    if plan.fits and plan.memory["worst"].total_gib > plan.cluster.memory_gib:
         lines.append("  but in the worst case it does not fit: see the memory table")
     if time.binds == "data":
         lines.append(

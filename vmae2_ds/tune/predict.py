@@ -41,6 +41,16 @@ class GpuMemory:
         return sum(self.parts.values())
 
     @property
+    def total_gib(self) -> float:
+        """All parts, in GiB."""
+        return self.total / GIB
+
+    @property
+    def host_gib(self) -> float:
+        """Host memory, in GiB."""
+        return self.host / GIB
+
+    @property
     def tensors(self) -> float:
         """What tensors take, without what the process and the allocator take on top."""
         return sum(value for part, value in self.parts.items() if part not in OVERHEAD)
@@ -131,7 +141,7 @@ def predict_memory(setting: Setting, cluster: Cluster, assumptions: Assumptions)
         accumulation=accumulation(config, cluster),
     )
     counts = count_masks(config.mask, config.geometry)
-    kind = attention_kind(config, cluster.gpu.key == "cpu")
+    kind = attention_kind(config, cluster.on_cpu)
     activation = _activations(
         config.model,
         config.geometry,
@@ -206,7 +216,7 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
         counts.visible,
         counts.decode,
         setting.clips,
-        attention=attention_kind(config, cluster.gpu.key == "cpu"),
+        attention=attention_kind(config, cluster.on_cpu),
         precision=config.train.precision,
     )
     host_s = work.kernels * assumptions.launch_s.value
@@ -214,7 +224,7 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
         host_s += _modules(config.model) * assumptions.zero3_module_s.value
     busy_s = time_of(work, rates).total_s
     # A GPU computes while the host starts the next operation; a CPU does one after the other.
-    compute_s = micro_steps * (busy_s + host_s if cluster.gpu.key == "cpu" else max(busy_s, host_s))
+    compute_s = micro_steps * (busy_s + host_s if cluster.on_cpu else max(busy_s, host_s))
     hidden_s, network_s = _network(setting, cluster, assumptions, compute_s, micro_steps)
     return StepTime(
         compute_s=compute_s,

@@ -18,7 +18,7 @@ from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.candidates import Candidate, search
 from vmae2_ds.tune.flops import SizeName
 from vmae2_ds.tune.memory import memory
-from vmae2_ds.tune.predict import GIB, accumulation
+from vmae2_ds.tune.predict import accumulation
 from vmae2_ds.tune.tables import duration, markdown
 
 RECIPES = {
@@ -72,7 +72,7 @@ def _short(chosen: Candidate) -> str:
         name += " offload" if policy.offload_param else " offload states"
     again = f"1 in {model.checkpoint_every}" if model.checkpointing == "every_k" else model.checkpointing
     binds = "" if chosen.time.binds == "compute" else f", {chosen.time.binds}-bound"
-    size = f"{duration(chosen.time.total_s)}, {chosen.memory.total / GIB:.0f} GiB"
+    size = f"{duration(chosen.time.total_s)}, {chosen.memory.total_gib:.0f} GiB"
     micro_steps = accumulation(chosen.setting.config, chosen.cluster)
     return f"{name}, recompute {again}, {train.micro_batch} x {micro_steps}: {size}{binds}"
 

@@ -46,12 +46,10 @@ def all_settings(config: RunConfig, cluster: Cluster, *, quantized: bool, offloa
     policies = list(_policies(config, cluster, quantized=quantized, offload=offload))
     zero_init = count_parameters(config.model).total > ZERO_INIT_PARAMETERS
     for micro_batch, (mode, every) in product(micro_batches(config, cluster.num_gpus), CHECKPOINTING):
-        model = config.model.model_copy(update={"checkpointing": mode, "checkpoint_every": every})
+        model = {"checkpointing": mode, "checkpoint_every": every}
         for policy in policies:
-            train = config.train.model_copy(
-                update={"micro_batch": micro_batch, "ds_zero_init": zero_init and policy.stage == 3}
-            )
-            yield Setting(config.model_copy(update={"model": model, "train": train}), policy)
+            train = {"micro_batch": micro_batch, "ds_zero_init": zero_init and policy.stage == 3}
+            yield Setting(config.changed(model=model, train=train), policy)
 
 
 def micro_batches(config: RunConfig, num_gpus: int) -> list[int]:

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from vmae2_ds.cost.assumptions import Assumptions, Range
+from vmae2_ds.cost.cluster import CPU_KEY
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.train.peak import measure_matmul
 
@@ -40,7 +41,7 @@ def this_cpu(num_ranks: int) -> Accelerator:
     finally:
         torch.set_num_threads(threads)
     return Accelerator(
-        key="cpu",
+        key=CPU_KEY,
         name=f"CPU, {cores} core{'s' if cores > 1 else ''} a rank",
         memory_gb=psutil.virtual_memory().total / 2**30 / num_ranks,
         bandwidth_gb_s=bandwidth_gb_s,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmae2_ds.config import RunConfig
-from vmae2_ds.contracts import PretrainBatch
+from vmae2_ds.config import MaskConfig, RunConfig
+from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.dist import World, default_device
 from vmae2_ds.masking import count_masks, make_masks
 from vmae2_ds.train.build import build_engine, resolve_attention
@@ -42,7 +42,8 @@ def run_trial(config: RunConfig, num_steps: int, out: Path) -> None:
     attention = resolve_attention(config, counts, plan, engine.device)
     engine.objective.model.use_attention(*attention)  # type: ignore[operator, union-attr]
     set_learning_rate(engine.parameter_groups, LEARNING_RATE)
-    batch = _made_up(config, plan.clips_per_micro_step, world.rank)
+    rng = np.random.default_rng((config.train.seed, world.rank))
+    batch = noise_batch(config.mask, config.geometry, plan.clips_per_micro_step, rng)
     times_s = _time_steps(engine, plan, batch, num_steps)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu",
@@ -72,10 +73,10 @@ def _time_steps(engine: Engine, plan: RunPlan, batch: PretrainBatch, num_steps: 
     return times_s
 
 
-def _made_up(config: RunConfig, num_clips: int, rank: int) -> PretrainBatch:
-    rng = np.random.default_rng((config.train.seed, rank))
-    shape = (num_clips, config.data.num_frames, config.data.size, config.data.size, 3)
-    masks = [make_masks(config.mask, config.geometry, rng) for _ in range(num_clips)]
+def noise_batch(mask: MaskConfig, geometry: ClipGeometry, num_clips: int, rng: np.random.Generator) -> PretrainBatch:
+    """Random uint8 clips with drawn masks: for what takes as long, and as much memory, whatever the pixels."""
+    shape = (num_clips, geometry.num_frames, geometry.height, geometry.width, 3)
+    masks = [make_masks(mask, geometry, rng) for _ in range(num_clips)]
     return PretrainBatch.of_clips(torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)), masks)
 
 

@@ -26,7 +26,7 @@ from vmae2_ds.tune.candidates import Candidate, Search, evaluate, search
 from vmae2_ds.tune.explain import candidate_json, front_table, nothing_fits, rejected_table
 from vmae2_ds.tune.measure import Trial, measure, refit
 from vmae2_ds.tune.planner import ENDS, Plan, plan_json, plan_setting
-from vmae2_ds.tune.predict import GIB, Setting, notes_on
+from vmae2_ds.tune.predict import Setting, notes_on
 from vmae2_ds.tune.tables import duration, table
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def write_ds_config(setting: Setting, cluster: Cluster, path: Path) -> None:
     config = setting.config
     plan = plan_run(config, config.train.global_batch, cluster.num_gpus)
     policy: dict[str, Any] = {"zero_optimization": setting.policy.zero_optimization()}
-    ds_config = fill_policy(policy, config, plan, on_cpu=cluster.gpu.key == "cpu")
+    ds_config = fill_policy(policy, config, plan, on_cpu=cluster.on_cpu)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(ds_config, indent=2) + "\n")
@@ -123,7 +123,7 @@ def launch_command(chosen: Candidate, arguments: TuneArguments, overrides: Seque
     tuned += ["--model.checkpointing", config.model.checkpointing]
     if config.model.checkpointing == "every_k":
         tuned += ["--model.checkpoint-every", str(config.model.checkpoint_every)]
-    if cluster.gpu.key != "cpu":
+    if not cluster.on_cpu:
         tuned += ["--data.workers", str(workers_needed(chosen))]
     tuned.append("--train.ds-zero-init" if config.train.ds_zero_init else "--train.no-ds-zero-init")
     manifest = [] if config.data.manifest else ["--data.manifest", "LIST.csv"]
@@ -158,7 +158,7 @@ def _measure_best(
 
 
 def _cluster_here(cluster: Cluster) -> Cluster:
-    if cluster.gpu.key == "cpu":
+    if cluster.on_cpu:
         return cluster
     devices = torch.cuda.device_count()
     if devices == 0:
@@ -173,8 +173,7 @@ def _cluster_here(cluster: Cluster) -> Cluster:
 def _on(here: Cluster, setting: Setting, cluster: Cluster) -> Setting:
     """The same micro batch, accumulation and policy on the ranks at hand; only the global batch shrinks with them."""
     global_batch = setting.config.train.global_batch * here.num_gpus // cluster.num_gpus
-    train = setting.config.train.model_copy(update={"global_batch": global_batch})
-    return setting._replace(config=setting.config.model_copy(update={"train": train}))
+    return setting._replace(config=setting.config.changed(train={"global_batch": global_batch}))
 
 
 def _write_calibration(trials: Sequence[Trial], assumptions: Assumptions, path: Path) -> list[str]:
@@ -241,7 +240,7 @@ def describe_tuning(tuning: Tuning) -> str:
     margin = "also in the worst case" if chosen.is_safe else "but not in the worst case"
     lines += [
         f"taken: {chosen.describe()}",
-        f"  {duration(chosen.time.total_s)} a step, {chosen.memory.total / GIB:.1f} GiB; fits {margin}",
+        f"  {duration(chosen.time.total_s)} a step, {chosen.memory.total_gib:.1f} GiB; fits {margin}",
         *_run_lines(tuning.plan),
         *(
             f"  BUT its trial failed: {t.measured.error}"
@@ -278,7 +277,7 @@ def _trials_table(trials: Sequence[Trial]) -> str:
 
 def _beside(trial: Trial) -> list[str]:
     """Prediction, measurement and error of time and memory."""
-    step_s, gib = trial.candidate.time.device_s, trial.candidate.memory.total / GIB
+    step_s, gib = trial.candidate.time.device_s, trial.candidate.memory.total_gib
     measured = trial.measured
     if measured.step_s is None or measured.peak_gib is None:
         return [duration(step_s), "failed", "", f"{gib:.2f}", "", ""]
