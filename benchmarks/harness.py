@@ -1,26 +1,25 @@
 """How everything here is timed: variants interleaved in one process, warm-up thrown out, medians, spread, paired ratios.
 
-A busy machine slows neighbours in time alike, so variants take turns and are compared round by round; on a CPU the clock
-is the CPU time of the process with one thread. A variant that fails is a row with the reason, not a missing row.
+A busy machine slows neighbours in time alike, so variants take turns and are compared round by round. A variant that fails
+is a row with the reason, not a missing row.
 """
 
 from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from benchmarks.devices import CPU_TIMER, Step, Timer
+from benchmarks.record import Row
 from vmae2_ds.errors import Vmae2Error
 
 Result = TypeVar("Result")
-Step = Callable[[], None]
-Clock = Callable[[], float]
-"""Seconds; only differences count."""
 
-FAILURES = (RuntimeError, MemoryError, ValueError, ImportError, Vmae2Error)
+FAILURES = (RuntimeError, MemoryError, ValueError, ImportError, OSError, Vmae2Error)
 """What a variant may raise and still leave a row; torch's out-of-memory error is a RuntimeError."""
 
 
@@ -50,6 +49,8 @@ class Timing(NamedTuple):
     samples_s: list[float]
     """One per counted round, in order; empty where it failed."""
     error: str | None
+    step: Step | None = None
+    """The call itself, for what is measured once and untimed; None where it failed."""
 
 
 def spread(samples: Sequence[float]) -> Spread:
@@ -64,7 +65,7 @@ def time_interleaved(
     variants: Sequence[Variant],
     rounds: int,
     warmup: int = 2,
-    clock: Clock = time.process_time,
+    timer: Timer = CPU_TIMER,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Timing]:
     """Time each variant once per round, starting each round with another one; the first `warmup` rounds do not count.
@@ -77,7 +78,7 @@ def time_interleaved(
     errors: dict[str, str] = {}
     steps: dict[str, Step] = {}
     for variant in variants:
-        built = _attempt(variant.name, variant.build, errors)
+        built = attempt(variant.name, variant.build, errors)
         if built is not None:
             steps[variant.name] = built
     gc.collect()
@@ -88,24 +89,29 @@ def time_interleaved(
             for name in names[turn:] + names[:turn]:
                 if name in errors:
                     continue
-                start = clock()
-                _attempt(name, steps[name], errors)
-                if number >= warmup:
-                    samples[name].append(clock() - start)
+                elapsed_s = attempt(name, partial(timer, steps[name]), errors)
+                if elapsed_s is not None and number >= warmup:
+                    samples[name].append(elapsed_s)
             tell(f"round {number + 1} of {warmup + rounds}")
     finally:
         gc.enable()
-    return {name: Timing([] if name in errors else samples[name], errors.get(name)) for name in names}
+    return {
+        name: Timing([], errors[name]) if name in errors else Timing(samples[name], None, steps[name]) for name in names
+    }
 
 
-def _attempt(name: str, call: Callable[[], Result], errors: dict[str, str]) -> Result | None:
+def attempt(name: str, call: Callable[[], Result], errors: dict[str, str]) -> Result | None:
     """What `call` returns, or None and its reason in `errors`."""
     try:
         return call()
     except FAILURES as error:
-        reason = str(error).strip() or "no message"
-        errors[name] = f"{type(error).__name__}: {reason.splitlines()[0]}"
+        errors[name] = reason_of(error)
         return None
+
+
+def reason_of(error: BaseException) -> str:
+    """One line: the kind of error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def paired_ratio(base_s: Sequence[float], other_s: Sequence[float]) -> Spread:
@@ -113,33 +119,35 @@ def paired_ratio(base_s: Sequence[float], other_s: Sequence[float]) -> Spread:
     return spread([base / other for base, other in zip(base_s, other_s, strict=True)])
 
 
-def rows_of(
-    case: str,
-    variants: Sequence[Variant],
-    timings: Mapping[str, Timing],
-    base: str | None,
-    shared: Mapping[str, Any],
-) -> list[dict[str, Any]]:
+def rows_of(variants: Sequence[Variant], timings: Mapping[str, Timing], base: str | None = None) -> list[Row]:
     """One row per variant: raw samples, median and quartiles, FLOP/s, and the ratio to `base`, if named, in the same rounds."""
+    flops_of = {variant.name: variant.flops for variant in variants}
     rows = []
     for variant in variants:
         timing = timings[variant.name]
-        row: dict[str, Any] = {
-            "case": case,
-            "variant": variant.name,
-            "config": dict(variant.config),
-            "error": timing.error,
-            "samples_s": timing.samples_s,
-        }
-        if timing.samples_s:
-            time_s = spread(timing.samples_s)
-            row["time_s"] = time_s._asdict()
-            row["flops"] = variant.flops
-            row["flops_per_s"] = variant.flops / time_s.median if variant.flops else None
-            if base is not None and timings[base].samples_s:
-                row["speedup"] = {
-                    "against": base,
-                    **paired_ratio(timings[base].samples_s, timing.samples_s)._asdict(),
-                }
-        rows.append({**row, **shared})
+        row = measured_row(variant.name, variant.config, timing.samples_s, timing.error, variant.flops)
+        if timing.samples_s and base is not None and timings[base].samples_s:
+            ratio = paired_ratio(timings[base].samples_s, timing.samples_s)
+            row["speedup"] = {"against": base, **ratio._asdict()}
+            base_flops = flops_of[base]
+            if base_flops and variant.flops:
+                row["flop_ratio"] = base_flops / variant.flops
+        rows.append(row)
     return rows
+
+
+def measured_row(
+    variant: str,
+    config: Mapping[str, Any],
+    samples_s: Sequence[float],
+    error: str | None = None,
+    flops: float | None = None,
+) -> Row:
+    """What a row says about one variant's times."""
+    row: Row = {"variant": variant, "config": dict(config), "error": error, "samples_s": list(samples_s)}
+    if samples_s:
+        time_s = spread(samples_s)
+        row["time_s"] = time_s._asdict()
+        row["flops"] = flops
+        row["flops_per_s"] = flops / time_s.median if flops else None
+    return row

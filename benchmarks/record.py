@@ -1,7 +1,8 @@
-"""What goes with every row so that the number can be checked: command, commit, machine, versions; and the files of rows."""
+"""Rows on disk: what goes with each so that its number can be checked, how they are appended, read back and told apart."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -9,25 +10,32 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from vmae2_ds.train.report import read_rows as read_lines
 from vmae2_ds.train.runs import commit, installed_versions
 
-SCHEMA = 1
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("vmae2_ds", "torch", "timm", "transformers", "numpy")
+Row = dict[str, Any]
+Key = tuple[str, str, str]
+
+SCHEMA = 2
+ROOT = Path(__file__).parent
+RESULTS = ROOT / "results"
+PACKAGES = ("vmae2_ds", "torch", "deepspeed", "flash_attn", "timm", "transformers", "numpy")
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Row:
     """The part that all rows of one run share."""
     return {
         "schema": SCHEMA,
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "commit": commit(),
+        "code": code_digest(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": {
             "cpu": _cpu_name(),
@@ -42,6 +50,17 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@cache
+def code_digest() -> str:
+    """12 hex digits over the sources that decide a figure: rows of other code are not taken for this code's."""
+    digest = hashlib.sha256()
+    package, cases = ROOT.parent / "vmae2_ds", ROOT / "cases"
+    for path in sorted([*package.rglob("*.py"), *cases.rglob("*.py"), *ROOT.glob("*.py")]):
+        digest.update(path.relative_to(ROOT.parent).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@cache
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else []:
@@ -50,11 +69,37 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def fingerprint(**settings: Any) -> str:
+    """12 hex digits of what a group was measured with: settings, code, CPU. A rerun skips a group whose rows have it."""
+    known = {**settings, "schema": SCHEMA, "code": code_digest(), "cpu": _cpu_name()}
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Append rows to a JSON-lines file, on disk when this returns: an interrupted run keeps what it has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # a run was killed while it wrote: what is torn stays a line of its own
+                file.write(b"\n")
         for row in rows:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All rows of a folder's CASE.jsonl files in the order they were written; torn lines are left out."""
+    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_lines(path)]
+    return [row for row in rows if row.get("schema") == SCHEMA]
+
+
+def key_of(row: Row) -> Key:
+    """What a row measures: case, group, variant."""
+    return row["case"], row["group"], row["variant"]
+
+
+def newest(rows: Iterable[Row]) -> dict[Key, Row]:
+    """The last row of each key, in the order in which the keys came up first."""
+    return {key_of(row): row for row in rows}

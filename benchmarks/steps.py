@@ -1,16 +1,17 @@
-"""Training steps to time: ours and transformers', each a call that does forward, loss, backward and optimizer."""
+"""Training steps to time: one model and optimizer, whose masks, kernels and recomputation change from call to call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Step
-from vmae2_ds.config import SIZES, MaskConfig, ModelConfig, ObjectiveConfig
+from benchmarks.devices import Step
+from vmae2_ds.config import CheckpointingName, MaskConfig, ModelConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.cost.flops import mae_macs, training_flops
 from vmae2_ds.masking import count_masks
@@ -20,6 +21,9 @@ from vmae2_ds.train.peak import DTYPES
 from vmae2_ds.tune.trial import noise_batch
 
 Precision = Literal["bf16", "fp32"]
+Until = Literal["forward", "backward", "update"]
+Kernels = tuple[str, str]
+"""Attention of encoder and decoder."""
 LEARNING_RATE = 1e-4
 SEED = 0
 
@@ -51,43 +55,89 @@ def step_flops(size: str, mask: MaskConfig, batch_size: int) -> float:
     )
 
 
-def our_step(
-    size: str,
-    mask: MaskConfig,
-    precision: Precision,
-    batch_size: int,
-    attention: tuple[str, str],
-    *,
-    with_optimizer: bool = True,
-) -> Step:
-    """vmae2_ds: uint8 clip in; bf16 weights keep float32 masters, as a run under the bf16 ZeRO stages does."""
+def step_config(
+    size: str, mask_name: str, mask: MaskConfig, precision: Precision, batch_size: int, kernels: Kernels
+) -> dict[str, Any]:
+    """What a row says about a whole training step of ours."""
     geometry = geometry_of(size)
-    model = MaskedAutoencoder(ModelConfig.of_size(size), geometry, seed=SEED).to(DTYPES[precision])
-    _floats_kept(model)
-    model.use_attention(*attention)
-    objective = Reconstruct(model, ObjectiveConfig(), geometry)
-    batch = make_batch(mask, geometry, batch_size)
-    update = _update(list(model.parameters()), masters=precision == "bf16")
-
-    def step() -> None:
-        objective(batch).loss.backward()
-        if with_optimizer:
-            update()
-        else:
-            model.zero_grad(set_to_none=True)
-
-    return step
+    counts = count_masks(mask, geometry)
+    return {
+        "package": "vmae2_ds", "size": size, "mask": mask_name, "precision": precision, "batch_size": batch_size,
+        "clip": [geometry.num_frames, geometry.height, geometry.width], "visible": counts.visible,
+        "decode": counts.decode, "attention_encoder": kernels[0], "attention_decoder": kernels[1],
+        "optimizer": optimizer_name(precision),
+    }  # fmt: skip
 
 
-def _floats_kept(model: nn.Module) -> None:
-    """Buffers stay float32, as under DeepSpeed's bf16, which casts parameters alone."""
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                module.register_buffer(name, buffer.float(), persistent=False)
+def optimizer_name(precision: Precision) -> str:
+    """What a row calls the optimizer of a Workbench."""
+    return "fused AdamW" + ", float32 masters" * (precision == "bf16")
 
 
-def _update(parameters: Sequence[nn.Parameter], masters: bool) -> Step:
+class Workbench:
+    """A model of one size and precision with its optimizer, built when a step first needs it and shared by all its steps.
+
+    Sharing keeps a group of variants as small as one model, so that whatever trains on the device can be compared on it.
+    uint8 clip in; bf16 weights keep float32 masters, as a run under the bf16 ZeRO stages does.
+    """
+
+    def __init__(self, size: str, precision: Precision, device: torch.device) -> None:
+        self.size, self.precision, self.device = size, precision, device
+        self.geometry = geometry_of(size)
+
+    @cached_property
+    def model(self) -> MaskedAutoencoder:
+        """Weights on the device; buffers stay float32, as under DeepSpeed's bf16, which casts parameters alone."""
+        model = MaskedAutoencoder(ModelConfig.of_size(self.size), self.geometry, seed=SEED).to(DTYPES[self.precision])
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    module.register_buffer(name, buffer.float(), persistent=False)
+        return model.to(self.device)
+
+    @cached_property
+    def objective(self) -> Reconstruct:
+        """The reconstruction loss on the model."""
+        return Reconstruct(self.model, ObjectiveConfig(), self.geometry)
+
+    @cached_property
+    def update(self) -> Step:
+        """One optimizer step on the gradients at hand, which it clears."""
+        return fused_adamw(list(self.model.parameters()), masters=self.precision == "bf16")
+
+    def step(
+        self,
+        mask: MaskConfig,
+        batch_size: int,
+        kernels: Kernels,
+        *,
+        until: Until = "update",
+        checkpointing: CheckpointingName = "none",
+    ) -> Step:
+        """A call that trains one step, or a part of one: each call sets its kernels and recomputed blocks first."""
+        batch = make_batch(mask, self.geometry, batch_size).to(self.device)
+        update = self.update if until == "update" else partial(self.model.zero_grad, set_to_none=True)
+        objective = self.objective  # built now, not in the first timed call
+        recomputed = ModelConfig.of_size(self.size, checkpointing=checkpointing).recomputed_blocks
+
+        def step() -> None:
+            self.model.use_attention(*kernels)
+            self._recompute(recomputed)
+            loss = objective(batch).loss
+            if until != "forward":
+                loss.backward()
+                update()
+
+        return step
+
+    def _recompute(self, blocks: tuple[range, range]) -> None:
+        from torch.utils.checkpoint import checkpoint
+
+        self.model.use_checkpoint_function(partial(checkpoint, use_reentrant=False))
+        self.model.encoder.blocks.recomputed, self.model.decoder.blocks.recomputed = map(frozenset, blocks)
+
+
+def fused_adamw(parameters: Sequence[nn.Parameter], masters: bool) -> Step:
     """One fused AdamW step; with `masters` on float32 copies, written back to the 16-bit weights."""
     if not masters:
         optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
@@ -120,42 +170,8 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def transformers_step(
-    size: str, precision: Precision, batch_size: int, attention: Literal["eager", "sdpa"], *, masters: bool
-) -> Step:
-    """transformers' VideoMAEForPreTraining, encoder-only: the clip is already float and normalised, which it does not
-    pay for; without `masters` its bf16 weights are updated in place, the cheapest step it can take.
-    """
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining
-
-    encoder, decoder, patch = SIZES[size]
-    geometry = geometry_of(size)
-    config = VideoMAEConfig(
-        image_size=geometry.height, patch_size=patch, num_frames=geometry.num_frames, tubelet_size=geometry.tubelet,
-        hidden_size=encoder.width, num_hidden_layers=encoder.depth, num_attention_heads=encoder.heads,
-        intermediate_size=encoder.mlp, decoder_hidden_size=decoder.width, decoder_num_hidden_layers=decoder.depth,
-        decoder_num_attention_heads=decoder.heads, decoder_intermediate_size=decoder.mlp, norm_pix_loss=True,
-    )  # fmt: skip
-    torch.manual_seed(SEED)
-    model: nn.Module = VideoMAEForPreTraining(config)
-    model.set_attn_implementation(attention)  # type: ignore[operator]
-    model = model.to(dtype=DTYPES[precision]).train()
-    batch = make_batch(MASKS["encoder_only"], geometry, batch_size)
-    pixels_BTCHW = (batch.clip_BTHWC.permute(0, 1, 4, 2, 3).float() / 255 - 0.45) / 0.225
-    pixels_BTCHW = pixels_BTCHW.to(DTYPES[precision]).contiguous()
-    is_hidden_BN = torch.ones(batch_size, geometry.num_cubes, dtype=torch.bool)
-    is_hidden_BN.scatter_(1, batch.visible_BV, False)
-    update = _update(list(model.parameters()), masters=masters)
-
-    def step() -> None:
-        model(pixels_BTCHW, bool_masked_pos=is_hidden_BN).loss.backward()
-        update()
-
-    return step
-
-
 def matmul_step(precision: Precision, edge: int) -> Step:
-    """A square matrix product of 2 * edge^3 FLOPs."""
+    """A square matrix product on the CPU of 2 * edge^3 FLOPs."""
     left, right = (torch.randn(edge, edge).to(DTYPES[precision]) for _ in range(2))
     out = torch.empty(edge, edge, dtype=DTYPES[precision])
 

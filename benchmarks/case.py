@@ -1,0 +1,166 @@
+"""What a case is made of: options, groups that are measured in one go, and the usual way to measure a group of variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.devices import DeviceName, attentions_on, find_device, measure_memory, timer_of
+from benchmarks.harness import Timing, Variant, attempt, paired_ratio, rows_of, time_interleaved
+from benchmarks.record import Row
+from benchmarks.steps import Precision, matmul_step
+from vmae2_ds.config import StrictModel
+from vmae2_ds.dist import World
+from vmae2_ds.train.peak import device_peak
+
+MATMUL = "matmul"
+"""The variant that stands for a CPU's peak: timed in the rounds of what it is compared with."""
+MATMUL_EDGE = 2048
+USUAL_BATCH = 2
+ALONE = World()
+
+
+class Options(StrictModel):
+    """What the command line may change; the defaults give the figures of benchmarks/reports/."""
+
+    device: DeviceName = "auto"
+    """Where to measure; auto takes the GPU where there is one."""
+    sizes: tuple[str, ...] = ("small", "base")
+    """Model sizes."""
+    precisions: tuple[Precision, ...] = ("bf16", "fp32")
+    """Precisions of the weights; bf16 keeps float32 masters."""
+    batch_sizes: tuple[int, ...] = (USUAL_BATCH,)
+    """Clips of 16 x 224 x 224 in a step; several give memory against batch (dual_masking)."""
+    rounds: int = Field(9, gt=0)
+    """Counted rounds; every variant runs once in each."""
+    warmup: int = Field(2, ge=0)
+    """Rounds thrown out first."""
+    ranks: tuple[int, ...] = (1, 2)
+    """World sizes that zero and checkpoint are launched with; under `deepspeed` the launcher's own world counts."""
+    quick: bool = False
+    """ViT-S in bf16 with 3 rounds: to see that everything runs; not for figures."""
+
+    def resolved(self) -> Options:
+        """With `quick` applied."""
+        changes = {"sizes": ("small",), "precisions": ("bf16",), "rounds": 3, "warmup": 1}
+        return self.model_copy(update=changes) if self.quick else self
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a group gets to measure with."""
+
+    options: Options
+    tell: Callable[[str], None] = lambda _: None
+    """Progress inside a group."""
+    world: World = ALONE
+    """This process among the ranks of a launched case."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where to measure."""
+        return find_device(self.options.device)
+
+    def attentions(self, precision: Precision) -> tuple[str, ...]:
+        """Kernels that can run on the device."""
+        return attentions_on(self.device, precision)
+
+
+class Group(NamedTuple):
+    """Variants measured together; the unit that an interrupted run loses at most."""
+
+    name: str
+    measure: Callable[[], list[Row]]
+    """Rows without what the runner adds: case, group, provenance."""
+
+
+class Case(NamedTuple):
+    """A named comparison."""
+
+    groups: Callable[[Bench], Iterator[Group]]
+    """Cheap: names the groups, measures nothing."""
+    about: str
+    launched: bool = False
+    """Runs as ranks of the deepspeed launcher: once for each of `Options.ranks`."""
+
+
+def batch_suffix(batch_size: int) -> str:
+    """What a group's name says about a batch size that is not the usual one."""
+    return "" if batch_size == USUAL_BATCH else f" batch {batch_size}"
+
+
+def timed(
+    variants: Sequence[Variant],
+    bench: Bench,
+    base: str | None = None,
+    *,
+    peak: Precision | None = None,
+    memory: bool = True,
+    count: bool = False,
+) -> list[Row]:
+    """Rows of variants timed in turns on the bench's device.
+
+    With `memory` each variant's peak is measured in one more call, with `count` its FLOPs by torch's counter in another.
+    `peak` names the precision whose peak rate MFU is a share of: on a CPU a matrix product joins the group.
+    """
+    device, options = bench.device, bench.options
+    every = list(variants)
+    if peak and device.type == "cpu":
+        product = Variant(MATMUL, lambda: matmul_step(peak, MATMUL_EDGE), {"edge": MATMUL_EDGE}, 2.0 * MATMUL_EDGE**3)
+        every.append(product)
+    clock, timer = timer_of(device)
+    timings = time_interleaved(every, options.rounds, options.warmup, timer, bench.tell)
+    rows = rows_of(every, timings, base)
+    for row in rows:
+        if row["variant"] == MATMUL:  # work of another kind
+            row.pop("speedup", None)
+            row.pop("flop_ratio", None)
+    for variant, row in zip(every, rows, strict=True):
+        row |= {"clock": clock, "rounds": options.rounds, "warmup": options.warmup}
+        if timings[variant.name].step is not None and variant.name != MATMUL:
+            _add_untimed(row, variant, timings[variant.name], device, memory=memory, count=count)
+    if peak:
+        _add_mfu(rows, timings, device, peak)
+    return rows
+
+
+def _add_untimed(
+    row: Row, variant: Variant, timing: Timing, device: torch.device, *, memory: bool, count: bool
+) -> None:
+    assert timing.step is not None, "of variants that ran"
+    step, errors = timing.step, {}  # type: ignore[var-annotated]
+    if memory:
+        measured = attempt(variant.name, lambda: measure_memory(step, device), errors)
+        row["memory"] = measured._asdict() if measured else None
+    if count:
+        with FlopCounterMode(display=False) as counter:
+            attempt(variant.name, step, errors)
+        # kernels of other packages are unknown to torch's counter
+        row["flops_counted"] = None if "flash" in str(variant.config) else counter.get_total_flops()
+    row["error"] = errors.get(variant.name)
+
+
+def _add_mfu(rows: list[Row], timings: dict[str, Timing], device: torch.device, precision: Precision) -> None:
+    """Share of the peak rate: a datasheet's on CUDA, on a CPU the matrix product of the same round."""
+    if device.type == "cuda":
+        known = device_peak(device, precision)
+        if known is None:
+            return
+        peaks = {row["variant"]: [known.flops] * len(row["samples_s"]) for row in rows}
+        source = known.name
+    else:
+        product = next(row for row in rows if row["variant"] == MATMUL)
+        samples = timings[MATMUL].samples_s
+        peaks = {row["variant"]: [product["flops"] / s for s in samples] for row in rows} if samples else {}
+        source = f"{MATMUL_EDGE}^3 {precision} matrix product, {torch.get_num_threads()} thread, same rounds"
+    for row in rows:
+        if row["samples_s"] and row["flops"] and peaks:
+            attained = [row["flops"] / s for s in row["samples_s"]]
+            share = paired_ratio(attained, peaks[row["variant"]])
+            median_peak = sorted(peaks[row["variant"]])[len(attained) // 2]
+            row["mfu"] = {**share._asdict(), "peak_flops": median_peak, "peak_source": source}

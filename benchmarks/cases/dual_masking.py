@@ -1,0 +1,43 @@
+"""What dual masking saves of a whole training step, beside its FLOP ratio: every size, precision, kernel and allocator."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+from benchmarks.case import Bench, Case, Group, batch_suffix, timed
+from benchmarks.devices import keep_freed_memory
+from benchmarks.harness import Variant
+from benchmarks.record import Row
+from benchmarks.steps import MASKS, Precision, Workbench, step_config, step_flops
+
+BASE = "encoder_only"
+
+
+def groups(bench: Bench) -> Iterator[Group]:
+    """By size, precision and kernel; then on a CPU once more with freed memory kept, which holds for the rest of a process."""
+    on_cpu = bench.device.type == "cpu" and sys.platform == "linux"
+    for keep in (False, True)[: 1 + on_cpu]:
+        for size in bench.options.sizes:
+            for precision in bench.options.precisions:
+                for attention in bench.attentions(precision):
+                    for batch_size in bench.options.batch_sizes:
+                        name = f"{size} {precision} {attention}{batch_suffix(batch_size)}" + " kept" * keep
+                        yield Group(name, partial(measure, bench, size, precision, attention, batch_size, keep))
+
+
+def measure(bench: Bench, size: str, precision: Precision, attention: str, batch_size: int, keep: bool) -> list[Row]:
+    """Forward, loss, backward and optimizer under each masking, memory included."""
+    allocator = "freed memory kept" if keep and keep_freed_memory() else "as it comes"
+    workbench = Workbench(size, precision, bench.device)
+    kernels = (attention, attention)
+    variants = []
+    for name, mask in MASKS.items():
+        config = step_config(size, name, mask, precision, batch_size, kernels) | {"allocator": allocator}
+        build = partial(workbench.step, mask, batch_size, kernels)
+        variants.append(Variant(name, build, config, step_flops(size, mask, batch_size)))
+    return timed(variants, bench, BASE, peak=precision, count=True)
+
+
+CASE = Case(groups, "encoder-only masking against dual masking, both decoder token sets: the whole training step")

@@ -1,0 +1,141 @@
+"""One process of a run: measure the groups of a case one after another, and write each group's rows as soon as it ends.
+
+python -m benchmarks.worker JOB.json        # also as ranks: deepspeed --num_accelerators N --module benchmarks.worker JOB.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from benchmarks.case import Bench, Group, Options
+from benchmarks.cases import CASES
+from benchmarks.devices import describe
+from benchmarks.harness import FAILURES, reason_of
+from benchmarks.record import Row, append_rows, fingerprint, provenance, read_rows
+from vmae2_ds.config import StrictModel
+from vmae2_ds.dist import Agreement, World
+from vmae2_ds.train.engine import start_ranks, stop_ranks
+
+WHOLE_GROUP = "(whole group)"
+"""The variant of a row that tells why a group has no others."""
+IN_FLIGHT = ".in_flight.json"
+"""In the folder of the rows: the group being measured, for whoever finds that its process is gone."""
+LOOK_EVERY_S = 2.0
+
+
+class Job(StrictModel):
+    """What a worker is asked for."""
+
+    case: str
+    options: Options
+    out: Path
+    """Folder of the rows."""
+    command: str
+    """What was typed, for the rows."""
+    since: float
+    """Unix time at which the run began: groups that failed before are tried again."""
+    fresh: bool = False
+    """Rows from before the run do not count as done."""
+    parent: int | None = None
+    """Process whose end is also the worker's."""
+
+
+def work(job: Job) -> None:
+    """Measure what is not there yet. Called on every rank where a launcher started several; rank 0 writes."""
+    case = CASES[job.case]
+    world = start_ranks() if case.launched else World()
+    torch.set_num_threads(1)
+    bench = Bench(job.options, _progress if world.rank == 0 else lambda _: None, world)
+    agreement = Agreement(world)
+    groups = list(case.groups(bench))
+    for number, group in enumerate(groups):
+        mark = fingerprint(
+            case=job.case, group=group.name, device=describe(bench.device), world=world.size, **_bounds(job)
+        )
+        if agreement.from_first(lambda: _is_done(job, group.name, mark)):  # noqa: B023: called at once
+            _say(world, f"{job.case}: {group.name}: done before")
+            continue
+        _say(world, f"{job.case}: {group.name} ({number + 1} of {len(groups)})")
+        _measure(job, group, bench, mark)
+    if case.launched:
+        stop_ranks(world)
+
+
+def _bounds(job: Job) -> dict[str, int]:
+    return {"rounds": job.options.rounds, "warmup": job.options.warmup}
+
+
+def _is_done(job: Job, group: str, mark: str) -> bool:
+    rows = [
+        row for row in read_rows(job.out) if (row["case"], row["group"], row["fingerprint"]) == (job.case, group, mark)
+    ]
+    mine = [row for row in rows if row["unix_time"] >= job.since]
+    return bool(mine or (rows and not job.fresh and rows[-1]["variant"] != WHOLE_GROUP))
+
+
+def _measure(job: Job, group: Group, bench: Bench, mark: str) -> None:
+    note = {"case": job.case, "group": group.name, "fingerprint": mark}
+    if bench.world.rank == 0:
+        job.out.mkdir(parents=True, exist_ok=True)
+        (job.out / IN_FLIGHT).write_text(json.dumps(note))
+    start = time.perf_counter()
+    try:
+        rows = group.measure()
+    except FAILURES as error:
+        if bench.world.size > 1:
+            raise  # the other ranks wait in a collective: the launcher ends them all
+        rows = [failed_group(reason_of(error))]
+    if bench.world.rank == 0:
+        shared = {**note, "device": describe(bench.device), "ranks": bench.world.size}
+        shared["group_s"] = time.perf_counter() - start
+        append_rows(job.out / f"{job.case}.jsonl", [{**row, **shared, **row_origin(job.command)} for row in rows])
+        (job.out / IN_FLIGHT).unlink()
+
+
+def failed_group(reason: str) -> Row:
+    """The row of a group that came to nothing."""
+    return {"variant": WHOLE_GROUP, "config": {}, "error": reason, "samples_s": []}
+
+
+def row_origin(command: str) -> Row:
+    """Provenance with the command that a person typed, and the second at which the row was written."""
+    return {**provenance(), "command": command, "unix_time": time.time()}
+
+
+def _say(world: World, line: str) -> None:
+    if world.rank == 0:
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{clear}{line}", file=sys.stderr, flush=True)
+
+
+def _progress(line: str) -> None:
+    """Inside a group: on a terminal only, over itself."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K  {line}", end="", file=sys.stderr, flush=True)
+
+
+def _end_with(parent: int, exists: Callable[[int], bool] = psutil.pid_exists) -> None:
+    """End this process when `parent` has: a run that was killed must not go on measuring beside the next one."""
+
+    def watch() -> None:
+        while exists(parent):
+            time.sleep(LOOK_EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    asked = Job.model_validate_json(Path([arg for arg in sys.argv[1:] if not arg.startswith("--")][0]).read_text())
+    if asked.parent is not None:
+        _end_with(asked.parent)
+    work(asked)
