@@ -138,16 +138,26 @@ def _folder_of_rows(folder: Path) -> Path:
 
 def table_of(title: str, rows: list[Row]) -> Table:
     """The rows of one group for a terminal."""
+    measured = [row for row in rows if "time_s" in row or "values" not in row]
+    table = _table_of_times(title, measured) if measured else Table(title=title)
+    if not measured:
+        names = list(dict.fromkeys(name for row in rows for name in row["values"]))
+        for heading in ("variant", *names):
+            table.add_column(heading, justify="left" if heading == "variant" else "right")
+        for row in rows:
+            table.add_row(
+                row["variant"], *(f"{row['values'][name]:,.5g}" if name in row["values"] else "" for name in names)
+            )
+    return table
+
+
+def _table_of_times(title: str, rows: list[Row]) -> Table:
     table = Table(title=title)
     for heading in ("variant", "median s", "quartiles", "speed-up", "FLOP ratio", "GFLOP/s", "of peak", "peak MiB"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
     for row in rows:
-        if row["error"]:
-            table.add_row(row["variant"], row["error"])
-            continue
-        if "values" in row:
-            table.add_row(row["variant"], ", ".join(f"{name} {value:.5g}" for name, value in row["values"].items()))
         if "time_s" not in row:
+            table.add_row(row["variant"], row["error"])
             continue
         time_s, speedup, share, memory = row["time_s"], row.get("speedup"), row.get("mfu"), row.get("memory")
         table.add_row(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -33,6 +33,14 @@ MASKS: dict[str, MaskConfig] = {
     "dual_disjoint": MaskConfig(decoder="running_cell", decoder_ratio=0.5, decoder_tokens="disjoint"),
 }
 """VideoMAE V1; V2 with the published decoder tokens; V2 as the paper's text has it."""
+
+DECODER_MASKS: dict[str, MaskConfig] = {
+    "none": MaskConfig(decoder="none"),
+    "frame_50": MaskConfig(decoder="frame", decoder_ratio=0.5),
+    "random_50": MaskConfig(decoder="random", decoder_ratio=0.5),
+    **{f"running_cell_{r}": MaskConfig(decoder="running_cell", decoder_ratio=r / 100) for r in (25, 50, 75)},
+}
+"""Rows of the paper's Table 1, by the share of cubes that the decoder does not get."""
 
 
 def geometry_of(size: str) -> ClipGeometry:
@@ -105,6 +113,10 @@ class Workbench:
         """One optimizer step on the gradients at hand, which it clears."""
         return fused_adamw(list(self.model.parameters()), masters=self.precision == "bf16")
 
+    def batch(self, mask: MaskConfig, batch_size: int) -> PretrainBatch:
+        """A batch on the device."""
+        return make_batch(mask, self.geometry, batch_size).to(self.device)
+
     def step(
         self,
         mask: MaskConfig,
@@ -115,7 +127,7 @@ class Workbench:
         checkpointing: CheckpointingName = "none",
     ) -> Step:
         """A call that trains one step, or a part of one: each call sets its kernels and recomputed blocks first."""
-        batch = make_batch(mask, self.geometry, batch_size).to(self.device)
+        batch = self.batch(mask, batch_size)
         update = self.update if until == "update" else partial(self.model.zero_grad, set_to_none=True)
         objective = self.objective  # built now, not in the first timed call
         recomputed = ModelConfig.of_size(self.size, checkpointing=checkpointing).recomputed_blocks
@@ -138,9 +150,18 @@ class Workbench:
 
 
 def fused_adamw(parameters: Sequence[nn.Parameter], masters: bool) -> Step:
-    """One fused AdamW step; with `masters` on float32 copies, written back to the 16-bit weights."""
+    """One fused AdamW step, as `optimizer_step`."""
+    return optimizer_step(parameters, masters, partial(torch.optim.AdamW, lr=LEARNING_RATE, fused=True))
+
+
+def optimizer_step(
+    parameters: Sequence[nn.Parameter],
+    masters: bool,
+    make: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
+) -> Step:
+    """One step on the gradients at hand, which it drops; with `masters` on float32 copies, written back to the 16-bit weights."""
     if not masters:
-        optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
+        optimizer = make(parameters)
 
         def plain() -> None:
             optimizer.step()
@@ -152,7 +173,7 @@ def fused_adamw(parameters: Sequence[nn.Parameter], masters: bool) -> Step:
     gradients = [torch.zeros_like(copy) for copy in copies]
     for copy, gradient in zip(copies, gradients, strict=True):
         copy.grad = gradient
-    optimizer = torch.optim.AdamW(copies, lr=LEARNING_RATE, fused=True)
+    optimizer = make(copies)
 
     @torch.no_grad()
     def with_masters() -> None:

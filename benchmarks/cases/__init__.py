@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from benchmarks.case import Case
-from benchmarks.cases import dual_masking
+from benchmarks.cases import decoder_masking, dual_masking, paper, peers, prediction, step_parts
 
 CASES: dict[str, Case] = {
+    "paper": paper.CASE,
     "dual_masking": dual_masking.CASE,
+    "decoder_masking": decoder_masking.CASE,
+    "step_parts": step_parts.CASE,
+    "peers": peers.CASE,
+    "prediction": prediction.CASE,
 }
 """In the order of a full run."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.harness import Step, Variant, paired_ratio, rows_of, time_interleaved
-from benchmarks.record import provenance
-from benchmarks.steps import MASKS, Precision, _update, geometry_of, our_step, step_flops
+from benchmarks.case import USUAL_BATCH, Bench, Case, Group, timed
+from benchmarks.devices import Step, keep_freed_memory
+from benchmarks.harness import Variant
+from benchmarks.record import Row
+from benchmarks.steps import MASKS, Precision, Workbench, fused_adamw, geometry_of, step_config, step_flops
 from vmae2_ds.config import ModelConfig, TowerConfig
 from vmae2_ds.cost.compute_time import (
     ATTENTION_PRODUCTS,
@@ -39,164 +39,122 @@ from vmae2_ds.masking import count_masks
 from vmae2_ds.model.attention import get_attention
 from vmae2_ds.train.peak import DTYPES
 
-if TYPE_CHECKING:
-    from benchmarks.cases import Options
-
 CALIBRATED = "small"
 """The one size that the rates are fitted to."""
 ATTENTION: dict[Precision, AttentionKind] = {"bf16": "math", "fp32": "sdpa"}
 """Fixed, so that the closed form knows what runs: on a CPU the faster one for most shapes."""
-WITHIN = 0.15
-"""The bar: |predicted / measured - 1| of a whole step."""
 
 
-def prediction(options: Options, tell: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
-    """Step time of other sizes from rates fitted to ViT-S: predicted against measured, whole steps with the optimizer."""
-    allocator = _keep_freed_memory()
-    sizes = tuple(dict.fromkeys(("tiny", CALIBRATED, *options.sizes)))
-    for precision in options.precisions:
-        parts = _parts(precision, options.batch_size)
-        steps = [_step(size, mask, precision, options.batch_size) for size in sizes for mask in MASKS]
-        variants = [variant for variant, _ in parts + steps]
-        works = {variant.name: work for variant, work in parts + steps}
-        timings = time_interleaved(variants, options.rounds, options.warmup, tell=tell)
-        shared = {"clock": "process_time", "rounds": options.rounds, "warmup": options.warmup}
-        shared |= {"allocator": allocator, **provenance()}
-        rows = rows_of("prediction", variants, timings, None, shared)
-        measured = {row["variant"]: row["time_s"]["median"] for row in rows if not row["error"]}
-        of_size = {variant.name for variant in variants if variant.config["size"] == CALIBRATED}
-        calibration = [name for name in measured if name in of_size]
-        rates = fit_rates([Observation(works[name], measured[name]) for name in calibration])
-        for row in rows:
-            row |= _comparison(row, works[row["variant"]], rates, calibrated=row["variant"] in of_size)
-        for line in _summary(precision, rows, rates):
-            tell(line)
-        yield rows
+def groups(bench: Bench) -> Iterator[Group]:
+    """By precision, on a CPU: a GPU's rates need other parts to be told apart."""
+    if bench.device.type == "cpu":
+        for precision in bench.options.precisions:
+            yield Group(precision, partial(measure, bench, precision))
 
 
-def _keep_freed_memory() -> str:
-    """Let glibc keep what is freed instead of giving it back to the system, for this process from here on.
+def measure(bench: Bench, precision: Precision) -> list[Row]:
+    """Parts of a ViT-S step and whole steps of every size, in the same rounds; rates fitted to those of ViT-S."""
+    allocator = "freed memory kept" if keep_freed_memory() else "as it comes"
+    sizes = tuple(dict.fromkeys(("tiny", CALIBRATED, *bench.options.sizes)))
+    known = _parts(precision)
+    for size in sizes:
+        workbench = Workbench(size, precision, bench.device)
+        known += [_step(workbench, name) for name in MASKS]
+    works = {variant.name: work for variant, work in known}
+    rows = timed([variant for variant, _ in known], bench, memory=False)
+    measured = {row["variant"]: row["time_s"]["median"] for row in rows if not row["error"]}
+    of_size = {variant.name for variant, _ in known if variant.config["size"] == CALIBRATED}
+    rates = fit_rates([Observation(works[name], measured[name]) for name in measured if name in of_size])
+    for row in rows:
+        row["config"]["allocator"] = allocator
+        row |= _comparison(row, works[row["variant"]], rates, calibrated=row["variant"] in of_size)
+    return rows
 
-    It gives every tensor above 32 MiB back, and the next one of that size pays a page fault for each 4 KiB: 18 % of the
-    CPU time of a ViT-B encoder-only step at batch 2, whose scores take 59 MB, and 13 % of a ViT-S dual step. That belongs to
-    neither the model nor the device, and jumps with the shapes.
-    """
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt and mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1) and mallopt(m_top_pad, 2**28):
-        return "glibc, freed memory kept (mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD and M_TOP_PAD large)"
-    return "as it comes"
 
-
-def _comparison(row: dict[str, Any], work: Work, rates: DeviceRates, *, calibrated: bool) -> dict[str, Any]:
+def _comparison(row: Row, work: Work, rates: DeviceRates, *, calibrated: bool) -> Row:
     """What a row gets beside the measurement: the closed form's time by kind, and how far it is from the measured one."""
     predicted = time_of(work, rates)
-    added: dict[str, Any] = {
+    source = "closed form, rates fitted to " + ("this row among others" if calibrated else "ViT-S alone")
+    added: Row = {
         "calibration": calibrated,
         "work": asdict(work),
         "rates": asdict(rates),
-        "predicted_s": {"total": predicted.total_s, **asdict(predicted)},
+        "predicted": {"time_s": predicted.total_s, "parts_s": asdict(predicted), "source": source},
     }
     if row["samples_s"]:
-        ratios = paired_ratio([predicted.total_s] * len(row["samples_s"]), row["samples_s"])
-        added["residual"] = {
-            "median": predicted.total_s / row["time_s"]["median"] - 1,
-            "low": ratios.low - 1,
-            "high": ratios.high - 1,
-        }
+        added["residual"] = {"time": predicted.total_s / row["time_s"]["median"] - 1}
     return added
-
-
-def _summary(precision: str, rows: Sequence[dict[str, Any]], rates: DeviceRates) -> Iterator[str]:
-    yield (
-        f"{precision}: linear {rates.linear_flops / 1e9:.0f} GFLOP/s, attention {rates.attention_flops / 1e9:.0f} GFLOP/s, "
-        f"memory {rates.memory_bytes / 1e9:.1f} GB/s, scores {rates.score_bytes / 1e9:.1f} GB/s, "
-        f"optimizer {rates.optimizer_bytes / 1e9:.1f} GB/s, {rates.kernel_s * 1e6:.1f} us an operation"
-    )
-    for row in rows:
-        if not row["error"]:
-            kind = "fitted   " if row["calibration"] else "predicted"
-            yield (
-                f"{row['variant']:28} measured {row['time_s']['median']:.3f} s, {kind} {row['predicted_s']['total']:.3f} s, "
-                f"residual {row['residual']['median']:+.1%}"
-            )
-    foreign = [abs(row["residual"]["median"]) for row in rows if not row["error"] and not row["calibration"]]
-    if foreign:
-        met = sum(error <= WITHIN for error in foreign)
-        yield f"{precision}: {met} of {len(foreign)} steps of other sizes within {WITHIN:.0%}, worst {max(foreign):.1%}"
 
 
 Known = tuple[Variant, Work]
 """What is timed, and what the closed form says that it does."""
 
 
-def _step(size: str, mask_name: str, precision: Precision, batch_size: int) -> Known:
+def _step(workbench: Workbench, mask_name: str) -> Known:
     """A whole training step with the optimizer."""
-    model, geometry, kind = ModelConfig.of_size(size), geometry_of(size), ATTENTION[precision]
-    counts = count_masks(MASKS[mask_name], geometry)
-    config = {
-        "package": "vmae2_ds", "size": size, "mask": mask_name, "precision": precision, "batch_size": batch_size,
-        "clip": [geometry.num_frames, geometry.height, geometry.width], "visible": counts.visible,
-        "decode": counts.decode, "attention_encoder": kind, "attention_decoder": kind,
-        "optimizer": "fused AdamW" + ", float32 masters" * (precision == "bf16"),
-    }  # fmt: skip
-    build = partial(our_step, size, MASKS[mask_name], precision, batch_size, (kind, kind))
-    variant = Variant(f"{size}_{mask_name}_{precision}", build, config, step_flops(size, MASKS[mask_name], batch_size))
+    size, precision, geometry = workbench.size, workbench.precision, workbench.geometry
+    model, kind = ModelConfig.of_size(size), ATTENTION[precision]
+    mask, kernels = MASKS[mask_name], (kind, kind)
+    counts = count_masks(mask, geometry)
+    variant = Variant(
+        f"{size}_{mask_name}",
+        partial(workbench.step, mask, USUAL_BATCH, kernels),
+        step_config(size, mask_name, mask, precision, USUAL_BATCH, kernels),
+        step_flops(size, mask, USUAL_BATCH),
+    )
     work = micro_step_work(
-        model, geometry, counts.visible, counts.decode, batch_size, attention=kind, precision=precision
+        model, geometry, counts.visible, counts.decode, USUAL_BATCH, attention=kind, precision=precision
     )
     return variant, work + optimizer_work(count_parameters(model).total, precision)
 
 
-def _parts(precision: Precision, batch_size: int) -> list[Known]:
+def _parts(precision: Precision) -> list[Known]:
     """What tells the rates apart, at ViT-S's shapes under dual masking: linear layers, attention and optimizer alone."""
     model, geometry = ModelConfig.of_size(CALIBRATED), geometry_of(CALIBRATED)
     counts = count_masks(MASKS["dual"], geometry)
-    config = {"size": CALIBRATED, "precision": precision, "batch_size": batch_size, "attention": ATTENTION[precision]}
+    config = {"size": CALIBRATED, "precision": precision, "batch_size": USUAL_BATCH, "attention": ATTENTION[precision]}
     parts: list[Known] = []
     for side, tower, tokens in zip(
         SIDES, (model.encoder, model.decoder), (counts.visible, counts.visible + counts.decode), strict=True
     ):
         width, mlp = tower.width, tower.mlp
         shapes = [(width, 3 * width), (width, width), (width, mlp), (mlp, width)]
-        clip_tokens = batch_size * tokens
+        clip_tokens = USUAL_BATCH * tokens
         linear = Work(
             linear_flops=6 * clip_tokens * tower.depth * sum(fan_in * fan_out for fan_in, fan_out in shapes),
             kernels=3 * tower.depth * len(shapes),
         )
         build = partial(_linear_layers, clip_tokens, shapes, tower.depth, precision)
-        parts.append((Variant(f"linear_{side}_{precision}", build, config, linear.linear_flops), linear))
-        attend = _attention_work(tower, tokens, side, precision, batch_size)
-        shape = (batch_size, tokens, 3, tower.heads, tower.width // tower.heads)
+        parts.append((Variant(f"linear_{side}", build, config, linear.linear_flops), linear))
+        attend = _attention_work(tower, tokens, side, precision)
+        shape = (USUAL_BATCH, tokens, 3, tower.heads, tower.width // tower.heads)
         build = partial(_attention_layers, shape, tower.depth, precision)
-        parts.append((Variant(f"attention_{side}_{precision}", build, config, attend.attention_flops), attend))
+        parts.append((Variant(f"attention_{side}", build, config, attend.attention_flops), attend))
     update = optimizer_work(count_parameters(model).total, precision)
     if ATTENTION[precision] == "math":
         for mask in ("dual", "encoder_only"):
             tokens = sum(count_masks(MASKS[mask], geometry)[:2])
-            parts.append(_softmax_alone(f"softmax_{mask}", model.decoder, tokens, precision, batch_size, config))
+            parts.append(_softmax_alone(f"softmax_{mask}", model.decoder, tokens, precision, config))
     norms = 200
-    launches = Variant(f"launches_{precision}", partial(_small_operations, norms, precision), config)
+    launches = Variant("launches", partial(_small_operations, norms, precision), config)
     parts.append((launches, Work(kernels=2 * norms)))
-    optimizer = Variant(f"optimizer_{precision}", partial(_optimizer_step, model, precision), config)
+    optimizer = Variant("optimizer", partial(_optimizer_step, model, precision), config)
     return [*parts, (optimizer, update)]
 
 
-def _softmax_alone(
-    name: str, tower: TowerConfig, tokens: int, precision: Precision, batch_size: int, config: dict[str, Any]
-) -> Known:
+def _softmax_alone(name: str, tower: TowerConfig, tokens: int, precision: Precision, config: dict[str, Any]) -> Known:
     """Softmax and its backward pass: scores without products."""
     size = DTYPES[precision].itemsize
-    work = Work(score_bytes=tower.depth * batch_size * tower.heads * tokens**2 * 5 * size, kernels=2 * tower.depth)
-    build = partial(_softmax_layers, (batch_size, tower.heads, tokens, tokens), tower.depth, precision)
-    return Variant(f"{name}_{precision}", build, config), work
+    work = Work(score_bytes=tower.depth * USUAL_BATCH * tower.heads * tokens**2 * 5 * size, kernels=2 * tower.depth)
+    build = partial(_softmax_layers, (USUAL_BATCH, tower.heads, tokens, tokens), tower.depth, precision)
+    return Variant(name, build, config), work
 
 
-def _attention_work(tower: TowerConfig, tokens: int, side: Side, precision: Precision, batch_size: int) -> Work:
+def _attention_work(tower: TowerConfig, tokens: int, side: Side, precision: Precision) -> Work:
     """Attention alone: its products, its scores, and what of a block's traffic is the layout of q, k and v."""
     kind, widths = ATTENTION[precision], widths_of(precision, side)
     layout = sum(block_traffic(tower, tokens, kind, widths)) - sum(block_traffic(tower, tokens, "flash", widths))
-    layers = batch_size * tower.depth
+    layers = USUAL_BATCH * tower.depth
     return Work(
         attention_flops=layers * sum(ATTENTION_PRODUCTS[kind]) * 2 * tokens * tokens * tower.width,
         memory_bytes=layers * layout,
@@ -268,7 +226,7 @@ def _optimizer_step(model: ModelConfig, precision: Precision) -> Step:
     sizes = [piece] * (total // piece) + [total % piece]
     parameters = [nn.Parameter(torch.randn(size).to(DTYPES[precision])) for size in sizes]
     gradients = [torch.randn_like(parameter) for parameter in parameters]
-    update = _update(parameters, masters=precision == "bf16")
+    update = fused_adamw(parameters, masters=precision == "bf16")
 
     def step() -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -276,3 +234,6 @@ def _optimizer_step(model: ModelConfig, precision: Precision) -> Step:
         update()
 
     return step
+
+
+CASE = Case(groups, "step time of other sizes from rates fitted to ViT-S alone: predicted against measured, on a CPU")

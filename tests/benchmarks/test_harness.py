@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks.__main__ import table_of
-from benchmarks.harness import Step, Variant, paired_ratio, rows_of, spread, time_interleaved
+from benchmarks.devices import Step, Timer, clock_timer
+from benchmarks.harness import Variant, paired_ratio, rows_of, spread, time_interleaved
 from benchmarks.record import append_rows, provenance
 
 
@@ -21,8 +22,9 @@ class FakeClock:
         self.drift = drift
         self.calls: list[str] = []
 
-    def __call__(self) -> float:
-        return self.now
+    @property
+    def timer(self) -> Timer:
+        return clock_timer(lambda: self.now)
 
     def variant(self, name: str, cost_s: float, flops: float | None = None, fails_at: int | None = None) -> Variant:
         def build() -> Step:
@@ -44,7 +46,7 @@ def test_spread_is_median_and_quartiles() -> None:
 
 def test_warmup_is_thrown_out_and_turns_rotate() -> None:
     clock = FakeClock()
-    timings = time_interleaved([clock.variant("a", 2), clock.variant("b", 1)], rounds=3, warmup=1, clock=clock)
+    timings = time_interleaved([clock.variant("a", 2), clock.variant("b", 1)], rounds=3, warmup=1, timer=clock.timer)
     assert timings["a"].samples_s == [2, 2, 2]
     assert timings["b"].samples_s == [1, 1, 1]
     assert clock.calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
@@ -53,7 +55,7 @@ def test_warmup_is_thrown_out_and_turns_rotate() -> None:
 def test_ratios_are_paired_so_that_drift_cancels() -> None:
     clock = FakeClock(drift=0.05)  # the last call takes 6 times as long as the first
     variants = [clock.variant("slow", 3), clock.variant("fast", 1)]
-    timings = time_interleaved(variants, rounds=50, warmup=0, clock=clock)
+    timings = time_interleaved(variants, rounds=50, warmup=0, timer=clock.timer)
     ratio = paired_ratio(timings["slow"].samples_s, timings["fast"].samples_s)
     assert spread(timings["slow"].samples_s).high / spread(timings["slow"].samples_s).low > 1.5
     assert ratio.low < 3 < ratio.high
@@ -64,21 +66,22 @@ def test_ratios_are_paired_so_that_drift_cancels() -> None:
 def test_rows() -> None:
     clock = FakeClock()
     variants = [clock.variant("base", 4, flops=8.0), clock.variant("ours", 1, flops=6.0)]
-    timings = time_interleaved(variants, rounds=3, clock=clock)
-    base, ours = rows_of("case", variants, timings, "base", {"commit": "abc"})
+    timings = time_interleaved(variants, rounds=3, timer=clock.timer)
+    base, ours = rows_of(variants, timings, "base")
     assert base["speedup"] == {"against": "base", "median": 1, "low": 1, "high": 1}
     assert ours["speedup"]["median"] == 4
     assert (base["flops_per_s"], ours["flops_per_s"]) == (2, 6)
     assert ours["samples_s"] == [1, 1, 1]
     assert ours["time_s"] == {"median": 1, "low": 1, "high": 1}
-    assert (ours["case"], ours["config"], ours["commit"], ours["error"]) == ("case", {"cost_s": 1}, "abc", None)
+    assert ours["flop_ratio"] == pytest.approx(8 / 6)
+    assert (ours["variant"], ours["config"], ours["error"]) == ("ours", {"cost_s": 1}, None)
 
 
 @pytest.mark.parametrize("fails_at", [0, 2])
 def test_a_failure_is_a_row_and_the_others_go_on(fails_at: int) -> None:
     clock = FakeClock()
     variants = [clock.variant("big", 1, fails_at=fails_at), clock.variant("small", 1)]
-    rows = rows_of("case", variants, time_interleaved(variants, rounds=4, warmup=1, clock=clock), "big", {})
+    rows = rows_of(variants, time_interleaved(variants, rounds=4, warmup=1, timer=clock.timer), "big")
     assert rows[0]["error"] == "OutOfMemoryError: tried to allocate 8 GiB"
     assert rows[0]["samples_s"] == []
     assert rows[1]["samples_s"] == [1, 1, 1, 1]
@@ -92,7 +95,7 @@ def test_a_variant_that_cannot_be_built_is_a_row() -> None:
         raise ImportError("No module named 'transformers'")
 
     clock = FakeClock()
-    timings = time_interleaved([Variant("peer", build), clock.variant("ours", 1)], rounds=2, clock=clock)
+    timings = time_interleaved([Variant("peer", build), clock.variant("ours", 1)], rounds=2, timer=clock.timer)
     assert timings["peer"].error == "ImportError: No module named 'transformers'"
     assert timings["ours"].samples_s == [1, 1]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cases import CASES, Options
-from benchmarks.steps import MASKS, _update, geometry_of, make_batch, step_flops
+from benchmarks.case import Bench, Options
+from benchmarks.cases import CASES
+from benchmarks.steps import MASKS, Precision, Workbench, fused_adamw, geometry_of, make_batch, step_flops
 
 
 @pytest.mark.parametrize(("mask", "supervised"), [("encoder_only", 1408), ("dual", 704), ("dual_disjoint", 704)])
@@ -28,9 +30,9 @@ def test_masters_keep_what_bf16_would_lose() -> None:
     with_masters, plain = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     reference = nn.Parameter(start.float())
     updates = [
-        _update([with_masters], masters=True),
-        _update([plain], masters=False),
-        _update([reference], masters=False),
+        fused_adamw([with_masters], masters=True),
+        fused_adamw([plain], masters=False),
+        fused_adamw([reference], masters=False),
     ]
     for _ in range(20):  # 20 steps of 1e-4 are half a bf16 step near 1, and every one of them is lost without masters
         for parameter, update in zip((with_masters, plain, reference), updates, strict=True):
@@ -42,7 +44,42 @@ def test_masters_keep_what_bf16_would_lose() -> None:
 
 
 def test_cases_are_described_and_quick_is_small() -> None:
-    assert all(case.about for case in CASES.values())
+    for case in CASES.values():
+        names = [group.name for group in case.groups(Bench(Options(device="cpu", quick=True).resolved()))]
+        assert case.about
+        assert names
+        assert len(set(names)) == len(names)
     quick = Options(quick=True).resolved()
     assert (quick.sizes, quick.rounds) == (("small",), 3)
     assert Options(rounds=7).resolved().rounds == 7
+
+
+def test_a_shared_model_trains_as_one_of_its_own() -> None:
+    """Variants of a group take turns on one model: a step's work does not depend on the one before it."""
+    bench = Workbench("tiny", "fp32", torch.device("cpu"))
+    kinds = [("dual", "math", "none"), ("encoder_only", "sdpa", "none"), ("dual", "math", "all")]
+    steps = [
+        bench.step(MASKS[mask], 1, (kernel, kernel), until="backward", checkpointing=how) for mask, kernel, how in kinds
+    ]
+    alone = []
+    for step in (steps[0], steps[1]):
+        with FlopCounterMode(display=False) as counter:
+            step()
+        alone.append(counter.get_total_flops())
+    with FlopCounterMode(display=False) as counter:
+        steps[2]()
+        recomputed = counter.get_total_flops()
+        steps[0]()
+        steps[1]()
+    assert recomputed > 1.2 * alone[0]
+    assert counter.get_total_flops() == recomputed + sum(alone)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_step_changes_the_weights_and_leaves_no_gradient(precision: Precision) -> None:
+    bench = Workbench("tiny", precision, torch.device("cpu"))
+    step = bench.step(MASKS["dual"], 1, ("math", "math"))
+    before = [parameter.detach().clone() for parameter in bench.model.parameters()]
+    step()
+    assert any(not torch.equal(old, new) for old, new in zip(before, bench.model.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in bench.model.parameters())

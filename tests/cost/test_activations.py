@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.fake_memory import measure, saved_shapes
 from benchmarks.steps import MASKS, geometry_of
-from tests.cost.fake_memory import measure, saved_shapes
 from vmae2_ds.config import SIZES, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import Activations, AttentionKind, Precision, mae_activations

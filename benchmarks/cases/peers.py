@@ -1,0 +1,109 @@
+"""The same work in transformers' VideoMAEForPreTraining, which has encoder-only masking alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+from benchmarks.case import USUAL_BATCH, Bench, Case, Group, timed
+from benchmarks.devices import Step
+from benchmarks.harness import Variant
+from benchmarks.record import Row
+from benchmarks.steps import (
+    MASKS,
+    SEED,
+    Precision,
+    Workbench,
+    fused_adamw,
+    geometry_of,
+    make_batch,
+    optimizer_name,
+    step_config,
+    step_flops,
+)
+from vmae2_ds.config import SIZES, ModelConfig
+from vmae2_ds.masking import count_masks
+from vmae2_ds.train.build import fastest_attention
+from vmae2_ds.train.peak import DTYPES
+
+BASE = "transformers_eager"
+
+
+def groups(bench: Bench) -> Iterator[Group]:
+    """By size and precision."""
+    for size in bench.options.sizes:
+        for precision in bench.options.precisions:
+            yield Group(f"{size} {precision}", partial(measure, bench, size, precision))
+
+
+def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
+    """transformers with either of its kernels, with and without float32 masters; ours with the kernels `auto` finds."""
+    variants = [_theirs(bench.device, size, precision, kernel, masters=False) for kernel in ("eager", "sdpa")]
+    if precision == "bf16":
+        variants.append(_theirs(bench.device, size, precision, "eager", masters=True))
+    workbench = Workbench(size, precision, bench.device)
+    for name, mask in MASKS.items():
+        counts = count_masks(mask, workbench.geometry)
+        model = ModelConfig.of_size(size)
+        kernels = fastest_attention(model, counts, USUAL_BATCH, DTYPES[precision], bench.device)
+        config = step_config(size, name, mask, precision, USUAL_BATCH, kernels)
+        build = partial(workbench.step, mask, USUAL_BATCH, kernels)
+        variants.append(Variant(name, build, config, step_flops(size, mask, USUAL_BATCH)))
+    return timed(variants, bench, BASE)
+
+
+def _theirs(
+    device: torch.device, size: str, precision: Precision, kernel: Literal["eager", "sdpa"], *, masters: bool
+) -> Variant:
+    mask = MASKS["encoder_only"]
+    config = step_config(size, "encoder_only", mask, precision, USUAL_BATCH, (kernel, kernel))
+    config |= {"package": "transformers", "optimizer": optimizer_name(precision if masters else "fp32")}
+    build = partial(transformers_step, size, precision, USUAL_BATCH, kernel, device, masters=masters)
+    return Variant(f"transformers_{kernel}" + "_masters" * masters, build, config, step_flops(size, mask, USUAL_BATCH))
+
+
+def transformers_step(
+    size: str,
+    precision: Precision,
+    batch_size: int,
+    kernel: Literal["eager", "sdpa"],
+    device: torch.device,
+    *,
+    masters: bool,
+) -> Step:
+    """Forward, loss, backward and optimizer, encoder-only: the clip is already float and normalised, which it does not
+    pay for; without `masters` its bf16 weights are updated in place, the cheapest step it can take.
+    """
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    encoder, decoder, patch = SIZES[size]
+    geometry = geometry_of(size)
+    config = VideoMAEConfig(
+        image_size=geometry.height, patch_size=patch, num_frames=geometry.num_frames, tubelet_size=geometry.tubelet,
+        hidden_size=encoder.width, num_hidden_layers=encoder.depth, num_attention_heads=encoder.heads,
+        intermediate_size=encoder.mlp, decoder_hidden_size=decoder.width, decoder_num_hidden_layers=decoder.depth,
+        decoder_num_attention_heads=decoder.heads, decoder_intermediate_size=decoder.mlp, norm_pix_loss=True,
+        attn_implementation=kernel,  # set later it would not reach the decoder, whose config is a copy
+    )  # fmt: skip
+    torch.manual_seed(SEED)
+    model: nn.Module = VideoMAEForPreTraining(config)
+    model = model.to(device, DTYPES[precision]).train()
+    batch = make_batch(MASKS["encoder_only"], geometry, batch_size).to(device)
+    pixels_BTCHW = (batch.clip_BTHWC.permute(0, 1, 4, 2, 3).float() / 255 - 0.45) / 0.225
+    pixels_BTCHW = pixels_BTCHW.to(DTYPES[precision]).contiguous()
+    is_hidden_BN = torch.ones(batch_size, geometry.num_cubes, dtype=torch.bool, device=device)
+    is_hidden_BN.scatter_(1, batch.visible_BV, False)
+    update = fused_adamw(list(model.parameters()), masters=masters)
+
+    def step() -> None:
+        model(pixels_BTCHW, bool_masked_pos=is_hidden_BN).loss.backward()
+        update()
+
+    return step
+
+
+CASE = Case(groups, "a step of ours against transformers' VideoMAEForPreTraining, which has encoder-only masking alone")

@@ -1,0 +1,127 @@
+"""Where the time of a training step goes: stamps at the borders of its parts, in every round of whole steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import USUAL_BATCH, Bench, Case, Group, timed
+from benchmarks.devices import Step
+from benchmarks.harness import Variant, spread
+from benchmarks.record import Row
+from benchmarks.steps import MASKS, Kernels, Precision, Workbench, step_config, step_flops
+from vmae2_ds.config import MaskConfig
+
+PARTS = (
+    "embed",
+    "encoder forward",
+    "decoder forward",
+    "target and loss",
+    "decoder backward",
+    "encoder backward",
+    "optimizer",
+)
+"""In the order of a step. The bridge counts to the decoder in the forward pass; the loss's backward pass too."""
+
+
+def groups(bench: Bench) -> Iterator[Group]:
+    """By size and precision, under math attention."""
+    for size in bench.options.sizes:
+        for precision in bench.options.precisions:
+            yield Group(f"{size} {precision}", partial(measure, bench, size, precision))
+
+
+def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
+    """Whole steps under each masking; a row's segments add up to its samples but for the stamps themselves."""
+    workbench, kernels = Workbench(size, precision, bench.device), ("math", "math")
+    stamped = {name: Stamps(bench.device) for name in MASKS}
+    variants = [
+        Variant(
+            name,
+            partial(stamped_step, workbench, mask, kernels, stamped[name]),
+            step_config(size, name, mask, precision, USUAL_BATCH, kernels),
+            step_flops(size, mask, USUAL_BATCH),
+        )
+        for name, mask in MASKS.items()
+    ]
+    rows = timed(variants, bench, "encoder_only", memory=False)
+    for row in rows:
+        if not row["error"]:
+            taken = stamped[row["variant"]].parts()[bench.options.warmup :]
+            row["segments_s"] = {part: spread([each[part] for each in taken])._asdict() for part in PARTS}
+            row["segment_samples_s"] = {part: [each[part] for each in taken] for part in PARTS}
+    return rows
+
+
+class Stamps:
+    """Moments of each step, in the device's own time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._steps: list[list[Any]] = []
+
+    def begin(self) -> None:
+        """Start a step."""
+        self._steps.append([])
+        self.stamp()
+
+    def stamp(self) -> None:
+        """The part that ran until now ends here."""
+        if self._on_cuda:
+            moment: Any = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.process_time()
+        self._steps[-1].append(moment)
+
+    def parts(self) -> list[dict[str, float]]:
+        """Seconds by part, for each step."""
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        return [
+            {part: self._between(*pair) for part, pair in zip(PARTS, pairwise(moments), strict=True)}
+            for moments in self._steps
+        ]
+
+    def _between(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1e3 if self._on_cuda else end - start
+
+
+def stamped_step(workbench: Workbench, mask: MaskConfig, kernels: Kernels, stamps: Stamps) -> Step:
+    """A whole step that leaves a stamp wherever one part ends and the next begins."""
+    model, objective, update = workbench.model, workbench.objective, workbench.update
+    batch = workbench.batch(mask, USUAL_BATCH)
+
+    def step() -> None:
+        model.use_attention(*kernels)
+        stamps.begin()
+        hooks = [
+            model.encoder.embed.register_forward_hook(lambda *_: stamps.stamp()),
+            model.encoder.register_forward_hook(lambda *_: stamps.stamp()),
+            # the gradient of the decoder's first input is there when its backward pass is over
+            model.decoder.register_forward_pre_hook(lambda _, inputs: _stamp_gradient(inputs[0], stamps)),
+            model.decoder.register_forward_hook(lambda *_: stamps.stamp()),
+        ]
+        loss = objective(batch).loss
+        for hook in hooks:
+            hook.remove()
+        stamps.stamp()
+        loss.backward()
+        stamps.stamp()
+        update()
+        stamps.stamp()
+
+    return step
+
+
+def _stamp_gradient(x: Tensor, stamps: Stamps) -> None:
+    x.register_hook(lambda _: stamps.stamp())
+
+
+CASE = Case(groups, "where the time goes: embedding, towers forward and backward, loss, optimizer, under each masking")

@@ -1,0 +1,135 @@
+"""Cases of whole training steps: their rows say what was measured, and the figures hang together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.case import MATMUL, Bench, Options
+from benchmarks.cases import decoder_masking, dual_masking, paper, peers, step_parts
+from benchmarks.cases.peers import transformers_step
+from benchmarks.record import Row
+from benchmarks.steps import DECODER_MASKS, MASKS, geometry_of, make_batch, step_flops
+from vmae2_ds.config import MaskConfig
+from vmae2_ds.errors import ConfigError
+
+BENCH = Bench(Options(device="cpu", sizes=("tiny",), precisions=("bf16",), rounds=2, warmup=1))
+
+
+def rows_by_variant(rows: list[Row]) -> dict[str, Row]:
+    return {row["variant"]: row for row in rows}
+
+
+def test_dual_masking_measures_time_memory_work_and_share_of_the_peak() -> None:
+    rows = rows_by_variant(dual_masking.measure(BENCH, "tiny", "bf16", "math", 1, keep=False))
+    assert set(rows) == {*MASKS, MATMUL}
+    for name, mask in MASKS.items():
+        row = rows[name]
+        assert row["error"] is None
+        assert len(row["samples_s"]) == 2
+        assert row["flops"] == step_flops("tiny", mask, 1)
+        # torch counts what ran: all but the gradient of the pixels, which nobody asks for and the closed form charges
+        assert 0.97 * row["flops"] < row["flops_counted"] < row["flops"]
+        assert row["flop_ratio"] == rows["encoder_only"]["flops"] / row["flops"]
+        assert row["memory"]["peak_bytes"] > 2**20
+        assert row["mfu"]["low"] <= row["mfu"]["median"] <= row["mfu"]["high"]
+        ratio = rows[MATMUL]["flops"] / rows[MATMUL]["samples_s"][0]
+        assert row["flops"] / row["samples_s"][0] / ratio == pytest.approx(row["mfu"]["median"], rel=1)
+    assert rows["dual"]["memory"]["peak_bytes"] < rows["encoder_only"]["memory"]["peak_bytes"]
+    assert "speedup" not in rows[MATMUL]
+
+
+def test_groups_with_freed_memory_kept_come_last() -> None:
+    names = [group.name for group in dual_masking.groups(BENCH)]
+    assert names == ["tiny bf16 math", "tiny bf16 sdpa", "tiny bf16 math kept", "tiny bf16 sdpa kept"]
+
+
+def test_decoder_masks_have_the_counts_of_the_table() -> None:
+    rows = rows_by_variant(decoder_masking.measure(BENCH, "tiny", "bf16"))
+    assert {name: row["config"]["decode"] for name, row in rows.items() if name != MATMUL} == {
+        "none": 1408, "frame_50": 784, "random_50": 784,
+        "running_cell_25": 1176, "running_cell_50": 784, "running_cell_75": 392,
+    }  # fmt: skip
+    assert not any(row["error"] for row in rows.values())
+
+
+def test_the_parts_of_a_step_add_up_to_it() -> None:
+    for row in step_parts.measure(BENCH, "tiny", "bf16"):
+        assert set(row["segment_samples_s"]) == set(step_parts.PARTS)
+        for number, sample_s in enumerate(row["samples_s"]):
+            parts = [row["segment_samples_s"][part][number] for part in step_parts.PARTS]
+            assert all(part > 0 for part in parts)
+            assert sum(parts) <= sample_s
+            assert sum(parts) > 0.9 * sample_s
+
+
+def test_the_peer_does_the_same_work() -> None:
+    """transformers sees as many visible cubes, and its counted work is ours but for the embedding of all cubes."""
+    pytest.importorskip("transformers")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        transformers_step("tiny", "fp32", 1, "eager", torch.device("cpu"), masters=False)()
+    geometry, ours = geometry_of("tiny"), step_flops("tiny", MASKS["encoder_only"], 1)
+    batch = make_batch(MASKS["encoder_only"], geometry, 1)
+    hidden = geometry.num_cubes - batch.visible_BV.shape[1]
+    width = 192
+    embedding_of_hidden = 2 * 2 * hidden * geometry.cube_values * width  # forward, and the weights' gradient
+    unasked = 2 * batch.visible_BV.shape[1] * geometry.cube_values * width  # the pixels' gradient, in our closed form
+    assert counter.get_total_flops() == pytest.approx(ours + embedding_of_hidden - unasked, rel=1e-3)
+
+
+def test_masters_do_not_change_the_peers_config_name() -> None:
+    configs = [
+        peers._theirs(BENCH.device, "tiny", "bf16", "eager", masters=masters).config["optimizer"]
+        for masters in (False, True)
+    ]
+    assert configs == ["fused AdamW", "fused AdamW, float32 masters"]
+
+
+# PAPER A1 and A2: GMACs, ViT-B with norms and ViT-g without (PAPER B).
+@pytest.mark.parametrize(
+    ("size", "masks", "published", "key"),
+    [
+        ("base", "none", 35.48, "macs_published_with_norms"),
+        ("base", "running_cell_50", 25.87, "macs_published_with_norms"),
+        ("giant", "none", 263.93, "macs_published"),
+        ("giant", "running_cell_50", 241.61, "macs_published"),
+    ],
+)
+def test_flops_of_the_paper(size: str, masks: str, published: float, key: str) -> None:
+    values = paper.count_flops(size, DECODER_MASKS[masks])
+    assert values[key] / 1e9 == pytest.approx(published, rel=0.0015)
+    assert values["macs_ours"] == values["macs_ours_counted"] < values["macs_published"]
+
+
+def test_norms_bring_the_papers_digits() -> None:
+    counted = {
+        name: paper.count_flops("base", mask)["macs_published_with_norms"] for name, mask in DECODER_MASKS.items()
+    }
+    digits = {name: round(macs / 1e9, 3) for name, macs in counted.items()}  # PAPER A1, last column
+    assert digits == {
+        "none": 35.482, "frame_50": 25.871, "random_50": 25.871,
+        "running_cell_25": 31.629, "running_cell_50": 25.871, "running_cell_75": 21.057,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_memory_ratio_of_the_paper() -> None:
+    """Encoder-only over dual, ViT-B, counted on a fake GPU: 1.92 +- 0.05 with math attention, far less with a fused kernel."""
+    held = {row["variant"]: row["values"]["held_bytes_counted"] for row in paper.memory("base")}
+    assert held["encoder_only math"] / held["dual math"] == pytest.approx(1.92, abs=0.05)
+    assert held["encoder_only flash"] / held["dual flash"] == pytest.approx(1.34, abs=0.02)
+
+
+def test_hours_are_told_with_their_range() -> None:
+    rows = rows_by_variant(paper.hours("giant"))
+    ratio = rows["speedup"]["values"]
+    assert ratio["ratio_low"] < ratio["ratio"] < ratio["ratio_high"]
+    hours = {name: rows[name]["values"]["hours"] for name in ("encoder_only", "dual")}
+    assert hours["encoder_only"] / hours["dual"] == pytest.approx(ratio["ratio"], rel=1e-3)
+
+
+def test_a_mask_that_cannot_be_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="decoder"):
+        paper.count_flops("base", MaskConfig(decoder="running_cell", decoder_ratio=0.1))
