@@ -53,8 +53,9 @@ check: venv ## what a change has to pass before it is pushed: ruff, mypy, the fa
 gpu: venv ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench: venv ## every benchmark case at small size; rows land in benchmarks/results/
-	$(BIN)/python -m benchmarks run --all --quick
+# A variant that fails is a row with its reason: the report is written then too, and make ends as the run did.
+bench: venv ## every benchmark case at small size, and a report of it (under 20 minutes on 2 cores)
+	$(BIN)/python -m benchmarks run --all --quick; code=$$?; $(BIN)/python -m benchmarks report && exit $$code
 
 clean: ## remove what was built (not .venv, not runs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache quickstart_data

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from pydantic import Field
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.devices import DeviceName, attentions_on, find_device, measure_memory, timer_of
 from benchmarks.harness import Timing, Variant, attempt, paired_ratio, rows_of, time_interleaved
@@ -23,6 +24,13 @@ MATMUL = "matmul"
 MATMUL_EDGE = 2048
 USUAL_BATCH = 2
 ALONE = World()
+UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+"""Shapes to FLOPs of what torch's counter takes for nothing: sdpa's CPU kernels. The backward one computes scores again."""
 
 
 class Options(StrictModel):
@@ -35,7 +43,7 @@ class Options(StrictModel):
     precisions: tuple[Precision, ...] = ("bf16", "fp32")
     """Precisions of the weights; bf16 keeps float32 masters."""
     batch_sizes: tuple[int, ...] = (USUAL_BATCH,)
-    """Clips of 16 x 224 x 224 in a step; several give memory against batch (dual_masking)."""
+    """Clips of 16 x 224 x 224 in a step; 2 suit a CPU, a GPU wants what a run would use. Several show memory against batch."""
     rounds: int = Field(9, gt=0)
     """Counted rounds; every variant runs once in each."""
     warmup: int = Field(2, ge=0)
@@ -94,6 +102,15 @@ def batch_suffix(batch_size: int) -> str:
     return "" if batch_size == USUAL_BATCH else f" batch {batch_size}"
 
 
+def step_groups(bench: Bench, measure: Callable[[Bench, str, Precision, int], list[Row]]) -> Iterator[Group]:
+    """A group for each size, precision and batch size of the options: `measure` gets them in this order."""
+    for size in bench.options.sizes:
+        for precision in bench.options.precisions:
+            for batch_size in bench.options.batch_sizes:
+                name = f"{size} {precision}{batch_suffix(batch_size)}"
+                yield Group(name, partial(measure, bench, size, precision, batch_size))
+
+
 def timed(
     variants: Sequence[Variant],
     bench: Bench,
@@ -138,7 +155,7 @@ def _add_untimed(
         measured = attempt(variant.name, lambda: measure_memory(step, device), errors)
         row["memory"] = measured._asdict() if measured else None
     if count:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
             attempt(variant.name, step, errors)
         # kernels of other packages are unknown to torch's counter
         row["flops_counted"] = None if "flash" in str(variant.config) else counter.get_total_flops()

@@ -59,6 +59,42 @@ def measure(
     return Measured(*((more - less) / clips for less, more in zip(small, large, strict=True)))
 
 
+def measure_published(model: ModelConfig, masks: MaskConfig, geometry: ClipGeometry, clips: int = 2) -> float:
+    """Bytes per clip at the end of the published forward pass, on a fake GPU under fp16 autocast with math attention.
+
+    Our blocks, fed as the published code feeds its own (modeling_pretrain.py:124-131, engine_for_pretraining.py:98-113): a
+    float32 clip of which all cubes are embedded before the visible ones are chosen, labels from outside, the squared error
+    of each label. What the published loop makes of the clip to get the labels is not in it.
+    """
+    config = ModelConfig.model_validate(model.model_dump() | {"attention": "math"})
+    objective = _build(config, geometry, "autocast", "cuda")
+    held = []
+    with FAKE, torch.device("cuda"):
+        for number in (clips, 2 * clips):
+            batch = _batch(masks, geometry, number)
+            clip_BNP = torch.empty(number, geometry.num_cubes, geometry.cube_values)
+            labels_BMP = torch.empty(*batch.decode_BM.shape, geometry.cube_values)
+            tracker = MemTracker()
+            tracker.track_external(objective, clip_BNP, labels_BMP, *batch[1:])
+            with tracker, _autocast(True):
+                out = _published_forward(objective.model, clip_BNP, labels_BMP, batch)
+                held.append(_total(tracker, "current"))
+                del out
+    return (held[1] - held[0]) / clips
+
+
+def _published_forward(
+    model: MaskedAutoencoder, clip_BNP: Tensor, labels_BMP: Tensor, batch: PretrainBatch
+) -> tuple[Tensor, Tensor]:
+    """Squared error of each value, and the prediction: a caller that holds both holds what the published loop does."""
+    encoder = model.encoder
+    every_BN = torch.arange(clip_BNP.shape[1]).expand(clip_BNP.shape[:2])
+    tokens_BVD = encoder.embed(clip_BNP, every_BN).take_along_dim(batch.visible_BV[..., None], dim=1)
+    seen_BVE = model.bridge(encoder.norm(encoder.blocks(tokens_BVD)))
+    pred_BMP = model.decoder(seen_BVE, batch.visible_BV, batch.decode_BM)
+    return F.mse_loss(pred_BMP, labels_BMP, reduction="none"), pred_BMP
+
+
 @lru_cache(maxsize=1)  # tests take one model through several masks
 def _build(config: ModelConfig, geometry: ClipGeometry, precision: Precision, device: str) -> Reconstruct:
     """The objective; 16-bit weights keep float32 positions, as DeepSpeed leaves buffers."""

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.case import Bench, Case, Group
 from benchmarks.fake_memory import measure as count_memory
+from benchmarks.fake_memory import measure_published
 from benchmarks.record import Row
 from benchmarks.steps import DECODER_MASKS, MASKS, geometry_of
 from vmae2_ds.config import MaskConfig, ModelConfig
@@ -95,6 +96,7 @@ def _memory(model: ModelConfig, mask: MaskConfig, geometry: ClipGeometry, kind: 
             model, geometry, visible, decode, attention=kind, precision="autocast", published_loop=True
         )
         values["published_loop_peak_bytes"] = float(loop.peak)
+        values["published_held_bytes_counted"] = measure_published(model, mask, geometry)
     return values
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
 
-from benchmarks.case import USUAL_BATCH, Bench, Case, Group, timed
+from benchmarks.case import Bench, Case, step_groups, timed
 from benchmarks.devices import Step
 from benchmarks.harness import Variant
 from benchmarks.record import Row
@@ -33,37 +32,38 @@ from vmae2_ds.train.peak import DTYPES
 BASE = "transformers_eager"
 
 
-def groups(bench: Bench) -> Iterator[Group]:
-    """By size and precision."""
-    for size in bench.options.sizes:
-        for precision in bench.options.precisions:
-            yield Group(f"{size} {precision}", partial(measure, bench, size, precision))
-
-
-def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
+def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> list[Row]:
     """transformers with either of its kernels, with and without float32 masters; ours with the kernels `auto` finds."""
-    variants = [_theirs(bench.device, size, precision, kernel, masters=False) for kernel in ("eager", "sdpa")]
+    variants = [
+        _theirs(bench.device, size, precision, batch_size, kernel, masters=False) for kernel in ("eager", "sdpa")
+    ]
     if precision == "bf16":
-        variants.append(_theirs(bench.device, size, precision, "eager", masters=True))
+        variants.append(_theirs(bench.device, size, precision, batch_size, "eager", masters=True))
     workbench = Workbench(size, precision, bench.device)
     for name, mask in MASKS.items():
         counts = count_masks(mask, workbench.geometry)
         model = ModelConfig.of_size(size)
-        kernels = fastest_attention(model, counts, USUAL_BATCH, DTYPES[precision], bench.device)
-        config = step_config(size, name, mask, precision, USUAL_BATCH, kernels)
-        build = partial(workbench.step, mask, USUAL_BATCH, kernels)
-        variants.append(Variant(name, build, config, step_flops(size, mask, USUAL_BATCH)))
+        kernels = fastest_attention(model, counts, batch_size, DTYPES[precision], bench.device)
+        config = step_config(size, name, mask, precision, batch_size, kernels)
+        build = partial(workbench.step, mask, batch_size, kernels)
+        variants.append(Variant(name, build, config, step_flops(size, mask, batch_size)))
     return timed(variants, bench, BASE)
 
 
 def _theirs(
-    device: torch.device, size: str, precision: Precision, kernel: Literal["eager", "sdpa"], *, masters: bool
+    device: torch.device,
+    size: str,
+    precision: Precision,
+    batch_size: int,
+    kernel: Literal["eager", "sdpa"],
+    *,
+    masters: bool,
 ) -> Variant:
     mask = MASKS["encoder_only"]
-    config = step_config(size, "encoder_only", mask, precision, USUAL_BATCH, (kernel, kernel))
+    config = step_config(size, "encoder_only", mask, precision, batch_size, (kernel, kernel))
     config |= {"package": "transformers", "optimizer": optimizer_name(precision if masters else "fp32")}
-    build = partial(transformers_step, size, precision, USUAL_BATCH, kernel, device, masters=masters)
-    return Variant(f"transformers_{kernel}" + "_masters" * masters, build, config, step_flops(size, mask, USUAL_BATCH))
+    build = partial(transformers_step, size, precision, batch_size, kernel, device, masters=masters)
+    return Variant(f"transformers_{kernel}" + "_masters" * masters, build, config, step_flops(size, mask, batch_size))
 
 
 def transformers_step(
@@ -106,4 +106,7 @@ def transformers_step(
     return step
 
 
-CASE = Case(groups, "a step of ours against transformers' VideoMAEForPreTraining, which has encoder-only masking alone")
+CASE = Case(
+    partial(step_groups, measure=measure),
+    "a step of ours against transformers' VideoMAEForPreTraining, which has encoder-only masking alone",
+)

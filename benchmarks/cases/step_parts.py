@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import USUAL_BATCH, Bench, Case, Group, timed
+from benchmarks.case import Bench, Case, step_groups, timed
 from benchmarks.devices import Step
 from benchmarks.harness import Variant, spread
 from benchmarks.record import Row
@@ -30,23 +29,16 @@ PARTS = (
 """In the order of a step. The bridge counts to the decoder in the forward pass; the loss's backward pass too."""
 
 
-def groups(bench: Bench) -> Iterator[Group]:
-    """By size and precision, under math attention."""
-    for size in bench.options.sizes:
-        for precision in bench.options.precisions:
-            yield Group(f"{size} {precision}", partial(measure, bench, size, precision))
-
-
-def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
+def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> list[Row]:
     """Whole steps under each masking; a row's segments add up to its samples but for the stamps themselves."""
     workbench, kernels = Workbench(size, precision, bench.device), ("math", "math")
     stamped = {name: Stamps(bench.device) for name in MASKS}
     variants = [
         Variant(
             name,
-            partial(stamped_step, workbench, mask, kernels, stamped[name]),
-            step_config(size, name, mask, precision, USUAL_BATCH, kernels),
-            step_flops(size, mask, USUAL_BATCH),
+            partial(stamped_step, workbench, mask, batch_size, kernels, stamped[name]),
+            step_config(size, name, mask, precision, batch_size, kernels),
+            step_flops(size, mask, batch_size),
         )
         for name, mask in MASKS.items()
     ]
@@ -93,10 +85,10 @@ class Stamps:
         return start.elapsed_time(end) / 1e3 if self._on_cuda else end - start
 
 
-def stamped_step(workbench: Workbench, mask: MaskConfig, kernels: Kernels, stamps: Stamps) -> Step:
+def stamped_step(workbench: Workbench, mask: MaskConfig, batch_size: int, kernels: Kernels, stamps: Stamps) -> Step:
     """A whole step that leaves a stamp wherever one part ends and the next begins."""
     model, objective, update = workbench.model, workbench.objective, workbench.update
-    batch = workbench.batch(mask, USUAL_BATCH)
+    batch = workbench.batch(mask, batch_size)
 
     def step() -> None:
         model.use_attention(*kernels)
@@ -124,4 +116,7 @@ def _stamp_gradient(x: Tensor, stamps: Stamps) -> None:
     x.register_hook(lambda _: stamps.stamp())
 
 
-CASE = Case(groups, "where the time goes: embedding, towers forward and backward, loss, optimizer, under each masking")
+CASE = Case(
+    partial(step_groups, measure=measure),
+    "where the time goes: embedding, towers forward and backward, loss, optimizer, under each masking",
+)
