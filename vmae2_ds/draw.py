@@ -228,7 +228,7 @@ def curve_svg(rows: Sequence[Mapping[str, Any]], curve: Curve) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key, "font.family": "sans-serif"}):
         figure = Figure(figsize=(5.2, 2.5), layout="constrained")
         _plot(figure.add_subplot(), rows, curve, titled=False)
-        return _svg_of(figure, curve.title)
+        return svg_of(figure, curve.title)
 
 
 def has_values(rows: Sequence[Mapping[str, Any]], curve: Curve) -> bool:
@@ -275,7 +275,8 @@ def _running_median(levels: np.ndarray, reach: int) -> np.ndarray:
     return np.array([np.median(levels[max(0, i - reach) : i + reach + 1]) for i in range(len(levels))])
 
 
-def _svg_of(figure: Figure, title: str) -> str:
+def svg_of(figure: Figure, title: str) -> str:
+    """The figure as an inline SVG element, its text as text where `svg.fonttype` is none."""
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Title": title}, transparent=True)
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,164 @@
+"""The drawings of the report: small enough for a phone, told apart without colour. The only file here with matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmae2_ds.draw import BLACK, BLUE, GREEN, ORANGE, svg_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+
+INCHES = (4.2, 3.2)
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
+"""Okabe and Ito's."""
+MARKERS, DASHES, HATCHES = "osD^vP*X", ("-", "--", ":", "-."), ("", "///", "...", "xx", "\\\\\\", "oo", "--")
+
+
+class Point(NamedTuple):
+    """A number over another, with quartiles where it has some."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Series(NamedTuple):
+    """Points of one kind."""
+
+    name: str
+    points: tuple[Point, ...]
+
+
+class Bar(NamedTuple):
+    """One bar and what it is stacked from, in the same order in every bar of a drawing."""
+
+    name: str
+    parts: tuple[tuple[str, float], ...]
+
+
+def ratios(title: str, series: Sequence[Series]) -> str:
+    """Speed-up over FLOP ratio; on the dashed diagonal a step saves as much time as arithmetic."""
+    with _axes(title) as (axes, svg):
+        for number, each in enumerate(series):
+            _points(axes, each, number, line="")
+        every = [value for each in series for point in each.points for value in point if value is not None]
+        low, high = min([1, *every]) * 0.97, max(every) * 1.05
+        axes.plot([low, high], [low, high], color=BLACK, lw=1, ls="--")
+        _annotate(axes, "speed-up = FLOP ratio", (1, low), ("axes fraction", "data"), (-92, 6))
+        axes.set(xlabel="FLOP ratio (encoder-only over this)", ylabel="speed-up over encoder-only", ylim=(low, high))
+        _finish(axes, len(series))
+    return svg[0]
+
+
+def curves(
+    title: str,
+    series: Sequence[Series],
+    xlabel: str,
+    ylabel: str,
+    *,
+    level: tuple[float, str] | None = None,
+    log_x: bool = False,
+    joined: bool = True,
+) -> str:
+    """Points, joined by lines or not; `level`: a dashed line to compare with, and what it is."""
+    with _axes(title) as (axes, svg):
+        for number, each in enumerate(series):
+            _points(axes, each, number, line=DASHES[number % len(DASHES)] if joined else "")
+        if level is not None:
+            axes.axhline(level[0], color=BLACK, lw=1, ls="--")
+            _annotate(axes, level[1], (0, level[0]), ("axes fraction", "data"), (3, -9))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        xs = sorted({point.x for each in series for point in each.points})
+        if log_x:
+            _log_axis(axes, xs)
+        else:
+            axes.set_xticks(xs)
+        axes.set_ylim(
+            0,
+            1.08
+            * max([level[0] if level else 0, *(point.high or point.y for each in series for point in each.points)]),
+        )
+        _finish(axes, len(series))
+    return svg[0]
+
+
+def stacked(title: str, bars: Sequence[Bar], xlabel: str) -> str:
+    """Bars from left to right; their parts have hatches of their own."""
+    with _axes(title, height=1.5 + 0.3 * len(bars)) as (axes, svg):
+        parts = [name for name, _ in bars[0].parts]
+        left = [0.0] * len(bars)
+        for number, part in enumerate(parts):
+            widths = [dict(bar.parts)[part] for bar in bars]
+            colour, hatch = COLOURS[number % len(COLOURS)], HATCHES[number % len(HATCHES)]
+            axes.barh(
+                range(len(bars)), widths, left=left, label=part, color="white", edgecolor=colour, hatch=hatch, lw=0.8
+            )
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
+        axes.invert_yaxis()
+        axes.set_xlabel(xlabel)
+        _finish(axes, len(parts))
+        axes.grid(axis="y", visible=False)
+    return svg[0]
+
+
+@contextmanager
+def _axes(title: str, height: float = INCHES[1]) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on, and a list that holds the SVG element afterwards."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # a salt makes the ids inside reproducible, and distinct between the drawings of one page
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.family": "sans-serif",
+        "font.size": 8.5,
+        "hatch.linewidth": 0.6,
+    }
+    svg: list[str] = []
+    with rc_context(style):
+        figure = Figure(figsize=(INCHES[0], height), layout="constrained")
+        yield figure.add_subplot(), svg
+        svg.append(svg_of(figure, title))
+
+
+def _points(axes: Axes, series: Series, number: int, line: str) -> None:
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    xs, ys = [point.x for point in series.points], [point.y for point in series.points]
+    reach = [[point.y - point.low if point.low is not None else 0.0 for point in series.points],
+             [point.high - point.y if point.high is not None else 0.0 for point in series.points]]  # fmt: skip
+    axes.errorbar(
+        xs, ys, yerr=reach if any(map(any, reach)) else None, label=series.name, color=colour, marker=marker, ms=5,
+        markerfacecolor=colour if number % 2 == 0 else "white", ls=line or "none", lw=1.2, elinewidth=0.8, capsize=2,
+    )  # fmt: skip
+
+
+def _log_axis(axes: Axes, xs: Sequence[float]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    subs = (1, 2, 5) if xs[-1] / xs[0] > 10 else (1, 1.5, 2, 3, 5, 7)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _annotate(
+    axes: Axes, text: str, at: tuple[float, float], coordinates: tuple[str, str] | str, shift: tuple[float, float]
+) -> None:
+    axes.annotate(text, at, xycoords=coordinates, xytext=shift, textcoords="offset points", fontsize=7.5)
+
+
+def _finish(axes: Axes, num_names: int) -> None:
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.figure.legend(
+        loc="outside lower center", ncols=2 if num_names > 1 else 1, fontsize=7.5, frameon=False, handlelength=2.4
+    )

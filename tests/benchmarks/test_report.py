@@ -1,0 +1,378 @@
+"""The report: every number on the page stands in a row or follows from rows, and nothing else on it is a number."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.record import RESULTS, Row, read_rows
+from benchmarks.report import write_report
+from benchmarks.report.book import PAPER_JSON
+from benchmarks.report.cells import MISSING, cell, derived, say
+from benchmarks.report.cells import Row as ReportRow
+from tests.benchmarks.made_rows import made_results, made_row, on_gpu, timed_row, write_rows
+
+UNITS = {"": 1, "%": 0.01, "x": 1, "s": 1, "ms": 1e-3, "us": 1e-6, "h": 1, "G": 1e9, "B": 1, "KiB": 2**10, "MiB": 2**20,
+         "GiB": 2**30, "GFLOP": 1e9, "TFLOP": 1e12, "PFLOP": 1e15, "GFLOP/s": 1e9, "TFLOP/s": 1e12}  # fmt: skip
+IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+
+
+@dataclass
+class Number:
+    """A <data> element as read."""
+
+    attributes: Mapping[str, str]
+    text: str = ""
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a page shows: numbers with their origin, names, code, and all other text."""
+
+    numbers: list[Number] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    code: list[str] = field(default_factory=list)
+    prose: list[str] = field(default_factory=list)
+    inside: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {name: value or "" for name, value in attrs}
+        if tag in ("meta", "wbr"):
+            return
+        kind = "name" if attributes.get("class") == "name" else tag
+        self.inside.append(kind)
+        if tag == "data":
+            self.numbers.append(Number(attributes))
+        for kind_of, texts in (("name", self.names), ("code", self.code)):
+            if kind == kind_of:
+                texts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "svg" in self.inside or "style" in self.inside:
+            return
+        kind = self.inside[-1] if self.inside else ""
+        if kind == "data":
+            self.numbers[-1].text += data
+        elif kind in ("name", "code"):
+            texts = self.names if kind == "name" else self.code
+            texts[-1] += data
+        else:
+            self.prose.append(data)
+
+
+def page_of(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    assert not page.inside, f"not closed: {page.inside}"
+    return page
+
+
+class Origins:
+    """Rows by the name that cells give them, read without the report's own code."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows: dict[str, Any] = {}
+        for row in rows:
+            name = f"{row['case']}/{row['group']}/{row['variant']}"
+            place = row["machine"]["cpu"] if row["device"] == "cpu" else row["device"]
+            self.rows[name] = self.rows[f"{name} @ {place}"] = row
+        paper = json.loads(PAPER_JSON.read_text())
+        for table in ("table1", "table2"):
+            for key, quote in paper[table]["rows"].items():
+                self.rows[f"paper.json/{table}/{key}"] = quote
+        self.strings = set(_strings([*self.rows.values(), paper])) | {
+            path for row in self.rows.values() for path in row
+        }
+
+    def value(self, name: str, path: str) -> float:
+        found = self.rows[name]
+        for step in path.split("."):
+            found = found[int(step)] if isinstance(found, list) else found[step]
+        assert isinstance(found, (int, float)), f"{name}#{path} is {found!r}"
+        return found
+
+    def expected(self, attributes: Mapping[str, str]) -> float:
+        """The value that an element's origin gives."""
+        if "data-formula" not in attributes:
+            return self.value(attributes["data-row"], attributes["data-field"])
+        operands = {name[5:]: self.value(*origin.split("#")) for name, origin in attributes.items() if len(name) == 6}
+        return eval(attributes["data-formula"], {"__builtins__": {}}, operands)
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from value
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)
+
+
+def check(html: str, rows: Iterable[Row]) -> int:
+    """Assert that the page holds no number without an origin, and none that its origin does not give; returns how many."""
+    origins, page = Origins(rows), page_of(html)
+    for number in page.numbers:
+        value, expected = float(number.attributes["value"]), origins.expected(number.attributes)
+        assert value == pytest.approx(expected, rel=1e-12, abs=1e-15), number
+        shown = NUMBER.search(number.text)
+        unit = number.attributes["data-unit"]
+        assert shown, number
+        assert number.text.replace("\N{NO-BREAK SPACE}", "") in (shown[0], shown[0] + unit), number
+        decimals = len(shown[0].partition(".")[2])
+        assert abs(float(shown[0]) - value / UNITS[unit]) <= 0.5 * 10**-decimals * (1 + 1e-6), number
+    for name in page.names:
+        assert name in origins.strings, f"{name!r} stands in no row"
+    for code in page.code:
+        digits = re.search(r"\d", IDENTIFIER.sub("", code))
+        assert not digits or code in origins.strings, f"{code!r} stands in no row"
+    for text in page.prose:
+        assert not re.search(r"\d", text), f"a number without an origin: {text!r}"
+    return len(page.numbers)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], Path]:
+    """Made rows of a CPU, and the folder of their report."""
+    folder = tmp_path_factory.mktemp("made")
+    rows = made_results()
+    write_report([write_rows(folder / "rows", rows)], folder)
+    return rows, folder
+
+
+def test_every_number_has_its_origin(made: tuple[list[Row], Path]) -> None:
+    rows, folder = made
+    assert check((folder / "index.html").read_text(), rows) > 1000
+
+
+def test_two_machines_are_told_apart(tmp_path: Path) -> None:
+    rows = made_results(), on_gpu(made_results(1))
+    folders = [write_rows(tmp_path / name, each) for name, each in zip(("cpu", "gpu"), rows, strict=True)]
+    write_report(folders, tmp_path)
+    html = (tmp_path / "index.html").read_text()
+    check(html, [*rows[0], *rows[1]])
+    assert "several machines" in html
+    titles = [name for name in page_of(html).names if "Made" in name]
+    assert {"Made Processor 7313P", "NVIDIA Made 100"} <= set(titles)
+
+
+@pytest.mark.skipif(not any(RESULTS.rglob("*.jsonl")), reason="no rows are committed")
+def test_committed_rows(tmp_path: Path) -> None:
+    folders = sorted({path.parent for path in RESULTS.rglob("*.jsonl")})
+    write_report(folders, tmp_path)
+    check((tmp_path / "index.html").read_text(), [row for folder in folders for row in read_rows(folder)])
+
+
+REPORTS = RESULTS.parent / "reports"
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in REPORTS.glob("*/index.html")), ids=lambda path: path.name
+)
+def test_committed_reports_are_of_committed_rows(folder: Path, tmp_path: Path) -> None:
+    write_report([RESULTS / folder.name], tmp_path)
+    assert (tmp_path / "report.md").read_text() == (folder / "report.md").read_text(), (
+        f"python -m benchmarks report {RESULTS / folder.name} --out {folder}"
+    )
+
+
+def _changed_text(html: str) -> str:
+    """The first time shown, raised by a tenth of a second; its `value` stays."""
+    shown = re.search(r'data-unit="s"[^>]*>(\d+\.\d+)', html)
+    assert shown
+    return html[: shown.start(1)] + f"{float(shown[1]) + 0.1:.2f}" + html[shown.end(1) :]
+
+
+def _changed_value(html: str) -> str:
+    """A value and its text changed together: the row says otherwise."""
+    return re.sub(r'value="[^"]*"([^>]*)>[^<]*<', r'value="1234.0"\1>1234<', html, count=1)
+
+
+def _changed_formula(html: str) -> str:
+    return html.replace('data-formula="a/b"', 'data-formula="b/a"', 1)
+
+
+def _bare_number(html: str) -> str:
+    return html.replace("</p>", " It is 1.79 times faster.</p>", 1)
+
+
+def _made_up_name(html: str) -> str:
+    return html.replace('<span class="name">', '<span class="name">9', 1)
+
+
+def _number_as_code(html: str) -> str:
+    return html.replace("<code>", "<code>17 ", 1)
+
+
+@pytest.mark.parametrize(
+    "spoil", [_changed_text, _changed_value, _changed_formula, _bare_number, _made_up_name, _number_as_code]
+)
+def test_a_wrong_number_is_found(spoil, made: tuple[list[Row], Path]) -> None:
+    rows, folder = made
+    html = (folder / "index.html").read_text()
+    check(html, rows)
+    spoiled = spoil(html)
+    assert spoiled != html
+    with pytest.raises(AssertionError):
+        check(spoiled, rows)
+
+
+def test_markdown_says_the_same(made: tuple[list[Row], Path]) -> None:
+    rows, folder = made
+    del rows
+    page, markdown = page_of((folder / "index.html").read_text()), (folder / "report.md").read_text()
+    place = 0
+    for number in page.numbers:  # all of them, in order
+        place = markdown.find(number.text, place)
+        assert place >= 0, number
+        place += len(number.text)
+    left = markdown
+    escaped = [re.sub(r"([\\|<>*_\[\]])", r"\\\1", name) for name in page.names]
+    for text in sorted({*page.code, *escaped, *(number.text for number in page.numbers)}, key=len, reverse=True):
+        left = left.replace(text, " ")
+    assert not re.search(r"\d", left.replace("(#", "")), re.findall(r".{20}\d.{20}", left)[:3]
+
+
+def test_no_rows_says_how_to_make_them(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_report([tmp_path / "empty"], tmp_path)
+    html = (tmp_path / "index.html").read_text()
+    check(html, [])
+    for case in ("paper", "dual_masking", "decoder_masking", "zero", "peers"):
+        assert f"<code>python -m benchmarks run {case}</code>" in html
+    assert "<svg" not in html
+
+
+def test_unverified_figures_are_not_shown_as_published(made: tuple[list[Row], Path]) -> None:
+    paper = json.loads(PAPER_JSON.read_text())
+    for table in ("table1", "table2"):
+        for key, row in paper[table]["rows"].items():
+            for column, quote in row.items():
+                if isinstance(quote, dict):
+                    assert (quote["value"] is None) == ("M" in quote["sources"]), (key, column)
+                    assert set(quote["sources"]) <= set(paper["sources"]), (key, column)
+    page = page_of((made[1] / "index.html").read_text())
+    recalled = ("69.76", "64.87", "66.74", "70.22", "70.01")  # PAPER A1, tag M
+    quoted = [number.text for number in page.numbers if number.attributes["data-kind"] == "quoted"]
+    assert "70.15" in quoted
+    assert not set(quoted) & set(recalled)
+    assert "unverified" in "".join(page.prose)
+
+
+PRINTED = {"G": 1e9, "M": 2**20, "h": 1, "x": 1, "": 1}
+
+
+def test_quotes_are_as_printed() -> None:
+    paper = json.loads(PAPER_JSON.read_text())
+    quotes = [quote for table in ("table1", "table2") for row in paper[table]["rows"].values() for quote in row.values()
+              if isinstance(quote, dict) and quote["value"] is not None]  # fmt: skip
+    assert len(quotes) > 20
+    for quote in quotes:
+        number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]?)", quote["printed"]).groups()
+        assert quote["value"] == float(number) * PRINTED[unit], quote
+
+
+def test_failures_are_rows_with_their_reason(made: tuple[list[Row], Path]) -> None:
+    html = (made[1] / "index.html").read_text()
+    assert re.search(r"failed: <span class=\"name\">OutOfMemoryError: tried to allocate 12.00 GiB</span>", html)
+    assert "Some variants failed" in html
+
+
+def test_rows_of_a_group_measured_again_replace_it(tmp_path: Path) -> None:
+    old = timed_row("peers", "small bf16", "theirs", [1.0, 1.1, 1.2], fingerprint="before")
+    died = made_row("peers", "small bf16", "(whole group)", error="the process was ended by SIGKILL", fingerprint="now")
+    new = timed_row("peers", "small bf16", "ours", [0.5, 0.5, 0.5], fingerprint="now")
+    write_report([write_rows(tmp_path / "rows", [old, died, new])], tmp_path)
+    page = page_of((tmp_path / "index.html").read_text())
+    assert "ours" in page.names
+    assert "theirs" not in page.names
+    assert not any("SIGKILL" in name for name in page.names)
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"commit": "def5678"}, "several commits"),
+        ({"commit": "abc1234+"}, "not committed"),
+        ({"command": "python -m benchmarks run --all --quick"}, "not for quoting"),
+        ({"machine": {**made_row("", "", "")["machine"], "cpu": "Another"}}, "several machines"),
+    ],
+)
+def test_warnings(change: Mapping[str, Any], warning: str, tmp_path: Path) -> None:
+    rows = made_results()[:30]
+    write_report([write_rows(tmp_path / "same", rows)], tmp_path)
+    assert warning not in (tmp_path / "index.html").read_text()
+    write_report([write_rows(tmp_path / "other", [*rows[:-1], {**rows[-1], **change}])], tmp_path)
+    assert warning in (tmp_path / "index.html").read_text()
+
+
+def test_a_page_is_self_contained_and_repeatable(made: tuple[list[Row], Path], tmp_path: Path) -> None:
+    rows, folder = made
+    html = (folder / "index.html").read_text()
+    assert "<script" not in html
+    assert not re.search(r'(?:src|href)="(?!#)', html.replace("xlink:href", "href"))
+    identifiers = re.findall(r'\bid="([^"]+)"', html)
+    drawings = html.count("<svg")
+    assert drawings >= 6
+    # matplotlib names the outermost groups of every drawing alike; what others refer to must be unique
+    referred = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', html))
+    assert all(identifiers.count(name) == 1 for name in referred)
+    write_report([write_rows(tmp_path / "rows", rows)], tmp_path)
+    assert (tmp_path / "index.html").read_text() == html
+
+
+def test_scaling_efficiency(made: tuple[list[Row], Path]) -> None:
+    rows, folder = made
+    page = page_of((folder / "index.html").read_text())
+    times = {(row["group"], row["variant"]): row["time_s"]["median"] for row in rows if row["case"] == "zero"}
+    for kind, factor in (("weak", 1), ("strong", 1 / 4)):
+        expected = times[f"{kind} small 1 ranks", "stage 0"] / times[f"{kind} small 4 ranks", "stage 0"] * factor
+        assert any(float(number.attributes["value"]) == pytest.approx(expected) for number in page.numbers), kind
+
+
+def test_sentences_about_nothing_are_not_said() -> None:
+    row = ReportRow("case/group/variant", {"a": 2.0, "b": 0, "text": "no number", "flag": True})
+    assert say("It took {}.", cell(row, "a", "time"))
+    for path in ("missing", "a.b", "text", "flag"):
+        assert cell(row, path, "time") == MISSING
+        assert say("It took {}.", cell(row, path, "time")) == ()
+    assert derived("a/b", [(row, "a"), (row, "b")], "ratio") == MISSING
+    assert cell(None, "a", "time") == MISSING
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
+@pytest.mark.slow
+def test_no_sideways_scrolling_on_a_phone(made: tuple[list[Row], Path], tmp_path: Path) -> None:
+    """At 360 px the page is no wider than its window: wide tables scroll in boxes of their own."""
+    html = (made[1] / "index.html").read_text()
+    probe = """<script>onload = () => {
+        const page = document.documentElement
+        parent.document.title = `${page.scrollWidth - page.clientWidth} px over`
+    }</script>"""
+    (tmp_path / "inner.html").write_text(html.replace("</body>", probe + "</body>"))
+    frame = '<title>not loaded</title><iframe src="inner.html" width=360 height=800 style="border:0"></iframe>'
+    (tmp_path / "outer.html").write_text(frame)
+    dom = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", (tmp_path / "outer.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    assert "<title>0 px over</title>" in dom
