@@ -14,8 +14,10 @@ from benchmarks.case import Bench, Case, step_groups, timed
 from benchmarks.devices import Step
 from benchmarks.harness import Variant, spread
 from benchmarks.record import Row
-from benchmarks.steps import MASKS, Kernels, Precision, Workbench, step_config, step_flops
-from vmae2_ds.config import MaskConfig
+from benchmarks.steps import MASKS, Kernels, Precision, Workbench, geometry_of, step_config, step_flops
+from vmae2_ds.config import MaskConfig, ModelConfig
+from vmae2_ds.cost.flops import mae_macs
+from vmae2_ds.masking import count_masks
 
 PARTS = (
     "embed",
@@ -47,8 +49,28 @@ def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> l
         if not row["error"]:
             taken = stamped[row["variant"]].parts()[bench.options.warmup :]
             row["segments_s"] = {part: spread([each[part] for each in taken])._asdict() for part in PARTS}
+            row["segment_flops"] = flops_by_part(size, MASKS[row["variant"]], batch_size)
             row["segment_samples_s"] = {part: [each[part] for each in taken] for part in PARTS}
     return rows
+
+
+def flops_by_part(size: str, mask: MaskConfig, batch_size: int) -> dict[str, float]:
+    """Matrix products of each part of a step, in closed form; loss and optimizer have none.
+
+    They add up to what torch counts: without the gradient of the pixels, which nobody asks for.
+    """
+    counts = count_masks(mask, geometry_of(size))
+    macs = mae_macs(ModelConfig.of_size(size), geometry_of(size), counts.visible, counts.decode)
+    forward = {
+        "embed": macs.embed,
+        "encoder forward": macs.encoder,
+        "decoder forward": macs.bridge + macs.decoder + macs.head,
+    }
+    backward = {
+        "decoder backward": 2 * (macs.decoder + macs.head),
+        "encoder backward": 2 * (macs.encoder + macs.bridge) + macs.embed,
+    }
+    return {part: 2.0 * batch_size * work for part, work in {**forward, **backward}.items()}
 
 
 class Stamps:

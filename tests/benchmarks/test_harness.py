@@ -11,7 +11,7 @@ import torch
 from benchmarks.__main__ import table_of
 from benchmarks.devices import Step, Timer, clock_timer
 from benchmarks.harness import Variant, paired_ratio, rows_of, spread, time_interleaved
-from benchmarks.record import append_rows, provenance
+from benchmarks.record import append_rows, provenance, read_rows
 
 
 class FakeClock:
@@ -116,3 +116,12 @@ def test_rows_can_be_checked(tmp_path: Path) -> None:
     assert first["machine"] == {**second["machine"], "load": first["machine"]["load"]}
     assert {"schema", "command", "commit", "time", "machine", "versions"} <= set(first)
     assert first["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "case.jsonl"
+    append_rows(path, [{"schema": 2, "number": 1}])
+    with path.open("a") as file:
+        file.write('{"schema": 2, "num')
+    append_rows(path, [{"schema": 2, "number": 2}, {"schema": 1, "number": 3}])
+    assert [row["number"] for row in read_rows(tmp_path)] == [1, 2]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.case import MATMUL, Bench, Options
 from benchmarks.cases import decoder_masking, dual_masking, paper, peers, step_parts
 from benchmarks.cases.peers import transformers_step
 from benchmarks.record import Row
-from benchmarks.steps import DECODER_MASKS, MASKS, geometry_of, make_batch, step_flops
+from benchmarks.steps import DECODER_MASKS, MASKS, Workbench, geometry_of, make_batch, step_flops
 from vmae2_ds.config import MaskConfig
 from vmae2_ds.errors import ConfigError
 
@@ -63,11 +64,17 @@ def test_the_parts_of_a_step_add_up_to_it() -> None:
             assert sum(parts) > 0.9 * sample_s
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_the_work_of_the_parts_is_what_torch_counts(name: str) -> None:
+    step = Workbench("tiny", "fp32", torch.device("cpu")).step(MASKS[name], 2, ("math", "math"), until="backward")
+    with FlopCounterMode(display=False) as counter:
+        step()
+    assert sum(step_parts.flops_by_part("tiny", MASKS[name], 2).values()) == counter.get_total_flops()
+
+
 def test_the_peer_does_the_same_work() -> None:
     """transformers sees as many visible cubes, and its counted work is ours but for the embedding of all cubes."""
     pytest.importorskip("transformers")
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter:
         transformers_step("tiny", "fp32", 1, "eager", torch.device("cpu"), masters=False)()
     geometry, ours = geometry_of("tiny"), step_flops("tiny", MASKS["encoder_only"], 1)
