@@ -159,7 +159,7 @@ def optimizer_step(
     masters: bool,
     make: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
 ) -> Step:
-    """One step on the gradients at hand, which it drops; with `masters` on float32 copies, written back to the 16-bit weights."""
+    """One step on the gradients at hand, which it drops; `masters`: on float32 copies, written back to the 16-bit weights."""
     if not masters:
         optimizer = make(parameters)
 

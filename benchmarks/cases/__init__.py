@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from benchmarks.case import Case
-from benchmarks.cases import decoder_masking, dual_masking, paper, peers, prediction, step_parts
+from benchmarks.cases import (
+    attention,
+    checkpointing,
+    data,
+    decoder_masking,
+    dual_masking,
+    embed,
+    optimizer,
+    paper,
+    peers,
+    prediction,
+    step_parts,
+)
 
 CASES: dict[str, Case] = {
     "paper": paper.CASE,
@@ -12,5 +24,10 @@ CASES: dict[str, Case] = {
     "step_parts": step_parts.CASE,
     "peers": peers.CASE,
     "prediction": prediction.CASE,
+    "attention": attention.CASE,
+    "embed": embed.CASE,
+    "optimizer": optimizer.CASE,
+    "checkpointing": checkpointing.CASE,
+    "data": data.CASE,
 }
 """In the order of a full run."""

@@ -8,7 +8,8 @@ the patch is says nothing either. A linear classifier on pixels is therefore at 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def write_synthetic_set(
                 label = number % len(CLASSES)
                 path = f"{name}/{number:05d}.mp4"
                 rng = np.random.default_rng((seed, split, number))
-                _write_video(folder / path, draw_clip(label, rng, size, frames), fps)
+                write_video(folder / path, draw_clip(label, rng, size, frames), fps)
                 writer.writerow((path, label, SOURCE))
     labels = folder / "labels.txt"
     labels.write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
@@ -166,15 +167,18 @@ def _look_up(image_HWC: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:
     return (1 - down) * upper + down * lower
 
 
-def _write_video(path: Path, clip_THWC: np.ndarray, fps: int) -> None:
+def write_video(path: Path, images: Iterable[np.ndarray], fps: int, gop: int = 16) -> None:
+    """H.264 of equally large uint8 (H, W, 3) images, H and W even, with a key frame every `gop` frames at most."""
     import av
 
+    images = iter(images)
+    first = next(images)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
-        stream.height, stream.width = clip_THWC.shape[1:3]
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
         # one thread: the same bytes anywhere; a key frame every 16 frames: cheap random access
-        stream.options = {"crf": "20", "preset": "veryfast", "g": "16", "threads": "1"}
-        for image in clip_THWC:
+        stream.options = {"crf": "20", "preset": "veryfast", "g": str(gop), "threads": "1"}
+        for image in chain((first,), images):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
