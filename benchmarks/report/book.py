@@ -86,9 +86,9 @@ class Book:
         self.computed = Place(PAPER_CASE, tuple(row for place in places for row in place.rows if _is_computed(row)))
         """Rows of the case `paper`, wherever they were computed."""
         self.places = [
-            Place(place.name, rows)
+            Place(place.name, measured)
             for place in places
-            if (rows := tuple(row for row in place.rows if not _is_computed(row)))
+            if (measured := tuple(row for row in place.rows if not _is_computed(row)))
         ]
 
     @classmethod

@@ -49,7 +49,7 @@ def case_sections(book: Book) -> Iterator[Section]:
 
 
 def _title(case: str) -> str:
-    return case.replace("_", " ").capitalize()
+    return "ZeRO" if case == "zero" else case.replace("_", " ").capitalize()
 
 
 def _section(case: str, place: Place, *, titled: bool) -> Section:

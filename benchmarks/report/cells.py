@@ -15,7 +15,7 @@ Kind = Literal["measured", "computed", "quoted"]
 MARKS: dict[Kind, str] = {"measured": "", "computed": "c", "quoted": "p"}
 """What stands behind a number that was not measured; told apart without colour."""
 
-COMPUTED_FIELDS = {"flops", "flops_counted", "flop_ratio", "predicted", "residual"}
+COMPUTED_FIELDS = {"flops", "flops_counted", "flop_ratio", "predicted", "residual", "segment_flops"}
 """Fields of a measured row that no clock or counter of this machine gave."""
 
 MISSING = "\N{EN DASH}"
@@ -120,7 +120,7 @@ QUANTITIES: dict[str, Quantity] = {
     "flops": Quantity((("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 0)), _significant),
     "rate": Quantity((("TFLOP/s", 1e12), ("GFLOP/s", 0)), _significant),
     "ratio": Quantity((("x", 0),), lambda value: f"{value:.2f}"),
-    "share": Quantity((("%", 0),), lambda value: f"{value:.1f}"),
+    "share": Quantity((("%", 0),), lambda value: f"{round(value, 1) + 0.0:.1f}"),
     "residual": Quantity((("%", 0),), _signed),
     "change": Quantity((("%", 0),), lambda value: f"{round(value, 1) + 0.0:+.1f}"),
     "percent": Quantity((("", 0),), lambda value: f"{value:.2f}"),
@@ -199,7 +199,8 @@ def evaluate(formula: str, operands: Mapping[str, float]) -> float:
             return OPERATORS[type(node.op)](value_of(node.left), value_of(node.right))
         if isinstance(node, ast.Name):
             return operands[node.id]
-        assert isinstance(node, ast.Constant) and isinstance(node.value, int), f"{formula!r}: {ast.dump(node)}"
+        assert isinstance(node, ast.Constant), f"{formula!r}: {ast.dump(node)}"
+        assert isinstance(node.value, int), f"{formula!r}: {node.value!r}"
         return node.value
 
     return value_of(ast.parse(formula, mode="eval").body)

@@ -12,7 +12,6 @@ from benchmarks.report.page import Block, Figure, Items, Prose, table
 from benchmarks.report.table2 import absent, pairs_of
 
 CASE = "step_parts"
-WHOLE = ("whole step", "time_s")
 PASSES = (" forward", " backward")
 
 Signed = list[tuple[str, Source]]
@@ -38,8 +37,8 @@ def time_of_parts(place: Place) -> Iterator[Block]:
 
 
 def _drawing(group: str, rows: dict[str, Row], names: Sequence[str], place: Place) -> Figure:
-    measured = [(Name(name), f"segments_s.{name}") for name in names]
-    numbers = [[part, *(spread(row, field, "time") for row in rows.values())] for part, field in (*measured, WHOLE)]
+    fields: dict[Inline, str] = {**{Name(name): f"segments_s.{name}" for name in names}, "whole step": "time_s"}
+    numbers = [[part, *(spread(row, field, "time") for row in rows.values())] for part, field in fields.items()]
     bars = [
         plots.Bar(MASKS.get(variant, variant), tuple((name, row.get(f"segments_s.{name}.median")) for name in names))
         for variant, row in rows.items()
@@ -61,15 +60,18 @@ def _explanation(rows: dict[str, Row], names: Sequence[str]) -> Iterator[Line]:
     shares: list[Inline] = []
     for kind in dict.fromkeys(_kind(name) for name in names):
         mine = [name for name in names if _kind(name) == kind]
-        share = _quotient([*_sum(before, mine, "+"), *_sum(after, mine, "-")], saved, "share")
+        share = _combined("({})/({})", [[*_sum(before, mine, "+"), *_sum(after, mine, "-")], saved], "share")
         shares += [", " if shares else "", share, f" are in {kind}"]
-    yield say(words.SAVED, derived(_formula(saved), _sources(saved), "time"), tuple(shares))
+    yield say(words.SAVED, _combined("{}", [saved], "time"), tuple(shares))
     decoder = [name for name in names if _kind(name) == "decoder"]
-    took, takes = _sum(before, decoder, "+"), _sum(after, decoder, "+")
+    took, takes, whole = _sum(before, decoder, "+"), _sum(after, decoder, "+"), _sum(before, names, "+")
+    worked, works = (_sum(row, decoder, "+", "segment_flops.{}") for row in (before, after))
     yield say(
         words.DILUTED,
-        _quotient(took, _sum(before, names, "+"), "share"),
-        _quotient(took, takes, "ratio"),
+        _combined("({})/({})", [took, whole], "share"),
+        _combined("({})/({})", [worked, works], "ratio"),
+        _combined("({})/({})", [took, takes], "ratio"),
+        _combined("({})/({}-({})*(1-({})/({})))", [whole, whole, took, works, worked], "ratio"),
         cell(after, "speedup.median", "ratio"),
         cell(after, "flop_ratio", "ratio"),
     )
@@ -82,22 +84,17 @@ def _kind(name: str) -> str:
     return name
 
 
-def _sum(row: Row, names: Sequence[str], sign: str) -> Signed:
-    return [(sign, (row, f"segments_s.{name}.median")) for name in names]
+def _sum(row: Row, names: Sequence[str], sign: str, field: str = "segments_s.{}.median") -> Signed:
+    return [(sign, (row, field.format(name))) for name in names]
 
 
-def _quotient(upper: Signed, lower: Signed, quantity: str) -> Inline:
-    formula = f"({_formula(upper)})/({_formula(lower, first=len(upper))})"
-    return derived(formula, _sources([*upper, *lower]), quantity)
-
-
-def _formula(terms: Signed, first: int = 0) -> str:
-    """a+b-c..., from the letter number `first` on."""
-    return "".join(sign + ascii_lowercase[first + number] for number, (sign, _) in enumerate(terms)).removeprefix("+")
-
-
-def _sources(terms: Signed) -> list[Source]:
-    return [source for _, source in terms]
+def _combined(shape: str, sums: Sequence[Signed], quantity: str) -> Inline:
+    """A formula over sums, one for each `{}` of its shape; a field that comes up twice has one letter."""
+    letters: dict[Source, str] = {}
+    for _, source in (term for terms in sums for term in terms):
+        letters.setdefault(source, ascii_lowercase[len(letters)])
+    filled = ["".join(sign + letters[source] for sign, source in terms).removeprefix("+") for terms in sums]
+    return derived(shape.format(*filled), list(letters), quantity)
 
 
 def allocator(place: Place) -> Iterator[Block]:

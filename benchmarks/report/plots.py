@@ -75,10 +75,10 @@ def curves(
             _annotate(axes, level[1], (0, level[0]), ("axes fraction", "data"), (3, -9))
         axes.set(xlabel=xlabel, ylabel=ylabel)
         xs = sorted({point.x for each in series for point in each.points})
-        if log_x:
-            _log_axis(axes, xs)
-        else:
+        if not log_x:
             axes.set_xticks(xs)
+        elif xs[-1] > 3 * xs[0]:
+            _log_axis(axes, xs)
         axes.set_ylim(
             0,
             1.08

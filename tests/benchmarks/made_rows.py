@@ -144,6 +144,7 @@ def _step_parts(rng: np.random.Generator) -> list[Row]:
     )  # fmt: skip
     for row in rows:
         shares = [0.02, 0.14, 0.22 * MASKS[row["variant"]], 0.04, 0.3 * MASKS[row["variant"]], 0.24, 0.04]
+        row["segment_flops"] = {part: 1e9 * share for part, share in zip(PARTS, shares, strict=True) if "coder" in part}
         row["segments_s"] = {
             part: spread(_samples(rng, 1.1 * share))._asdict() for part, share in zip(PARTS, shares, strict=True)
         }
@@ -166,7 +167,7 @@ def _paper(rng: np.random.Generator) -> list[Row]:
                 held = each * 2**20 * share**0.5 * scale
                 values = {"held_bytes_counted": held, "held_bytes": held * 1.01, "peak_bytes": held * 1.1}
                 if attention == "math":
-                    values["published_loop_peak_bytes"] = held * 1.2
+                    values |= {"published_loop_peak_bytes": held * 1.2, "published_held_bytes_counted": held * 1.1}
                 rows.append(
                     made_row(
                         "paper", f"memory {size}", f"{mask} {attention}", config=config, kind="counted", values=values
@@ -186,7 +187,7 @@ def _zero(rng: np.random.Generator) -> list[Row]:
         for group, seconds in (
             (f"small bf16 {ranks} ranks", 1.0),
             (f"weak small {ranks} ranks", 1 + 0.05 * ranks),
-            (f"strong small {ranks} ranks", 1.1 / ranks),
+            (f"strong small of 4 clips {ranks} ranks", 1.1 / ranks),
         ):
             for stage in (0, 3):
                 samples = _samples(rng, seconds * (1 + 0.1 * stage))

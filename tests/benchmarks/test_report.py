@@ -339,12 +339,38 @@ def test_a_page_is_self_contained_and_repeatable(made: tuple[list[Row], Path], t
     assert (tmp_path / "index.html").read_text() == html
 
 
+def test_explanation_of_a_speedup(tmp_path: Path) -> None:
+    """By hand: a decoder with half the work and half the time, in a step of 10 s of which it takes 8."""
+    rows = []
+    for mask, decoder in (("encoder_only", 1.0), ("dual", 0.5)):
+        parts = {"encoder forward": 2.0, "decoder forward": 3.0 * decoder, "decoder backward": 5.0 * decoder}
+        segments = {part: {"median": each, "low": each, "high": each} for part, each in parts.items()}
+        flops = {"encoder forward": 1e9, "decoder forward": 2e9 * decoder, "decoder backward": 4e9 * decoder}
+        speedup = {"against": "encoder_only", "median": 10 / 6, "low": 1.6, "high": 1.7}
+        rows.append(timed_row("step_parts", "small bf16", mask, [sum(parts.values())], segments_s=segments,
+                              segment_flops=flops, speedup=speedup, flop_ratio=7 / 4))  # fmt: skip
+    rows.append(timed_row("dual_masking", "small bf16 math", "dual", [6.0], config={"size": "small"}))
+    write_report([write_rows(tmp_path / "rows", rows)], tmp_path)
+    check((tmp_path / "index.html").read_text(), rows)
+    text = (tmp_path / "report.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "Of the 4.00 s that a dual step saves over encoder-only masking, 0.0% are in encoder, 100.0% are in decoder."
+        in text
+    )
+    assert (
+        "The decoder takes 80.0% of an encoder-only step. Under dual masking it has 2.00xᶜ less work in FLOPs" in text
+    )
+    assert "and is 2.00x faster" in text
+    assert "the step would be 1.67xᶜ faster; it is 1.67x, over a FLOP ratio of 1.75xᶜ for the whole step" in text
+
+
 def test_scaling_efficiency(made: tuple[list[Row], Path]) -> None:
     rows, folder = made
     page = page_of((folder / "index.html").read_text())
     times = {(row["group"], row["variant"]): row["time_s"]["median"] for row in rows if row["case"] == "zero"}
     for kind, factor in (("weak", 1), ("strong", 1 / 4)):
-        expected = times[f"{kind} small 1 ranks", "stage 0"] / times[f"{kind} small 4 ranks", "stage 0"] * factor
+        group = f"{kind} small" + " of 4 clips" * (kind == "strong")
+        expected = times[f"{group} 1 ranks", "stage 0"] / times[f"{group} 4 ranks", "stage 0"] * factor
         assert any(float(number.attributes["value"]) == pytest.approx(expected) for number in page.numbers), kind
 
 
