@@ -43,7 +43,8 @@ def _steps(place: Place) -> Iterator[Block]:
     work: list[list[Inline | Line]] = []
     for group, rows in _groups(place).items():
         steps.append([Name(group)])
-        work.append([Name(group)])
+        if not all(row.get("error") for row in rows):
+            work.append([Name(group)])
         for row in rows:
             if row.get("error"):
                 steps.append([_masking(row), ("failed: ", Name(row.get("error")))])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.report import words
 from benchmarks.report.book import PAPER_CASE, SIZES, Book, Place
-from benchmarks.report.cells import MISSING, Code, Inline, Line, Mark, Name, Row, cell, derived, line, say
+from benchmarks.report.cells import MISSING, Cell, Code, Inline, Line, Mark, Name, Row, cell, derived, line, say
 from benchmarks.report.dual import fastest
 from benchmarks.report.page import Block, Facts, Items, Prose, Section, table
 from benchmarks.report.table2 import HELD, PUBLISHED_HELD, SIZES_IN_PAPER, computed_memory
@@ -21,7 +21,7 @@ def headline(book: Book) -> Section:
     blocks.append(
         Facts(tuple(facts)) if facts else Prose(("No rows yet: ", Code("python -m benchmarks run --all")), "note")
     )
-    blocks.append(Prose(say(words.LEGEND, Mark("computed"), Mark("quoted")), "note"))
+    blocks.append(Prose(say(words.LEGEND, Code("index.html"), Mark("computed"), Mark("quoted")), "note"))
     return Section(("In short",), tuple(blocks))
 
 
@@ -46,10 +46,11 @@ def _computed_facts(book: Book) -> Iterator[tuple[Line, Line, Line]]:
     residuals = []
     for quote in quotes.values():
         row = book.computed.find(PAPER_CASE, f"flops {quote.get('size')}", str(quote.get("ours")))
-        residual = derived("a/b-1", [(row, f"values.{quote.get('convention')}"), (quote, "macs.value")], "residual")
-        residuals.append((abs(getattr(residual, "value", 0.0)), residual))
-    worst = max(residuals, key=lambda pair: pair[0])[1]
-    if worst != MISSING:
+        fields = [(row, f"values.{quote.get('convention')}"), (quote, "macs.value")]
+        residuals.append(derived("a/b-1", fields, "residual"))
+    known = [residual for residual in residuals if isinstance(residual, Cell)]
+    if len(known) == len(residuals):
+        worst = max(known, key=lambda residual: abs(residual.value))
         yield ("FLOPs against the paper's, largest residual",), (worst,), ("of ", book.paper.title("table2"))
     for size in SIZES_IN_PAPER[:1]:
         math, flash = (computed_memory(book, size, attention) for attention in ("math", "flash"))
@@ -110,7 +111,7 @@ def _machine(place: Place) -> Iterator[Block]:
         ("memory", (cell(row, "machine.memory_gib", "plain"), " GiB")),
         ("threads of a process", (cell(row, "machine.threads", "plain"),)),
         (
-            "load before the last group",
+            "load, when the last row was written",
             _listed([(cell(row, f"machine.load.{number}", "plain"),) for number in range(3)]),
         ),
         ("platform", (Name(str(row.get("machine.platform"))),)),

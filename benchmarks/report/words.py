@@ -3,11 +3,12 @@
 STEPS = """A step is forward, loss with normalised targets, backward and the optimizer's update. The variants of a
 group take turns in one process; speed-ups are medians of ratios within a round, over encoder-only masking, with
 quartiles in brackets. The FLOP ratio is that of closed forms over what is really computed. MFU is the share of the
-peak that these FLOPs come to, recomputation left out. In groups named {} malloc keeps freed memory."""
+peak that these FLOPs come to, recomputation left out. In groups named {} malloc keeps freed memory. Torch's counter,
+in the folded table, also counts the scores that the backward pass of sdpa computes again."""
 
-LEGEND = """Every number here stands in a row or is a formula over rows: point at it to see which. A plain number was
-measured, one marked {} was computed (a closed form, or counted without a clock), one marked {} is the paper's. A
-residual or ratio of numbers of different kinds is computed."""
+LEGEND = """Every number here stands in a row or is a formula over rows; {} tells which where one points at it. A
+plain number was measured, one marked {} was computed (a closed form, or counted without a clock), one marked {} is
+the paper's. A residual or ratio of numbers of different kinds is computed."""
 
 TABLE2 = """Dual masking lets the decoder see half of the cubes. What that saves, as published and as found here;
 residuals are ours over published, minus one."""
@@ -53,9 +54,9 @@ FLOP ratio, as memory comes and kept."""
 
 SAVED = """Of the {} that a dual step saves over encoder-only masking, {}."""
 
-DILUTED = """The decoder takes {} of an encoder-only step. Under dual masking it has {} less work in FLOPs and is {} faster.
-Were it faster by its FLOPs alone, and all else as before, the step would be {} faster; it is {}, over a FLOP ratio of {}
-for the whole step."""
+DILUTED = """The decoder takes {} of an encoder-only step. Under dual masking it has {} less work in FLOPs and is {}
+faster. Were it faster by its FLOPs alone, and all else as before, the step would be {} faster; it is {}, over a FLOP
+ratio of {} for the whole step."""
 
 RERUN = """From a checkout of the commit, after {}, these commands make the rows. The page is made from rows with {},
 and two folders of rows are compared with {}."""
