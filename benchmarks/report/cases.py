@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.case import MATMUL
 from benchmarks.report import plots
 from benchmarks.report.book import PAPER_CASE, Book, Place
 from benchmarks.report.cells import MISSING, Inline, Line, Name, Row, cell, derived, gain, line, spread
@@ -114,8 +115,9 @@ def quantity_of(name: str) -> str:
 
 
 def _differing(rows: Sequence[Row]) -> list[str]:
-    """Settings that the variants of a group do not share."""
-    configs: list[Mapping[str, Any]] = [row.get("config") or {} for row in rows if not row.get("error")]
+    """Settings that the variants of a group do not share; the product that stands for the peak has others anyway."""
+    of_case = [row for row in rows if not row.get("error") and row.get("variant") != MATMUL]
+    configs: list[Mapping[str, Any]] = [row.get("config") or {} for row in of_case]
     keys = dict.fromkeys(key for config in configs for key in config if key not in SAME_FOR_THE_READER)
     return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from benchmarks.case import MATMUL
 from benchmarks.report import plots, words
 from benchmarks.report.book import MASKS, SIZES, Place, is_kept, settings_key
 from benchmarks.report.cells import MISSING, Code, Inline, Line, Name, Row, cell, derived, gain, say, spread
@@ -31,7 +32,7 @@ def _groups(place: Place) -> dict[str, list[Row]]:
     """Rows of each masking by group, failed ones too, groups in the usual order."""
     groups = place.groups(CASE)
     order = sorted(groups, key=lambda group: settings_key(next(iter(groups[group].values()))))
-    return {group: [row for row in groups[group].values() if row.get("variant") != "matmul"] for group in order}
+    return {group: [row for row in groups[group].values() if row.get("variant") != MATMUL] for group in order}
 
 
 def _masking(row: Row) -> Inline:

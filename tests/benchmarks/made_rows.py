@@ -201,8 +201,11 @@ def _zero(rng: np.random.Generator) -> list[Row]:
 
 
 def _others(rng: np.random.Generator) -> list[Row]:
-    config = {"transformers_eager": {"package": "transformers"}, "dual": {"package": "vmae2_ds"}}
+    config = {name: {"package": each, "size": "small"} for name, each in
+              (("transformers_eager", "transformers"), ("dual", "vmae2_ds"))}  # fmt: skip
     rows = _group(rng, "peers", "small bf16", {"transformers_eager": 1.44, "dual": 0.71}, config=config.__getitem__)
+    product = {"edge": 2048}
+    rows.append(timed_row("peers", "small bf16", "matmul", _samples(rng, 0.09), config=product, flops=2.0 * 2048**3))
     rows.append(timed_row("data", "decode", "240p, GOP 16", _samples(rng, 0.04), kind="measured",
                           config={"height": 240, "views": [1, 4]}, values={"clips_per_s": 25.3}))  # fmt: skip
     rows.append(
