@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,8 @@ class Bench:
     """Progress inside a group."""
     world: World = ALONE
     """This process among the ranks of a launched case."""
+    folder: Path | None = None
+    """Of the rows: where a case may put files, and the note of what is in flight."""
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -13,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks import flight
 from benchmarks.case import Options
 from benchmarks.cases import CASES
 from benchmarks.record import Row, append_rows, read_rows
-from benchmarks.worker import IN_FLIGHT, Job, failed_group, row_origin, work
+from benchmarks.worker import Job, failed_group, row_origin, work
 
 TIME_TO_STOP_S = 30
 
@@ -53,33 +53,39 @@ def run_cases(
 
 
 def _launchers(name: str, options: Options) -> list[list[str]]:
-    """Command lines up to the module's name, one for each world size."""
+    """Command lines up to the job's file, one for each world size."""
+    worker = "benchmarks.worker"
     if not CASES[name].launched:
-        return [[sys.executable, "-m"]]
+        return [[sys.executable, "-m", worker]]
     return [
         [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(number),
-         "--master_port", str(_free_port()), "--no_local_rank", "--module"]
+         "--master_port", str(_free_port()), "--no_local_rank", "--module", worker]
         for number in options.ranks
     ]  # fmt: skip
 
 
 def _work_in_child(job: Job, launcher: list[str]) -> None:
-    """Children until every group has rows: a group that ends its process costs itself alone."""
-    note_path = job.out / IN_FLIGHT
+    """Children until every group has rows: what ends its process, a variant where the group says which, costs itself alone."""
+    flight.end(job.out)
     while True:
-        note_path.unlink(missing_ok=True)
         code = _run(job, launcher)
-        if code == 0:
+        died = flight.read_flight(job.out)
+        if died is None:
+            if code:  # before the first group: nothing to go on with
+                raise SystemExit(code if code > 0 else 1)
             return
-        if not note_path.exists():  # before the first group: nothing to go on with
-            raise SystemExit(code if code > 0 else 1)
-        note = json.loads(note_path.read_text())
+        if died.variant is not None:
+            flight.write_flight(job.out, died.without(died.variant, _how_it_ended(code)))
+            continue
         row = failed_group(_how_it_ended(code))
-        append_rows(job.out / f"{job.case}.jsonl", [{**row, **note, "device": "?", **row_origin(job.command)}])
+        append_rows(job.out / f"{job.case}.jsonl", [{**row, **died.note, "device": "?", **row_origin(job.command)}])
+        flight.end(job.out)
 
 
 def _how_it_ended(code: int) -> str:
-    if code > 0:
+    if code > 192:  # the launcher's own exit code for a rank that was ended by a signal: minus its number, in 8 bits
+        code -= 256
+    if code >= 0:
         return f"the process ended with exit code {code}; its output says why"
     name = signal.Signals(-code).name
     return f"the process was ended by {name}" + "; the machine may be out of memory" * (name == "SIGKILL")
@@ -89,7 +95,7 @@ def _run(job: Job, launcher: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         path.write_text(job.model_dump_json())
-        child = subprocess.Popen([*launcher, "benchmarks.worker", str(path)], env=_environment(job.options))
+        child = subprocess.Popen([*launcher, str(path)], env=_environment(job.options))
         try:
             return child.wait()
         except BaseException:

@@ -1,21 +1,23 @@
 """One process of a run: measure the groups of a case one after another, and write each group's rows as soon as it ends.
 
-python -m benchmarks.worker JOB.json        # also as ranks: deepspeed --num_accelerators N --module benchmarks.worker JOB.json
+python -m benchmarks.worker JOB.json, also as ranks: deepspeed --num_accelerators N --module benchmarks.worker JOB.json
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
+from benchmarks import flight
 from benchmarks.case import Bench, Group, Options
 from benchmarks.cases import CASES
 from benchmarks.devices import describe
@@ -27,8 +29,6 @@ from vmae2_ds.train.engine import start_ranks, stop_ranks
 
 WHOLE_GROUP = "(whole group)"
 """The variant of a row that tells why a group has no others."""
-IN_FLIGHT = ".in_flight.json"
-"""In the folder of the rows: the group being measured, for whoever finds that its process is gone."""
 LOOK_EVERY_S = 2.0
 
 
@@ -54,14 +54,14 @@ def work(job: Job) -> None:
     case = CASES[job.case]
     world = start_ranks() if case.launched else World()
     torch.set_num_threads(1)
-    bench = Bench(job.options, _progress if world.rank == 0 else lambda _: None, world)
+    bench = Bench(job.options, _progress if world.rank == 0 else lambda _: None, world, job.out)
     agreement = Agreement(world)
     groups = list(case.groups(bench))
     for number, group in enumerate(groups):
         mark = fingerprint(
             case=job.case, group=group.name, device=describe(bench.device), world=world.size, **_bounds(job)
         )
-        if agreement.from_first(lambda: _is_done(job, group.name, mark)):  # noqa: B023: called at once
+        if agreement.from_first(partial(_is_done, job, group.name, mark)):
             _say(world, f"{job.case}: {group.name}: done before")
             continue
         _say(world, f"{job.case}: {group.name} ({number + 1} of {len(groups)})")
@@ -85,20 +85,21 @@ def _is_done(job: Job, group: str, mark: str) -> bool:
 def _measure(job: Job, group: Group, bench: Bench, mark: str) -> None:
     note = {"case": job.case, "group": group.name, "fingerprint": mark}
     if bench.world.rank == 0:
-        job.out.mkdir(parents=True, exist_ok=True)
-        (job.out / IN_FLIGHT).write_text(json.dumps(note))
+        flight.begin(job.out, **note)
     start = time.perf_counter()
     try:
         rows = group.measure()
     except FAILURES as error:
-        if bench.world.size > 1:
-            raise  # the other ranks wait in a collective: the launcher ends them all
+        if bench.world.size > 1:  # the others wait in a collective, so this one must not: the launcher ends them all
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
         rows = [failed_group(reason_of(error))]
     if bench.world.rank == 0:
         shared = {**note, "device": describe(bench.device), "ranks": bench.world.size}
         shared["group_s"] = time.perf_counter() - start
         append_rows(job.out / f"{job.case}.jsonl", [{**row, **shared, **row_origin(job.command)} for row in rows])
-        (job.out / IN_FLIGHT).unlink()
+        flight.end(job.out)
 
 
 def failed_group(reason: str) -> Row:
@@ -134,8 +135,13 @@ def _end_with(parent: int, exists: Callable[[int], bool] = psutil.pid_exists) ->
     threading.Thread(target=watch, daemon=True).start()
 
 
-if __name__ == "__main__":
-    asked = Job.model_validate_json(Path([arg for arg in sys.argv[1:] if not arg.startswith("--")][0]).read_text())
+def main(args: list[str]) -> None:
+    """Do the job in the file that the first argument names."""
+    asked = Job.model_validate_json(Path(next(arg for arg in args if not arg.startswith("--"))).read_text())
     if asked.parent is not None:
         _end_with(asked.parent)
     work(asked)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -13,12 +13,14 @@ import psutil
 import pytest
 
 from benchmarks import run, worker
-from benchmarks.record import RESULTS, Row, append_rows, newest, read_rows
+from benchmarks.flight import IN_FLIGHT
+from benchmarks.record import RESULTS, Row, newest, read_rows
 from benchmarks.run import run_cases
-from benchmarks.worker import IN_FLIGHT, WHOLE_GROUP
+from benchmarks.worker import WHOLE_GROUP
 from tests.benchmarks.made_cases import HOLD, OPTIONS, use_made_cases
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -102,15 +104,6 @@ def wait_for(happens, limit_s: float = 120) -> None:
     while not happens():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
-
-
-def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
-    path = tmp_path / "case.jsonl"
-    append_rows(path, [{"schema": 2, "number": 1}])
-    with path.open("a") as file:
-        file.write('{"schema": 2, "num')
-    append_rows(path, [{"schema": 2, "number": 2}, {"schema": 1, "number": 3}])
-    assert [row["number"] for row in read_rows(tmp_path)] == [1, 2]
 
 
 def test_the_folder_for_figures_is_not_the_usual_one() -> None:
