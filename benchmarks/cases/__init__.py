@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.case import Case
 from benchmarks.cases import (
     attention,
+    checkpoint,
     checkpointing,
     data,
     decoder_masking,
@@ -15,6 +16,7 @@ from benchmarks.cases import (
     peers,
     prediction,
     step_parts,
+    zero,
 )
 
 CASES: dict[str, Case] = {
@@ -28,6 +30,8 @@ CASES: dict[str, Case] = {
     "embed": embed.CASE,
     "optimizer": optimizer.CASE,
     "checkpointing": checkpointing.CASE,
+    "zero": zero.CASE,
+    "checkpoint": checkpoint.CASE,
     "data": data.CASE,
 }
 """In the order of a full run."""

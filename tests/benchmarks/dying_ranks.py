@@ -1,0 +1,59 @@
+"""A launched case in which rank 1 fails in one variant and is killed in another, while rank 0 waits for it in a collective.
+
+python -m deepspeed.launcher.runner ... --module tests.benchmarks.dying_ranks JOB.json
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from benchmarks import worker
+from benchmarks.case import Bench, Case, Group
+from benchmarks.cases.zero_engine import lost_before, try_variant
+from benchmarks.harness import measured_row
+from benchmarks.record import Row
+
+
+def _fail() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+BEFORE: dict[str, Callable[[], None]] = {"a": lambda: None, "fails": _fail, "b": lambda: None, "dies": _die}
+
+
+def _together(bench: Bench, before: Callable[[], None]) -> float:
+    if bench.world.rank == 1:
+        before()
+    one = torch.ones(())
+    torch.distributed.all_reduce(one)
+    return float(one)
+
+
+def _measure(bench: Bench) -> list[Row]:
+    failed, sums = lost_before(bench), {}
+    for name, before in BEFORE.items():
+        if name not in failed:
+            sums[name] = try_variant(bench, name, partial(_together, bench, before), failed)
+    return [measured_row(name, {}, [sums[name]] if name in sums else [], failed.get(name)) for name in BEFORE]
+
+
+def _groups(bench: Bench) -> Iterator[Group]:
+    yield Group("first", partial(_measure, bench))
+    yield Group("second", lambda: [measured_row("c", {}, [float(bench.world.size)])])
+
+
+CASE = Case(_groups, "made", launched=True)
+
+if __name__ == "__main__":
+    worker.CASES["dying_ranks"] = CASE
+    worker.main(sys.argv[1:])
