@@ -152,15 +152,32 @@ def _own_pages() -> Iterator[None]:
     if mallopt is None:
         yield
         return
-    mallopt(_M_MMAP_MAX, 2**16)
+    settle_malloc()
     mallopt(_M_MMAP_THRESHOLD, 2**16)
-    mallopt(_M_TOP_PAD, 2**17)  # glibc's default: a heap that grows by more has room for tensors
     try:
         yield
     finally:
-        mallopt(_M_MMAP_THRESHOLD, 2**25)  # where glibc itself ends up once it has seen tensors of 32 MiB freed
         if _keeps_freed:
             keep_freed_memory()
+        else:
+            settle_malloc()
+
+
+def settle_malloc() -> None:
+    """Put glibc's malloc where it arrives by itself once a tensor of 32 MiB was freed, and let it stay there.
+
+    Its thresholds follow what a process frees, and stop following once one of them was set: what is timed would depend on
+    what was timed, or measured, before. Nothing happens with another C library.
+    """
+    mallopt = _mallopt()
+    if mallopt is not None:
+        for knob, value in (
+            (_M_MMAP_MAX, 2**16),
+            (_M_MMAP_THRESHOLD, 2**25),
+            (_M_TRIM_THRESHOLD, 2**26),
+            (_M_TOP_PAD, 2**17),
+        ):
+            mallopt(knob, value)
 
 
 def _status_bytes(name: str) -> int:

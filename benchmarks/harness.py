@@ -68,7 +68,9 @@ def time_interleaved(
     timer: Timer = CPU_TIMER,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Timing]:
-    """Time each variant once per round, starting each round with another one; the first `warmup` rounds do not count.
+    """Time each variant once per round; the first `warmup` rounds do not count.
+
+    Every second round goes backwards and every pair starts with another one: none always runs behind the same one.
 
     A variant that fails leaves its reason and is not called again; the others go on.
     """
@@ -85,8 +87,8 @@ def time_interleaved(
     gc.disable()  # a collection in the middle of one variant would be counted as its work
     try:
         for number in range(warmup + rounds):
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
+            turn = number // 2 % len(names)
+            for name in (names[turn:] + names[:turn])[:: 1 if number % 2 == 0 else -1]:
                 if name in errors:
                     continue
                 elapsed_s = attempt(name, partial(timer, steps[name]), errors)

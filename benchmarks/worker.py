@@ -20,7 +20,7 @@ import torch
 from benchmarks import flight
 from benchmarks.case import Bench, Group, Options
 from benchmarks.cases import CASES
-from benchmarks.devices import describe
+from benchmarks.devices import describe, settle_malloc
 from benchmarks.harness import FAILURES, reason_of
 from benchmarks.record import Row, append_rows, fingerprint, provenance, read_rows
 from vmae2_ds.config import StrictModel
@@ -54,6 +54,7 @@ def work(job: Job) -> None:
     case = CASES[job.case]
     world = start_ranks() if case.launched else World()
     torch.set_num_threads(1)
+    settle_malloc()
     bench = Bench(job.options, _progress if world.rank == 0 else lambda _: None, world, job.out)
     agreement = Agreement(world)
     groups = list(case.groups(bench))
