@@ -46,7 +46,7 @@ def run_cases(
             for launcher in _launchers(name, options):
                 _work_in_child(job, launcher)
         rows = [row for row in read_rows(out) if row["case"] == name and row["unix_time"] >= since]
-        for group in dict.fromkeys(row["group"] for row in rows):
+        for group in dict.fromkeys(row["group"] for row in rows if os.environ.get("RANK", "0") == "0"):
             show(f"{name}: {group}", [row for row in rows if row["group"] == group])
         failed += sum(bool(row["error"]) for row in rows)
     return failed

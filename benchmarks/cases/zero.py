@@ -66,10 +66,10 @@ class Visit(NamedTuple):
 
 
 def groups(bench: Bench) -> Iterator[Group]:
-    """By scaling, size, precision and batch; strong scaling shares out the clips of the largest of --ranks."""
+    """By scaling, size, precision and batch; strong scaling shares out the clips of the largest of --ranks; quick is weak."""
     options, ranks = bench.options, bench.world.size
     most = max(*options.ranks, ranks)
-    scalings: tuple[Scaling, ...] = ("weak", "strong") if most % ranks == 0 else ("weak",)
+    scalings: tuple[Scaling, ...] = ("weak", "strong") if most % ranks == 0 and not options.quick else ("weak",)
     for size in ("tiny",) if options.quick else options.sizes:
         for precision in options.precisions:
             for batch in options.batch_sizes:
