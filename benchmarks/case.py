@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from benchmarks.record import Row
 from benchmarks.steps import Precision, matmul_step
 from vmae2_ds.config import StrictModel
 from vmae2_ds.dist import World
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.peak import device_peak
 
 MATMUL = "matmul"
@@ -34,30 +35,45 @@ UNCOUNTED = {
 """Shapes to FLOPs of what torch's counter takes for nothing: sdpa's CPU kernels. The backward one computes scores again."""
 
 
+QUICK: dict[str, Any] = {"sizes": ("small",), "precisions": ("bf16",), "rounds": 3, "warmup": 1}
+Positive = Annotated[int, Field(gt=0)]
+
+
 class Options(StrictModel):
     """What the command line may change; the defaults give the figures of benchmarks/reports/."""
 
     device: DeviceName = "auto"
     """Where to measure; auto takes the GPU where there is one."""
-    sizes: tuple[str, ...] = ("small", "base")
+    sizes: tuple[str, ...] = Field(("small", "base"), min_length=1)
     """Model sizes."""
-    precisions: tuple[Precision, ...] = ("bf16", "fp32")
+    precisions: tuple[Precision, ...] = Field(("bf16", "fp32"), min_length=1)
     """Precisions of the weights; bf16 keeps float32 masters."""
-    batch_sizes: tuple[int, ...] = (USUAL_BATCH,)
+    batch_sizes: tuple[Positive, ...] = Field((USUAL_BATCH,), min_length=1)
     """Clips of 16 x 224 x 224 in a step; 2 suit a CPU, a GPU wants what a run would use. Several show memory against batch."""
     rounds: int = Field(9, gt=0)
     """Counted rounds; every variant runs once in each."""
     warmup: int = Field(2, ge=0)
     """Rounds thrown out first."""
-    ranks: tuple[int, ...] = (1, 2)
+    ranks: tuple[Positive, ...] = Field((1, 2), min_length=1)
     """World sizes that zero and checkpoint are launched with; under `deepspeed` the launcher's own world counts."""
+    interconnect: str = ""
+    """What links the GPUs and hosts, for the rows: nothing here can ask for it ("NVLink 4, 8 x 400 Gb/s InfiniBand")."""
     quick: bool = False
     """ViT-S in bf16 with 3 rounds: to see that everything runs; not for figures."""
 
     def resolved(self) -> Options:
-        """With `quick` applied."""
-        changes = {"sizes": ("small",), "precisions": ("bf16",), "rounds": 3, "warmup": 1}
-        return self.model_copy(update=changes) if self.quick else self
+        """With `quick` applied.
+
+        Raises:
+            ConfigError: `quick` beside a setting that it decides.
+        """
+        if not self.quick:
+            return self
+        if both := [
+            f"--{name}" for name in QUICK if name in self.model_fields_set and getattr(self, name) != QUICK[name]
+        ]:
+            raise ConfigError(f"--quick decides {', '.join(both)} itself: leave one of the two out")
+        return self.model_copy(update=QUICK)
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,8 @@ class Bench:
     """This process among the ranks of a launched case."""
     folder: Path | None = None
     """Of the rows: where a case may put files, and the note of what is in flight."""
+    nodes: int = 1
+    """Hosts of the ranks."""
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +106,8 @@ class Group(NamedTuple):
     name: str
     measure: Callable[[], list[Row]]
     """Rows without what the runner adds: case, group, provenance."""
+    settings: Any = None
+    """What decides the figures and stands neither in the name nor in rounds, warm-up, ranks and `quick`."""
 
 
 class Case(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from vmae2_ds.dist import default_device
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.attention import ATTENTION, get_attention
 
@@ -24,15 +25,16 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 def find_device(name: DeviceName) -> torch.device:
-    """The device asked for; `auto` takes the GPU where there is one.
+    """The device asked for; `auto` takes this rank's GPU where there is one and DS_ACCELERATOR=cpu does not forbid it.
 
     Raises:
-        ConfigError: cuda where torch sees none.
+        ConfigError: cuda where there is none, or where it is forbidden.
     """
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu, or look at nvidia-smi")
-    return torch.device("cuda", torch.cuda.current_device()) if has_cuda and name != "cpu" else torch.device("cpu")
+    device = torch.device("cpu") if name == "cpu" else default_device()
+    if name == "cuda" and device.type != "cuda":
+        why = "DS_ACCELERATOR=cpu is set" if torch.cuda.is_available() else "torch sees no CUDA device here"
+        raise ConfigError(f"--device cuda: {why}; use --device cpu, or look at nvidia-smi and at DS_ACCELERATOR")
+    return device
 
 
 def describe(device: torch.device) -> str:

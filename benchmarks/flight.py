@@ -25,6 +25,8 @@ class Flight(StrictModel):
     fingerprint: str
     variant: str | None = None
     """What is being measured, where the group says so."""
+    tried: str | None = None
+    """What an earlier start of the same group did not get through."""
     lost: dict[str, str] = Field(default_factory=dict)
     """Variants that ended a process, and why."""
 
@@ -51,10 +53,14 @@ def write_flight(folder: Path, flight: Flight) -> None:
 
 
 def begin(folder: Path, case: str, group: str, fingerprint: str) -> None:
-    """A group starts; what was lost in an earlier try at the same one stays lost."""
+    """A group starts; what an earlier try at the same one lost stays lost, and so does what ended two tries."""
     earlier, flight = read_flight(folder), Flight(case=case, group=group, fingerprint=fingerprint)
-    same = earlier is not None and earlier.note == flight.note
-    write_flight(folder, flight.model_copy(update={"lost": earlier.lost}) if same and earlier else flight)
+    if earlier is not None and earlier.note == flight.note:
+        lost = dict(earlier.lost)
+        if earlier.variant is not None and earlier.variant == earlier.tried:
+            lost[earlier.variant] = "two starts of this command ended while it was measured"
+        flight = flight.model_copy(update={"lost": lost, "tried": earlier.variant})
+    write_flight(folder, flight)
 
 
 def enter(folder: Path, variant: str) -> None:
@@ -62,6 +68,13 @@ def enter(folder: Path, variant: str) -> None:
     flight = read_flight(folder)
     assert flight is not None, "the worker began the group"
     write_flight(folder, flight.model_copy(update={"variant": variant}))
+
+
+def leave(folder: Path) -> None:
+    """The variant is measured: what ends the process now is not its doing."""
+    flight = read_flight(folder)
+    assert flight is not None, "the worker began the group"
+    write_flight(folder, flight.model_copy(update={"variant": None}))
 
 
 def give_up(folder: Path, variant: str, reason: str) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import torch
+
 from benchmarks.devices import CPU_TIMER, Step, Timer
 from benchmarks.record import Row
 from vmae2_ds.errors import Vmae2Error
@@ -103,12 +105,23 @@ def time_interleaved(
 
 
 def attempt(name: str, call: Callable[[], Result], errors: dict[str, str]) -> Result | None:
-    """What `call` returns, or None and its reason in `errors`."""
+    """What `call` returns, or None and its reason in `errors`.
+
+    A device that is broken for the rest of the process is nobody's row: that error goes up and ends the process.
+    """
     try:
         return call()
     except FAILURES as error:
+        if is_device_broken(error):
+            raise
         errors[name] = reason_of(error)
         return None
+
+
+def is_device_broken(error: BaseException) -> bool:
+    """An error after which CUDA fails in every call of this process; out of memory is none."""
+    broken = getattr(torch, "AcceleratorError", None)
+    return broken is not None and isinstance(error, broken) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def reason_of(error: BaseException) -> str:

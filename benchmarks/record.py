@@ -45,6 +45,7 @@ def provenance() -> Row:
             "load": [round(load, 2) for load in os.getloadavg()],
             "platform": platform.platform(),
             "python": platform.python_version(),
+            **_gpus(),
         },
         "versions": installed_versions(PACKAGES),
     }
@@ -55,9 +56,24 @@ def code_digest() -> str:
     """12 hex digits over the sources that decide a figure: rows of other code are not taken for this code's."""
     digest = hashlib.sha256()
     package, cases = ROOT.parent / "vmae2_ds", ROOT / "cases"
-    for path in sorted([*package.rglob("*.py"), *cases.rglob("*.py"), *ROOT.glob("*.py")]):
+    policies = ROOT.parent / "ds_configs"
+    for path in sorted([*package.rglob("*.py"), *cases.rglob("*.py"), *ROOT.glob("*.py"), *policies.glob("*.json")]):
         digest.update(path.relative_to(ROOT.parent).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+@cache
+def _gpus() -> Row:
+    """What torch knows of the GPUs of this host; nothing where there are none."""
+    if not torch.cuda.is_available():
+        return {}
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return {
+        "gpus": torch.cuda.device_count(),
+        "gpu_memory_gib": round(memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+    }
 
 
 @cache
@@ -70,8 +86,9 @@ def _cpu_name() -> str:
 
 
 def fingerprint(**settings: Any) -> str:
-    """12 hex digits of what a group was measured with: settings, code, CPU. A rerun skips a group whose rows have it."""
+    """12 hex digits of what a group was measured with: settings, code, CPU, packages; a rerun skips a group with such rows."""
     known = {**settings, "schema": SCHEMA, "code": code_digest(), "cpu": _cpu_name()}
+    known["versions"] = installed_versions(PACKAGES)
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -12,11 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks import flight
 from benchmarks.case import Options
 from benchmarks.cases import CASES
+from benchmarks.devices import find_device
 from benchmarks.record import Row, append_rows, read_rows
 from benchmarks.worker import Job, failed_group, row_origin, work
+from vmae2_ds.dist import map_rank_variables
+from vmae2_ds.errors import ConfigError
 
 TIME_TO_STOP_S = 30
 
@@ -35,18 +40,30 @@ def run_cases(
     A group whose rows are there, measured with the same settings by the same code on the same machine, is left alone unless
     `fresh`. A group whose process dies, for memory or by a fault, leaves a row that says so, and the others go on. Under a
     launcher (`deepspeed --hostfile ... --module benchmarks run zero`) this process is one of its ranks.
+
+    Raises:
+        ConfigError: a device that is not there; a case for one process under a launcher.
     """
+    if options.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    find_device(options.device)
+    world = map_rank_variables(dict(os.environ))
+    single = [name for name in names if not CASES[name].launched]
+    if world.size > 1 and single:
+        raise ConfigError(
+            f"{', '.join(single)}: one process measures these: run them without a launcher ({world.launcher})"
+        )
     since, failed = time.time(), 0
     for name in names:
         job = Job(case=name, options=options, out=out.resolve(), command=command, since=since, fresh=fresh)
-        if "WORLD_SIZE" in os.environ:
+        if world.launcher != "none":
             work(job)
         else:
             job = job.model_copy(update={"parent": os.getpid()})
             for launcher in _launchers(name, options):
                 _work_in_child(job, launcher)
         rows = [row for row in read_rows(out) if row["case"] == name and row["unix_time"] >= since]
-        for group in dict.fromkeys(row["group"] for row in rows if os.environ.get("RANK", "0") == "0"):
+        for group in dict.fromkeys(row["group"] for row in rows if world.rank == 0):
             show(f"{name}: {group}", [row for row in rows if row["group"] == group])
         failed += sum(bool(row["error"]) for row in rows)
     return failed
@@ -57,10 +74,15 @@ def _launchers(name: str, options: Options) -> list[list[str]]:
     worker = "benchmarks.worker"
     if not CASES[name].launched:
         return [[sys.executable, "-m", worker]]
+    device = find_device(options.device)
+    most = torch.cuda.device_count() if device.type == "cuda" else max(options.ranks)
+    if left_out := [number for number in options.ranks if number > most]:
+        print(f"{name}: {most} GPU(s) here: left out --ranks {' '.join(map(str, left_out))}", file=sys.stderr)
     return [
         [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(number),
          "--master_port", str(_free_port()), "--no_local_rank", "--module", worker]
         for number in options.ranks
+        if number <= most
     ]  # fmt: skip
 
 
@@ -72,14 +94,20 @@ def _work_in_child(job: Job, launcher: list[str]) -> None:
         died = flight.read_flight(job.out)
         if died is None:
             if code:  # before the first group: nothing to go on with
-                raise SystemExit(code if code > 0 else 1)
+                died = flight.Flight(case=job.case, group="(start)", fingerprint="")
+                _record(job, died, _how_it_ended(code))
             return
         if died.variant is not None:
             flight.write_flight(job.out, died.without(died.variant, _how_it_ended(code)))
             continue
-        row = failed_group(_how_it_ended(code))
-        append_rows(job.out / f"{job.case}.jsonl", [{**row, **died.note, "device": "?", **row_origin(job.command)}])
+        _record(job, died, _how_it_ended(code))
         flight.end(job.out)
+
+
+def _record(job: Job, died: flight.Flight, reason: str) -> None:
+    """A row for a group whose process could not write one."""
+    row = {"device": "?", **row_origin(job), **failed_group(reason), **died.note}
+    append_rows(job.out / f"{job.case}.jsonl", [row])
 
 
 def _how_it_ended(code: int) -> str:
@@ -95,7 +123,7 @@ def _run(job: Job, launcher: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         path.write_text(job.model_dump_json())
-        child = subprocess.Popen([*launcher, str(path)], env=_environment(job.options))
+        child = subprocess.Popen([*launcher, str(path)], env=_environment())
         try:
             return child.wait()
         except BaseException:
@@ -107,10 +135,9 @@ def _run(job: Job, launcher: list[str]) -> int:
             raise
 
 
-def _environment(options: Options) -> dict[str, str]:
-    """One thread to a process, and DeepSpeed on the device that was asked for."""
-    on_cpu = {"DS_ACCELERATOR": "cpu"} if options.device == "cpu" else {}
-    return {**os.environ, "OMP_NUM_THREADS": "1", **on_cpu}
+def _environment() -> dict[str, str]:
+    """One thread to a process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def _free_port() -> int:

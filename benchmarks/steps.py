@@ -136,6 +136,7 @@ class Workbench:
         recomputed = ModelConfig.of_size(self.size, checkpointing=checkpointing).recomputed_blocks
 
         def step() -> None:
+            self.model.zero_grad(set_to_none=True)  # what a step that ran out of memory may have left
             self.model.use_attention(*kernels)
             self._recompute(recomputed)
             loss = objective(batch).loss

@@ -6,6 +6,7 @@ python -m benchmarks.worker JOB.json, also as ranks: deepspeed --num_accelerator
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -21,8 +23,8 @@ from benchmarks import flight
 from benchmarks.case import Bench, Group, Options
 from benchmarks.cases import CASES
 from benchmarks.devices import describe, settle_malloc
-from benchmarks.harness import FAILURES, reason_of
-from benchmarks.record import Row, append_rows, fingerprint, provenance, read_rows
+from benchmarks.harness import FAILURES, is_device_broken, reason_of
+from benchmarks.record import Row, append_rows, fingerprint, newest, provenance, read_rows
 from vmae2_ds.config import StrictModel
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.engine import start_ranks, stop_ranks
@@ -55,13 +57,11 @@ def work(job: Job) -> None:
     world = start_ranks() if case.launched else World()
     torch.set_num_threads(1)
     settle_malloc()
-    bench = Bench(job.options, _progress if world.rank == 0 else lambda _: None, world, job.out)
+    bench = Bench(job.options, _progress if world.rank == 0 else lambda _: None, world, job.out, num_nodes(world))
     agreement = Agreement(world)
     groups = list(case.groups(bench))
     for number, group in enumerate(groups):
-        mark = fingerprint(
-            case=job.case, group=group.name, device=describe(bench.device), world=world.size, **_bounds(job)
-        )
+        mark = fingerprint(**_settings(job, group, bench))
         if agreement.from_first(partial(_is_done, job, group.name, mark)):
             _say(world, f"{job.case}: {group.name}: done before")
             continue
@@ -71,16 +71,29 @@ def work(job: Job) -> None:
         stop_ranks(world)
 
 
-def _bounds(job: Job) -> dict[str, int]:
-    return {"rounds": job.options.rounds, "warmup": job.options.warmup}
+def _settings(job: Job, group: Group, bench: Bench) -> dict[str, Any]:
+    """Everything but code and machine that a figure of the group depends on."""
+    options = job.options
+    asked = {"rounds": options.rounds, "warmup": options.warmup, "quick": options.quick, "settings": group.settings}
+    where = {"device": describe(bench.device), "world": bench.world.size, "nodes": bench.nodes}
+    return {"case": job.case, "group": group.name, **asked, **where}
+
+
+def num_nodes(world: World) -> int:
+    """Hosts of the ranks; every rank calls this."""
+    names = [socket.gethostname()] * world.size
+    if world.size > 1:
+        torch.distributed.all_gather_object(names, names[0])
+    return len(set(names))
 
 
 def _is_done(job: Job, group: str, mark: str) -> bool:
+    """Measured in this run, or before it, unless `fresh` or something of it failed then."""
     rows = [
         row for row in read_rows(job.out) if (row["case"], row["group"], row["fingerprint"]) == (job.case, group, mark)
     ]
     mine = [row for row in rows if row["unix_time"] >= job.since]
-    return bool(mine or (rows and not job.fresh and rows[-1]["variant"] != WHOLE_GROUP))
+    return bool(mine or (rows and not job.fresh and not any(row["error"] for row in newest(rows).values())))
 
 
 def _measure(job: Job, group: Group, bench: Bench, mark: str) -> None:
@@ -91,15 +104,17 @@ def _measure(job: Job, group: Group, bench: Bench, mark: str) -> None:
     try:
         rows = group.measure()
     except FAILURES as error:
+        if is_device_broken(error):
+            raise
         if bench.world.size > 1:  # the others wait in a collective, so this one must not: the launcher ends them all
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
         rows = [failed_group(reason_of(error))]
     if bench.world.rank == 0:
-        shared = {**note, "device": describe(bench.device), "ranks": bench.world.size}
-        shared["group_s"] = time.perf_counter() - start
-        append_rows(job.out / f"{job.case}.jsonl", [{**row, **shared, **row_origin(job.command)} for row in rows])
+        shared = {"device": describe(bench.device), "ranks": bench.world.size, "nodes": bench.nodes}
+        shared |= {"group_s": time.perf_counter() - start, **row_origin(job)}
+        append_rows(job.out / f"{job.case}.jsonl", [{**shared, **row, **note} for row in rows])
         flight.end(job.out)
 
 
@@ -108,9 +123,11 @@ def failed_group(reason: str) -> Row:
     return {"variant": WHOLE_GROUP, "config": {}, "error": reason, "samples_s": []}
 
 
-def row_origin(command: str) -> Row:
-    """Provenance with the command that a person typed, and the second at which the row was written."""
-    return {**provenance(), "command": command, "unix_time": time.time()}
+def row_origin(job: Job) -> Row:
+    """Provenance with what a person typed and told, and the second at which the row was written."""
+    known = provenance()
+    known["machine"] |= {"interconnect": job.options.interconnect} if job.options.interconnect else {}
+    return {**known, "command": job.command, "unix_time": time.time()}
 
 
 def _say(world: World, line: str) -> None:

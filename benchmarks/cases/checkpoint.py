@@ -87,6 +87,8 @@ def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
             if samples:
                 row |= {"kind": "measured", "values": values_of(config, stage, operation, samples, size_bytes)}
             rows.append(row)
+    if bench.world.rank == 0:  # a policy that failed has left its files
+        shutil.rmtree(bench.folder / SCRATCH, ignore_errors=True)
     return rows
 
 

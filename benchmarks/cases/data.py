@@ -218,7 +218,7 @@ def _timed(variants: Sequence[Variant], bench: Bench, base: str, *, clips: int) 
     )
     rows = rows_of(variants, timings, base)
     for row in rows:
-        row |= {"clock": "process_time", "rounds": options.rounds, "warmup": options.warmup}
+        row |= {"device": "cpu", "clock": "process_time", "rounds": options.rounds, "warmup": options.warmup}
         row["config"] |= {"clips_in_a_call": clips, "unit": "one clip"}
         if not row["error"]:
             row |= {"values": {"clips_per_s": 1 / row["time_s"]["median"]}, "kind": "measured"}

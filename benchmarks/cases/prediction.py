@@ -49,7 +49,7 @@ def groups(bench: Bench) -> Iterator[Group]:
     """By precision, on a CPU: a GPU's rates need other parts to be told apart."""
     if bench.device.type == "cpu":
         for precision in bench.options.precisions:
-            yield Group(precision, partial(measure, bench, precision))
+            yield Group(precision, partial(measure, bench, precision), bench.options.sizes)
 
 
 def measure(bench: Bench, precision: Precision) -> list[Row]:

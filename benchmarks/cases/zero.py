@@ -75,8 +75,11 @@ def groups(bench: Bench) -> Iterator[Group]:
             for batch in options.batch_sizes:
                 for scaling in scalings:
                     load = Load(scaling, size, precision, batch, batch * (ranks if scaling == "weak" else most))
-                    share = f" of {load.global_batch} clips" if scaling == "strong" else batch_suffix(batch)
-                    yield Group(f"{scaling} {size} {precision}{share} {ranks} ranks", partial(measure, bench, load))
+                    share = f" of {load.global_batch} clips" if scaling == "strong" else ""
+                    yield Group(
+                        f"{scaling} {size} {precision}{share}{batch_suffix(batch)} {ranks} ranks",
+                        partial(measure, bench, load),
+                    )
 
 
 def measure(bench: Bench, load: Load) -> list[Row]:
@@ -91,7 +94,7 @@ def measure(bench: Bench, load: Load) -> list[Row]:
         name: run_config(load.size, load.precision, name, attention, load.micro_batch, load.global_batch)
         for name in chosen
     }
-    planner = find_planner(bench.device, bench.world)
+    planner = find_planner(bench.device, bench.world.size, bench.nodes)
     passes, steps = passes_of(bench.options.rounds)
     failed, visits = lost_before(bench), {name: list[Visit]() for name in chosen}
     names = list(chosen)
@@ -161,6 +164,7 @@ def row_config(bench: Bench, load: Load, config: RunConfig, policy: dict[str, An
         "checkpointing": config.model.checkpointing,
         "scaling": load.scaling,
         "ranks": bench.world.size,
+        "nodes": bench.nodes,
         "clips_per_rank": load.global_batch // bench.world.size,
         "micro_batch": load.micro_batch,
         "global_batch": load.global_batch,

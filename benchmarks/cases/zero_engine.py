@@ -197,21 +197,21 @@ def try_variant(bench: Bench, name: str, call: Callable[[], Result], failed: dic
     if bench.folder and bench.world.rank == 0:
         flight.enter(bench.folder, name)
     of_all_ranks(None, bench.world)  # nobody fails before that is written
-    if bench.world.size == 1:
-        result = attempt(name, call, failed)
-        if name in failed:
-            tear_down()
-            gc.collect()
-            torch.cuda.empty_cache()  # nothing without CUDA
-        return result
     try:
-        return call()
+        result = attempt(name, call, failed) if bench.world.size == 1 else call()
     except FAILURES as error:
         # Where another rank was killed, this one sees a broken connection: the launcher finds that first, and says more.
         time.sleep(LAUNCHER_LOOKS_S)
         if bench.folder:
             flight.give_up(bench.folder, name, reason_of(error))
         raise
+    if name in failed:
+        tear_down()
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing without CUDA
+    if bench.folder and bench.world.rank == 0:
+        flight.leave(bench.folder)
+    return result
 
 
 def of_all_ranks(value: Any, world: World) -> list[Any]:

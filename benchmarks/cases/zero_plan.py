@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
-from benchmarks.cases.zero_engine import of_all_ranks
 from vmae2_ds.config import RunConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.hardware import find_accelerator
 from vmae2_ds.cost.states import state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.dist import World
 from vmae2_ds.tune.predict import Setting, accumulation, predict_memory, predict_time, traffic_of
 from vmae2_ds.tune.this_cpu import CPU_ASSUMPTIONS, this_cpu
 
@@ -58,12 +55,11 @@ class Planner:
 
 
 @cache
-def find_planner(device: torch.device, world: World) -> Planner | None:
+def find_planner(device: torch.device, num_ranks: int, num_nodes: int) -> Planner | None:
     """The planner for these ranks, called on all of them, once in a process; None for a GPU that is not in the table.
 
     A CPU's rates are measured here, by all ranks at the same time as they will run, with one core each.
     """
-    num_nodes = len(set(of_all_ranks(socket.gethostname(), world)))
     if device.type == "cpu":
         accelerator, assumptions = this_cpu(os.cpu_count() or 1), CPU_ASSUMPTIONS
     else:
@@ -71,7 +67,7 @@ def find_planner(device: torch.device, world: World) -> Planner | None:
         if found is None:
             return None
         accelerator, assumptions = found, Assumptions()
-    cluster = make_cluster(accelerator, world.size, num_nodes, None, assumptions.usable_memory)
+    cluster = make_cluster(accelerator, num_ranks, num_nodes, None, assumptions.usable_memory)
     return Planner(cluster, assumptions, f"{accelerator.source}; {assumptions.source}")
 
 

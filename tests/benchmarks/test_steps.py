@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.case import Bench, Options
 from benchmarks.cases import CASES
+from benchmarks.record import fingerprint
 from benchmarks.steps import MASKS, Precision, Workbench, fused_adamw, geometry_of, make_batch, step_flops
+from benchmarks.worker import Job, _settings
+from vmae2_ds.errors import ConfigError
 
 
 @pytest.mark.parametrize(("mask", "supervised"), [("encoder_only", 1408), ("dual", 704), ("dual_disjoint", 704)])
@@ -83,3 +89,37 @@ def test_a_step_changes_the_weights_and_leaves_no_gradient(precision: Precision)
     step()
     assert any(not torch.equal(old, new) for old, new in zip(before, bench.model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in bench.model.parameters())
+
+
+def test_quick_is_refused_beside_what_it_decides() -> None:
+    with pytest.raises(ConfigError, match="--sizes, --rounds"):
+        Options(quick=True, sizes=("base",), rounds=9, precisions=("bf16",)).resolved()
+
+
+@pytest.mark.parametrize("field", ["sizes", "precisions", "batch_sizes", "ranks"])
+def test_nothing_to_measure_is_refused(field: str) -> None:
+    with pytest.raises(ValidationError):
+        Options.model_validate({field: ()})
+    with pytest.raises(ValidationError):
+        Options.model_validate({"ranks": (1, 0)})
+
+
+@pytest.mark.parametrize(
+    ("case", "one", "other"),
+    [
+        ("prediction", {"sizes": ("small",)}, {"sizes": ("small", "large")}),
+        ("optimizer", {"rounds": 3, "warmup": 1, "sizes": ("small",), "precisions": ("bf16",)}, {"quick": True}),
+        ("zero", {"batch_sizes": (2,), "ranks": (1, 2, 4)}, {"batch_sizes": (4,), "ranks": (1, 2)}),
+    ],
+)
+def test_other_work_has_another_fingerprint(case: str, one: dict, other: dict, tmp_path: Path) -> None:
+    """Two runs whose groups have one name must not take each other's rows."""
+
+    def marks(options: dict) -> set[str]:
+        chosen = Options(device="cpu", **options).resolved()
+        job = Job(case=case, options=chosen, out=tmp_path, command="typed", since=0)
+        bench = Bench(chosen)
+        return {fingerprint(**_settings(job, group, bench)) for group in CASES[case].groups(bench)}
+
+    assert marks(one) == marks(one)
+    assert marks(one).isdisjoint(marks(other))
