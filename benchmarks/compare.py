@@ -14,12 +14,17 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.record import Key, Row, newest
+from benchmarks.record import Key, Row, current, key_of
 
 Verdict = Literal["regression", "improvement", "same", "vanished", "new", "not compared"]
 TOLD: tuple[Verdict, ...] = ("regression", "improvement", "vanished", "new")
 """Verdicts that get a line of their own; the others are summed up."""
 COUNTED_TOLERANCE = 0.02
+RESIDENT = "VmHWM"
+"""How the source of a CPU's memory begins: one sample of whole pages, which scatters more than what is counted."""
+RESIDENT_TOLERANCE, RESIDENT_SLACK = 0.03, 4 * 2**20
+UNSTEADY = {"left_bytes"}
+"""Values in bytes that are an allocator's leavings."""
 OTHER_MACHINE = "times are not compared: the rows come from different machines or devices"
 
 
@@ -75,12 +80,15 @@ class Change:
 
 
 def compare(before: list[Row], after: list[Row], tolerance: float) -> list[Change]:
-    """One change for each quantity of each variant, from the newest rows of both; `tolerance` is a share of a median."""
-    old, new = newest(before), newest(after)
+    """One change for each quantity of each variant, from the rows of both that count; `tolerance` is a share of a median."""
+    old, new = ({key_of(row): row for row in current(rows)} for rows in (before, after))
     changes: list[Change] = []
     for key in dict.fromkeys([*old, *new]):
         if key in old and key in new:
             changes += _of_variant(key, old[key], new[key], tolerance)
+        elif (failed := (old | new)[key]["error"]) is not None:
+            verdict: Verdict = "improvement" if key in old else "regression"
+            changes.append(Change(key, "error", verdict, note=failed if key in new else f"no longer: {failed}"))
         else:
             changes.append(Change(key, "", "vanished" if key in old else "new"))
     return changes
@@ -106,13 +114,18 @@ def _of_variant(key: Key, before: Row, after: Row, tolerance: float) -> Iterator
                 key, quantity.name, "not compared", one, other, f"{quantity.name} is not compared: {field} differs"
             )
         else:
-            yield Change(key, quantity.name, _verdict(quantity, one, other, tolerance), one, other)
+            allowed = _allowed(quantity, before, one, other, tolerance)
+            yield Change(key, quantity.name, _verdict(quantity, one, other, allowed), one, other)
 
 
 def _byte_counts(before: Row, after: Row) -> list[Quantity]:
     """`values` in bytes: what is sent, held or written."""
     names = dict.fromkeys([*(before.get("values") or {}), *(after.get("values") or {})])
-    return [Quantity(name, ("values", name), counted=True) for name in names if name.endswith("bytes")]
+    return [
+        Quantity(name, ("values", name), counted=True)
+        for name in names
+        if name.endswith("bytes") and name not in UNSTEADY
+    ]
 
 
 def _machine(row: Row) -> tuple[str, str]:
@@ -127,11 +140,18 @@ def _value(row: Row, path: Sequence[str]) -> Any:
     return value
 
 
-def _verdict(quantity: Quantity, before: Range, after: Range, tolerance: float) -> Verdict:
-    allowed = COUNTED_TOLERANCE if quantity.counted else tolerance
+def _allowed(quantity: Quantity, row: Row, before: Range, after: Range, tolerance: float) -> float:
+    """Difference that is no change, over the smaller of the two: swapping the sides mirrors the verdict."""
+    small = min(before.median, after.median)
+    if str(_value(row, ("memory", "source"))).startswith(RESIDENT) and quantity.path[0] == "memory":
+        return max(RESIDENT_TOLERANCE * small, RESIDENT_SLACK)
+    return (COUNTED_TOLERANCE if quantity.counted else tolerance) * small
+
+
+def _verdict(quantity: Quantity, before: Range, after: Range, allowed: float) -> Verdict:
     small, large = sorted((before.median, after.median))
     apart = after.low > before.high or after.high < before.low
-    if not apart or large - small <= allowed * small:  # over the smaller: swapping the sides mirrors the verdict
+    if not apart or large - small <= allowed:
         return "same"
     return "regression" if (after.median > before.median) == quantity.less_is_better else "improvement"
 

@@ -24,6 +24,10 @@ Row = dict[str, Any]
 Key = tuple[str, str, str]
 
 SCHEMA = 2
+WHOLE_GROUP = "(whole group)"
+"""The variant of a row that tells why a group has no others."""
+NO_START = "(start)"
+"""The group of a row that tells why a case has no others."""
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"
 PACKAGES = ("vmae2_ds", "torch", "deepspeed", "flash_attn", "timm", "transformers", "numpy")
@@ -115,6 +119,26 @@ def read_rows(folder: Path) -> list[Row]:
 def key_of(row: Row) -> Key:
     """What a row measures: case, group, variant."""
     return row["case"], row["group"], row["variant"]
+
+
+def current(rows: Iterable[Row]) -> list[Row]:
+    """What counts of rows in the order they were written: of each group its last measurement.
+
+    Rows of other code or settings are another measurement. A group that ended its process has no older rows, and once it
+    went well it has not failed; so too a case that could not start.
+    """
+    rows = list(rows)
+    last = {(row["case"], row["group"]): row for row in rows}
+    last_of_case = {row["case"]: row for row in rows}
+
+    def counts(row: Row) -> bool:
+        end = last[row["case"], row["group"]]
+        if row["group"] == NO_START and last_of_case[row["case"]]["group"] != NO_START:
+            return False
+        same_kind = (row["variant"] == WHOLE_GROUP) == (end["variant"] == WHOLE_GROUP)
+        return same_kind and row["fingerprint"] == end["fingerprint"]
+
+    return [row for row in newest(rows).values() if counts(row)]
 
 
 def newest(rows: Iterable[Row]) -> dict[Key, Row]:

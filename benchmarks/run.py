@@ -18,7 +18,7 @@ from benchmarks import flight
 from benchmarks.case import Options
 from benchmarks.cases import CASES
 from benchmarks.devices import find_device
-from benchmarks.record import Row, append_rows, read_rows
+from benchmarks.record import NO_START, Row, append_rows, read_rows
 from benchmarks.worker import Job, failed_group, row_origin, work
 from vmae2_ds.dist import map_rank_variables
 from vmae2_ds.errors import ConfigError
@@ -94,7 +94,7 @@ def _work_in_child(job: Job, launcher: list[str]) -> None:
         died = flight.read_flight(job.out)
         if died is None:
             if code:  # before the first group: nothing to go on with
-                died = flight.Flight(case=job.case, group="(start)", fingerprint="")
+                died = flight.Flight(case=job.case, group=NO_START, fingerprint="")
                 _record(job, died, _how_it_ended(code))
             return
         if died.variant is not None:

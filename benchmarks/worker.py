@@ -24,13 +24,11 @@ from benchmarks.case import Bench, Group, Options
 from benchmarks.cases import CASES
 from benchmarks.devices import describe, settle_malloc
 from benchmarks.harness import FAILURES, is_device_broken, reason_of
-from benchmarks.record import Row, append_rows, fingerprint, newest, provenance, read_rows
+from benchmarks.record import WHOLE_GROUP, Row, append_rows, fingerprint, newest, provenance, read_rows
 from vmae2_ds.config import StrictModel
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.engine import start_ranks, stop_ranks
 
-WHOLE_GROUP = "(whole group)"
-"""The variant of a row that tells why a group has no others."""
 LOOK_EVERY_S = 2.0
 
 

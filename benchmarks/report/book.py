@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import Row as Measured
-from benchmarks.record import newest, read_rows
+from benchmarks.record import current, read_rows
 from benchmarks.report.cells import Code, Name, Row
-from benchmarks.worker import WHOLE_GROUP
 
 PAPER_JSON = Path(__file__).parents[1] / "paper.json"
 PAPER_CASE = "paper"
@@ -79,7 +78,7 @@ class Book:
             by_place.setdefault(_place_of(row), []).append(row)
         several = len(by_place) > 1
         places = [
-            Place(name, tuple(Row(_id_of(row, name if several else ""), row) for row in _valid(found)))
+            Place(name, tuple(Row(_id_of(row, name if several else ""), row) for row in current(found)))
             for name, found in by_place.items()
         ]
         self.paper = Paper(paper)
@@ -109,21 +108,6 @@ def _with_device(rows: list[Measured]) -> list[Measured]:
     device_of = {row["machine"]["cpu"]: row["device"] for row in rows if row["device"] != "?"}
     return [
         row if row["device"] != "?" else {**row, "device": device_of.get(row["machine"]["cpu"], "cpu")} for row in rows
-    ]
-
-
-def _valid(rows: list[Measured]) -> list[Measured]:
-    """The newest row of each variant, out of the newest measurement of its group: other code or settings are another one.
-
-    A group that ended its process and went well later has not failed.
-    """
-    latest = {(row["case"], row["group"]): row for row in rows}
-    went_well = {(row["case"], row["group"], row["fingerprint"]) for row in rows if row["variant"] != WHOLE_GROUP}
-    return [
-        row
-        for row in newest(rows).values()
-        if row["fingerprint"] == latest[row["case"], row["group"]]["fingerprint"]
-        and not (row["variant"] == WHOLE_GROUP and (row["case"], row["group"], row["fingerprint"]) in went_well)
     ]
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.__main__ import main
 from benchmarks.compare import COUNTED_TOLERANCE, OTHER_MACHINE, Change, compare, table
-from benchmarks.record import Row
+from benchmarks.record import WHOLE_GROUP, Row
 from tests.benchmarks.made_rows import made_results, made_row, on_gpu, timed_row, write_rows
 
 TOLERANCE = 0.03
@@ -32,7 +32,7 @@ def speedup(median: float, reach: float = 0.01, against: str = "theirs") -> Row:
     return row(speedup={"against": against, "median": median, "low": median - reach, "high": median + reach})
 
 
-def memory(peak_bytes: int, source: str = "VmHWM") -> Row:
+def memory(peak_bytes: int, source: str = "torch.cuda.max_memory_allocated") -> Row:
     return row(memory={"peak_bytes": peak_bytes, "source": source})
 
 
@@ -83,6 +83,32 @@ def test_bytes(factor: float, verdict: str) -> None:
     assert verdicts(memory(10**9), memory(int(factor * 10**9)))["memory"] == verdict
     sent = [made_row(*KEY, values={"comm_bytes": each * 10**8, "clips_per_s": each}) for each in (1, factor)]
     assert verdicts(*sent) == {"comm_bytes": verdict}
+
+
+def test_resident_memory_scatters_by_pages() -> None:
+    def verdict(before: int, after: int) -> str:
+        rows = [memory(peak_bytes, "VmHWM over VmRSS before the call") for peak_bytes in (before, after)]
+        return verdicts(*rows)["memory"]
+
+    mib = 2**20
+    assert [verdict(20 * mib, after * mib) for after in (16, 24, 25)] == ["same", "same", "regression"]
+    assert [verdict(1000 * mib, after * mib) for after in (1030, 1031, 960)] == ["same", "regression", "improvement"]
+
+
+def test_what_an_engine_leaves_behind_is_not_compared() -> None:
+    before, after = (row(values={"left_bytes": left, "comm_bytes": 10**6}) for left in (10**6, -(10**7)))
+    assert "left_bytes" not in verdicts(before, after)
+    assert verdicts(before, after)["comm_bytes"] == "same"
+
+
+def test_a_group_that_died_is_a_regression_even_over_its_own_older_rows() -> None:
+    alive = [timed_row("peers", "small bf16", name, STEADY) for name in ("ours", "theirs")]
+    dead = timed_row("peers", "small bf16", WHOLE_GROUP, STEADY)
+    dead |= {"error": "the process was ended by SIGKILL", "fingerprint": alive[0]["fingerprint"]}
+    for after in ([dead], [*alive, dead]):
+        found = {change.key[2]: change.verdict for change in compare(alive, after, TOLERANCE)}
+        assert found == {"ours": "vanished", "theirs": "vanished", WHOLE_GROUP: "regression"}
+    assert {change.verdict for change in compare(alive, [dead, *alive], TOLERANCE)} == {"same"}, "it went well later"
 
 
 def test_memory_counted_differently_is_not_compared() -> None:

@@ -14,9 +14,8 @@ import pytest
 
 from benchmarks import run, worker
 from benchmarks.flight import IN_FLIGHT
-from benchmarks.record import RESULTS, Row, newest, read_rows
+from benchmarks.record import RESULTS, WHOLE_GROUP, Row, newest, read_rows
 from benchmarks.run import run_cases
-from benchmarks.worker import WHOLE_GROUP
 from tests.benchmarks.made_cases import HOLD, OPTIONS, use_made_cases
 
 ROOT = Path(__file__).parents[2]
