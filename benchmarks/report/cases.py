@@ -106,7 +106,14 @@ def _table(groups: Mapping[str, Mapping[str, Row]]) -> Table:
     return without_empty_columns(table(head, lines), (MISSING,))
 
 
-ENDINGS = {"bytes": "bytes", "_per_s": "plain", "_s": "time", "share": "share", "efficiency": "share"}
+ENDINGS = {
+    "bytes": "bytes",
+    "bytes_per_s": "byte rate",
+    "_per_s": "number rate",
+    "_s": "time",
+    "share": "share",
+    "efficiency": "share",
+}
 
 
 def quantity_of(name: str) -> str:

@@ -119,6 +119,8 @@ QUANTITIES: dict[str, Quantity] = {
     "macs": Quantity((("G", 0),), lambda value: f"{value:.2f}"),
     "flops": Quantity((("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 0)), _significant),
     "rate": Quantity((("TFLOP/s", 1e12), ("GFLOP/s", 0)), _significant),
+    "byte rate": Quantity((("GB/s", 1e9), ("MB/s", 1e5), ("B/s", 0)), _significant),
+    "number rate": Quantity((("G/s", 1e9), ("M/s", 1e6), ("/s", 0)), _significant),
     "ratio": Quantity((("x", 0),), lambda value: f"{value:.2f}"),
     "share": Quantity((("%", 0),), lambda value: f"{round(value, 1) + 0.0:.1f}"),
     "residual": Quantity((("%", 0),), _signed),
@@ -129,7 +131,8 @@ QUANTITIES: dict[str, Quantity] = {
 
 UNITS: dict[str, float] = {
     "s": 1, "ms": 1e-3, "us": 1e-6, "h": 1, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1, "G": 1e9, "PFLOP": 1e15,
-    "TFLOP": 1e12, "GFLOP": 1e9, "TFLOP/s": 1e12, "GFLOP/s": 1e9, "x": 1, "%": 0.01, "": 1,
+    "TFLOP": 1e12, "GFLOP": 1e9, "TFLOP/s": 1e12, "GFLOP/s": 1e9, "GB/s": 1e9, "MB/s": 1e6, "B/s": 1,
+    "G/s": 1e9, "M/s": 1e6, "/s": 1, "x": 1, "%": 0.01, "": 1,
 }  # fmt: skip
 TIGHT = ("x", "%", "")
 """Units that follow their number without a space."""

@@ -15,7 +15,8 @@ from benchmarks.record import Row
 from benchmarks.report.book import PAPER_JSON
 
 UNITS = {"": 1, "%": 0.01, "x": 1, "s": 1, "ms": 1e-3, "us": 1e-6, "h": 1, "G": 1e9, "B": 1, "KiB": 2**10, "MiB": 2**20,
-         "GiB": 2**30, "GFLOP": 1e9, "TFLOP": 1e12, "PFLOP": 1e15, "GFLOP/s": 1e9, "TFLOP/s": 1e12}  # fmt: skip
+         "GiB": 2**30, "GFLOP": 1e9, "TFLOP": 1e12, "PFLOP": 1e15, "GFLOP/s": 1e9, "TFLOP/s": 1e12,
+         "GB/s": 1e9, "MB/s": 1e6, "B/s": 1, "G/s": 1e9, "M/s": 1e6, "/s": 1}  # fmt: skip
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 

@@ -4,7 +4,7 @@ Assumed: 64 A100 80GB SXM, fp16 autocast, scores held in memory (the published a
 every rank, and nothing else: no data loading, no communication, no evaluation, no stops. So the low end is near a floor.
 
 What came out, with the expected efficiencies: the speed-ups of dual masking fit (1.70 for the published 1.79, 1.27 for 1.48):
-what they have above the FLOP ratios of 1.37 and 1.09 is mostly the traffic of scores in float32. The hours do not. ViT-g took twice
+what they have above the FLOP ratios of 1.37 and 1.09 is mostly traffic of scores in float32. The hours do not. ViT-g took twice
 the floor. ViT-B took 12 times the floor, with either mask: its hours are 6 TFLOP/s a GPU, 2 % of an A100's peak, so neither
 arithmetic nor memory of that GPU set the pace. Data loading is a candidate (COST 3), but a step that only waits for data
 takes as long with either mask, and these differ by 1.79. A slower, or shared, GPU would slow both alike: that ViT-B ran on
@@ -97,7 +97,7 @@ def predicted_hours(run: PaperRun, rates: DeviceRates) -> float:
 def compare_with_paper(assumptions: Assumptions, gpu: str = "A100-SXM4-80GB") -> list[Comparison]:
     """Every published hour figure, the two speed-ups, and encoder-only hours once the dual ones are taken as given.
 
-    `gpu` as torch names it: the paper's text gives it for ViT-g alone.
+    `gpu` as torch names it: the published code's documents give it for ViT-g alone.
 
     Raises:
         ConfigError: a GPU that is not in the table, or has no fp16.
