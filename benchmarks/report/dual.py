@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from benchmarks.case import MATMUL
 from benchmarks.report import plots, words
@@ -77,8 +77,16 @@ def _steps(place: Place) -> Iterator[Block]:
             )
     head = ("masking", "step", "speed-up", "FLOP ratio", "speed-up over FLOP ratio", "MFU", "most memory of a step")
     yield without_empty_columns(table(head, steps), (MISSING,))
-    head = ("masking", "FLOPs, closed form", "counted by torch", "counted over closed", "achieved", "peak", "peak is")
-    about = ("FLOPs of a step, closed form and counted, and the peak that MFU is a share of",)
+    head = (
+        "masking",
+        "FLOPs, closed form",
+        "counted by torch",
+        "counted over closed",
+        "achieved",
+        "MFU is over",
+        "which is",
+    )
+    about = ("FLOPs of a step, closed form and counted, and the rate that MFU is a share of",)
     yield without_empty_columns(table(head, work, about, folded=True), (MISSING,))
 
 
@@ -140,12 +148,19 @@ def _mfu(place: Place, rows: list[Row]) -> Iterator[Figure]:
             for row in rows
         ]
         title = f"MFU against FLOPs of a step, {place.name}"
-        labels = ("GFLOP of a step", "share of the peak (%)")
+        roof = _roof(rows)
+        labels = ("GFLOP of a step", f"share of {roof} (%)")
         yield Figure(
-            plots.curves(title, series, *labels, level=(100, "peak"), log_x=True, joined=False),
-            ("MFU under the roof of the device's peak, with the fastest kernel of each size and precision.",),
+            plots.curves(title, series, *labels, level=(100, roof.split(maxsplit=1)[1]), log_x=True, joined=False),
+            (f"MFU, a share of {roof}, with the fastest kernel of each size and precision.",),
             table(("group", "masking", "FLOPs of a step", "MFU"), numbers, ("The numbers",)),
         )
+
+
+def _roof(rows: Iterable[Row]) -> str:
+    """What MFU is a share of."""
+    sources = {str(row.get("mfu.peak_source")) for row in rows}
+    return "a large matrix product" if any("matrix product" in each for each in sources) else "the device's peak"
 
 
 def _memory(place: Place) -> Iterator[Figure]:

@@ -150,9 +150,9 @@ def _references(part: Cell) -> dict[str, str]:
         ((row, path),) = part.sources
         return {"data-row": row, "data-field": path, "title": f"{row}: {path}"}
     named = {letter: f"{row}#{path}" for letter, (row, path) in zip(ascii_lowercase, part.sources, strict=False)}
-    explained = "; ".join(f"{letter} = {reference}" for letter, reference in named.items())
+    explained = "; ".join([part.formula, *(f"{letter} = {reference}" for letter, reference in named.items())])
     references = {f"data-{letter}": reference for letter, reference in named.items()}
-    return {"data-formula": part.formula, **references, "title": f"{part.formula}; {explained}"}
+    return {"data-formula": part.formula, **references, "title": explained}
 
 
 def markdown_of(parts: Line) -> str:

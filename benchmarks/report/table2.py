@@ -133,7 +133,8 @@ def _memory(book: Book) -> Iterator[Block]:
         yield absent(PAPER_CASE)
     sentences = tuple(sentence for size in SIZES_IN_PAPER for sentence in _about_memory(book, size) if sentence)
     if sentences:
-        yield Prose(say(words.MEMORY, *map(Code, ("float32", "fp16", "bf16", "fp32"))))
+        mebi = derived("1024*1024/(1000*1000)-1", [], "share")
+        yield Prose(say(words.MEMORY, mebi, *map(Code, ("float32", "fp16", "bf16", "fp32"))))
         yield Items(sentences)
 
 

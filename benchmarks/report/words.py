@@ -19,7 +19,8 @@ every cube, as the published code does. The paper's figures for ViT-B agree when
 when they are not: the column says which was taken. Our model embeds visible cubes only, which is numerically the
 same and less work, so its FLOP ratios are larger. The count is torch's {} over our model."""
 
-MEMORY = """Why these differ. The paper prints M, which is read as MiB here. The paper's memory is that of feature
+MEMORY = """Why these differ. The paper prints M, which is read as MiB here; were it a million bytes, every figure of
+ours would be {} larger over the paper's, and the ratios as they are. The paper's memory is that of feature
 maps kept for the backward pass. Its attention keeps, for every head, a map of all tokens by all tokens, in {} and
 again in {}. The decoder of encoder-only masking has the most tokens, so most of what dual masking saves are these
 maps. Kernels that never hold the map leave less to save, and take less to begin with. The measured figures are
@@ -50,8 +51,9 @@ DECODER_STEPS = """Whole training steps under math attention; speed-up and FLOP 
 quartiles in brackets."""
 
 ALLOCATOR = """glibc gives large blocks back to the system when they are freed, and pays for their pages again at
-the next use. What a speed-up loses when freed memory is kept was the allocator's and not the model's. The last
-columns are what is left above the FLOP ratio, as memory comes and kept."""
+the next use. Kept, it does not: which masking that helps more is in the first columns, what it leaves of a speed-up
+above the FLOP ratio in the last. The two groups of a line ran one after the other, not in turns, so the first columns
+also hold what changed on the machine meanwhile."""
 
 SAVED = """Of the {} that a dual step saves over encoder-only masking, {}."""
 

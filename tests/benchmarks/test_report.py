@@ -170,6 +170,16 @@ def test_failures_are_rows_with_their_reason(made: tuple[list[Row], Path]) -> No
     assert "Some variants failed" in html
 
 
+def test_mfu_says_what_it_is_a_share_of(made: tuple[list[Row], Path], tmp_path: Path) -> None:
+    rows, folder = made
+    sheet = [{**row, "mfu": {**row["mfu"], "peak_source": "Made 100"}} if "mfu" in row else row for row in on_gpu(rows)]
+    write_report([write_rows(tmp_path / "sheet", sheet)], tmp_path)
+    captions = ["MFU, a share of a large matrix product", "MFU, a share of the device's peak"]
+    on_cpu, on_sheet = (page_of((each / "index.html").read_text()).prose for each in (folder, tmp_path))
+    assert [any(caption in text for text in on_cpu) for caption in captions] == [True, False]
+    assert [any(caption in text for text in on_sheet) for caption in captions] == [False, True]
+
+
 def test_only_settings_that_differ_are_listed(made: tuple[list[Row], Path]) -> None:
     peers = re.search(r"## Peers\n.*?\n## ", (made[1] / "report.md").read_text(), re.DOTALL)
     assert peers
