@@ -14,7 +14,7 @@ from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.train.peak import measure_matmul
 
 CPU_ASSUMPTIONS = Assumptions(
-    source="priors for ranks on a CPU (docs/BENCHMARKS.md, roofline)",
+    source="priors for ranks on a CPU (docs/BENCHMARKS.md, dual_masking)",
     usable_memory=Range(low=0.8, value=0.9, high=0.95),
     context_gib=Range(low=0.65, value=0.75, high=1.0),
     workspace_gib=Range(low=0.0, value=0.05, high=0.2),
