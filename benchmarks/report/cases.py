@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.case import MATMUL
 from benchmarks.report import plots
 from benchmarks.report.book import PAPER_CASE, Book, Place
-from benchmarks.report.cells import MISSING, Inline, Line, Name, Row, cell, derived, gain, line, spread
+from benchmarks.report.cells import MISSING, Inline, Line, Name, Row, cell, derived, gain, line, spread, with_range
 from benchmarks.report.dual import CASE
 from benchmarks.report.page import Block, Figure, Prose, Section, Table, table, without_empty_columns
 from benchmarks.report.parts import CASE as PARTS_CASE
@@ -57,15 +57,36 @@ def _section(case: str, place: Place, *, titled: bool) -> Section:
     groups = place.groups(case)
     blocks: list[Block] = [Prose((ABOUT[case],))] if case in ABOUT else []
     blocks.append(_table(groups))
-    predicted = {row.get("predicted.source"): row for rows in groups.values() for row in rows.values()}
-    for source in predicted:
-        if source:
-            blocks.append(
-                Prose(("Predictions: ", Name(source), ". Residuals are predicted over measured, minus one."), "note")
-            )
+    blocks += [Prose(text, "note") for text in _notes([row for rows in groups.values() for row in rows.values()])]
+    settings = _settings_table(groups)
+    blocks += [settings] if settings.rows else []
     blocks += _scaling(groups, place)
     where: Line = (" on ", Name(place.name)) if titled else ()
     return Section((_title(case), *where), tuple(blocks))
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[Line]:
+    """What predictions come from, each with its variants where there are several, and what MFU is over."""
+    predicted = _variants_by(rows, "predicted.source")
+    for source, variants in predicted.items():
+        of: Line = (" of ", *_listed(variants)) if len(predicted) > 1 else ()
+        yield ("Predictions", *of, ": ", Name(source), ". Residuals are predicted over measured, minus one.")
+    peaks = _variants_by(rows, "mfu.peak_source")
+    if peaks:
+        yield ("MFU is a share of the rate of: ", *_listed(peaks), ".")
+
+
+def _variants_by(rows: Sequence[Row], path: str) -> dict[str, dict[str, None]]:
+    """Variants by what their rows say at a path; those that say nothing are left out."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.get(path):
+            found.setdefault(str(row.get(path)), {})[str(row.get("variant"))] = None
+    return found
+
+
+def _listed(names: Iterable[str]) -> Line:
+    return tuple(part for name in names for part in ("; ", Name(name)))[1:]
 
 
 def _beside(row: Row, prediction: str, quantity: str, residual: str) -> Line:
@@ -79,7 +100,7 @@ COLUMNS: dict[str, Callable[[Row], Inline | Line]] = {
     "time": lambda row: spread(row, "time_s", "time"),
     "speed-up": lambda row: gain(row)[0],
     "FLOP ratio": lambda row: gain(row)[1],
-    "MFU": lambda row: spread(row, "mfu", "share"),
+    "MFU": lambda row: spread(row, "mfu", "share") if row.get("variant") != MATMUL else MISSING,
     "most memory": lambda row: cell(row, "memory.peak_bytes", "bytes"),
     "predicted time, residual": lambda row: _beside(row, "time_s", "time", "time"),
     "predicted memory, residual": lambda row: _beside(row, "peak_bytes", "bytes", "memory"),
@@ -90,26 +111,40 @@ COLUMNS: dict[str, Callable[[Row], Inline | Line]] = {
 
 def _table(groups: Mapping[str, Mapping[str, Row]]) -> Table:
     every = [row for rows in groups.values() for row in rows.values()]
-    names = list(dict.fromkeys(name for row in every for name in row.get("values") or {}))
+    every_name = dict.fromkeys(name for row in every for name in row.get("values") or {})
+    names = [name for name in every_name if _without_end(name) == name or _without_end(name) not in every_name]
     lines: list[list[Inline | Line]] = []
     for group, rows in groups.items():
         lines.append([Name(group)])
-        differing = _differing(list(rows.values()))
         for variant, row in rows.items():
             if row.get("error"):
                 lines.append([Name(variant), ("failed: ", Name(row.get("error")))])
                 continue
-            values = [cell(row, f"values.{name}", quantity_of(name)) for name in names]
             columns = [column(row) for column in COLUMNS.values()]
-            lines.append([Name(variant), *columns, *values, _settings(row, differing)])
-    head: list[Inline | Line] = ["variant", *COLUMNS, *((Name(name),) for name in names), "what differs"]
+            lines.append([Name(variant), *columns, *(_value(row, name) for name in names)])
+    head: list[Inline | Line] = ["variant", *COLUMNS, *((Name(name),) for name in names)]
     return without_empty_columns(table(head, lines), (MISSING,))
+
+
+ENDS = ("_low", "_high")
+"""Fields of `values` that say between what another one lies."""
+
+
+def _without_end(name: str) -> str:
+    return next((name.removesuffix(end) for end in ENDS if name.endswith(end)), name)
+
+
+def _value(row: Row, name: str) -> Line:
+    low, high = (f"values.{name}{end}" for end in ENDS)
+    quantity = quantity_of(name)
+    return with_range(cell(row, f"values.{name}", quantity), row, (low, high), quantity)
 
 
 ENDINGS = {
     "bytes": "bytes",
     "bytes_per_s": "byte rate",
     "_per_s": "number rate",
+    "_per_s_per_core": "number rate",
     "_s": "time",
     "share": "share",
     "efficiency": "share",
@@ -121,23 +156,56 @@ def quantity_of(name: str) -> str:
     return next((quantity for ending, quantity in ENDINGS.items() if name.endswith(ending)), "plain")
 
 
+def _settings_table(groups: Mapping[str, Mapping[str, Row]]) -> Table:
+    """What the variants of each group do not share, folded; without rows where they share everything."""
+    lines: list[list[Inline | Line]] = []
+    for group, rows in groups.items():
+        shown = [row for row in rows.values() if not row.get("error") and row.get("variant") != MATMUL]
+        paths = _differing(shown)
+        if paths:
+            lines.append([Name(group)])
+            lines += [[Name(str(row.get("variant"))), _settings(row, paths)] for row in shown]
+    return table(("variant", "settings"), lines, ("What differs between the variants of a group",), folded=True)
+
+
+def _leaves(config: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Dotted paths and values of settings, nested ones too."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}", value
+
+
 def _differing(rows: Sequence[Row]) -> list[str]:
-    """Settings that the variants of a group do not share; the product that stands for the peak has others anyway."""
-    of_case = [row for row in rows if not row.get("error") and row.get("variant") != MATMUL]
-    configs: list[Mapping[str, Any]] = [row.get("config") or {} for row in of_case]
-    keys = dict.fromkeys(key for config in configs for key in config if key not in SAME_FOR_THE_READER)
-    return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+    """Paths of settings that the rows do not share; a nested one that a plain one of its name repeats is left out."""
+    configs = [dict(_leaves(row.get("config") or {}, "config")) for row in rows]
+    paths = dict.fromkeys(path for config in configs for path in config)
+    names = {path: _names(path) for path in paths}
+    return [
+        path
+        for path in paths
+        if any(config.get(path) != configs[0].get(path) for config in configs)
+        and names[path][-1] not in SAME_FOR_THE_READER
+        and (path.count(".") == 1 or "config." + ".".join(names[path]) not in paths)
+    ]
 
 
-def _settings(row: Row, keys: Sequence[str]) -> Line:
+def _names(path: str) -> list[str]:
+    """`config.zero_optimization.offload_param.device` -> offload_param, device; `config.stage` -> stage."""
+    keys = path.split(".")[1:]
+    return keys[1:] or keys
+
+
+def _settings(row: Row, paths: Sequence[str]) -> Line:
     """`visible 160, mask dual`: numbers as cells."""
     parts: list[Inline] = []
-    for key in keys:
-        value = row.get(f"config.{key}")
+    for path in paths:
+        value = row.get(path)
         if value is None:
             continue
-        parts += [", "] if parts else []
-        parts += [Name(key), " ", *_setting(row, f"config.{key}", value)]
+        names = [part for name in _names(path) for part in (Name(name), " ")]
+        parts += [*([", "] if parts else []), *names, *_setting(row, path, value)]
     return tuple(parts) or (MISSING,)
 
 
@@ -145,6 +213,8 @@ def _setting(row: Row, path: str, value: Any) -> Line:
     if isinstance(value, bool):
         return ("yes" if value else "no",)
     if isinstance(value, list):
+        if not value:
+            return ("none",)
         return tuple(
             part for number, each in enumerate(value) for part in (" ", *_setting(row, f"{path}.{number}", each))
         )[1:]
@@ -154,20 +224,26 @@ def _setting(row: Row, path: str, value: Any) -> Line:
 def _scaling(groups: Mapping[str, Mapping[str, Row]], place: Place) -> Iterator[Block]:
     """Weak and strong scaling over ranks, efficiency over the fewest ranks measured."""
     for kind, formula in SCALINGS.items():
-        series: dict[str, list[Row]] = {}
+        found: dict[tuple[str, str], list[Row]] = {}
         for group, rows in groups.items():
             if group.split()[0] == kind:
                 for variant, row in rows.items():
                     if not row.get("error") and row.get("time_s"):
-                        name = f"{RANKS.sub('', group)} {RANKS.sub('', variant)}".strip()
-                        series.setdefault(name, []).append(row)
+                        found.setdefault((_without_ranks(group), _without_ranks(variant)), []).append(row)
+        several = len({group for group, _ in found}) > 1
         series = {
-            name: sorted(rows, key=lambda row: row.get("ranks"))
-            for name, rows in series.items()
+            f"{group.removeprefix(kind)} {variant}".strip() if several else variant: sorted(
+                rows, key=lambda row: row.get("ranks")
+            )
+            for (group, variant), rows in found.items()
             if len(_ranks(rows)) > 1
         }
         if series:
             yield _scaling_figure(kind, formula, series, place)
+
+
+def _without_ranks(name: str) -> str:
+    return RANKS.sub("", name).strip()
 
 
 def _ranks(rows: Sequence[Row]) -> set[int]:

@@ -190,9 +190,15 @@ def _zero(rng: np.random.Generator) -> list[Row]:
             (f"strong small of 4 clips {ranks} ranks", 1.1 / ranks),
         ):
             for stage in (0, 3):
+                nested = {
+                    "stage": stage,
+                    "bucket_size": 5 * 10**7 - stage,
+                    "offload_param": {"device": f"made {stage}"},
+                }
+                config = {"stage": stage, "offload": ["param"] * (stage == 3), "zero_optimization": nested}
                 samples = _samples(rng, seconds * (1 + 0.1 * stage))
                 rows.append(timed_row(
-                    "zero", group, f"stage {stage}", samples, ranks=ranks, config={"stage": stage, "offload": stage == 3},
+                    "zero", group, f"stage {stage}", samples, ranks=ranks, config=config,
                     memory={"peak_bytes": 10**9, "source": "VmHWM"}, values={"comm_bytes": 96_117_504 * ranks}, kind="measured",
                     predicted={"time_s": seconds, "peak_bytes": 1.1e9, "comm_bytes": 9.6e7, "source": "the planner"},
                     residual={"time": seconds / spread(samples).median - 1, "memory": 0.1, "comm": -0.0012},
@@ -209,6 +215,12 @@ def _others(rng: np.random.Generator) -> list[Row]:
     rows.append(timed_row("data", "decode", "240p, GOP 16", _samples(rng, 0.04), kind="measured",
                           config={"height": 240, "views": [1, 4]}, values={"clips_per_s": 25.3}))  # fmt: skip
     rows.append(
-        made_row("unheard_of", "some group", "variant|with <odd> *signs*", values={"made_count": 3}, kind="counted")
+        made_row(
+            "unheard_of",
+            "some group",
+            "variant|with <odd> *signs*",
+            values={"made_per_s": 3, "made_per_s_low": 2, "made_per_s_high": 40},
+            kind="counted",
+        )
     )
     return rows

@@ -187,6 +187,19 @@ def test_only_settings_that_differ_are_listed(made: tuple[list[Row], Path]) -> N
     assert "size " not in peers[0]
 
 
+def test_nested_settings_are_shown_by_what_differs_in_them(made: tuple[list[Row], Path]) -> None:
+    zero = re.search(r"## ZeRO\n.*?\n## ", (made[1] / "report.md").read_text(), re.DOTALL)
+    assert zero
+    assert "| stage 0, offload none, bucket\\_size 50000000, offload\\_param device made 0 |" in zero[0]
+    assert "| stage 3, offload param, bucket\\_size 49999997, offload\\_param device made 3 |" in zero[0]
+
+
+def test_values_with_ends_are_one_column(made: tuple[list[Row], Path]) -> None:
+    text = (made[1] / "report.md").read_text()
+    assert "| variant | made\\_per\\_s |" in text
+    assert "| 3.00\N{NO-BREAK SPACE}/sᶜ (2.00ᶜ\N{EN DASH}40.0ᶜ) |" in text
+
+
 def test_rows_of_a_group_measured_again_replace_it(tmp_path: Path) -> None:
     old = timed_row("peers", "small bf16", "theirs", [1.0, 1.1, 1.2], fingerprint="before")
     died = made_row("peers", "small bf16", "(whole group)", error="the process was ended by SIGKILL", fingerprint="now")
