@@ -24,7 +24,7 @@ from benchmarks.case import Bench, Group, Options
 from benchmarks.cases import CASES
 from benchmarks.devices import describe, settle_malloc
 from benchmarks.harness import FAILURES, is_device_broken, reason_of
-from benchmarks.record import WHOLE_GROUP, Row, append_rows, fingerprint, newest, provenance, read_rows
+from benchmarks.record import WHOLE_GROUP, Row, append_rows, current, fingerprint, provenance, read_rows
 from vmae2_ds.config import StrictModel
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.engine import start_ranks, stop_ranks
@@ -91,7 +91,7 @@ def _is_done(job: Job, group: str, mark: str) -> bool:
         row for row in read_rows(job.out) if (row["case"], row["group"], row["fingerprint"]) == (job.case, group, mark)
     ]
     mine = [row for row in rows if row["unix_time"] >= job.since]
-    return bool(mine or (rows and not job.fresh and not any(row["error"] for row in newest(rows).values())))
+    return bool(mine or (rows and not job.fresh and not any(row["error"] for row in current(rows))))
 
 
 def _measure(job: Job, group: Group, bench: Bench, mark: str) -> None:

@@ -200,12 +200,14 @@ def _named(row: Row) -> Line:
     return (SIZES.get(size) or Name(str(size)), " ", Name(str(row.get("config.precision"))))
 
 
-def fastest(place: Place, *settings: str) -> Mapping[str, Row]:
-    """The groups with the shortest dual step per clip for each value of `settings`, and their dual rows; memory as it comes."""
+def fastest(place: Place, *settings: str, kept: bool = False) -> Mapping[str, Row]:
+    """The groups with the shortest dual step per clip for each value of `settings`, and their dual rows; `kept`: also where
+    malloc keeps freed memory, which takes the allocator out of a figure.
+    """
     best: dict[tuple[str, ...], tuple[str, Row]] = {}
     for group, _, dual in pairs_of(place):
         key = tuple(str(dual.get(f"config.{setting}")) for setting in settings)
-        if not is_kept(dual) and (key not in best or _per_clip(dual) < _per_clip(best[key][1])):
+        if (kept or not is_kept(dual)) and (key not in best or _per_clip(dual) < _per_clip(best[key][1])):
             best[key] = (group, dual)
     return dict(best.values())
 

@@ -27,7 +27,7 @@ def headline(book: Book) -> Section:
 
 def _measured_facts(book: Book) -> Iterator[tuple[Line, Line, Line]]:
     for place in book.places:
-        for dual in fastest(place, "size").values():
+        for dual in fastest(place, "size", kept=True).values():
             size = str(dual.get("config.size"))
             speedup = cell(dual, "speedup.median", "ratio")
             if speedup != MISSING:

@@ -191,7 +191,7 @@ def measure(variant: dict[str, Any], world_size: int, rank: int) -> dict[str, An
 
 def main() -> None:
     """One rank: measure every variant of argv[1] (name -> variant); rank 0 writes all ranks' results to argv[2]."""
-    from vmae2_ds.train.engine import start_ranks
+    from vmae2_ds.train.engine import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
     world = start_ranks()
@@ -203,6 +203,7 @@ def main() -> None:
         print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)
     if world.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))
+    stop_ranks(world)  # a rank that just ends may find gloo's threads still running, and abort
 
 
 if __name__ == "__main__":

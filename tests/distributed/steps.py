@@ -118,7 +118,7 @@ def engine_losses(config: RunConfig, world_size: int, rank: int) -> list[float]:
 
 def main() -> None:
     """One rank: run every variant of argv[1] (name -> changes of make_config); rank 0 writes the losses to argv[2]."""
-    from vmae2_ds.train.engine import start_ranks
+    from vmae2_ds.train.engine import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
     world = start_ranks()
@@ -129,6 +129,7 @@ def main() -> None:
     if world.rank == 0:
         with open(sys.argv[2], "w") as file:
             json.dump(results, file)
+    stop_ranks(world)
 
 
 if __name__ == "__main__":
