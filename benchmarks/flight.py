@@ -21,8 +21,11 @@ class Flight(StrictModel):
     """One group, from its start until its rows are written."""
 
     case: str
+    """Its case."""
     group: str
+    """Its name."""
     fingerprint: str
+    """What it is measured with."""
     variant: str | None = None
     """What is being measured, where the group says so."""
     tried: str | None = None

@@ -36,7 +36,9 @@ class Job(StrictModel):
     """What a worker is asked for."""
 
     case: str
+    """Its name."""
     options: Options
+    """As resolved."""
     out: Path
     """Folder of the rows."""
     command: str
