@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.installed
 WORKERS ?= 2
+# A file's tests stay in one worker. A worker that dies ends the run: pytest-xdist 3.8 would wait for ever after it.
+SPREAD := -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
 # The launcher starts `python`, `ninja` and itself by name; DeepSpeed's small C++ builds are kept beside the environment.
 export PATH := $(BIN):$(PATH)
@@ -42,13 +44,13 @@ quickstart_data/train.csv: | venv
 	$(BIN)/vmae2 data synth quickstart_data
 
 test: venv ## every test that needs no GPU (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu" $(SPREAD)
 
 check: venv ## what a change has to pass before it is pushed: ruff, mypy, the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(SPREAD)
 
 gpu: venv ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -41,6 +41,7 @@ EXTRAS = {
         "mypy>=1.11",
         "pre-commit>=3.5",
         "pytest>=8",
+        "pytest-timeout>=2.3",
         "pytest-xdist>=3.5",
         "ruff>=0.6",
         "setuptools>=64",  # the packaging test builds a wheel without fetching anything
