@@ -7,7 +7,7 @@ import numpy as np
 from vmae2_ds.data.seeding import Purpose, generator
 
 _ROUNDS = 10
-"""Of the Feistel network: with 6, a dozen rows had orders that were measurably likelier than others; with 10, none."""
+"""Of the Feistel network: with 6, some orders of a dozen rows were measurably likelier than others; with 10, only of five."""
 _MASK64 = 2**64 - 1
 
 
