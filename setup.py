@@ -20,6 +20,9 @@ REQUIRES = [
     "timm>=1.0.9,<2",
     "numpy>=1.26",
     "av>=12",
+    "fsspec>=2023.1",  # tar shards behind URLs; torch needs it as well
+    "webdataset>=0.2.86,<2",
+    'tomli>=2; python_version < "3.11"',
     'decord>=0.6,<0.7; platform_machine == "x86_64" or platform_machine == "AMD64"',  # no wheels elsewhere: reader=pyav
     "pydantic>=2.7,<3",  # 2.7: use_attribute_docstrings
     "tyro>=0.9,<2",
@@ -34,6 +37,7 @@ REQUIRES = [
 
 EXTRAS = {
     "flash": ["flash-attn>=2.6,<3"],
+    "torchcodec": ["torchcodec>=0.5"],  # and FFmpeg's shared libraries
     "hf": ["transformers>=4.48"],
     "bench": ["transformers>=4.48"],
     "dev": [
@@ -61,7 +65,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[*find_packages(include=["vmae2_ds", "vmae2_ds.*"]), "vmae2_ds.ds_configs"],
     package_dir={"vmae2_ds.ds_configs": "ds_configs"},
-    package_data={"vmae2_ds": ["**/*.html"], "vmae2_ds.ds_configs": ["*.json", "*.md"]},
+    package_data={"vmae2_ds": ["**/*.html", "**/*.toml"], "vmae2_ds.ds_configs": ["*.json", "*.md"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["vmae2 = vmae2_ds.cli:main"]},

@@ -58,6 +58,8 @@ class Options(StrictModel):
     """World sizes that zero and checkpoint are launched with; under `deepspeed` the launcher's own world counts."""
     interconnect: str = ""
     """What links the GPUs and hosts, for the rows: nothing here can ask for it ("NVLink 4, 8 x 400 Gb/s InfiniBand")."""
+    videos: Path | None = None
+    """Manifest of real videos for the case `pipeline`; without it, videos are drawn."""
     quick: bool = False
     """ViT-S in bf16 with 3 rounds: to see that everything runs; not for figures."""
 
@@ -69,8 +71,11 @@ class Options(StrictModel):
         """
         if not self.quick:
             return self
+        asked = {name: getattr(self, name) for name in QUICK}
         if both := [
-            f"--{name}" for name in QUICK if name in self.model_fields_set and getattr(self, name) != QUICK[name]
+            f"--{name}"
+            for name, value in asked.items()
+            if value not in (QUICK[name], type(self).model_fields[name].default)
         ]:
             raise ConfigError(f"--quick decides {', '.join(both)} itself: leave one of the two out")
         return self.model_copy(update=QUICK)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
+
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[1] / "../shared/golden"
 """The whole set, beside the repository on the machines of this project; too large to commit."""
@@ -28,6 +30,11 @@ def shared_or_skip(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs ../shared/golden/{name}")
     return path
+
+
+def clip_of(x_BCTHW: Tensor) -> Tensor:
+    """Unit pixels (B, T, H, W, C) from a golden clip, which is normalised."""
+    return x_BCTHW.permute(0, 2, 3, 4, 1) * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
 
 
 def fill(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -22,7 +22,8 @@ LAYERS = (
     {"errors"},
     {"contracts", "dist"},
     {"config"},
-    {"model", "masking", "recipes", "cost", "draw"},
+    {"finetune_config"},
+    {"model", "masking", "recipes", "finetune_recipes", "cost", "draw"},
     {"data", "objectives"},
     {"train"},
     {"weights"},
@@ -34,19 +35,29 @@ LAYERS = (
 
 DOORS = {
     "deepspeed": {"train.engine", "train.checkpoint", "tune.tuner"},
-    "decord": {"data.decode"},
-    "av": {"data.decode", "data.synthetic"},
+    "decord": {"data.reader_decord"},
+    "torchcodec": {"data.reader_torchcodec"},
+    "av": {"data.encode", "data.probe", "data.reader_common", "data.reader_pyav", "data.synthetic"},
     "flash_attn": {"model.attention"},
-    "timm": {"model.block"},
+    "timm": {"model.block", "data.augment"},
     "matplotlib": {"draw"},
     "transformers": set(),
 }
 """Package -> the modules that may import it."""
 
-LAZY = {"deepspeed", "decord", "av", "flash_attn", "matplotlib"}
+LAZY = {"deepspeed", "decord", "torchcodec", "av", "flash_attn", "matplotlib"}
 """Doors that stay shut until a function needs them: the rest works where these packages do not."""
 
-WITHOUT_TORCH = ("errors", "contracts", "config", "recipes", "masking", "cost", *(f"cost.{p.stem}" for p in COST))
+WITHOUT_TORCH = (
+    "errors",
+    "contracts",
+    "config",
+    "finetune_config",
+    "recipes",
+    "masking",
+    "cost",
+    *(f"cost.{p.stem}" for p in COST),
+)
 """Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""
 
 MAX_LINES = 400

@@ -1,4 +1,4 @@
-"""What a wheel holds: every module, the ZeRO policies as `vmae2_ds/ds_configs`, the page templates, and the command."""
+"""What a wheel holds: every module, the ZeRO policies as `vmae2_ds/ds_configs`, page templates, mixtures, and the command."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def tracked_files(folder: str, *suffixes: str) -> set[str]:
     return {name for name in listed.splitlines() if name.endswith(suffixes)}
 
 
-def test_every_module_and_template_is_in_the_wheel(wheel_names: set[str]) -> None:
-    assert tracked_files("vmae2_ds", ".py", ".html") <= wheel_names
+def test_every_module_template_and_mixture_is_in_the_wheel(wheel_names: set[str]) -> None:
+    assert tracked_files("vmae2_ds", ".py", ".html", ".toml") <= wheel_names
 
 
 def test_zero_policies_are_in_the_wheel(wheel_names: set[str]) -> None:

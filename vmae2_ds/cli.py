@@ -25,7 +25,7 @@ from vmae2_ds import __version__
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError, Preempted, Vmae2Error
 
 if TYPE_CHECKING:
-    from vmae2_ds.config import RunConfig
+    from vmae2_ds.config import PretrainConfig
 
 Verb = Callable[[list[str]], None]
 Asked = TypeVar("Asked")
@@ -37,6 +37,32 @@ def pretrain(args: list[str]) -> None:
     from vmae2_ds.train.pretrain import pretrain as run
 
     run(config)
+
+
+def finetune(args: list[str]) -> None:
+    """Train a classifier: post-pre-training, fine-tuning, linear probing: vmae2 finetune RECIPE --train.init RUN_OR_FILE ..."""
+    config = _recipe("vmae2 finetune", args, "finetune")
+    from vmae2_ds.train.finetune import finetune as run
+
+    run(config)
+
+
+def evaluate(args: list[str]) -> None:
+    """Test a classifier with several views of each video: vmae2 evaluate RUN_OR_FILE --manifest FILE."""
+    from vmae2_ds.train.evaluate import describe
+    from vmae2_ds.train.evaluate import evaluate as run
+
+    result = _call(run, "vmae2 evaluate", args)
+    if os.environ.get("RANK", "0") == "0":
+        print(describe(result))
+
+
+def probe(args: list[str]) -> None:
+    """Ridge or k-NN on frozen features, beside a random encoder and pixels: vmae2 probe RUN --manifest FILE."""
+    from vmae2_ds.downstream.probe import describe
+    from vmae2_ds.downstream.probe import probe as run
+
+    print(describe(_call(run, "vmae2 probe", args)))
 
 
 def visualize(args: list[str]) -> None:
@@ -56,18 +82,60 @@ def data_synth(args: list[str]) -> None:
     print(f"wrote {written.train}, {written.val} and the names of the classes, {written.labels}")
 
 
-def import_weights(args: list[str]) -> None:
-    """Turn a published pre-training checkpoint into a safetensors file for --train.init, every key accounted for."""
-    from vmae2_ds.weights import import_published
+def data_index(args: list[str]) -> None:
+    """Turn a long list of videos into a folder that every rank opens at once, whatever its length."""
+    from vmae2_ds.data.index import index_manifest
 
-    print(_call(import_published, "vmae2 import", args))
+    print(_call(index_manifest, "vmae2 data index", args))
+
+
+def data_check(args: list[str]) -> None:
+    """Read every file of a manifest under a time limit; write a clean list, a bad list with reasons, and a page of it."""
+    from vmae2_ds.data.check import check_manifest
+
+    print(_call(check_manifest, "vmae2 data check", args))
+
+
+def data_pack(args: list[str]) -> None:
+    """Copy the videos of a manifest into tar shards (webdataset) with checksums, and write the manifest that finds them."""
+    from vmae2_ds.data.pack import pack_manifest
+
+    print(_call(pack_manifest, "vmae2 data pack", args))
+
+
+def data_prepare(args: list[str]) -> None:
+    """Re-encode videos to a short side and a short GOP, in parallel, and tell how much faster clips are read."""
+    from vmae2_ds.data.prepare import prepare_manifest
+
+    print(_call(prepare_manifest, "vmae2 data prepare", args))
+
+
+def data_index_shards(args: list[str]) -> None:
+    """List the videos of tar shards that something else wrote, so that they can be read in any order."""
+    from vmae2_ds.data.shards import index_shards
+
+    print(_call(index_shards, "vmae2 data index-shards", args))
+
+
+def data_merge_kinetics(args: list[str]) -> None:
+    """Build K710 out of the lists of Kinetics-400, 600 and 700: train and val lists, class names, head maps, counts."""
+    from vmae2_ds.data.kinetics import merge_kinetics
+
+    print(_call(merge_kinetics, "vmae2 data merge-kinetics", args))
+
+
+def import_weights(args: list[str]) -> None:
+    """Turn a checkpoint of VideoMAE, transformers or mmaction2 into a safetensors file, every key accounted for."""
+    from vmae2_ds.weights import import_weights as run
+
+    print(_call(run, "vmae2 import", args))
 
 
 def export_weights(args: list[str]) -> None:
-    """Write a run's weights with the published key names, as .safetensors or .pth."""
-    from vmae2_ds.weights import export_published
+    """Write weights for others: the published key names, a transformers folder, or mmaction2's and OpenTAD's."""
+    from vmae2_ds.weights import export_weights as run
 
-    print(_call(export_published, "vmae2 export", args))
+    print(_call(run, "vmae2 export", args))
 
 
 def flops(args: list[str]) -> None:
@@ -108,8 +176,17 @@ def tune(args: list[str]) -> None:
 
 VERBS: dict[str, Verb] = {
     "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "probe": probe,
     "visualize": visualize,
     "data synth": data_synth,
+    "data index": data_index,
+    "data check": data_check,
+    "data pack": data_pack,
+    "data index-shards": data_index_shards,
+    "data prepare": data_prepare,
+    "data merge-kinetics": data_merge_kinetics,
     "import": import_weights,
     "export": export_weights,
     "flops": flops,
@@ -169,7 +246,7 @@ def _find_verb(args: list[str]) -> tuple[Verb, list[str]]:
 
 
 def _help() -> str:
-    lines = [f"  {name:<11} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    lines = [f"  {name:<19} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "usage: vmae2 VERB ...    (vmae2 VERB --help for its options)",
@@ -182,15 +259,17 @@ def _help() -> str:
     )
 
 
-def _recipe(prog: str, args: list[str]) -> RunConfig:
-    """The recipe named first in `args`, with the options that follow it."""
+def _recipe(prog: str, args: list[str], stage: str = "pretrain") -> Any:
+    """The recipe of a stage named first in `args`, with the options that follow it."""
+    from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
     from vmae2_ds.recipes import RECIPES, describe_recipe
 
-    table = {name: (describe_recipe(name), build()) for name, build in RECIPES.items()}
+    recipes = FINETUNE_RECIPES if stage == "finetune" else RECIPES
+    table = {name: (describe_recipe(build), build()) for name, build in recipes.items()}
     return _parse(tyro.extras.overridable_config_cli, table, prog=prog, args=args)
 
 
-def _ask(arguments: type[Asked], prog: str, args: list[str]) -> tuple[Asked, RunConfig, list[str]]:
+def _ask(arguments: type[Asked], prog: str, args: list[str]) -> tuple[Asked, PretrainConfig, list[str]]:
     """Split `args` into the verb's own options, the recipe, and the recipe's options, which are also given as typed."""
     parser = functools.partial(tyro.cli, return_unknown_args=True)
     asked, rest = _parse(parser, arguments, prog=f"{prog} RECIPE", args=args)

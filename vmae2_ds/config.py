@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from typing_extensions import Self
 
 from vmae2_ds.contracts import ClipGeometry
 
+ReaderName = Annotated[
+    str,
+    StringConstraints(pattern=r"^(pyav|decord|torchcodec|[\w.]+:\w+)$"),
+]
+"""A video reader: one of ours, or `module:function` of the user's own."""
 AttentionName = Literal["auto", "flash", "sdpa", "math"]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
 
@@ -59,25 +65,41 @@ SIZES: dict[str, tuple[TowerConfig, TowerConfig, int]] = {
 """Model sizes by name: encoder, decoder, patch edge in pixels."""
 
 
-class ModelConfig(StrictModel):
-    """The masked autoencoder."""
+class EncoderConfig(StrictModel):
+    """What pre-training and everything after it have in common."""
 
     encoder: TowerConfig
-    """Encoder blocks, on visible cubes only."""
-    decoder: TowerConfig
-    """Decoder blocks, on encoder output plus mask tokens."""
+    """Encoder blocks."""
     patch: int = Field(16, gt=0)
     """Cube edge in pixels."""
     tubelet: int = Field(2, gt=0)
     """Cube length in frames."""
+    positions_from: tuple[int, int] | None = None
+    """Frames and size of another clip, as in "16 224", whose position table is interpolated to this one's grid; default: this
+    clip's own table (published)."""
     attention: AttentionName = "auto"
     """Attention kernel. A name never falls back; auto measures once for this device, dtype and shape, and logs it."""
-    checkpointing: CheckpointingName = "none"
-    """Activation checkpointing: recompute no block, the decoder's, one in every_k, all, or all through DeepSpeed's own."""
     checkpoint_every: int = Field(2, gt=0)
     """With checkpointing=every_k: one block in this many is recomputed."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth rate at the last encoder block, rising linearly from 0 (published pre-training: 0)."""
+
+    @property
+    def positions_geometry(self) -> ClipGeometry | None:
+        """The clip of `positions_from` as cubes; raises ConfigError where it does not divide."""
+        if self.positions_from is None:
+            return None
+        frames, size = self.positions_from
+        return ClipGeometry(frames, size, size, self.tubelet, self.patch)
+
+
+class ModelConfig(EncoderConfig):
+    """The masked autoencoder: its encoder sees visible cubes only."""
+
+    decoder: TowerConfig
+    """Decoder blocks, on encoder output plus mask tokens."""
+    checkpointing: CheckpointingName = "none"
+    """Activation checkpointing: recompute no block, the decoder's, one in every_k, all, or all through DeepSpeed's own."""
 
     @property
     def recomputed_blocks(self) -> tuple[range, range]:
@@ -93,6 +115,32 @@ class ModelConfig(StrictModel):
         """The published shape called `size` (a key of SIZES), with fields changed."""
         encoder, decoder, patch = SIZES[size]
         return cls.model_validate({"encoder": encoder, "decoder": decoder, "patch": patch, **changes})
+
+
+class ClassifierConfig(EncoderConfig):
+    """The encoder with a head: it sees all cubes."""
+
+    num_classes: int = Field(400, ge=2)
+    """Classes C; labels are 0 .. C-1."""
+    checkpointing: Literal["none", "every_k", "all", "deepspeed"] = "none"
+    """Activation checkpointing: recompute no block, one in every_k, all, or all through DeepSpeed's own."""
+    head_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in front of the head."""
+    head_init_scale: float = Field(1e-3, gt=0)
+    """The head's first weights are drawn and multiplied by this."""
+
+    @property
+    def recomputed_blocks(self) -> range:
+        """Numbers of the blocks that `checkpointing` computes again."""
+        if self.checkpointing == "none":
+            return range(0)
+        return range(0, self.encoder.depth, self.checkpoint_every if self.checkpointing == "every_k" else 1)
+
+    @classmethod
+    def of_size(cls, size: str, **changes: object) -> ClassifierConfig:
+        """The published encoder called `size` (a key of SIZES), with fields changed."""
+        encoder, _, patch = SIZES[size]
+        return cls.model_validate({"encoder": encoder, "patch": patch, **changes})
 
 
 class MaskConfig(StrictModel):
@@ -122,24 +170,29 @@ class DataConfig(StrictModel):
 
     manifest: Path | None = None
     """CSV with a header (path and optional label, source, start, frames), or a published space-separated list."""
+    mixture: str | None = None
+    """Instead of a manifest: a TOML or JSON file of sources with their shares, or unlabeled_hybrid, labeled_hybrid."""
+    leave_out: tuple[str, ...] = ()
+    """Sources of the mixture that this run does not have; the others take their share."""
     root: Path | None = None
-    """Folder that relative paths start from; default: the manifest's folder."""
-    reader: Literal["decord", "pyav"] = "decord"
-    """Video reader."""
+    """Folder that relative paths start from; default: the manifest's, or the mixture file's, folder."""
+    reader: Literal["auto"] | ReaderName = "pyav"
+    """Video reader: pyav, decord, torchcodec, module:function of your own, or auto (measured on these videos at the start)."""
+    read_timeout_s: float = Field(30, ge=0)
+    """A read that takes longer is given up and its reader killed; 0: read without this guard, inside the loader's process."""
     num_frames: int = Field(16, gt=0)
     """Frames in a clip."""
     size: int = Field(224, gt=0)
     """Clip height and width in pixels."""
-    sampling: Literal["stride", "spread"] = "stride"
-    """stride: frames a fixed step apart (published); spread: frames evenly over 60 to 100 % of the video, for short clips."""
+    sampling: Literal["stride", "dense", "segments", "spread"] = "stride"
+    """stride: frames a fixed step apart (published pre-training); dense: evenly over num_frames x stride frames (published
+    fine-tuning); segments: one of each of num_frames equal parts (SSv2); spread: evenly over 60 to 100 % of the video."""
     stride: int = Field(4, gt=0)
-    """Step between frames, for sampling=stride."""
+    """Step between frames, for sampling=stride and dense."""
     source_strides: dict[str, int] = {}
     """Step by manifest source, where it differs (published: 2 for SSv2)."""
     min_frames: int = Field(2, gt=0)
     """A video with fewer frames is skipped, counted and named as too short."""
-    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    """Multi-scale crop: edges as shares of the short side."""
     views: int = Field(4, gt=0)
     """Clips cut from one decoded video, each with its own crop and masks (repeated sampling, published num_sample)."""
     workers: int = Field(8, ge=0)
@@ -148,6 +201,25 @@ class DataConfig(StrictModel):
     """Micro batches each worker reads ahead."""
     max_bad_share: float = Field(0.1, ge=0, le=1)
     """The run stops when more than this share of the videos tried could not be read."""
+
+    @model_validator(mode="after")
+    def _one_list(self) -> DataConfig:
+        if self.manifest is not None and self.mixture is not None:
+            raise ValueError(f"manifest={self.manifest} and mixture={self.mixture} both name the videos; keep one")
+        if self.leave_out and self.mixture is None:
+            raise ValueError("leave_out names sources of a mixture; give data.mixture")
+        return self
+
+
+class PretrainDataConfig(DataConfig):
+    """Videos, how clips are drawn from them, and how they are fed."""
+
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Multi-scale crop: edges as shares of the short side."""
+    flip: float = Field(0.0, ge=0, le=1)
+    """Share of clips mirrored left to right (published: none; wrong wherever a label or a motion has a side, as in SSv2)."""
+    crop_on: Literal["workers", "device"] = "workers"
+    """Where clips are cut, resized and mirrored: by the loader's processes, or on the device, which then gets whole frames."""
 
 
 class OptimConfig(StrictModel):
@@ -217,16 +289,12 @@ class TrainConfig(StrictModel):
 
 
 class RunConfig(StrictModel):
-    """Everything that decides a run."""
+    """What every training run has; each stage adds its own sections."""
 
     recipe: tyro.conf.Suppress[str] = "custom"
     """Name of the recipe this run started from."""
-    model: ModelConfig
+    model: EncoderConfig
     """Shape and attention."""
-    mask: MaskConfig = MaskConfig()
-    """Encoder and decoder masks."""
-    objective: ObjectiveConfig = ObjectiveConfig()
-    """Reconstruction target."""
     data: DataConfig = DataConfig()
     """Videos and clips."""
     optim: OptimConfig = OptimConfig()
@@ -239,8 +307,23 @@ class RunConfig(StrictModel):
         """The clip as cubes; raises ConfigError where it does not divide."""
         return ClipGeometry(self.data.num_frames, self.data.size, self.data.size, self.model.tubelet, self.model.patch)
 
-    def changed(self, **sections: Mapping[str, object]) -> RunConfig:
+    def changed(self, **sections: Mapping[str, object]) -> Self:
         """A copy in which fields of some sections differ, `changed(train={"micro_batch": 4})`; values are not checked again."""
         return self.model_copy(
             update={name: getattr(self, name).model_copy(update=fields) for name, fields in sections.items()}
         )
+
+
+class PretrainConfig(RunConfig):
+    """Everything that decides a pre-training run."""
+
+    stage: tyro.conf.Suppress[Literal["pretrain"]] = "pretrain"
+    """Which kind of run this is."""
+    model: ModelConfig
+    """Shape and attention."""
+    mask: MaskConfig = MaskConfig()
+    """Encoder and decoder masks."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Reconstruction target."""
+    data: PretrainDataConfig = PretrainDataConfig()
+    """Videos and clips."""

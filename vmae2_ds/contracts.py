@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmae2_ds.errors import ConfigError
 
@@ -91,13 +91,31 @@ class PretrainBatch(NamedTuple):
         return PretrainBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class LabelledBatch(NamedTuple):
+    """One micro batch of labelled clips, each mixed with its counterpart: the batch read backwards."""
+
+    clip_BTHWC: Tensor
+    """uint8 pixels, or float pixels in [0, 1]; boxes of cutmix are pasted already."""
+    label_B: Tensor
+    """int64 class of each clip."""
+    keep_pixels: Tensor
+    """float32 scalar: part of a clip's own pixels (mixup), 1 where there is none."""
+    keep_label: Tensor
+    """float32 scalar: part of a clip's own label."""
+
+    def to(self, device: torch.device | str) -> LabelledBatch:
+        """Copy to `device` without waiting."""
+        return LabelledBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class LossOutput(NamedTuple):
-    """What an objective returns. `loss` is float32, averaged over the supervised cubes of the micro batch."""
+    """What an objective returns. `loss` is float32, averaged over what is supervised in the micro batch."""
 
     loss: Tensor
     num_supervised: Tensor
+    """Cubes, or labelled clips."""
     flat_loss: Tensor
-    """The loss that predicting each cube's own mean colours would give: zeros, where the target is normalised."""
+    """The loss of knowing nothing: each cube's own mean colours (zeros, where the target is normalised), or equal chances."""
 
 
 class ReadFailure(NamedTuple):
@@ -107,10 +125,17 @@ class ReadFailure(NamedTuple):
     reason: str
 
 
+class Movable(Protocol):
+    """A micro batch that is a tuple of tensors, as its objective takes it, once it is on a device."""
+
+    def to(self, device: torch.device | str) -> tuple[Tensor, ...]:
+        """Copy to `device` without waiting."""
+
+
 class LoadedBatch(NamedTuple):
     """What the loader yields: the batch and what happened while it was read."""
 
-    batch: PretrainBatch
+    batch: Movable
     failures: list[ReadFailure]
     """Videos replaced in this batch."""
     sources: dict[str, int]

@@ -107,24 +107,41 @@ def _first_slurm_host(env: MutableMapping[str, str]) -> str:
 
 
 class Agreement:
-    """Small sums over all ranks, so that no rank acts alone."""
+    """Small sums and maxima over all ranks, so that no rank acts alone."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over ranks, in float64. Waits for the device, as the optimizer's overflow check does."""
+        return self._reduce(values, "SUM")
+
+    def max(self, *values: float) -> list[float]:
+        """The largest of each value over ranks, in float64. Waits like `sum`."""
+        return self._reduce(values, "MAX")
+
+    def _reduce(self, values: tuple[float, ...], operation: str) -> list[float]:
         if self._world.size == 1:
             return list(values)
         import torch.distributed
 
-        totals = torch.tensor(values, dtype=torch.float64, device=default_device())
-        torch.distributed.all_reduce(totals)
-        return totals.tolist()
+        results = torch.tensor(values, dtype=torch.float64, device=default_device())
+        torch.distributed.all_reduce(results, getattr(torch.distributed.ReduceOp, operation))
+        return results.tolist()
 
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
         return self.sum(float(flag))[0] > 0
+
+    def gather(self, value: T) -> list[T] | None:
+        """On rank 0 the (picklable) values of all ranks in their order; None elsewhere."""
+        if self._world.size == 1:
+            return [value]
+        import torch.distributed
+
+        box: list[Any] | None = [None] * self._world.size if self._world.rank == 0 else None
+        torch.distributed.gather_object(value, box, dst=0)
+        return box
 
     def from_first(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 and return its (picklable) result on every rank; an error is raised on every rank."""

@@ -231,9 +231,64 @@ def curve_svg(rows: Sequence[Mapping[str, Any]], curve: Curve) -> str:
         return svg_of(figure, curve.title)
 
 
+def histogram_svg(values: Sequence[float], title: str, unit: str) -> str:
+    """How often values fall where, as an inline SVG element; few distinct ones get a bar each."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure = Figure(figsize=(5.2, 2.2), layout="constrained")
+        axes = figure.add_subplot()
+        levels, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
+        if len(levels) <= 12:
+            axes.bar(range(len(levels)), counts, color=BLUE, width=0.7)
+            axes.set_xticks(range(len(levels)), [f"{level:.4g}" for level in levels])
+        else:
+            axes.hist(values, bins=30, color=BLUE)
+        axes.set_xlabel(unit, fontsize=8)
+        axes.set_ylabel("files", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="y", alpha=0.25, lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        return svg_of(figure, title)
+
+
 def has_values(rows: Sequence[Mapping[str, Any]], curve: Curve) -> bool:
     """True where at least one row holds a number for the curve."""
     return any(row.get(curve.key) is not None for row in rows)
+
+
+MOST_NAMED = 40
+"""Classes that a confusion matrix names at its sides."""
+
+
+def draw_confusion(matrix_CC: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Counts by label (row) and prediction (column), shaded by each row's share; numbers and names where they fit."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_classes = len(names)
+    share_CC = matrix_CC / np.maximum(1, matrix_CC.sum(axis=1, keepdims=True))
+    is_named = num_classes <= MOST_NAMED
+    edge = max(4.5, 0.32 * num_classes) if is_named else 12.0
+    figure = Figure(figsize=(edge + 2.5, edge + 1.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    accuracy = matrix_CC.trace() / max(1, matrix_CC.sum())
+    axes.set_title(f"{matrix_CC.sum():,} videos, {100 * accuracy:.1f} % right")
+    if is_named:
+        axes.set_xticks(range(num_classes), names, rotation=90)
+        axes.set_yticks(range(num_classes), names)
+    for label, predicted in np.argwhere(matrix_CC) if is_named else []:
+        colour = "white" if share_CC[label, predicted] > 0.5 else BLACK
+        axes.text(
+            predicted, label, str(matrix_CC[label, predicted]), ha="center", va="center", color=colour, fontsize=8
+        )
+    figure.colorbar(image, ax=axes, label="share of the label's videos", shrink=0.8)
+    figure.savefig(path, dpi=120)
 
 
 def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: bool) -> None:

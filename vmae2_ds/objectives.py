@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmae2_ds.config import ObjectiveConfig
-from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, LossOutput, PretrainBatch
-from vmae2_ds.model.embed import gather_cubes, normalise_pixels, unit_pixels
+from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, LabelledBatch, LossOutput, PretrainBatch
+from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model.embed import every_cube, gather_cubes, normalise_pixels, unit_pixels
 from vmae2_ds.model.mae import MaskedAutoencoder
 
 # B clips, V visible cubes, M decoded cubes, P values in a cube, in the order t, h, w, c.
@@ -57,6 +61,39 @@ class Reconstruct(nn.Module):
         if self.config.target == "pixels":
             return pixels_BMP
         return normalise_cubes(pixels_BMP, self.geometry)
+
+
+class Classify(nn.Module):
+    """Supervised learning: cross entropy against labels that are smoothed and mixed as their clips are."""
+
+    def __init__(self, model: Classifier, label_smoothing: float, geometry: ClipGeometry) -> None:
+        super().__init__()
+        self.model, self.label_smoothing, self.geometry = model, label_smoothing, geometry
+
+    def forward(self, batch: LabelledBatch) -> LossOutput:
+        """Mean cross entropy of the clips of one micro batch."""
+        cubes_BNP = self.cubes(batch.clip_BTHWC)
+        cubes_BNP = batch.keep_pixels * cubes_BNP + (1 - batch.keep_pixels) * cubes_BNP.flip(0)
+        log_prob_BC = F.log_softmax(self.model(cubes_BNP).float(), dim=-1)
+        target_BC = self.target(batch)
+        loss = -(target_BC * log_prob_BC).sum(dim=-1).mean()
+        num_clips, num_classes = target_BC.shape
+        return LossOutput(loss, loss.new_full((), num_clips), loss.new_full((), math.log(num_classes)))
+
+    def target(self, batch: LabelledBatch) -> Tensor:
+        """Probabilities (B, C) float32: smoothed one-hot labels, mixed with the batch read backwards (timm's mixup_target)."""
+        num_classes = self.model.config.num_classes
+        smoothed_BC = F.one_hot(batch.label_B, num_classes) * (1 - self.label_smoothing)
+        smoothed_BC = smoothed_BC + self.label_smoothing / num_classes
+        return batch.keep_label * smoothed_BC + (1 - batch.keep_label) * smoothed_BC.flip(0)
+
+    def logits(self, clip_BTHWC: Tensor) -> Tensor:
+        """Clips as they are, uint8 or in [0, 1], to float32 (B, C)."""
+        return self.model(self.cubes(clip_BTHWC)).float()
+
+    def cubes(self, clip_BTHWC: Tensor) -> Tensor:
+        """All cubes, normalised: (B, N, P) float32."""
+        return normalise_pixels(every_cube(clip_BTHWC, self.geometry))
 
 
 def normalise_cubes(cubes_BMP: Tensor, geometry: ClipGeometry) -> Tensor:

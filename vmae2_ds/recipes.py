@@ -9,7 +9,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from vmae2_ds.config import DataConfig, MaskConfig, ModelConfig, ObjectiveConfig, OptimConfig, RunConfig, TrainConfig
+from vmae2_ds.config import (
+    MaskConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PretrainConfig,
+    PretrainDataConfig,
+    RunConfig,
+    TrainConfig,
+)
 from vmae2_ds.errors import ConfigError
 
 
@@ -26,14 +35,14 @@ def _hybrid(
     ds_config: str = "zero1",
     micro_batch: int = 32,
     ds_zero_init: bool = False,
-) -> RunConfig:
+) -> PretrainConfig:
     """The shared part: UnlabeledHybrid, 16 frames every 4th (SSv2 every 2nd), 4 views, tube 0.9, running cell 0.5."""
     views = 4
-    return RunConfig(
+    return PretrainConfig(
         recipe=name,
         model=ModelConfig.of_size(size, checkpointing=checkpointing),
         mask=MaskConfig(encoder="tube", encoder_ratio=0.9, decoder="running_cell", decoder_ratio=0.5),
-        data=DataConfig(num_frames=16, size=224, stride=4, source_strides={"ssv2": 2}, views=views),
+        data=PretrainDataConfig(num_frames=16, size=224, stride=4, source_strides={"ssv2": 2}, views=views),
         optim=OptimConfig(base_lr=base_lr, min_lr=1e-5, warmup_epochs=warmup_epochs, clip_grad=clip_grad),
         train=TrainConfig(
             global_batch=gpus * micro_batch * views,
@@ -45,7 +54,7 @@ def _hybrid(
     )
 
 
-def vit_s_pretrain_hybrid() -> RunConfig:
+def vit_s_pretrain_hybrid() -> PretrainConfig:
     """ViT-S on the hybrid set, 800 effective epochs.
 
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_s_pretrain_hybrid
@@ -56,7 +65,7 @@ def vit_s_pretrain_hybrid() -> RunConfig:
     return _hybrid("vit_s_pretrain_hybrid", "small", gpus=32, epochs=200, warmup_epochs=20, base_lr=1e-3)
 
 
-def vit_b_pretrain_hybrid() -> RunConfig:
+def vit_b_pretrain_hybrid() -> PretrainConfig:
     """ViT-B on the hybrid set, 800 effective epochs, peak learning rate 4e-3.
 
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_b_pretrain_hybrid
@@ -68,7 +77,7 @@ def vit_b_pretrain_hybrid() -> RunConfig:
     return _hybrid("vit_b_pretrain_hybrid", "base", gpus=32, epochs=200, warmup_epochs=20, base_lr=1e-3)
 
 
-def vit_l_pretrain_hybrid() -> RunConfig:
+def vit_l_pretrain_hybrid() -> PretrainConfig:
     """ViT-L on the hybrid set, 1200 effective epochs, peak learning rate 6e-3.
 
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_l_pretrain_hybrid
@@ -79,7 +88,7 @@ def vit_l_pretrain_hybrid() -> RunConfig:
     return _hybrid("vit_l_pretrain_hybrid", "large", gpus=48, epochs=300, warmup_epochs=30, base_lr=1e-3)
 
 
-def vit_h_pretrain_hybrid() -> RunConfig:
+def vit_h_pretrain_hybrid() -> PretrainConfig:
     """ViT-H on the hybrid set, 1200 effective epochs, peak learning rate 8e-3, activation checkpointing.
 
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_h_pretrain_hybrid --data.manifest L
@@ -92,7 +101,7 @@ def vit_h_pretrain_hybrid() -> RunConfig:
     )
 
 
-def vit_g_pretrain_hybrid() -> RunConfig:
+def vit_g_pretrain_hybrid() -> PretrainConfig:
     """ViT-g on the hybrid set, 1200 effective epochs, peak learning rate 4.8e-3, clipping at 0.02, checkpointing.
 
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_g_pretrain_hybrid --data.manifest L
@@ -112,7 +121,7 @@ def vit_g_pretrain_hybrid() -> RunConfig:
     )
 
 
-def vit_6b_pretrain_plan() -> RunConfig:
+def vit_6b_pretrain_plan() -> PretrainConfig:
     """A 6-billion encoder for planning: nobody has published such a run, so its schedule is a guess.
 
     Command:  deepspeed --hostfile H --module vmae2_ds pretrain vit_6b_pretrain_plan --data.manifest L
@@ -134,19 +143,19 @@ def vit_6b_pretrain_plan() -> RunConfig:
     )
 
 
-def vit_ti_pretrain_desk() -> RunConfig:
+def vit_ti_pretrain_desk() -> PretrainConfig:
     """ViT-Ti on 16 frames of 64x64 with 8-pixel cubes: minutes on two CPU cores, for trying everything out.
 
     Command:  deepspeed --num_accelerators 2 --module vmae2_ds pretrain vit_ti_pretrain_desk --data.manifest L
     Hardware: 2 CPU cores, about half an hour for 300 clips (docs/DESK.md has the curve).
     Source:   ours. Frames spread over the video and small cubes are what helped at this size.
     """
-    return RunConfig(
+    return PretrainConfig(
         recipe="vit_ti_pretrain_desk",
         model=ModelConfig.of_size("tiny", patch=8),
         mask=MaskConfig(),
         objective=ObjectiveConfig(),
-        data=DataConfig(
+        data=PretrainDataConfig(
             num_frames=16, size=64, sampling="spread", views=4, workers=1, min_frames=8, crop_scales=(1.0, 0.875, 0.75)
         ),
         optim=OptimConfig(base_lr=3.2e-2, min_lr=1e-4, warmup_epochs=3, clip_grad=1.0),
@@ -156,7 +165,7 @@ def vit_ti_pretrain_desk() -> RunConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
+RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         vit_ti_pretrain_desk,
@@ -171,13 +180,13 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 """Recipe functions by name."""
 
 
-def get_recipe(name: str) -> RunConfig:
+def get_recipe(name: str) -> PretrainConfig:
     """The recipe called `name`; raises ConfigError with the known names."""
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]()
 
 
-def describe_recipe(name: str) -> str:
+def describe_recipe(recipe: Callable[[], RunConfig]) -> str:
     """The recipe's docstring: command, hardware, time, score, source."""
-    return (inspect.getdoc(RECIPES[name]) or "").replace("\nCommand:", "\n\nCommand:")
+    return (inspect.getdoc(recipe) or "").replace("\nCommand:", "\n\nCommand:")

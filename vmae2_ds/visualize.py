@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 import tyro
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import Masks, PretrainBatch
-from vmae2_ds.data.datasets import PretrainDataset, SampleKey
-from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.datasets import PretrainDataset
+from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.dist import default_device
 from vmae2_ds.draw import Reconstruction, animate_reconstruction, draw_curves, draw_reconstruction
 from vmae2_ds.errors import ConfigError
@@ -20,7 +20,7 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.checkpoint import read_weights
 from vmae2_ds.train.report import read_rows, write_report
-from vmae2_ds.weights import find_checkpoint
+from vmae2_ds.train.runs import find_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +48,21 @@ def visualize(
         out: Folder for the pictures; default: pictures/ in the run folder.
     """
     config, checkpoint = find_checkpoint(source)
+    if not isinstance(config, PretrainConfig):
+        raise ConfigError(f"{source} is a {config.stage} run: only a masked autoencoder draws what it does not see")
     run = checkpoint.parent.parent
-    listed = manifest or config.data.manifest
-    if listed is None:
-        raise ConfigError(f"{run} names no manifest; give --manifest FILE")
-    root = root or (config.data.root if manifest is None else None)
+    if manifest is not None:
+        config = config.changed(data={"manifest": manifest, "root": root, "mixture": None, "leave_out": ()})
+    elif root is not None:
+        config = config.changed(data={"root": root})
     out = out or run / "pictures"
     out.mkdir(parents=True, exist_ok=True)
     objective = load_objective(config, checkpoint)
     pictures = reconstruct(
-        objective, config, PretrainDataset(_for_drawing(config, seed), read_manifest(listed, root)), clips
+        objective,
+        config,
+        PretrainDataset(_for_drawing(config, seed), open_mixture(config.data).with_reader("pyav")),
+        clips,
     )
     for number, picture in enumerate(pictures):
         draw_reconstruction(picture, out / f"clip{number:02d}.png")
@@ -68,7 +73,7 @@ def visualize(
     return out
 
 
-def load_objective(config: RunConfig, checkpoint: Path) -> Reconstruct:
+def load_objective(config: PretrainConfig, checkpoint: Path) -> Reconstruct:
     """The objective with a checkpoint's float32 weights, on this process's device."""
     shape = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})  # float32, on any machine
     model = MaskedAutoencoder(shape, config.geometry, seed=None)
@@ -78,17 +83,22 @@ def load_objective(config: RunConfig, checkpoint: Path) -> Reconstruct:
 
 @torch.no_grad()
 def reconstruct(
-    objective: Reconstruct, config: RunConfig, dataset: PretrainDataset, count: int
+    objective: Reconstruct, config: PretrainConfig, dataset: PretrainDataset, count: int
 ) -> Iterator[Reconstruction]:
     """Predictions for `count` videos spread over the data set, one view each, titled with the clip's own loss."""
-    rows = [len(dataset) * number // count for number in range(count)] if count < len(dataset) else range(len(dataset))
-    for row in rows:
-        sample = dataset[SampleKey(0, row)]
+    videos = dataset.mixture.num_videos
+    for number in range(min(count, videos)):
+        key = dataset.mixture.key_of(videos * number // min(count, videos))
+        sample = dataset[key]
         batch = PretrainBatch(*sample[:4]).to(default_device())
         predicted_BMP, target_BMP = objective.predict(batch)
         error_BM = (predicted_BMP - target_BMP).square().mean(-1)
         loss = error_BM[batch.is_supervised_BM].mean().item()
-        name = Path(dataset.manifest[row].path).name if not sample.failures else "a replacement"
+        name = (
+            Path(dataset.mixture.sources[key.source].manifest[key.row].path).name
+            if not sample.failures
+            else "a replacement"
+        )
         yield Reconstruction(
             clip_THWC=sample.clip_KTHWC[0].numpy(),
             predicted_MP=predicted_BMP[0].float().cpu().numpy(),
@@ -99,7 +109,7 @@ def reconstruct(
         )
 
 
-def _for_drawing(config: RunConfig, seed: int) -> RunConfig:
+def _for_drawing(config: PretrainConfig, seed: int) -> PretrainConfig:
     """One view per video, drawn from another seed than training's epoch 0 unless that is asked for."""
-    data = config.data.model_copy(update={"views": 1})
+    data = config.data.model_copy(update={"views": 1, "crop_on": "workers"})
     return config.model_copy(update={"data": data, "train": config.train.model_copy(update={"seed": seed})})

@@ -1,81 +1,143 @@
-"""Weights that travel: published checkpoints in, runs out, as one file under the published key names."""
+"""Weights that travel: checkpoints of any known key layout in; runs and files out, for others to load."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
-import torch
 import tyro
-from safetensors.torch import save_file
 
-from vmae2_ds.config import SIZES, ModelConfig, RunConfig
+from vmae2_ds.config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.model.official import from_official, infer_model_config, read_published, to_official
-from vmae2_ds.train.checkpoint import find_newest_whole, read_weights
-from vmae2_ds.train.runs import read_run_config
+from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
+from vmae2_ds.model.layouts import State, best_reading, from_layout, to_layout
+from vmae2_ds.model.published import infer_model, read_published, write_weights, written_model
+from vmae2_ds.model.transformers_config import config_of_transformers, transformers_config_of
+from vmae2_ds.train.checkpoint import read_weights
+from vmae2_ds.train.runs import find_checkpoint
+
+LayoutName = Literal["published", "transformers", "transformers4", "mmaction2"]
 
 
-def import_published(source: tyro.conf.Positional[Path], /, out: Path, size: str | None = None) -> str:
-    """Check a published pre-training checkpoint against the key map and write it as .safetensors for --train.init.
+def import_weights(source: tyro.conf.Positional[Path], /, out: Path, size: str | None = None) -> str:
+    """Check a checkpoint against its key layout, every key accounted for, and write it as .safetensors for --train.init.
 
     Args:
-        source: A published .pth, .pt or .safetensors file; wrappers and prefixes of DDP, DeepSpeed and torch.compile
-            are taken off. No code in it is run.
+        source: A .pth, .pt, .bin or .safetensors file of a masked autoencoder or a classifier, published, of transformers or
+            of mmaction2, or a folder with config.json and model.safetensors. No code in it is run.
         out: The .safetensors file to write.
         size: Expected model size (tiny, small, base, large, huge, giant, 6b); default: read from the shapes.
     """
     if size is not None and size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
-    state = read_published(source)
-    config = ModelConfig.of_size(size) if size else infer_model_config(state)
-    ours = from_official(state, config)
-    write_weights(to_official(ours, config), out, config)
-    return f"{source}: {len(ours)} tensors, none missing, none extra; {_describe(config)}; wrote {out}"
+    ours, config, layout = read_any(source)
+    if size is not None and (config.encoder, config.patch) != (SIZES[size][0], SIZES[size][2]):
+        raise CheckpointError(f"{source} is not of size {size}: it has {_describe(config)}")
+    write_weights(to_layout(ours, config), out, config)
+    return (
+        f"{source}: {len(ours)} tensors of layout {layout}, none missing, none extra; {_describe(config)}; wrote {out}"
+    )
 
 
-def export_published(source: tyro.conf.Positional[Path], /, out: Path) -> str:
-    """Write the weights of a run or of one checkpoint under the published key names, in float32.
+def export_weights(
+    source: tyro.conf.Positional[Path],
+    /,
+    out: Path,
+    layout: LayoutName = "published",
+    num_frames: int | None = None,
+    size: int | None = None,
+) -> str:
+    """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in float32.
 
     Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), or runs/.../ckpt/stepN.
-        out: The file to write: .safetensors, or .pth with the published wrapper {"model": ...}.
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a file.
+        out: The file to write: .safetensors, or .pth with the published wrapper {"model": ...}. For transformers a folder,
+            which gets model.safetensors, config.json, preprocessor_config.json and a model card.
+        layout: published; transformers (version 5) or transformers4; mmaction2, which OpenTAD reads as well.
+        num_frames: For transformers, frames of the clips that the weights were trained on; default: the run's, 16 for a file.
+        size: For transformers, the clips' height and width; default: the run's, 224 for a file.
     """
-    run, checkpoint = find_checkpoint(source)
-    config = run.model
-    state = to_official(read_weights(checkpoint), config)
-    write_weights(state, out, config)
-    return f"{checkpoint}: {len(state)} tensors; {_describe(config)}; wrote {out}"
-
-
-def find_checkpoint(source: Path) -> tuple[RunConfig, Path]:
-    """The run's config and the checkpoint that `source` means: a run, the newest run in a folder, or a checkpoint."""
-    newest = sorted(source.glob("*/run.json"))[-1:]
-    candidates = (source, source.parent.parent, *(file.parent for file in newest))
-    run = next((folder for folder in candidates if (folder / "run.json").is_file()), None)
-    if run is None:
-        raise ConfigError(
-            f"{source} is neither a run folder (with a run.json), nor a folder of runs, nor a runs/.../ckpt/stepN"
-        )
-    config = read_run_config(run)
-    checkpoint = source if run == source.parent.parent else find_newest_whole(run / "ckpt")
-    if checkpoint is None:
-        raise CheckpointError(f"{run} holds no whole checkpoint yet")
-    return config, checkpoint
-
-
-def write_weights(state: dict[str, torch.Tensor], out: Path, config: ModelConfig) -> None:
-    """Write published tensors to `out`; its ending decides the format."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".safetensors":
-        save_file(
-            {name: tensor.contiguous() for name, tensor in state.items()}, out, {"model": config.model_dump_json()}
-        )
-    elif out.suffix in (".pth", ".pt"):
-        torch.save({"model": state}, out)
+    if source.is_dir() and not (source / "config.json").is_file():
+        run, checkpoint = find_checkpoint(source)
+        state, config = read_weights(checkpoint), run.model
+        frames, edge = run.data.num_frames, run.data.size
     else:
-        raise ConfigError(f"--out {out}: the name must end in .safetensors, .pth or .pt")
+        state, config, _ = read_any(source)
+        checkpoint, frames, edge = source, 16, 224
+    theirs = to_layout(state, config, layout)
+    if layout in ("transformers", "transformers4"):
+        frames, edge = num_frames or frames, size or edge
+        geometry = ClipGeometry(frames, edge, edge, config.tubelet, config.patch)
+        _write_transformers(theirs, config, geometry, out, str(checkpoint))
+    else:
+        write_weights(theirs, out, config)
+    return f"{checkpoint}: {len(theirs)} tensors of layout {layout}; {_describe(config)}; wrote {out}"
 
 
-def _describe(config: ModelConfig) -> str:
-    encoder, decoder = config.encoder, config.decoder
-    return f"encoder {encoder.width}x{encoder.depth}, decoder {decoder.width}x{decoder.depth}, patch {config.patch}"
+def read_any(source: Path) -> tuple[State, ModelConfig | ClassifierConfig, str]:
+    """Our state dict, the model and the key layout of a file, or of a folder as transformers writes it.
+
+    Raises CheckpointError where it is of no known layout, or a key of the layout is missing, left over or of another shape.
+    """
+    if source.is_dir():
+        try:
+            config = config_of_transformers(json.loads((source / "config.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{source}: no config.json that can be read ({error})") from None
+        state = read_published(source / "model.safetensors")
+        layout = "transformers4" if any(name.endswith(".q_bias") for name in state) else "transformers"
+        return from_layout(state, config, layout), config, layout
+    state = read_published(source)
+    noted = written_model(source)
+    if noted is not None:
+        layout = best_reading(state, noted).layout
+        return from_layout(state, noted, layout), noted, layout
+    found = infer_model(state)
+    bare = {name.removeprefix(found.prefix): tensor for name, tensor in state.items()}
+    return from_layout(bare, found.config, found.layout), found.config, found.layout
+
+
+def _write_transformers(state: State, config: EncoderConfig, geometry: ClipGeometry, folder: Path, source: str) -> None:
+    """What `from_pretrained` reads, and a card that says where it comes from."""
+    if folder.suffix or folder.is_file():
+        raise ConfigError(f"--out {folder}: transformers reads a folder; name one")
+    write_weights(state, folder / "model.safetensors", config)
+    fields = transformers_config_of(config, geometry)
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    edge = {"shortest_edge": geometry.height}
+    crop = {"height": geometry.height, "width": geometry.width}
+    preprocessor = {
+        "image_processor_type": "VideoMAEImageProcessor", "do_resize": True, "size": edge, "do_center_crop": True,
+        "crop_size": crop, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    (folder / "README.md").write_text(_card(config, geometry, fields["architectures"][0], source))
+
+
+def _card(config: EncoderConfig, geometry: ClipGeometry, architecture: str, source: str) -> str:
+    task = "video-classification" if isinstance(config, ClassifierConfig) else "video-feature-extraction"
+    return f"""---
+library_name: transformers
+tags: [video, videomae]
+pipeline_tag: {task}
+---
+
+# VideoMAE V2: {_describe(config)}
+
+Load with `{architecture}.from_pretrained(FOLDER)`. Clips: {geometry.num_frames} frames of {geometry.height}x{geometry.width},
+normalised with ImageNet's mean and deviation, cubes of {config.tubelet}x{config.patch}x{config.patch}.
+
+Written by vmae2_ds from `{source}`. Training data, licence and intended use are not in the weights: say them here before you
+publish this folder.
+"""
+
+
+def _describe(config: EncoderConfig) -> str:
+    encoder = f"encoder {config.encoder.width}x{config.encoder.depth}"
+    if isinstance(config, ModelConfig):
+        return f"{encoder}, decoder {config.decoder.width}x{config.decoder.depth}, patch {config.patch}"
+    assert isinstance(config, ClassifierConfig), f"a model of {type(config).__name__}"
+    return f"{encoder}, {config.num_classes} classes, patch {config.patch}"

@@ -11,9 +11,11 @@ from benchmarks.cases import (
     decoder_masking,
     dual_masking,
     embed,
+    loader,
     optimizer,
     paper,
     peers,
+    pipeline,
     prediction,
     step_parts,
     zero,
@@ -33,5 +35,7 @@ CASES: dict[str, Case] = {
     "zero": zero.CASE,
     "checkpoint": checkpoint.CASE,
     "data": data.CASE,
+    "pipeline": pipeline.CASE,
+    "loader": loader.CASE,
 }
 """In the order of a full run."""

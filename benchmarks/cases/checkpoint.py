@@ -31,13 +31,13 @@ from benchmarks.cases.zero_engine import (
 from benchmarks.harness import measured_row, spread
 from benchmarks.record import Row
 from benchmarks.steps import Precision
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.states import WEIGHT_BYTES
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint, tag_of
 from vmae2_ds.train.ds_config import zero_stage
-from vmae2_ds.weights import export_published
+from vmae2_ds.weights import export_weights
 
 POLICIES = ("zero0", "zero2", "zero3")
 """One for each layout of files: stage 1 writes what stage 2 does, and nothing depends on offload. bf16 has no stage 0."""
@@ -93,7 +93,7 @@ def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
 
 
 def values_of(
-    config: RunConfig, stage: int, operation: str, samples_s: list[float], size_bytes: int
+    config: PretrainConfig, stage: int, operation: str, samples_s: list[float], size_bytes: int
 ) -> dict[str, float]:
     """Bytes of the file or folder, its closed form, bytes for each parameter, and bytes per second of the median."""
     parameters = count_parameters(config.model).total
@@ -106,7 +106,7 @@ def values_of(
     }
 
 
-def shard_bytes(config: RunConfig, stage: int) -> int:
+def shard_bytes(config: PretrainConfig, stage: int) -> int:
     """A checkpoint of all ranks: Adam's moments, float32 masters, and below stage 3 the weights as they are computed with.
 
     12 bytes for each parameter at stage 0, whose weights are the masters, and at stage 3, which saves no other weights; 14
@@ -122,7 +122,7 @@ def export_bytes(parameters: int) -> int:
 
 
 def _measure_policy(
-    bench: Bench, config: RunConfig, policy: dict[str, Any], scratch: Path, rounds: int
+    bench: Bench, config: PretrainConfig, policy: dict[str, Any], scratch: Path, rounds: int
 ) -> dict[str, tuple[list[float], int]]:
     """Operation -> seconds of each round but the first, and bytes on disk."""
     world = bench.world
@@ -141,7 +141,7 @@ def _measure_policy(
         if world.rank == 0:
             quiet = io.StringIO()  # DeepSpeed's reader talks, and draws bars
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                export_published(target, out=out)
+                export_weights(target, out=out)
 
     def remove() -> None:
         if world.rank == 0:
@@ -171,7 +171,7 @@ def _measure_policy(
     return {name: (seconds[name], on_disk[name]) for name in OPERATIONS}
 
 
-def _start_over(scratch: Path, config: RunConfig, world: World) -> None:
+def _start_over(scratch: Path, config: PretrainConfig, world: World) -> None:
     """A run folder without a checkpoint; what a run that was killed left there goes."""
     if world.rank == 0:
         shutil.rmtree(scratch, ignore_errors=True)

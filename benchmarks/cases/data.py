@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.case import Bench, Case, Group
 from benchmarks.devices import CPU_TIMER, Step
@@ -19,14 +20,15 @@ from benchmarks.harness import Variant, measured_row, rows_of, time_interleaved
 from benchmarks.record import Row
 from benchmarks.scenes import FPS, draw_scene, width_of, write_scene
 from benchmarks.steps import SEED
-from vmae2_ds.config import DataConfig, RunConfig
+from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.cost.assumptions import Assumptions, End
 from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.data.decode import READERS, read_clip
+from vmae2_ds.data.datasets import PretrainDataset
+from vmae2_ds.data.decode import installed_readers, read_clip
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.data.sampling import stride_indices
 from vmae2_ds.data.transforms import crop_resize, draw_crop
 from vmae2_ds.recipes import get_recipe
@@ -41,7 +43,7 @@ LOADER_HEIGHT = 240
 """The published sets are stored with a short side of 256 or so."""
 RECIPES = {"base": "vit_b_pretrain_hybrid", "giant": "vit_g_pretrain_hybrid"}
 ACCELERATORS = ("a100-80g", "h100")
-RECIPE: DataConfig = get_recipe(RECIPES["base"]).data
+RECIPE: PretrainDataConfig = get_recipe(RECIPES["base"]).data
 
 
 def groups(bench: Bench) -> Iterator[Group]:
@@ -60,7 +62,7 @@ def measure_decode(bench: Bench, height: int) -> list[Row]:
         variants = []
         for gop in reversed(GOPS):
             path = _scene(bench, Path(folder), height, gop)
-            for reader in READERS:
+            for reader in installed_readers():
                 config = _described(bench, height, gop, path) | {"reader": reader, "starts": starts}
                 variants.append(Variant(f"{reader} gop {gop}", partial(decode_step, path, reader, starts), config))
         return _timed(variants, bench, variants[0].name, clips=starts)
@@ -106,7 +108,7 @@ def measure_loader(bench: Bench, height: int, gop: int) -> list[Row]:
 def decode_step(path: Path, reader: str, starts: int) -> Step:
     """One clip from the middle of each of `starts` equal parts of where a clip may begin."""
 
-    def choose(length: int, number: int) -> np.ndarray:
+    def choose(length: int, fps: float, number: int) -> np.ndarray:
         room = length - RECIPE.num_frames * RECIPE.stride
         start = room * (2 * number + 1) // (2 * starts)
         return stride_indices(length, RECIPE.num_frames, RECIPE.stride, start)
@@ -121,7 +123,7 @@ def decode_step(path: Path, reader: str, starts: int) -> Step:
 def crop_step(height: int, clips: int) -> Step:
     """`clips` crops of one set of frames; every height draws the same boxes, in shares of the frame."""
     width = width_of(height)
-    frames_THWC = np.stack(list(draw_scene(height, width, RECIPE.num_frames)))
+    frames_THWC = torch.from_numpy(np.stack(list(draw_scene(height, width, RECIPE.num_frames))))
     rng = np.random.default_rng(SEED)
 
     def step() -> None:
@@ -131,18 +133,23 @@ def crop_step(height: int, clips: int) -> Step:
     return step
 
 
-def loader_config(manifest: Path, views: int, clips: int) -> RunConfig:
+def loader_config(manifest: Path, views: int, clips: int) -> PretrainConfig:
     """The recipe with `clips` clips in a micro batch, read by the process itself."""
     return get_recipe(RECIPES["base"]).changed(
         data={"manifest": manifest, "views": views, "workers": 0}, train={"micro_batch": clips // views}
     )
 
 
-def loader_step(config: RunConfig) -> Step:
+def loader_step(config: PretrainConfig) -> Step:
     """The loader's next micro batch."""
-    assert config.data.manifest is not None, "loader_config sets one"
     batches = make_loader(
-        config, read_manifest(config.data.manifest), rank=0, world_size=1, accumulation=1, first_step=0, num_steps=2**31
+        config,
+        PretrainDataset(config, open_mixture(config.data)),
+        rank=0,
+        world_size=1,
+        accumulation=1,
+        first_step=0,
+        num_steps=2**31,
     )
 
     def step() -> None:

@@ -33,7 +33,7 @@ from benchmarks.devices import held_bytes, memory_source, peak_of
 from benchmarks.harness import measured_row, paired_ratio
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, step_config, step_flops
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.zero import ZeroPolicy
 
 Scaling = Literal["weak", "strong"]
@@ -137,7 +137,7 @@ def attention_of(device: torch.device, precision: Precision, available: tuple[st
     return "math" if device.type == "cpu" and precision == "bf16" else available[-1]
 
 
-def visit(bench: Bench, config: RunConfig, policy: dict[str, Any], steps: int, *, count: bool) -> Visit:
+def visit(bench: Bench, config: PretrainConfig, policy: dict[str, Any], steps: int, *, count: bool) -> Visit:
     """Build an engine, measure it, with `count` its traffic too, and tear it down."""
     device, world = bench.device, bench.world
     before = held_bytes(device)
@@ -154,7 +154,7 @@ def visit(bench: Bench, config: RunConfig, policy: dict[str, Any], steps: int, *
     return Visit(seconds, peak, left, traffic)
 
 
-def row_config(bench: Bench, load: Load, config: RunConfig, policy: dict[str, Any]) -> dict[str, Any]:
+def row_config(bench: Bench, load: Load, config: PretrainConfig, policy: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what a variant computes and sends."""
     zero = ZeroPolicy.of_ds_config(policy).on(bench.world.size)
     kernel = config.model.attention
@@ -182,7 +182,7 @@ def row_of(
     bench: Bench,
     name: str,
     config: dict[str, Any],
-    run: RunConfig,
+    run: PretrainConfig,
     policy: dict[str, Any],
     visits: list[Visit],
     planner: Planner | None,

@@ -20,7 +20,7 @@ from benchmarks import flight
 from benchmarks.case import Bench
 from benchmarks.harness import FAILURES, attempt, reason_of
 from benchmarks.steps import MASKS, SEED, Precision
-from vmae2_ds.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TrainConfig
 from vmae2_ds.dist import World, default_device
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.ds_config import fill_policy, policy_names, read_policy, zero_stage
@@ -62,12 +62,12 @@ def policies(precision: Precision, device: torch.device, num_ranks: int) -> dict
 
 def run_config(
     size: str, precision: Precision, policy: str, attention: str, micro_batch: int, global_batch: int
-) -> RunConfig:
+) -> PretrainConfig:
     """A published size on clips of 16 x 224 x 224 under dual masking, nothing recomputed, one view of a video."""
-    return RunConfig(
+    return PretrainConfig(
         model=ModelConfig.of_size(size, attention=attention),
         mask=MASKS[MASK],
-        data=DataConfig(views=1),
+        data=PretrainDataConfig(views=1),
         train=TrainConfig(
             global_batch=global_batch, micro_batch=micro_batch, max_steps=1, precision=precision, ds_config=policy,
             seed=SEED,
@@ -83,7 +83,7 @@ class Trainee(NamedTuple):
     """One optimizer step on this rank's clips, all of its micro steps."""
 
 
-def set_up(config: RunConfig, policy: dict[str, Any], world: World) -> Trainee:
+def set_up(config: PretrainConfig, policy: dict[str, Any], world: World) -> Trainee:
     """An engine whose every step sees the same noise, another one on each rank.
 
     Raises what the engine raises, torch's out-of-memory error among them; ConfigError where the batch does not divide.

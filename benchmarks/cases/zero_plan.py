@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.hardware import find_accelerator
@@ -30,7 +30,7 @@ class Planner:
     assumptions: Assumptions
     source: str
 
-    def predict(self, config: RunConfig, policy: dict[str, Any]) -> dict[str, Any]:
+    def predict(self, config: PretrainConfig, policy: dict[str, Any]) -> dict[str, Any]:
         """Seconds of a step without reading videos, bytes as the case measures them, bytes that one rank hands to collectives.
 
         On a CPU the interpreter (`context`) is held before an engine is built, and offloaded states lie in the same memory;

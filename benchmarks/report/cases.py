@@ -26,6 +26,8 @@ ABOUT = {
     "checkpointing": "Recomputing activations: time against memory.",
     "zero": "ZeRO stages over ranks: time, memory, bytes sent, and the planner's prediction beside each.",
     "data": "Decoding, transforming and loading clips on processor cores.",
+    "pipeline": "From videos to batches on one core, beside the published way: Pillow frame by frame and float pixels.",
+    "loader": "What the loader takes besides processor time: a run's first batch, memory of its processes, growth.",
     "checkpoint": "Saving, resuming and exporting.",
     "prediction": "Step times of other sizes from rates fitted to one size, and how far they are from measured ones.",
 }

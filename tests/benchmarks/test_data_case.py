@@ -17,9 +17,10 @@ from vmae2_ds.config import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import mae_macs, recomputed_macs, training_flops
 from vmae2_ds.cost.hardware import get_accelerator
+from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.decode import read_frames
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.data.transforms import CropBox
 from vmae2_ds.recipes import get_recipe
 
@@ -80,7 +81,7 @@ def test_readers_decode_the_same_frames_of_both_kinds_of_video(monkeypatch: pyte
 
 def test_clips_are_spread_over_the_whole_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[np.ndarray] = []
-    monkeypatch.setattr(data, "read_clip", lambda path, choose, reader: asked.append(choose(300)))
+    monkeypatch.setattr(data, "read_clip", lambda path, choose, reader: asked.append(choose(300, 30.0)))
     data.decode_step(tmp_path, "decord", starts=4)()
     assert [indices[0] for indices in asked] == [29, 88, 147, 206]  # of 0 to 236
     assert all(np.array_equal(np.diff(indices), np.full(15, 4)) for indices in asked)
@@ -113,8 +114,17 @@ def test_the_loader_delivers_as_many_clips_whatever_the_views(tmp_path: Path, vi
     write_scene(tmp_path / "scene.mp4", HEIGHT, 64, 16)
     (tmp_path / "videos.csv").write_text("path\n" + "scene.mp4\n" * 4)
     config = data.loader_config(tmp_path / "videos.csv", views, clips=4)
-    manifest = read_manifest(tmp_path / "videos.csv")
-    loaded = next(make_loader(config, manifest, rank=0, world_size=1, accumulation=1, first_step=0, num_steps=1))
+    loaded = next(
+        make_loader(
+            config,
+            PretrainDataset(config, open_mixture(config.data)),
+            rank=0,
+            world_size=1,
+            accumulation=1,
+            first_step=0,
+            num_steps=1,
+        )
+    )
     assert loaded.batch.clip_BTHWC.shape == (4, 16, 224, 224, 3)
     assert loaded.batch.visible_BV.shape == (4, 160)
     assert sum(loaded.sources.values()) == 4 // views

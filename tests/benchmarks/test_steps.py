@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from pydantic import ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.__main__ import Run
 from benchmarks.case import Bench, Options
 from benchmarks.cases import CASES
 from benchmarks.record import fingerprint
@@ -93,7 +95,7 @@ def test_a_step_changes_the_weights_and_leaves_no_gradient(precision: Precision)
 
 def test_quick_is_refused_beside_what_it_decides() -> None:
     with pytest.raises(ConfigError, match="--sizes, --rounds"):
-        Options(quick=True, sizes=("base",), rounds=9, precisions=("bf16",)).resolved()
+        Options(quick=True, sizes=("base",), rounds=8, precisions=("bf16",)).resolved()
 
 
 @pytest.mark.parametrize("field", ["sizes", "precisions", "batch_sizes", "ranks"])
@@ -123,3 +125,9 @@ def test_other_work_has_another_fingerprint(case: str, one: dict, other: dict, t
 
     assert marks(one) == marks(one)
     assert marks(one).isdisjoint(marks(other))
+
+
+def test_quick_alone_is_taken_from_the_command_line() -> None:
+    """tyro sets every field: that a setting was given shows in its value alone."""
+    asked = tyro.cli(Run, args=["embed", "--quick", "--device", "cpu"])
+    assert asked.options.resolved().rounds == 3

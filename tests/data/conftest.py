@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TrainConfig
 from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
 
 
@@ -25,15 +25,15 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def make_config() -> Callable[..., RunConfig]:
+def make_config() -> Callable[..., PretrainConfig]:
     """A run on 32-pixel clips of 8 frames: 4 x 2 x 2 cubes, one cell visible in each frame."""
 
-    def make(micro_batch: int = 2, seed: int = 0, **data: object) -> RunConfig:
+    def make(micro_batch: int = 2, seed: int = 0, **data: object) -> PretrainConfig:
         small = {"num_frames": 8, "size": 32, "stride": 2, "views": 2, "workers": 0}
-        return RunConfig(
+        return PretrainConfig(
             model=ModelConfig.of_size("tiny"),
             mask={"encoder_ratio": 0.75},
-            data=DataConfig.model_validate(small | data),
+            data=PretrainDataConfig.model_validate(small | data),
             train=TrainConfig(micro_batch=micro_batch, seed=seed),
         )
 

@@ -11,30 +11,36 @@ import numpy as np
 import pytest
 import torch
 
-from vmae2_ds.config import RunConfig
-from vmae2_ds.data.datasets import MAX_ATTEMPTS, PretrainDataset, Sample, SampleKey
-from vmae2_ds.data.manifest import Manifest, read_manifest
+from vmae2_ds.config import PretrainConfig
+from vmae2_ds.data.datasets import MAX_ATTEMPTS, PretrainDataset, PretrainSample
+from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.mixture import Mixture
+from vmae2_ds.data.order import SampleKey
 from vmae2_ds.data.synthetic import SyntheticSet
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.masking import count_masks
 
-MakeConfig = Callable[..., RunConfig]
+MakeConfig = Callable[..., PretrainConfig]
 
 
-def same(one: Sample, other: Sample) -> bool:
+def same(one: PretrainSample, other: PretrainSample) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True)) and one[4:] == other[4:]
 
 
-def list_videos(folder: Path, rows: list[tuple[object, ...]], columns: str = "path") -> Manifest:
+def list_videos(folder: Path, rows: list[tuple[object, ...]], columns: str = "path") -> Mixture:
     path = folder / "list.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([tuple(columns.split(",")), *rows])
-    return read_manifest(path)
+    return mixture_of(path)
+
+
+def mixture_of(path: Path, reader: str = "pyav") -> Mixture:
+    return Mixture.of_manifest(read_manifest(path), reader)
 
 
 def test_shapes_and_masks(synthetic_set: SyntheticSet, make_config: MakeConfig) -> None:
     config = make_config(views=3)
-    sample = PretrainDataset(config, read_manifest(synthetic_set.train))[SampleKey(0, 5)]
+    sample = PretrainDataset(config, mixture_of(synthetic_set.train))[SampleKey(0, 5)]
     counts = count_masks(config.mask, config.geometry)
     assert (sample.clip_KTHWC.shape, sample.clip_KTHWC.dtype) == ((3, 8, 32, 32, 3), torch.uint8)
     assert sample.visible_KV.shape == (3, counts.visible)
@@ -44,28 +50,28 @@ def test_shapes_and_masks(synthetic_set: SyntheticSet, make_config: MakeConfig) 
 
 
 def test_a_sample_follows_from_seed_epoch_and_row(synthetic_set: SyntheticSet, make_config: MakeConfig) -> None:
-    manifest = read_manifest(synthetic_set.train)
-    dataset = PretrainDataset(make_config(), manifest)
+    mixture = mixture_of(synthetic_set.train)
+    dataset = PretrainDataset(make_config(), mixture)
     sample = dataset[SampleKey(1, 3)]
     dataset[SampleKey(0, 0)]  # other reads in between change nothing
     assert same(dataset[SampleKey(1, 3)], sample)
-    assert same(PretrainDataset(make_config(), manifest)[SampleKey(1, 3)], sample)
+    assert same(PretrainDataset(make_config(), mixture)[SampleKey(1, 3)], sample)
     others = [
         dataset[SampleKey(2, 3)],
         dataset[SampleKey(1, 4)],
-        PretrainDataset(make_config(seed=1), manifest)[SampleKey(1, 3)],
+        PretrainDataset(make_config(seed=1), mixture)[SampleKey(1, 3)],
     ]
     assert not any(torch.equal(other.clip_KTHWC, sample.clip_KTHWC) for other in others)
 
 
 def test_views_share_frames_but_not_crops_and_masks(synthetic_set: SyntheticSet, make_config: MakeConfig) -> None:
-    manifest = read_manifest(synthetic_set.train)
-    four, two = (PretrainDataset(make_config(views=views), manifest)[SampleKey(0, 1)] for views in (4, 2))
+    mixture = mixture_of(synthetic_set.train)
+    four, two = (PretrainDataset(make_config(views=views), mixture)[SampleKey(0, 1)] for views in (4, 2))
     assert torch.equal(four.clip_KTHWC[:2], two.clip_KTHWC)  # more views change none of the first
     assert torch.equal(four.visible_KV[:2], two.visible_KV)
     assert len({clip.numpy().tobytes() for clip in four.clip_KTHWC}) > 1
     assert len({visible.numpy().tobytes() for visible in four.visible_KV}) > 1
-    whole = PretrainDataset(make_config(views=4, crop_scales=(1.0,), size=64), manifest)[SampleKey(0, 1)]
+    whole = PretrainDataset(make_config(views=4, crop_scales=(1.0,), size=64), mixture)[SampleKey(0, 1)]
     assert len({clip.numpy().tobytes() for clip in whole.clip_KTHWC}) == 1  # one decode: the same frames
 
 
@@ -74,13 +80,13 @@ def test_bad_videos_are_replaced_and_named(
 ) -> None:
     (tmp_path / "text.mp4").write_text("no video\n")
     good = [(synthetic_set.train.parent / "train" / f"{number:05d}.mp4",) for number in range(3)]
-    manifest = list_videos(tmp_path, [("text.mp4",), ("none.mp4",), *good])
-    dataset = PretrainDataset(make_config(), manifest)
+    mixture = list_videos(tmp_path, [("text.mp4",), ("none.mp4",), *good])
+    dataset = PretrainDataset(make_config(), mixture)
     for row, reason in ((0, "text, not a video"), (1, "cannot be opened: No such file or directory")):
         for epoch in range(5):
             sample = dataset[SampleKey(epoch, row)]
-            assert sample.failures[0] == (str(tmp_path / manifest[row].path), reason)
-            assert same(PretrainDataset(make_config(), manifest)[SampleKey(epoch, row)], sample)
+            assert sample.failures[0] == (str(tmp_path / mixture.sources[0].manifest[row].path), reason)
+            assert same(PretrainDataset(make_config(), mixture)[SampleKey(epoch, row)], sample)
     replaced = {dataset[SampleKey(epoch, 0)].clip_KTHWC.numpy().tobytes() for epoch in range(5)}
     assert len(replaced) == 5
 
@@ -105,8 +111,8 @@ def test_parts_of_a_video(synthetic_set: SyntheticSet, make_config: MakeConfig, 
         (video, 30, 5),
         (video, 3, 3),
     ]
-    manifest = list_videos(tmp_path, rows, "path,start,frames")
-    dataset = PretrainDataset(config, manifest)
+    mixture = list_videos(tmp_path, rows, "path,start,frames")
+    dataset = PretrainDataset(config, mixture)
     whole, tail, tail_by_count, head = (dataset[SampleKey(0, row)].clip_KTHWC for row in range(4))
     assert torch.equal(tail, tail_by_count)  # eight frames: no choice of start
     assert not torch.equal(tail, head)
@@ -118,20 +124,16 @@ def test_parts_of_a_video(synthetic_set: SyntheticSet, make_config: MakeConfig, 
 
 
 def test_stride_by_source(synthetic_set: SyntheticSet, make_config: MakeConfig) -> None:
-    manifest = read_manifest(synthetic_set.train)
+    mixture = mixture_of(synthetic_set.train)
     plain = make_config(views=1, stride=3)
     by_source = make_config(views=1, stride=1, source_strides={"synthetic": 3})
-    assert same(
-        PretrainDataset(plain, manifest)[SampleKey(0, 2)], PretrainDataset(by_source, manifest)[SampleKey(0, 2)]
-    )
+    assert same(PretrainDataset(plain, mixture)[SampleKey(0, 2)], PretrainDataset(by_source, mixture)[SampleKey(0, 2)])
     with pytest.raises(ConfigError, match=re.escape("no source 'synthetik'; did you mean 'synthetic'?")):
-        PretrainDataset(make_config(source_strides={"synthetik": 2}), manifest)
+        PretrainDataset(make_config(source_strides={"synthetik": 2}), mixture)
 
 
 def test_readers_give_the_same_sample(synthetic_set: SyntheticSet, make_config: MakeConfig) -> None:
-    manifest = read_manifest(synthetic_set.train)
-    decord, pyav = (
-        PretrainDataset(make_config(reader=reader), manifest)[SampleKey(0, 7)] for reader in ("decord", "pyav")
-    )
+    mixtures = (mixture_of(synthetic_set.train, reader) for reader in ("decord", "pyav"))
+    decord, pyav = (PretrainDataset(make_config(), mixture)[SampleKey(0, 7)] for mixture in mixtures)
     assert same(decord, pyav)
     assert np.asarray(decord.clip_KTHWC).std() > 10

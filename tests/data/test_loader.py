@@ -15,32 +15,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch
-from vmae2_ds.data import datasets, loader
-from vmae2_ds.data.datasets import PretrainDataset, SampleKey
+from vmae2_ds.data import loader, watchdog
+from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.manifest import Manifest, read_manifest
-from vmae2_ds.data.order import SampleOrder
+from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.data.synthetic import SyntheticSet
+from vmae2_ds.data.uncut import UncutBatch
 from vmae2_ds.errors import DataError
 
-MakeConfig = Callable[..., RunConfig]
+MakeConfig = Callable[..., PretrainConfig]
 
 
 @pytest.fixture(scope="module")
-def mixed(synthetic_set: SyntheticSet, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+def mixed(synthetic_set: SyntheticSet, tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     """Twelve good videos and two bad ones."""
     folder = tmp_path_factory.mktemp("mixed")
     (folder / "text.mp4").write_text("no video\n")
     good = [f"{synthetic_set.train.parent}/train/{number:05d}.mp4,good" for number in range(12)]
     (folder / "list.csv").write_text("\n".join(["path,source", "text.mp4,bad", *good, "none.mp4,bad"]) + "\n")
-    return read_manifest(folder / "list.csv")
+    return mixture_of(folder / "list.csv")
 
 
-def load(config: RunConfig, manifest: Manifest, **where: int) -> list[LoadedBatch]:
+def mixture_of(path: Path) -> Mixture:
+    return Mixture.of_manifest(read_manifest(path), "pyav")
+
+
+def load(config: PretrainConfig, mixture: Mixture, **where: int) -> list[LoadedBatch]:
     usual = {"rank": 0, "world_size": 1, "accumulation": 1, "first_step": 0, "num_steps": 5}
-    return list(make_loader(config, manifest, **usual | where))
+    return list(make_loader(config, PretrainDataset(config, mixture), **usual | where))
 
 
 def same(one: list[LoadedBatch], other: list[LoadedBatch]) -> bool:
@@ -50,7 +55,7 @@ def same(one: list[LoadedBatch], other: list[LoadedBatch]) -> bool:
     )
 
 
-def test_batches_do_not_depend_on_workers_or_resume(mixed: Manifest, make_config: MakeConfig) -> None:
+def test_batches_do_not_depend_on_workers_or_resume(mixed: Mixture, make_config: MakeConfig) -> None:
     alone = load(make_config(micro_batch=3, workers=0), mixed, accumulation=2)
     assert len(alone) == 10
     assert same(load(make_config(micro_batch=3, workers=1), mixed, accumulation=2), alone)
@@ -62,20 +67,34 @@ def test_batches_do_not_depend_on_workers_or_resume(mixed: Manifest, make_config
     assert sum((Counter(loaded.sources) for loaded in alone), Counter()) == {"good": 30}
 
 
-def test_a_micro_batch_is_video_by_video(mixed: Manifest, make_config: MakeConfig) -> None:
+def test_a_micro_batch_is_video_by_video(mixed: Mixture, make_config: MakeConfig) -> None:
     config = make_config(micro_batch=3, views=2)
     (first, *_) = load(config, mixed)
-    dataset, order = PretrainDataset(config, mixed), SampleOrder(len(mixed), seed=0)
-    samples = [dataset[SampleKey(*order.index_at(position))] for position in range(3)]
+    dataset, order = PretrainDataset(config, mixed), mixed.order(seed=0)
+    samples = [dataset[order.key_at(position)] for position in range(3)]
     assert torch.equal(first.batch.clip_BTHWC, torch.cat([sample.clip_KTHWC for sample in samples]))
     assert torch.equal(first.batch.decode_BM, torch.cat([sample.decode_KM for sample in samples]))
     assert first.batch.clip_BTHWC.is_contiguous()
     assert first.batch.clip_BTHWC.shape == (6, 8, 32, 32, 3)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_clips_cut_on_the_device_are_those_cut_by_workers(
+    mixed: Mixture, make_config: MakeConfig, workers: int
+) -> None:
+    cut = load(make_config(micro_batch=3, views=2, flip=0.5), mixed)
+    uncut = load(make_config(micro_batch=3, views=2, flip=0.5, crop_on="device", workers=workers), mixed)
+    for one, other in zip(cut, uncut, strict=True):
+        assert isinstance(other.batch, UncutBatch)
+        assert [video.shape for video in other.batch.videos_THWC] == [(8, 64, 64, 3)] * 3
+        for x, y in zip(one.batch.to("cpu"), other.batch.to("cpu"), strict=True):
+            assert torch.equal(x, y)
+        assert one[1:] == other[1:]
+
+
 @pytest.mark.parametrize(("micro_batch", "accumulation", "world_size"), [(4, 2, 1), (2, 2, 2), (2, 1, 4), (1, 4, 2)])
 def test_a_step_holds_the_same_clips_for_any_split(
-    mixed: Manifest, make_config: MakeConfig, micro_batch: int, accumulation: int, world_size: int
+    mixed: Mixture, make_config: MakeConfig, micro_batch: int, accumulation: int, world_size: int
 ) -> None:
     """Five steps of 8 videos, over three epochs of 14 rows, against one micro batch of 8 on one rank."""
 
@@ -99,7 +118,7 @@ def test_nothing_usable_is_one_readable_line(make_config: MakeConfig, tmp_path: 
     (tmp_path / "text.mp4").write_text("no video\n")
     (tmp_path / "list.csv").write_text("path\ntext.mp4\n")
     with pytest.raises(DataError) as refusal:
-        load(make_config(workers=workers), read_manifest(tmp_path / "list.csv"))
+        load(make_config(workers=workers), mixture_of(tmp_path / "list.csv"))
     assert "\n" not in str(refusal.value)
     assert "text, not a video" in str(refusal.value)
 
@@ -108,11 +127,12 @@ def children() -> set[int]:
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
 
-def test_workers_leave_signals_to_the_main_process_and_end_at_close(mixed: Manifest, make_config: MakeConfig) -> None:
+def test_workers_leave_signals_to_the_main_process_and_end_at_close(mixed: Mixture, make_config: MakeConfig) -> None:
     alone = load(make_config(), mixed, num_steps=12)
     before = children()
+    config = make_config(workers=2)
     batches = make_loader(
-        make_config(workers=2), mixed, rank=0, world_size=1, accumulation=1, first_step=0, num_steps=12
+        config, PretrainDataset(config, mixed), rank=0, world_size=1, accumulation=1, first_step=0, num_steps=12
     )
     found = [next(batches), next(batches)]  # both workers have started
     workers = children() - before
@@ -129,13 +149,13 @@ def test_workers_leave_signals_to_the_main_process_and_end_at_close(mixed: Manif
 
 @pytest.mark.slow  # torch waits twice 5 s for a worker before it gives up on it
 def test_a_hung_reader_ends_the_run_and_is_killed(
-    mixed: Manifest, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    mixed: Mixture, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "STALL_S", 1.0)
-    monkeypatch.setattr(datasets, "read_clip", lambda *_: time.sleep(600))
+    monkeypatch.setattr(watchdog, "read_entry", lambda *_: time.sleep(600))
     before = children()
     with pytest.raises(DataError, match=r"died or hung .*--data.reader pyav"):
-        load(make_config(workers=1), mixed)
+        load(make_config(workers=1, read_timeout_s=0), mixed)  # nobody watches over the read
     assert children() == before
 
 
@@ -143,13 +163,14 @@ def test_a_hung_reader_ends_the_run_and_is_killed(
 def test_workers_die_with_their_parent(synthetic_set: SyntheticSet, tmp_path: Path) -> None:
     program = f"""
 import multiprocessing, time
-from vmae2_ds.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from vmae2_ds.config import PretrainDataConfig, ModelConfig, PretrainConfig, TrainConfig
+from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.manifest import read_manifest
-config = RunConfig(model=ModelConfig.of_size("tiny"), data=DataConfig(workers=2, size=32), train=TrainConfig(micro_batch=1))
-batches = make_loader(
-    config, read_manifest({str(synthetic_set.train)!r}), rank=0, world_size=1, accumulation=1, first_step=0, num_steps=99
-)
+from vmae2_ds.data.mixture import open_mixture
+data = PretrainDataConfig(manifest={str(synthetic_set.train)!r}, workers=2, size=32)
+config = PretrainConfig(model=ModelConfig.of_size("tiny"), data=data, train=TrainConfig(micro_batch=1))
+dataset = PretrainDataset(config, open_mixture(data))
+batches = make_loader(config, dataset, rank=0, world_size=1, accumulation=1, first_step=0, num_steps=99)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 time.sleep(600)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vmae2_ds.data.manifest import DEFAULT_SOURCE, VideoEntry, read_manifest
+from vmae2_ds.data.index import index_manifest
+from vmae2_ds.data.manifest import DEFAULT_SOURCE, VideoEntry, manifest_digest, read_manifest
 from vmae2_ds.errors import DataError
 
 
@@ -70,7 +75,12 @@ BAD = {
     # name: (text, the line it must name, what it must say, the way out it must offer)
     "unknown column": ("path,lable\na.mp4,1\n", 1, "unknown column 'lable'", "did you mean 'label'?"),
     "capital": ("Path\na.mp4\n", 1, "unknown column 'Path'", "did you mean 'path'?"),
-    "far column": ("path,xyzzy\na.mp4,1\n", 1, "unknown column 'xyzzy'", "out of path, label, source, start, frames"),
+    "far column": (
+        "path,xyzzy\na.mp4,1\n",
+        1,
+        "unknown column 'xyzzy'",
+        "out of path, label, source, start, frames, shard",
+    ),
     "no header": ("a.mp4,3\n", 1, "unknown column 'a.mp4'", "the first line must name the columns"),
     "semicolons": ("path;label\na.mp4;3\n", 1, "unknown column 'path;label'", "separated by commas"),
     "no path": ("label\n1\n", 1, "no column 'path'", "name the column"),
@@ -87,7 +97,7 @@ BAD = {
     "text after quote": ('path\n"a.mp4"x\n', 2, "not CSV", "double its quotes"),
     "published, spaces": ("a.mp4 0 -1\nb c.mp4 0 -1\n", 2, "neither", "paths with spaces need the CSV form"),
     "published, spaces and label": ("a.mp4 1\nb c.mp4 3\n", 2, "neither", "paths with spaces need the CSV form"),
-    "raw frames": ("a.mp4 0 -1\nfolder 1 300\n", 2, "raw frames", "make a video of the folder"),
+    "raw frames": ("a.mp4 0 -1\nfolder 1 300\n", 2, "raw frames", 'kind = "frames"'),
     "published start": ("a.mp4 5 -1\n", 1, "does not end in '0 -1'", "CSV with start"),
     "published label": ("a.mp4 -1\n", 1, "label=-1", "from 0"),
     "utf-16": ("path\na.mp4\n".encode("utf-16"), 1, "UTF-16", "save it as UTF-8"),
@@ -126,10 +136,85 @@ def test_wrong_root_is_refused_at_once_but_one_missing_video_is_not(folder: Path
     assert len(read_manifest(write(folder, "path\nmissing.mp4\na.mp4\n"))) == 2
 
 
+def test_videos_in_shards(folder: Path) -> None:
+    header = "path,shard,offset,bytes\n"
+    (entry,) = read_manifest(write(folder, header + "k/a.mp4,a.mp4,512,900\n"))
+    assert entry == VideoEntry("k/a.mp4", None, DEFAULT_SOURCE, 0, None, f"{folder}/a.mp4", 512, 900)
+    assert entry.name == f"{folder}/a.mp4:k/a.mp4"
+    (entry,) = read_manifest(write(folder, header + "k/a.mp4,s3://b/0.tar,0,9\n"))
+    assert entry.shard == "s3://b/0.tar"
+
+
+def test_frame_folders(folder: Path) -> None:
+    (folder / "v").mkdir()
+    (entry,) = read_manifest(write(folder, "v 1 300\n"), frame_folders=True)
+    assert entry == VideoEntry(f"{folder}/v", None, DEFAULT_SOURCE, 1, 300)
+    with pytest.raises(DataError, match=r"list.csv:1: .*a line is: folder, first frame, frames"):
+        read_manifest(write(folder, "v 1 0\n"), frame_folders=True)
+
+
 def test_a_large_manifest_stays_small(folder: Path) -> None:
     rows = 100_000
     path = write(folder, "path,label,source\n" + "".join(f"a.mp4,{row % 710},k710\n" for row in range(rows)))
+    tracemalloc.start()
     manifest = read_manifest(path)
-    arrays = (manifest.path_ends, manifest.labels, manifest.source_codes, manifest.starts, manifest.frames)
-    assert sum(array.nbytes for array in arrays) / rows <= 30
+    assert tracemalloc.get_traced_memory()[0] / rows < 60
+    tracemalloc.stop()
     assert manifest[rows - 1].label == (rows - 1) % 710
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.text(st.characters(exclude_characters="\0\r\n", exclude_categories=("Cs",)), min_size=1, max_size=20)
+        .map(str.strip)
+        .filter(bool),
+        st.none() | st.integers(0, 2**31 - 1),
+        st.sampled_from(["k710", "ssv2", ""]),
+        st.integers(0, 2**31 - 1),
+        st.none() | st.integers(1, 2**31 - 1),
+    ),
+    min_size=1,
+)
+
+
+@given(rows=ROWS)
+@settings(max_examples=50, deadline=None)
+def test_an_index_has_the_rows_and_the_digest_of_its_list(tmp_path_factory: pytest.TempPathFactory, rows: list) -> None:
+    folder = tmp_path_factory.mktemp("set")
+    path = folder / "list.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "source", "start", "frames"])
+        writer.writerows([["./" + name, *rest] for name, *rest in rows])
+    (folder / rows[0][0].split("/")[0]).mkdir(exist_ok=True)
+    root = "nowhere://"  # a URL is not looked for
+    manifest = read_manifest(path, root)
+    index_manifest(path, folder / "index")
+    index = read_manifest(folder / "index", root)
+    assert list(index) == list(manifest)
+    assert [(e.label, e.source or DEFAULT_SOURCE, e.start, e.frames) for e in index] == [
+        (label, source or DEFAULT_SOURCE, start, frames) for _, label, source, start, frames in rows
+    ]
+    assert manifest_digest(folder / "index") == manifest_digest(path) == index.rows.digest
+
+
+def test_a_damaged_index_is_refused(folder: Path) -> None:
+    index_manifest(write(folder, "path\na.mp4\n"), folder / "index")
+    assert read_manifest(folder / "index")[0].path == f"{folder}/a.mp4"
+    with (folder / "index/rows.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DataError, match=r"rows.bin has 45 bytes where index.json says 44; make the index anew"):
+        read_manifest(folder / "index")
+    (folder / "index/index.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        read_manifest(folder / "index")
+    with pytest.raises(DataError, match="takes a list"):
+        index_manifest(folder / "index", folder / "again")
+
+
+def test_an_interrupted_index_is_not_a_manifest(folder: Path) -> None:
+    path = write(folder, "path,label\na.mp4,1\na.mp4,dog\n")
+    with pytest.raises(DataError, match="label='dog'"):
+        index_manifest(path, folder / "index")
+    with pytest.raises(DataError, match="cannot read the manifest"):
+        read_manifest(folder / "index")

@@ -4,31 +4,97 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmae2_ds.data.order import SampleOrder, Shuffle, positions_of
+from vmae2_ds.data.order import SampleKey, SampleOrder, Shuffle, Turns, _chairmen, positions_of
 from vmae2_ds.data.seeding import Purpose, generator
 
 
 def test_every_epoch_is_a_permutation_and_nothing_is_dropped() -> None:
-    order = SampleOrder(10, seed=3)
-    sequence = [order.index_at(position) for position in range(30)]
-    assert [epoch for epoch, _ in sequence] == [0] * 10 + [1] * 10 + [2] * 10
-    epochs = [[row for _, row in sequence[start : start + 10]] for start in (0, 10, 20)]
+    order = SampleOrder([10], seed=3)
+    sequence = [order.key_at(position) for position in range(30)]
+    assert [draw.epoch for draw in sequence] == [0] * 10 + [1] * 10 + [2] * 10
+    epochs = [[draw.row for draw in sequence[start : start + 10]] for start in (0, 10, 20)]
     assert all(sorted(rows) == list(range(10)) for rows in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+    assert order.length is None
 
 
 def test_order_follows_from_the_seed_alone() -> None:
-    order, again, other = SampleOrder(50, seed=1), SampleOrder(50, seed=1), SampleOrder(50, seed=2)
-    forwards = [order.index_at(position) for position in range(150)]
-    assert [again.index_at(position) for position in reversed(range(150))] == forwards[::-1]
-    assert [other.index_at(position) for position in range(150)] != forwards
+    shares = {"sizes": [50, 7, 20], "shares": [0.5, 0.2, 0.3], "limits": [None, 9, 40]}
+    order, again, other = (SampleOrder(seed=seed, **shares) for seed in (1, 1, 2))
+    forwards = [order.key_at(position) for position in range(350)]
+    assert [again.key_at(position) for position in reversed(range(350))] == forwards[::-1]
+    assert [other.key_at(position) for position in range(350)] != forwards
+
+
+MIXTURES = st.lists(
+    st.tuples(st.integers(1, 60), st.floats(1e-3, 1), st.none() | st.integers(0, 300)), min_size=1, max_size=7
+)
+
+
+@given(mixture=MIXTURES, seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_every_source_goes_through_its_own_epochs_up_to_its_limit(
+    mixture: list[tuple[int, float, int | None]], seed: int
+) -> None:
+    sizes, shares, limits = zip(*mixture, strict=True)
+    order = SampleOrder(sizes, seed, shares, limits)
+    length = 2000 if order.length is None else order.length
+    drawn: list[list[SampleKey]] = [[] for _ in sizes]
+    for position in range(length):
+        draw = order.key_at(position)
+        drawn[draw.source].append(draw)
+    for size, limit, draws in zip(sizes, limits, drawn, strict=True):
+        assert limit is None or len(draws) <= limit
+        for epoch in range(len(draws) // size):
+            part = draws[epoch * size : (epoch + 1) * size]
+            assert {draw.epoch for draw in part} == {epoch}
+            assert sorted(draw.row for draw in part) == list(range(size))
+        rest = draws[len(draws) // size * size :]
+        assert len({draw.row for draw in rest}) == len(rest)
+    if order.length is not None:
+        assert [len(draws) for draws in drawn] == list(limits)
+        with pytest.raises(IndexError, match=f"an order of {length} samples"):
+            order.key_at(length)
+
+
+@given(counts=st.lists(st.integers(1, 400), min_size=1, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_after_any_number_of_turns_each_source_had_its_share(counts: list[int]) -> None:
+    """Tijdeman's bound, in whole numbers: |had - share| <= 1 - 1/(2n - 2)."""
+    table, total = _chairmen(np.array(counts)), sum(counts)
+    assert np.bincount(table, minlength=len(counts)).tolist() == counts
+    if len(counts) > 1:
+        had = np.cumsum(table[:, None] == np.arange(len(counts)), axis=0)
+        off = np.abs(total * had - np.array(counts) * np.arange(1, total + 1)[:, None])
+        assert (off * (2 * len(counts) - 2)).max() <= total * (2 * len(counts) - 3)
+
+
+@given(shares=st.lists(st.floats(1e-4, 1), min_size=2, max_size=6), start=st.integers(0, 50_000))
+@settings(max_examples=30, deadline=None)
+def test_shares_hold_in_every_window_of_2000(shares: list[float], start: int) -> None:
+    """Within 0.5 %: less than 2 samples of 2,000, and what the table's 10,000ths and smallest turn cost."""
+    order = SampleOrder([1000] * len(shares), seed=0, shares=shares)
+    seen = Counter(order.key_at(position).source for position in range(start, start + 2000))
+    for source, share in enumerate(shares):
+        assert seen[source] / 2000 == pytest.approx(share / sum(shares), abs=0.005)
+
+
+def test_turns_can_be_counted_from_both_sides() -> None:
+    turns = Turns({4: 0.7, 7: 0.2, 9: 0.1})
+    seen: Counter[int] = Counter()
+    for turn in range(2 * Turns.TABLE + 100):
+        assert turns.count_before(4, turn) == seen[4]
+        source, before = turns.at(turn)
+        assert before == seen[source]
+        assert turns.position_of(source, before) == turn
+        seen[source] += 1
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32))
@@ -67,8 +133,8 @@ def test_neighbours_are_strangers() -> None:
 
 def test_a_hundred_million_rows_cost_no_memory() -> None:
     tracemalloc.start()
-    order = SampleOrder(10**8, seed=0)
-    found = {order.index_at(position) for position in (0, 1, 10**8 - 1, 10**8, 3 * 10**8 + 7)}
+    order = SampleOrder([10**8], seed=0)
+    found = {order.key_at(position) for position in (0, 1, 10**8 - 1, 10**8, 3 * 10**8 + 7)}
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) == 5
@@ -93,7 +159,9 @@ def test_a_step_holds_the_same_positions_for_any_split(micro_batch: int, accumul
 
 def test_streams_do_not_share_draws() -> None:
     keys = [
-        (purpose, 0, epoch, row, view) for purpose in Purpose for epoch in (0, 1) for row in (0, 1) for view in (0, 1)
+        (purpose, 0, epoch, row, view, 0, source)
+        for purpose in Purpose
+        for epoch, row, view, source in product((0, 1), repeat=4)
     ]
     draws = {float(generator(*key).random()) for key in keys}
     assert len(draws) == len(keys)

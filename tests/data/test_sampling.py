@@ -8,7 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmae2_ds.data.sampling import SAMPLERS, count_starts, sample_spread, sample_stride, stride_indices
+from vmae2_ds.data.sampling import (
+    SAMPLERS,
+    VIEWS,
+    count_starts,
+    dense_indices,
+    dense_views,
+    middle_clip,
+    sample_spread,
+    sample_stride,
+    segment_indices,
+    segment_views,
+    stride_indices,
+)
 
 
 def test_published_sampling_is_exact(shared: Path) -> None:
@@ -22,6 +34,60 @@ def test_published_sampling_is_exact(shared: Path) -> None:
         else:
             lowest, highest = case["offset_range"]
             assert (lowest, highest) == (1, count_starts(length, 16, stride)), case
+
+
+def test_published_classification_sampling_is_exact(shared: Path) -> None:
+    golden = json.loads((shared / "golden" / "sampling.json").read_text())
+    for case in golden["cls_dense"]:
+        length, frames, rate = case["length"], case["clip_len"], case["rate"]
+        assert dense_indices(length, frames, rate).tolist() == case["validation"], case
+        every = np.asarray(case["test"])
+        starts = np.asarray(case["test_clip_starts_5seg"])
+        expected = every[starts[:, None] + np.arange(frames)]
+        assert dense_views(length, frames, rate, clips=5).tolist() == expected.tolist(), case
+        drawn = dense_indices(length, frames, rate, np.random.default_rng(0))
+        window = case["train_seed0"]
+        if length <= frames * rate:
+            assert drawn.tolist() == window, case
+        else:  # another generator than the published code's: the same window, moved
+            assert set(np.diff(drawn)) == set(np.diff(window)), case
+            ends = {int(dense_indices(length, frames, rate, np.random.default_rng(i))[-1]) for i in range(300)}
+            assert length - 2 - length // 50 <= max(ends) <= length - 2, case
+            assert min(ends) <= frames * rate + 2, case
+    for case in golden["rawframe"]:
+        length, segments, clips = case["total_frames"], case["num_segment"], case["test_num_segment"]
+        offset = case["start_idx"]
+        assert (segment_indices(length, segments) + offset).tolist() == case["validation"], case
+        views = segment_views(length, segments, 1, clips)
+        assert (views.T.flatten() + offset).tolist() == case["test"], case
+
+
+def test_segments_give_one_frame_of_each_part() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.stack([segment_indices(58, 16, rng) for _ in range(100)])
+    assert ((drawn // 3) == np.arange(16)).all()
+    assert set((drawn % 3).flatten()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("views", sorted(VIEWS))
+@pytest.mark.parametrize("length", [1, 5, 16, 64, 65, 300])
+@pytest.mark.parametrize("clips", [1, 2, 5])
+def test_test_views_lie_in_the_video(views: str, length: int, clips: int) -> None:
+    indices = VIEWS[views](length, 16, 4, clips)
+    assert indices.shape == (clips, 16)
+    assert indices.min() >= 0
+    assert indices.max() < length
+    assert (np.diff(indices, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("sampling", sorted(SAMPLERS))
+@pytest.mark.parametrize("length", [1, 5, 16, 64, 300])
+def test_the_middle_clip_is_in_the_middle(sampling: str, length: int) -> None:
+    indices = middle_clip(sampling, length, 16, 4)
+    assert indices.shape == (16,)
+    assert 0 <= indices.min() <= indices.max() < length
+    if length >= 64:
+        assert abs(float(indices.mean()) - length / 2) <= 6
 
 
 def test_a_short_video_repeats_its_last_sampled_frame_not_its_last_frame() -> None:

@@ -27,7 +27,7 @@ def triangle_weights(source: int, target: int) -> np.ndarray:
 def test_pixels_against_float64_and_pillow(box: CropBox, size: int) -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (3, 60, 50, 3), dtype=np.uint8)
-    found = crop_resize(frames, box, size)
+    found = crop_resize(torch.from_numpy(frames), box, size)
     assert found.dtype == torch.uint8
     assert found.shape == (3, size, size, 3)
     assert found.is_contiguous()
@@ -46,7 +46,9 @@ def test_pixels_against_float64_and_pillow(box: CropBox, size: int) -> None:
 
 def test_a_crop_of_the_clips_own_size_is_not_resampled() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
-    assert np.array_equal(crop_resize(frames, CropBox(4, 8, 32, 32), 32).numpy(), frames[:, 4:36, 8:40])
+    assert np.array_equal(
+        crop_resize(torch.from_numpy(frames), CropBox(4, 8, 32, 32), 32).numpy(), frames[:, 4:36, 8:40]
+    )
 
 
 def test_boxes_are_the_published_ones() -> None:
@@ -66,8 +68,8 @@ def test_boxes_are_the_published_ones() -> None:
 
 def test_an_edge_near_the_clips_edge_becomes_it_only_inside_the_video() -> None:
     rng = np.random.default_rng(0)
-    assert {draw_crop(226, 300, 224, (1.0,), rng)[2:] for _ in range(50)} == {(224, 224)}
-    assert {draw_crop(222, 300, 224, (1.0,), rng)[2:] for _ in range(50)} == {(222, 222)}
+    assert {draw_crop(226, 300, 224, (1.0,), rng)[2:4] for _ in range(50)} == {(224, 224)}
+    assert {draw_crop(222, 300, 224, (1.0,), rng)[2:4] for _ in range(50)} == {(222, 222)}
 
 
 @pytest.mark.parametrize("shape", [(24, 32), (1, 1), (2, 500), (121, 161), (1280, 720)])
@@ -79,3 +81,22 @@ def test_boxes_stay_inside(shape: tuple[int, int]) -> None:
         assert min(box.top, box.left) >= 0
         assert box.top + box.height <= shape[0]
         assert box.left + box.width <= shape[1]
+
+
+def test_a_flip_mirrors_and_leaves_boxes_alone() -> None:
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), dtype=np.uint8))
+    plain = [draw_crop(40, 60, 32, SCALES, np.random.default_rng(seed)) for seed in range(400)]
+    mirrored = [draw_crop(40, 60, 32, SCALES, np.random.default_rng(seed), flip=0.5) for seed in range(400)]
+    assert [box[:4] for box in mirrored] == [box[:4] for box in plain]
+    assert not any(box.is_flipped for box in plain)
+    assert 150 < sum(box.is_flipped for box in mirrored) < 250
+    box = CropBox(2, 3, 36, 36)
+    assert torch.equal(crop_resize(frames, box._replace(is_flipped=True), 32), crop_resize(frames, box, 32).flip(2))
+
+
+def test_float_pixels_are_within_a_level_of_uint8_ones() -> None:
+    """What torchvision does on a GPU, where it has no uint8 kernel: float32, then rounded."""
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 61, 47, 3), dtype=np.uint8))
+    for box in (CropBox(3, 5, 48, 40), CropBox(0, 0, 21, 21, True)):
+        as_float = crop_resize(frames.float(), box, 32).round().clamp(0, 255)
+        assert (as_float - crop_resize(frames, box, 32).float()).abs().max() <= 1

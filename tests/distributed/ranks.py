@@ -43,6 +43,16 @@ def tiny_pretraining(manifest: Path, run: Path, steps: int) -> list[str]:
     return f"{words} --train.max-steps {steps} --train.log-every 1 --train.no-tensorboard".split()
 
 
+def tiny_finetuning(manifest: Path, run: Path, steps: int) -> list[str]:
+    """Arguments of a fine-tuning from scratch that learns a handful of clips by heart in seconds."""
+    words = f"finetune vit_ti_finetune_desk --data.manifest {manifest} --train.run {run} --train.max-steps {steps}"
+    words += " --data.size 32 --data.num-frames 8 --data.views 1 --data.crop-area 0.9 1 --data.workers 0"
+    words += " --model.attention math --model.drop-path 0 --model.encoder.depth 3 --model.encoder.width 96"
+    words += " --model.encoder.mlp 192 --optim.base-lr 0.03 --optim.layer-decay 1 --optim.warmup-epochs 5"
+    words += " --augment.mixup 0 --augment.cutmix 0 --augment.erase 0 --augment.label-smoothing 0"
+    return f"{words} --train.global-batch 12 --train.micro-batch 12 --train.no-tensorboard".split()
+
+
 def run_ranks(module: str, argument: Any, out: Path, world_size: int, timeout_s: float = 600) -> Any:
     """Run `python -m module ARGUMENT OUT` as `world_size` ranks; returns what rank 0 wrote to OUT as JSON."""
     port = free_port()

@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.distributed.steps import NUM_VIDEOS, make_clips
-from vmae2_ds.config import DataConfig, ModelConfig, RunConfig, TowerConfig, TrainConfig
+from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TowerConfig, TrainConfig
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.ds_config import resolve_ds_config
@@ -48,11 +48,11 @@ MODELS = {
 
 def make_config(
     model: str, policy_file: Path, world_size: int, precision: str, accumulation: int, checkpointing: str
-) -> RunConfig:
+) -> PretrainConfig:
     """One clip of 32 tokens to a micro step: activations weigh nothing beside the states."""
-    return RunConfig(
+    return PretrainConfig(
         model=MODELS[model].model_copy(update={"checkpointing": checkpointing}),
-        data=DataConfig(num_frames=4, size=64, views=1),
+        data=PretrainDataConfig(num_frames=4, size=64, views=1),
         train=TrainConfig(
             global_batch=world_size * accumulation,
             micro_batch=1,

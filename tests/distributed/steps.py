@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmae2_ds.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TowerConfig, TrainConfig
+from vmae2_ds.config import ModelConfig, OptimConfig, PretrainConfig, PretrainDataConfig, TowerConfig, TrainConfig
 from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
@@ -26,11 +26,11 @@ NUM_STEPS, GLOBAL_BATCH, NUM_VIDEOS = 8, 8, 16
 PEAK_LR = 3e-3
 
 
-def make_config(world_size: int, **changes: Any) -> RunConfig:
+def make_config(world_size: int, **changes: Any) -> PretrainConfig:
     """A small model with the real recipe's groups, accumulation 2, clipping, warm-up and cosine."""
     train = {"precision": "fp32", "ds_config": "zero1", **changes.pop("train", {})}
     accumulation, clip_grad = changes.pop("accumulation", 2), changes.pop("clip_grad", 0.5)
-    return RunConfig(
+    return PretrainConfig(
         model=ModelConfig(
             encoder=TowerConfig(width=64, depth=3, heads=2, mlp=128),
             decoder=TowerConfig(width=32, depth=2, heads=2, mlp=64),
@@ -38,7 +38,7 @@ def make_config(world_size: int, **changes: Any) -> RunConfig:
             attention="math",
             **changes.pop("model", {}),
         ),
-        data=DataConfig(num_frames=8, size=32, views=1),
+        data=PretrainDataConfig(num_frames=8, size=32, views=1),
         optim=OptimConfig(base_lr=PEAK_LR, lr_batch=GLOBAL_BATCH, min_lr=1e-4, warmup_epochs=1, clip_grad=clip_grad),
         train=TrainConfig(
             global_batch=GLOBAL_BATCH,
@@ -49,7 +49,7 @@ def make_config(world_size: int, **changes: Any) -> RunConfig:
     )
 
 
-def make_clips(config: RunConfig, step: int, first: int, count: int) -> PretrainBatch:
+def make_clips(config: PretrainConfig, step: int, first: int, count: int) -> PretrainBatch:
     """Clips `first` .. of the global batch of `step`: noise and real masks, a function of (step, clip) alone."""
     size, frames = config.data.size, config.data.num_frames
     clips, masks = [], []
@@ -60,7 +60,7 @@ def make_clips(config: RunConfig, step: int, first: int, count: int) -> Pretrain
     return PretrainBatch.of_clips(torch.stack(clips), masks)
 
 
-def plain_losses(config: RunConfig) -> list[float]:
+def plain_losses(config: PretrainConfig) -> list[float]:
     """The reference: the whole batch at once, torch's default AdamW; float32 master weights by hand where bf16."""
     plan = plan_run(config, NUM_VIDEOS, 1)
     model = MaskedAutoencoder(config.model, config.geometry, seed=config.train.seed)
@@ -93,7 +93,7 @@ def plain_losses(config: RunConfig) -> list[float]:
     return losses
 
 
-def engine_losses(config: RunConfig, world_size: int, rank: int) -> list[float]:
+def engine_losses(config: PretrainConfig, world_size: int, rank: int) -> list[float]:
     """The same steps under the engine, each rank with its part of each micro batch."""
     from vmae2_ds.train.build import build_engine
     from vmae2_ds.train.optim import set_learning_rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -24,14 +25,14 @@ NUM_STEPS, SAVE_EVERY, RANKS = 12, 4, 2
 class Run:
     """A two-rank pre-training in its own run folder, started as a user would, again and again."""
 
-    def __init__(self, folder: Path, manifest: Path) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Path, *options: str) -> None:
+        self.folder, self.manifest, self.options = folder, manifest, options
 
     def start(
         self, module: str = "vmae2_ds", env: dict[str, str] | None = None, ranks: int = RANKS
     ) -> list[subprocess.Popen]:
         command = [sys.executable, "-m", module, *tiny_pretraining(self.manifest, self.folder, NUM_STEPS)]
-        command += ["--train.save-every", str(SAVE_EVERY)]
+        command += ["--train.save-every", str(SAVE_EVERY), *self.options]
         port = free_port()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         processes = []
@@ -131,3 +132,18 @@ def test_resumed_losses_are_bit_identical(
     run.finish()
     assert run.losses() == uninterrupted
     assert "going on from" in run.log(0).read_text()
+
+
+def test_a_reader_chosen_by_measurement_stays_for_the_whole_run(tmp_path: Path, manifest: Path) -> None:
+    """Another choice at resume would be other frames: readers differ by a grey level here and there."""
+    run = Run(tmp_path / "run", manifest, "--data.reader", "auto")
+    kill_between_saves(run)
+    run.finish()
+    assert [step for step, *_ in run.losses()] == list(range(1, NUM_STEPS + 1))
+    log = run.log(0).read_text()
+    assert "going on from" in log
+    chosen = re.findall(r"take --data\.reader (\w+)", log)
+    assert len(chosen) == 1, "only the first start measures"
+    named = Run(tmp_path / "named", manifest, "--data.reader", *chosen)
+    named.finish()
+    assert run.losses() == named.losses()

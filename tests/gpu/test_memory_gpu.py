@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import Accelerator
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 TOLERANCE = 0.10  # of the bytes that tensors take at the peak (COST 2d)
 
 
-def vit_b(num_clips: int, attention: str, checkpointing: str) -> RunConfig:
+def vit_b(num_clips: int, attention: str, checkpointing: str) -> PretrainConfig:
     config = get_recipe("vit_b_pretrain_hybrid")
     model = config.model.model_copy(update={"attention": attention, "checkpointing": checkpointing})
     data = config.data.model_copy(update={"views": 1})

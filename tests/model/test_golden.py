@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.golden_data import GOLDEN, fill, golden_json, shared_or_skip
+from tests.golden_data import GOLDEN, clip_of, fill, golden_json, shared_or_skip
 from vmae2_ds.config import ModelConfig, ObjectiveConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
-from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD, gather_cubes, normalise_pixels
+from vmae2_ds.model.embed import gather_cubes, normalise_pixels
+from vmae2_ds.model.layouts import from_layout, layout_shapes, official_name
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model.official import from_official, official_name, official_shapes
 from vmae2_ds.objectives import Reconstruct
 
 OUTPUT = {"rtol": 1e-4, "atol": 1e-5}  # golden README
@@ -34,8 +34,7 @@ def make_batch(x_BCTHW: Tensor, hidden_BN: Tensor, not_decoded_BN: Tensor, mode:
     }[mode]
     num_clips = len(hidden_BN)
     visible_BV, decode_BM = (kept.nonzero()[:, 1].view(num_clips, -1) for kept in (visible_BN, decode_BN))
-    clip_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1) * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
-    return PretrainBatch(clip_BTHWC, visible_BV, decode_BM, hidden_BN.gather(1, decode_BM))
+    return PretrainBatch(clip_of(x_BCTHW), visible_BV, decode_BM, hidden_BN.gather(1, decode_BM))
 
 
 def grad_norms(model: MaskedAutoencoder) -> dict[str, float]:
@@ -64,7 +63,7 @@ def tiny_published(request: pytest.FixtureRequest) -> Tiny:
     )
     state = {k.removeprefix("state_dict/"): v for k, v in tensors.items() if k.startswith("state_dict/")}
     model = MaskedAutoencoder(config, geometry, seed=None)
-    model.load_state_dict(from_official(state, config))
+    model.load_state_dict(from_layout(state, config))
     return Tiny(numbers, tensors, geometry, model)
 
 
@@ -130,7 +129,7 @@ def small_published() -> Small:
     """ViT-S at full size, its weights rebuilt by rule."""
     config, geometry = ModelConfig.of_size("small", attention="sdpa"), ClipGeometry(16, 224, 224, 2, 16)
     model = MaskedAutoencoder(config, geometry, seed=None)
-    model.load_state_dict(from_official(fill(official_shapes(config)), config))
+    model.load_state_dict(from_layout(fill(layout_shapes(config)), config))
     return Small(golden_json("pretrain_full_S.json")["S"], geometry, model)
 
 

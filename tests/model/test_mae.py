@@ -14,8 +14,8 @@ from tests.golden_data import golden_json
 from vmae2_ds.config import ModelConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model.layouts import official_name
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model.official import official_name
 from vmae2_ds.objectives import Reconstruct
 
 Gradients = dict[str, Tensor]
@@ -39,6 +39,8 @@ def test_first_weights_have_the_published_statistics() -> None:
     model = MaskedAutoencoder(ModelConfig.of_size("small"), ClipGeometry(16, 224, 224, 2, 16), seed=3)
     weights = {official_name(name): p.detach() for name, p in model.named_parameters()}
     for name, seeds in golden_json("model.json")["init_stats_S"].items():
+        if name.startswith("finetune:"):
+            continue
         std = sum(s["std"] for s in seeds) / len(seeds)
         assert float(weights[name].std()) == pytest.approx(std, rel=0.05 if weights[name].numel() > 500 else 0.2), name
         assert float(weights[name].abs().max()) == pytest.approx(seeds[0]["absmax"], rel=0.05), name

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train.ds_config import policy_names, read_policy, resolve_ds_config, zero_stage
 from vmae2_ds.train.plan import plan_run
 
 
-def with_train(**changes: Any) -> RunConfig:
+def with_train(**changes: Any) -> PretrainConfig:
     config = get_recipe("vit_g_pretrain_hybrid")
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
-def resolve(config: RunConfig) -> dict[str, Any]:
+def resolve(config: PretrainConfig) -> dict[str, Any]:
     return resolve_ds_config(config, plan_run(config, 1_000_000, 64), on_cpu=True)
 
 

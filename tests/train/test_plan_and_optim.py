@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from vmae2_ds.config import ModelConfig, RunConfig
+from tests.golden_data import golden_json
+from vmae2_ds.config import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
+from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model.layouts import official_name
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.recipes import RECIPES, get_recipe
 from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
@@ -32,6 +37,24 @@ def test_published_batch_and_peak(name: str, gpus: int, global_batch: int, peak_
     assert (plan.global_batch, plan.accumulation) == (global_batch, 1)
     assert plan.peak_lr == pytest.approx(peak_lr, rel=1e-12)
     assert plan.epochs == pytest.approx(get_recipe(name).train.epochs, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    # PAPER A8: script, GPUs, videos per step, actual peak learning rate = lr x videos / 256
+    ("name", "gpus", "videos", "peak_lr"),
+    [
+        ("vit_b_finetune_k400", 32, 512, 1.4e-3),
+        ("vit_b_finetune_ssv2", 16, 256, 2e-3),
+        ("vit_h_finetune_k400", 32, 128, 5e-4),
+        ("vit_g_posttrain_k710", 32, 96, 3.75e-4),
+        ("vit_g_finetune_k400", 32, 96, 3.75e-6),
+        ("vit_g_finetune_hmdb51", 8, 24, 4.6875e-5),
+    ],
+)
+def test_published_fine_tuning_batch_and_peak(name: str, gpus: int, videos: int, peak_lr: float) -> None:
+    plan = plan_run(FINETUNE_RECIPES[name](), 240_436, gpus)
+    assert (plan.videos_per_step, plan.accumulation) == (videos, 1)
+    assert plan.peak_lr == pytest.approx(peak_lr, rel=1e-12)
 
 
 def test_fewer_gpus_keep_the_global_batch() -> None:
@@ -60,30 +83,10 @@ def test_too_few_videos_for_one_step() -> None:
         plan_run(short, 100, 32)
 
 
-# Published cosine_scheduler(base 1.2e-3, final 8e-5, 10 epochs of 7 steps, 2 of warm-up): golden misc.json
-GOLDEN_RATES = {
-    0: 0.0,
-    1: 9.23076923076923e-05,
-    12: 0.0011076923076923076,
-    13: 0.0012,
-    14: 0.0012,
-    15: 0.0011991190164099771,
-    41: 0.0006713994504528273,
-    42: 0.0006399999999999999,
-    68: 8.352116245978415e-05,
-    69: 8.088098359002271e-05,
-}
-
-
 @pytest.fixture
 def plan() -> RunPlan:
     drawn = plan_run(get_recipe("vit_b_pretrain_hybrid"), NUM_VIDEOS, 32)
     return replace(drawn, num_steps=70, warmup_steps=14, peak_lr=1.2e-3, min_lr=8e-5)
-
-
-@pytest.mark.parametrize("step", GOLDEN_RATES)
-def test_learning_rate_is_the_published_one(step: int, plan: RunPlan) -> None:
-    assert learning_rate(step, plan) == pytest.approx(GOLDEN_RATES[step], rel=1e-12, abs=1e-18)
 
 
 def test_no_warm_up(plan: RunPlan) -> None:
@@ -103,6 +106,29 @@ def test_groups_are_the_published_ones() -> None:
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
 
 
+def test_layer_decay_groups_are_the_published_ones() -> None:
+    golden = golden_json("model.json")["layer_decay"]
+    tower = TowerConfig(width=24, depth=golden["depth"], heads=3, mlp=48)
+    model = Classifier(ClassifierConfig(encoder=tower, patch=8, num_classes=5), ClipGeometry(4, 16, 16, 2, 8))
+    groups = parameter_groups(model, golden["weight_decay"], golden["layer_decay"], golden["depth"])
+
+    def comparable(group: dict[str, Any], names: list[str]) -> tuple[float, float, list[str]]:
+        return group["lr_scale"], group["weight_decay"], sorted(names)
+
+    ours = [comparable(g, [official_name(name, classifier=True) for name in g["param_names"]]) for g in groups]
+    assert sorted(ours) == sorted(comparable(g, g["params"]) for g in golden["groups"])
+
+
+@pytest.mark.parametrize("schedule", golden_json("model.json")["cosine_scheduler"])
+def test_the_whole_schedule_is_the_published_one(plan: RunPlan, schedule: dict[str, Any]) -> None:
+    args, values = schedule["args"], schedule["values"]
+    warmup = args.get("warmup_steps", args.get("warmup_epochs", 0) * args["niter_per_ep"])
+    plan = replace(
+        plan, num_steps=len(values), warmup_steps=warmup, peak_lr=args["base_value"], min_lr=args["final_value"]
+    )
+    assert [learning_rate(step, plan) for step in range(len(values))] == pytest.approx(values, rel=1e-12)
+
+
 def test_layer_scales_are_kept_when_the_rate_is_set() -> None:
     groups = [{"lr_scale": 0.5}, {}]
     set_learning_rate(groups, 2e-3)
@@ -110,12 +136,12 @@ def test_layer_scales_are_kept_when_the_rate_is_set() -> None:
 
 
 def test_every_recipe_builds_and_says_where_it_comes_from() -> None:
-    for name in RECIPES:
-        config = get_recipe(name)
+    for name, recipe in {**RECIPES, **FINETUNE_RECIPES}.items():
+        config = recipe()
         assert config.recipe == name
-        assert RunConfig.model_validate_json(config.model_dump_json()) == config
+        assert type(config).model_validate_json(config.model_dump_json()) == config
         for promise in ("Command:", "Hardware:", "Source:"):
-            assert promise in (RECIPES[name].__doc__ or "")
+            assert promise in (recipe.__doc__ or "")
 
 
 def test_optimizer_is_fused_adamw_with_the_recipe_s_numbers() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from vmae2_ds.config import ModelConfig, ObjectiveConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.report import write_report
 
@@ -20,8 +20,8 @@ ROW = {"epoch": 0.5, "lr": 1e-3, "grad_norm": 0.25, "clips_per_s": 81.25, "step_
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    config = RunConfig(
-        recipe="desk", model=ModelConfig.of_size("tiny"), data=DataConfig(manifest=Path("videos <&>.csv"))
+    config = PretrainConfig(
+        recipe="desk", model=ModelConfig.of_size("tiny"), data=PretrainDataConfig(manifest=Path("videos <&>.csv"))
     )
     (tmp_path / "run.json").write_text(config.model_dump_json())
     (tmp_path / "env.json").write_text(json.dumps({"peak": {"flops": 4e11, "name": "a measured product"}, "ranks": 2}))
@@ -79,8 +79,38 @@ def test_missing_values_and_warnings(run: Path) -> None:
     assert "50% of the time went into waiting for data" in text
 
 
+def test_sources(run: Path) -> None:
+    """Half and half for 36 rows, then one to three: the shares of all and of the last tenth, 4 of 40 rows."""
+    counts = [
+        (8 * step, 8 * step) if step <= 36 else (288 + 4 * (step - 36), 288 + 12 * (step - 36)) for step in range(1, 41)
+    ]
+    rows = [
+        {
+            "step": step,
+            "loss": 1.0,
+            **ROW,
+            "source_videos/a<b": one,
+            "source_videos/ssv2": other,
+            "worker_mem_sum_gib": 1.5,
+        }
+        for step, (one, other) in enumerate(counts, 1)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = text_of(write_report(run).read_text())
+    assert "a<b 304 47.50% 25.00% ssv2 336 52.50% 75.00%" in text
+    assert "1.50 GiB" in text
+    (run / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert "a<b 8 50.00% 50.00%" in text_of(write_report(run).read_text())
+
+
+def test_one_source_needs_no_table(run: Path) -> None:
+    row = {"step": 1, "loss": 1.0, **ROW, "source_videos/default": 8, "source_share/default": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert "share lately" not in write_report(run).read_text()
+
+
 def test_pixels_are_compared_with_flat_cubes(run: Path) -> None:
-    config = RunConfig(model=ModelConfig.of_size("tiny"), objective=ObjectiveConfig(target="pixels"))
+    config = PretrainConfig(model=ModelConfig.of_size("tiny"), objective=ObjectiveConfig(target="pixels"))
     (run / "run.json").write_text(config.model_dump_json())
     page = write_report(run).read_text()
     assert "predicting zeros" not in page

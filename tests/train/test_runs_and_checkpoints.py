@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train import runs
@@ -20,9 +20,12 @@ from vmae2_ds.train.checkpoint import WHOLE, _drop_old, find_newest_whole, tag_o
 from vmae2_ds.train.runs import finish, open_run_folder, write_run_files
 
 
-def config_in(folder: Path, **changes: Any) -> RunConfig:
-    config = get_recipe("vit_ti_pretrain_desk")
-    return config.model_copy(update={"train": config.train.model_copy(update={"runs": folder, **changes})})
+def config_in(folder: Path, **changes: Any) -> PretrainConfig:
+    return changed(get_recipe("vit_ti_pretrain_desk"), "train", runs=folder, **changes)
+
+
+def changed(config: PretrainConfig, section: str, **changes: Any) -> PretrainConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
 
 
 def write_checkpoint(run: Path, step: int) -> Path:
@@ -33,7 +36,7 @@ def write_checkpoint(run: Path, step: int) -> Path:
     return target
 
 
-def start_run(config: RunConfig, steps: tuple[int, ...] = ()) -> Path:
+def start_run(config: PretrainConfig, steps: tuple[int, ...] = ()) -> Path:
     folder = open_run_folder(config)
     for step in steps:
         write_checkpoint(folder.path, step)
@@ -78,15 +81,40 @@ def test_a_changed_manifest_or_policy_is_another_run(tmp_path: Path) -> None:
     manifest, policy = tmp_path / "list.csv", tmp_path / "mine.json"
     manifest.write_text("path\na.mp4\n")
     policy.write_text('{"zero_optimization": {"stage": 1}}')
-    config = config_in(tmp_path, ds_config=str(policy))
-    config = config.model_copy(update={"data": config.data.model_copy(update={"manifest": manifest})})
+    config = changed(config_in(tmp_path, ds_config=str(policy)), "data", manifest=manifest)
     run = start_run(config, (10,))
     assert open_run_folder(config).path == run
     manifest.write_text("path\na.mp4\nb.mp4\n")
     policy.write_text('{"zero_optimization": {"stage": 2}}')
-    named = config.model_copy(update={"train": config.train.model_copy(update={"run": run})})
     with pytest.raises(ConfigError, match=r"list\.csv has changed; train\.ds_config: the content of .*mine\.json"):
-        open_run_folder(named)
+        open_run_folder(changed(config, "train", run=run))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("a.mp4", "b.mp4", "data.mixture: source 'one' has changed"),
+        ("weight = 1", "weight = 2", "data.mixture: source 'two' has changed"),
+        ('name = "two"', 'name = "three"', "data.mixture: source 'three' has changed"),
+    ],
+)
+def test_a_changed_source_is_another_run(before: str, after: str, told: str, tmp_path: Path) -> None:
+    """A list, a share or a name; a comment in the mixture file changes nothing."""
+    (tmp_path / "one.csv").write_text("path\na.mp4\n")
+    (tmp_path / "two.csv").write_text("path\nc.mp4\n")
+    mixture = tmp_path / "mix.toml"
+    mixture.write_text(
+        '[[source]]\nname = "one"\nmanifest = "one.csv"\nweight = 3\n'
+        '[[source]]\nname = "two"\nmanifest = "two.csv"\nweight = 1\n'
+    )
+    config = changed(config_in(tmp_path), "data", mixture=str(mixture))
+    run = start_run(config, (10,))
+    mixture.write_text("# mine\n" + mixture.read_text())
+    assert open_run_folder(config).path == run
+    for path in (tmp_path / "one.csv", mixture):
+        path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ConfigError, match=told):
+        open_run_folder(changed(config, "train", run=run))
 
 
 def test_every_start_leaves_its_environment(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tune.test_search_space import cluster_of
-from vmae2_ds.config import RunConfig, TowerConfig
+from vmae2_ds.config import PretrainConfig, TowerConfig
 from vmae2_ds.cost.assumptions import Assumptions, read_assumptions
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
@@ -22,7 +22,7 @@ from vmae2_ds.tune.tuner import _cluster_here, _fastest_measured, describe_tunin
 NOTHING = Measured(None, None, None, None, None)
 
 
-def little_recipe(**train: object) -> RunConfig:
+def little_recipe(**train: object) -> PretrainConfig:
     """The desk recipe, small enough for a trial in seconds."""
     config = get_recipe("vit_ti_pretrain_desk")
     tower = TowerConfig(width=32, depth=2, heads=2, mlp=64)

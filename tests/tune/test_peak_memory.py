@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import RunConfig, TowerConfig
+from vmae2_ds.config import PretrainConfig, TowerConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import Accelerator
@@ -25,7 +25,7 @@ CPU = Accelerator(
 )
 
 
-def vit_s(num_clips: int) -> RunConfig:
+def vit_s(num_clips: int) -> PretrainConfig:
     config = get_recipe("vit_s_pretrain_hybrid")
     return config.model_copy(
         update={
@@ -38,7 +38,7 @@ def vit_s(num_clips: int) -> RunConfig:
     )
 
 
-def measure_peak(config: RunConfig, folder: Path) -> int:
+def measure_peak(config: PretrainConfig, folder: Path) -> int:
     """Peak resident bytes of a process of its own that takes two steps."""
     run, out = folder / "run.json", folder / "measured.json"
     run.write_text(config.model_dump_json())

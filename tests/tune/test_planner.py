@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.states import state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -21,12 +21,12 @@ from vmae2_ds.tune.predict import Setting, add_up, predict_memory, predict_time
 RECIPE = "vit_g_pretrain_hybrid"
 
 
-def plan_of(recipe: str | RunConfig = RECIPE, **options: object) -> Plan:
+def plan_of(recipe: str | PretrainConfig = RECIPE, **options: object) -> Plan:
     config = get_recipe(recipe) if isinstance(recipe, str) else recipe
     return make_plan(config, PlanArguments.model_validate({"gpus": 64, "gpu": "a100-80g", **options}))
 
 
-def changed(recipe: str, section: str, **values: object) -> RunConfig:
+def changed(recipe: str, section: str, **values: object) -> PretrainConfig:
     return get_recipe(recipe).changed(**{section: values})
 
 
@@ -64,7 +64,7 @@ def test_the_best_end_of_every_assumption_is_its_better_one(name: str) -> None:
     offloaded = changed(RECIPE, "train", ds_config="zero3_offload", micro_batch=1)
     runs = (busy, offloaded, changed("vit_s_pretrain_hybrid", "train", micro_batch=1))
 
-    def cost(asked: RunConfig, end: End) -> tuple[float, float, float]:
+    def cost(asked: PretrainConfig, end: End) -> tuple[float, float, float]:
         ends = Assumptions().model_copy(update={name: getattr(Assumptions().at(end), name)})
         cluster = cluster_of(PlanArguments(gpus=128, gpu="h200"), ends)
         setting = Setting(asked, ZeroPolicy.of_ds_config(read_policy(asked.train.ds_config)))
@@ -118,7 +118,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     assert f"--train.micro-batch {most} is the largest that fits" in describe_plan(plan)
 
 
-def with_micro_batch(config: RunConfig, videos: int) -> RunConfig:
+def with_micro_batch(config: PretrainConfig, videos: int) -> PretrainConfig:
     return config.changed(train={"micro_batch": videos})
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.tune.test_search_space import cluster_of
-from vmae2_ds.config import RunConfig, TowerConfig
+from vmae2_ds.config import PretrainConfig, TowerConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
@@ -104,7 +104,7 @@ def test_written_configs_go_through_deepspeed_and_through_pretrain(
     _initialize(written, chosen)
 
 
-def _initialize(written: dict, config: RunConfig) -> None:
+def _initialize(written: dict, config: PretrainConfig) -> None:
     """deepspeed.initialize on one CPU rank, with the batch that one rank makes and a model that fits in a test."""
     written["train_batch_size"] = written["train_micro_batch_size_per_gpu"] * written["gradient_accumulation_steps"]
     for part in ("offload_optimizer", "offload_param"):

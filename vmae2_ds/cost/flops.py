@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmae2_ds.config import ModelConfig, TowerConfig
+from vmae2_ds.config import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 
 
@@ -61,6 +61,13 @@ def mae_macs(
         decoder=decoder.depth * block_macs(decoder, visible + decode),
         head=decode * decoder.width * geometry.cube_values,
     )
+
+
+def classifier_macs(model: ClassifierConfig, geometry: ClipGeometry) -> int:
+    """Work of one clip through the classifier, which sees every cube."""
+    embed = geometry.num_cubes * geometry.cube_values * model.encoder.width
+    blocks = model.encoder.depth * block_macs(model.encoder, geometry.num_cubes)
+    return embed + blocks + model.encoder.width * model.num_classes
 
 
 def block_macs(tower: TowerConfig, tokens: int) -> int:

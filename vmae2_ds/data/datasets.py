@@ -1,23 +1,28 @@
-"""One video of the manifest -> `views` clips with masks, each a function of (seed, epoch, row, view) alone."""
+"""One video of a mixture -> a sample, each a function of the seed, the sample's key and the view alone."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-from typing import NamedTuple
+import math
+from abc import abstractmethod
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vmae2_ds.config import RunConfig
-from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
-from vmae2_ds.data.decode import read_clip
-from vmae2_ds.data.manifest import Manifest, VideoEntry
+from vmae2_ds.config import DataConfig, PretrainConfig
+from vmae2_ds.contracts import Masks, Movable, PretrainBatch, ReadFailure
+from vmae2_ds.data.manifest import VideoEntry
+from vmae2_ds.data.mixture import Mixture, Source
+from vmae2_ds.data.order import SampleKey
 from vmae2_ds.data.sampling import SAMPLERS
 from vmae2_ds.data.seeding import Purpose, generator
-from vmae2_ds.data.transforms import crop_resize, draw_crop
+from vmae2_ds.data.transforms import CropBox, crop_resize, draw_crop
+from vmae2_ds.data.uncut import UncutBatch
+from vmae2_ds.data.watchdog import GuardedReader
 from vmae2_ds.errors import ConfigError, DataError, VideoError
 from vmae2_ds.masking import make_masks
 
@@ -26,96 +31,162 @@ log = logging.getLogger(__name__)
 # K views of a video, T frames, S the clip's edge, V visible cubes, M decoded cubes.
 
 MAX_ATTEMPTS = 8
-"""Videos tried for one sample. Replacements are drawn from the whole manifest, so 8 bad ones mean it is mostly bad."""
+"""Videos tried for one sample. Replacements are drawn from the whole source, so 8 bad ones mean it is mostly bad."""
 
 
-class SampleKey(NamedTuple):
-    """Which sample: everything random in it follows from this and the seed."""
+class Sample(Protocol):
+    """What a dataset makes of one video."""
 
-    epoch: int
-    row: int
+    @property
+    def failures(self) -> list[ReadFailure]:
+        """Videos tried before it."""
+
+    @property
+    def source(self) -> str:
+        """The source it is counted under."""
 
 
-class Sample(NamedTuple):
-    """One video's clips, and the videos that were tried before it."""
+S = TypeVar("S", bound=Sample)
+
+
+class VideoDataset(Dataset[S]):
+    """`dataset[SampleKey]` decodes one video once; a subclass says what is cut from it, and how samples become a batch.
+
+    Videos are read by a child of the process that asks first (data/watchdog.py), unless `data.read_timeout_s` is 0.
+    """
+
+    def __init__(self, data: DataConfig, seed: int, mixture: Mixture) -> None:
+        """Raises ConfigError for a stride whose source looks like a misspelt one of the mixture.
+
+        A source that is simply absent is fine: the hybrid recipes name SSv2, and other sets have none.
+        """
+        self._data, self.seed, self.mixture = data, seed, mixture
+        self._reader = GuardedReader(data.read_timeout_s)
+        spelt = {source.lower(): source for source in mixture.names}
+        for source in sorted(set(data.source_strides) - set(mixture.names)):
+            for near in difflib.get_close_matches(source.lower(), spelt, n=1):
+                raise ConfigError(
+                    f"data.source_strides: {mixture.name} has no source {source!r}; did you mean {spelt[near]!r}?"
+                )
+            log.info(
+                "no video has the source %r of data.source_strides; sources are %s", source, ", ".join(mixture.names)
+            )
+
+    @abstractmethod
+    def cut(
+        self, frames_THWC: np.ndarray, entry: VideoEntry, key: SampleKey, failures: list[ReadFailure], source: str
+    ) -> S:
+        """The sample made of these frames, which are the reader's and valid until its next read."""
+
+    @abstractmethod
+    def collate(self, samples: list[S]) -> Movable:
+        """The samples of a micro batch, as `cut` made them, in one batch."""
+
+    def __getitem__(self, key: SampleKey) -> S:
+        """Raises DataError when MAX_ATTEMPTS videos of the source in a row cannot be used."""
+        failures: list[ReadFailure] = []
+        source = self.mixture.sources[key.source]
+        for attempt in range(MAX_ATTEMPTS):
+            entry = source.manifest[self._row(key, attempt)]
+            name = source.name or entry.source
+            try:
+                frames_THWC = self._read(entry, source, name, key, attempt)
+            except VideoError as error:
+                failures.append(ReadFailure(entry.name, str(error)))
+                continue
+            return self.cut(frames_THWC, entry, key, failures, name)
+        raise DataError(
+            f"{source.manifest.file}: none of {MAX_ATTEMPTS} videos drawn for epoch {key.epoch}, row {key.row} could be "
+            f"used; the last: {failures[-1].path}: {failures[-1].reason}; check --data.root and the files"
+        )
+
+    def _generator(self, purpose: Purpose, key: SampleKey, view: int = 0, attempt: int = 0) -> np.random.Generator:
+        return generator(purpose, self.seed, key.epoch, key.row, view, attempt, key.source)
+
+    def _row(self, key: SampleKey, attempt: int) -> int:
+        """The key's row, then others of the same source, so that shares hold."""
+        if attempt == 0:
+            return key.row
+        draw = self._generator(Purpose.REPLACEMENT, key, attempt=attempt)
+        return int(draw.integers(len(self.mixture.sources[key.source].manifest)))
+
+    def _read(self, entry: VideoEntry, source: Source, name: str, key: SampleKey, attempt: int) -> np.ndarray:
+        """(T, H, W, 3) uint8, valid until the next read; raises VideoError."""
+        rng = self._generator(Purpose.FRAMES, key, attempt=attempt)
+
+        def choose(length: int, fps: float) -> np.ndarray:
+            part = max(0, length - entry.start) if entry.frames is None else min(entry.frames, length - entry.start)
+            if part < self._data.min_frames:
+                whole = "" if part == length else f" from frame {entry.start} of {length}"
+                raise VideoError(f"too short: {max(0, part)} frame(s){whole}; min_frames={self._data.min_frames}")
+            stride = self._stride(source, name, fps)
+            return entry.start + SAMPLERS[self._data.sampling](part, self._data.num_frames, stride, rng)
+
+        return self._reader.read(entry, source.how, choose)
+
+    def _stride(self, source: Source, name: str, fps: float) -> int:
+        """Step between frames; raises VideoError where it follows from the video's rate and the video has none."""
+        if source.fps is None:
+            return source.stride or self._data.source_strides.get(name, self._data.stride)
+        if not (math.isfinite(fps) and fps > 0):
+            raise VideoError(
+                f"does not tell its frame rate, and source {name!r} asks for {source.fps:g} frames a second"
+            )
+        return max(1, round(fps / source.fps))
+
+
+class PretrainSample(NamedTuple):
+    """One video's clips and their masks."""
 
     clip_KTHWC: Tensor
-    """uint8."""
+    """uint8 (K, T, S, S, 3); with crop_on=device the whole frames, (1, T, H, W, 3)."""
     visible_KV: Tensor
     decode_KM: Tensor
     is_supervised_KM: Tensor
     failures: list[ReadFailure]
     source: str
+    boxes_K: list[CropBox]
+    """What is, or has still to be, cut from the frames."""
 
 
-class PretrainDataset(Dataset[Sample]):
-    """`dataset[SampleKey(epoch, row)]` decodes one video once and cuts `views` clips from it."""
+class PretrainDataset(VideoDataset[PretrainSample]):
+    """`views` clips of a video, each with its own crop and masks."""
 
-    def __init__(self, config: RunConfig, manifest: Manifest) -> None:
-        """Raises ConfigError for a stride whose source looks like a misspelt one of the manifest.
+    def __init__(self, config: PretrainConfig, mixture: Mixture) -> None:
+        super().__init__(config.data, config.train.seed, mixture)
+        self.data, self.mask, self.geometry = config.data, config.mask, config.geometry
 
-        A source that is simply absent is fine: the hybrid recipes name SSv2, and other sets have none.
-        """
-        self.data, self.mask, self.geometry, self.seed = config.data, config.mask, config.geometry, config.train.seed
-        self.manifest = manifest
-        spelt = {source.lower(): source for source in manifest.sources}
-        for source in sorted(set(config.data.source_strides) - set(manifest.sources)):
-            for near in difflib.get_close_matches(source.lower(), spelt, n=1):
-                raise ConfigError(
-                    f"data.source_strides: {manifest.file} has no source {source!r}; did you mean {spelt[near]!r}?"
-                )
-            log.info(
-                "no video has the source %r of data.source_strides; sources are %s", source, ", ".join(manifest.sources)
-            )
+    def cut(
+        self, frames_THWC: np.ndarray, entry: VideoEntry, key: SampleKey, failures: list[ReadFailure], source: str
+    ) -> PretrainSample:
+        """The clips; what the video shows has no part in it."""
+        del entry
+        boxes = [self._draw_box(frames_THWC.shape, key, view) for view in range(self.data.views)]
+        masks = [self._draw_masks(key, view) for view in range(self.data.views)]
+        frames = torch.from_numpy(frames_THWC)
+        cuts = [frames] if self.data.crop_on == "device" else [self._cut(frames, box) for box in boxes]
+        # stacking copies: the frames are the reader's, until its next read
+        return PretrainSample(*PretrainBatch.of_clips(torch.stack(cuts), masks), failures, source, boxes)
 
-    def __len__(self) -> int:
-        return len(self.manifest)
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        """Raises DataError when MAX_ATTEMPTS videos in a row cannot be used."""
-        failures: list[ReadFailure] = []
-        for attempt in range(MAX_ATTEMPTS):
-            entry = self.manifest[self._row(key, attempt)]
-            try:
-                frames_THWC = self._read(entry, key, attempt)
-            except VideoError as error:
-                failures.append(ReadFailure(entry.path, str(error)))
-                continue
-            clips = [self._cut(frames_THWC, key, view) for view in range(self.data.views)]
-            masks = [self._draw_masks(key, view) for view in range(self.data.views)]
-            return Sample(*PretrainBatch.of_clips(torch.stack(clips), masks), failures, entry.source)
-        raise DataError(
-            f"{self.manifest.file}: none of {MAX_ATTEMPTS} videos drawn for epoch {key.epoch}, row {key.row} could be "
-            f"used; the last: {failures[-1].path}: {failures[-1].reason}; check --data.root and the files"
+    def collate(self, samples: list[PretrainSample]) -> Movable:
+        """Clips of several videos, or their frames, in one batch."""
+        masks = (
+            torch.cat([sample.visible_KV for sample in samples]),
+            torch.cat([sample.decode_KM for sample in samples]),
+            torch.cat([sample.is_supervised_KM for sample in samples]),
         )
+        if self.data.crop_on == "workers":
+            return PretrainBatch(torch.cat([sample.clip_KTHWC for sample in samples]), *masks)
+        videos = [sample.clip_KTHWC[0] for sample in samples]
+        return UncutBatch(videos, [box for sample in samples for box in sample.boxes_K], self.data.size, *masks)
 
-    def _row(self, key: SampleKey, attempt: int) -> int:
-        if attempt == 0:
-            return key.row
-        draw = generator(Purpose.REPLACEMENT, self.seed, key.epoch, key.row, attempt=attempt)
-        return int(draw.integers(len(self.manifest)))
+    def _draw_box(self, shape: tuple[int, ...], key: SampleKey, view: int) -> CropBox:
+        rng = self._generator(Purpose.CROP, key, view)
+        return draw_crop(shape[1], shape[2], self.data.size, self.data.crop_scales, rng, self.data.flip)
 
-    def _read(self, entry: VideoEntry, key: SampleKey, attempt: int) -> np.ndarray:
-        """(T, H, W, 3) uint8; raises VideoError."""
-        rng = generator(Purpose.FRAMES, self.seed, key.epoch, key.row, attempt=attempt)
-        stride = self.data.source_strides.get(entry.source, self.data.stride)
-
-        def choose(length: int) -> np.ndarray:
-            part = max(0, length - entry.start) if entry.frames is None else min(entry.frames, length - entry.start)
-            if part < self.data.min_frames:
-                whole = "" if part == length else f" from frame {entry.start} of {length}"
-                raise VideoError(f"too short: {max(0, part)} frame(s){whole}; min_frames={self.data.min_frames}")
-            return entry.start + SAMPLERS[self.data.sampling](part, self.data.num_frames, stride, rng)
-
-        return read_clip(entry.path, choose, self.data.reader)
-
-    def _cut(self, frames_THWC: np.ndarray, key: SampleKey, view: int) -> Tensor:
+    def _cut(self, frames_THWC: Tensor, box: CropBox) -> Tensor:
         """(T, S, S, 3) uint8."""
-        rng = generator(Purpose.CROP, self.seed, key.epoch, key.row, view)
-        height, width = frames_THWC.shape[1:3]
-        return crop_resize(
-            frames_THWC, draw_crop(height, width, self.data.size, self.data.crop_scales, rng), self.data.size
-        )
+        return crop_resize(frames_THWC, box, self.data.size)
 
     def _draw_masks(self, key: SampleKey, view: int) -> Masks:
-        return make_masks(self.mask, self.geometry, generator(Purpose.MASK, self.seed, key.epoch, key.row, view))
+        return make_masks(self.mask, self.geometry, self._generator(Purpose.MASK, key, view))

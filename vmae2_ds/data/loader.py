@@ -6,17 +6,18 @@ import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Generator, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vmae2_ds.config import RunConfig
-from vmae2_ds.contracts import LoadedBatch, PretrainBatch
-from vmae2_ds.data.datasets import PretrainDataset, Sample, SampleKey
-from vmae2_ds.data.manifest import Manifest
-from vmae2_ds.data.order import SampleOrder, positions_of
+from vmae2_ds.contracts import LoadedBatch
+from vmae2_ds.data.datasets import Sample, VideoDataset
+from vmae2_ds.data.order import SampleKey, positions_of
 from vmae2_ds.dist import default_device
-from vmae2_ds.errors import DataError
+from vmae2_ds.errors import ConfigError, DataError
 
 STALL_S = 300.0
 """A micro batch that takes longer ends the run: a reader hangs (dmlc/decord#269) or the storage is gone. Well below the
@@ -30,7 +31,7 @@ WORKER_ADVICE = (
 
 def make_loader(
     config: RunConfig,
-    manifest: Manifest,
+    dataset: VideoDataset[Any],
     *,
     rank: int,
     world_size: int,
@@ -45,37 +46,43 @@ def make_loader(
     Closing the iterator, or its end, ends the workers.
 
     Raises:
-        ConfigError: at once, where config and manifest do not fit.
+        ConfigError: at once, where config and mixture do not fit, or the mixture is used up before num_steps.
         DataError: while iterating: no usable video for a sample, a worker that died, or one silent for STALL_S seconds.
     """
-    dataset = PretrainDataset(config, manifest)
+    mixture = dataset.mixture
     split = {"micro_batch": config.train.micro_batch, "accumulation": accumulation, "world_size": world_size}
-    order = SampleOrder(len(manifest), config.train.seed)
+    order = mixture.order(config.train.seed)
+    wanted = num_steps * config.train.micro_batch * accumulation * world_size
+    if order.length is not None and order.length < wanted:
+        raise ConfigError(
+            f"{mixture.name} is used up after {order.length} samples (max_epochs of its sources), and the run wants {wanted}: "
+            "lower train.epochs, or leave a source without max_epochs"
+        )
 
     def micro_batches() -> Iterator[list[SampleKey]]:
         for step in range(first_step, num_steps):
             for micro_step in range(accumulation):
-                yield [SampleKey(*order.index_at(at)) for at in positions_of(step, micro_step, rank, **split)]
+                yield [order.key_at(at) for at in positions_of(step, micro_step, rank, **split)]
 
     workers = config.data.workers
     loader = DataLoader(
         _Guarded(dataset),
         batch_sampler=micro_batches(),  # type: ignore[arg-type]  # any iterable of key lists; consumed once
-        collate_fn=_collate,
+        collate_fn=partial(_collate, dataset=dataset),
         num_workers=workers,
         prefetch_factor=config.data.prefetch if workers else None,
         timeout=STALL_S if workers else 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         pin_memory=default_device().type == "cuda",
-        multiprocessing_context="fork" if workers else None,  # the manifest's arrays are shared, not copied
+        multiprocessing_context="fork" if workers else None,  # the manifests' rows are shared, not copied
     )
-    return _iterate(loader)
+    return iterate(loader)
 
 
 class _Guarded(Dataset["Sample | DataError"]):
     """Hands a DataError over as a value: raised in a worker it would arrive with a traceback in its one line."""
 
-    def __init__(self, dataset: PretrainDataset) -> None:
+    def __init__(self, dataset: VideoDataset[Any]) -> None:
         self.dataset = dataset
 
     def __getitem__(self, key: SampleKey) -> Sample | DataError:
@@ -85,25 +92,20 @@ class _Guarded(Dataset["Sample | DataError"]):
             return error
 
 
-def _collate(samples: list[Sample | DataError]) -> LoadedBatch | DataError:
+def _collate(samples: list[Sample | DataError], dataset: VideoDataset[Any]) -> LoadedBatch | DataError:
     good: list[Sample] = []
     for sample in samples:
         if isinstance(sample, DataError):
             return sample
         good.append(sample)
     return LoadedBatch(
-        batch=PretrainBatch(
-            clip_BTHWC=torch.cat([sample.clip_KTHWC for sample in good]),
-            visible_BV=torch.cat([sample.visible_KV for sample in good]),
-            decode_BM=torch.cat([sample.decode_KM for sample in good]),
-            is_supervised_BM=torch.cat([sample.is_supervised_KM for sample in good]),
-        ),
+        batch=dataset.collate(good),
         failures=[failure for sample in good for failure in sample.failures],
         sources=dict(Counter(sample.source for sample in good)),
     )
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """In a worker: leave Ctrl-C and SIGTERM to the main process, which saves and then ends the workers."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -111,7 +113,8 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _iterate(loader: DataLoader[Sample | DataError]) -> Generator[LoadedBatch, None, None]:
+def iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+    """The loader's items until it ends; raises DataError for one that it yields, and where a worker died or hung."""
     others = set(multiprocessing.active_children())
     on_child_death = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)

@@ -1,25 +1,33 @@
-"""The list of videos: a CSV with a header, or a published space-separated list, held as arrays (millions of rows)."""
+"""The videos of a list by row number: rows of fixed size in memory, or in an indexed folder that nobody has to load."""
 
 from __future__ import annotations
 
-import csv
-import difflib
+import hashlib
+import json
 import os
-from array import array
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from vmae2_ds.data.lists import ListedVideo, read_list
 from vmae2_ds.errors import DataError
 
-COLUMNS = ("path", "label", "source", "start", "frames")
 DEFAULT_SOURCE = "default"
 """Source of videos whose manifest names none."""
+INDEX = "index.json"
+"""What makes a folder an indexed manifest; beside it lie `rows.bin` and `paths.bin`. Written last."""
 
-_NONE = -1  # "no label" and "to the end" inside the arrays
+_ROW = struct.Struct("<QHiHiiiqq")
+_ROW_OF_LABEL = np.dtype(
+    {"names": ["label"], "formats": ["<i4"], "offsets": [struct.calcsize("<QH")], "itemsize": _ROW.size}
+)
+"""Where the path lies and how long it is; label, source code, start, frames; shard code, offset, size. 44 bytes."""
+_NONE = -1  # "no label", "to the end" and "no shard" inside the rows
+_MAX_PATH = _MAX_SOURCES = 2**16 - 1
 _FILES_LOOKED_AT = 8  # at reading; a scan of millions of files is not a reader's job
 
 
@@ -27,246 +35,236 @@ class VideoEntry(NamedTuple):
     """One row: a video, or `frames` frames of it from frame `start` on (None: to the end)."""
 
     path: str
+    """Where the video lies; inside a shard, its member's name."""
     label: int | None
     source: str
     start: int
     frames: int | None
+    shard: str | None = None
+    """The tar file, or its URL, that holds the video as `size` bytes from byte `offset` on; None: a file of its own."""
+    offset: int = 0
+    size: int = 0
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.path if self.shard is None else f"{self.shard}:{self.path}"
+
+
+class ManifestRows(NamedTuple):
+    """What a list's rows refer to besides numbers."""
+
+    videos: int
+    sources: tuple[str, ...]
+    """Source names, by code."""
+    shards: tuple[str, ...]
+    digest: str
+    """SHA-256 of the list's bytes, in hex: an index has that of the list it was made from."""
+
+
+class _Bytes(Protocol):
+    """Bytes that can be cut: in memory, or read from a file as they are asked for."""
+
+    def __getitem__(self, part: slice) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Rows as columns: about 30 bytes a row plus its path. `manifest[i]` is a `VideoEntry`; made by `read_manifest`."""
+    """Videos by row number: `manifest[i]` is a `VideoEntry`. About 44 bytes a row plus its path, or none if indexed."""
 
     file: str
     root: str
     """Folder that relative paths start from."""
-    path_bytes: bytes
-    """All paths, end to end, as the file system spells them."""
-    path_ends: np.ndarray
-    labels: np.ndarray
-    source_codes: np.ndarray
-    sources: tuple[str, ...]
-    """Source names; `source_codes` counts into it."""
-    starts: np.ndarray
-    frames: np.ndarray
+    rows: ManifestRows
+    _table: _Bytes
+    _paths: _Bytes
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources that occur."""
+        return self.rows.sources
+
+    @property
+    def is_packed(self) -> bool:
+        """True where the videos lie in tar shards."""
+        return bool(self.rows.shards)
 
     def __len__(self) -> int:
-        return len(self.path_ends)
+        return self.rows.videos
+
+    def __iter__(self) -> Iterator[VideoEntry]:
+        return (self[row] for row in range(len(self)))
 
     def __getitem__(self, row: int) -> VideoEntry:
+        video = self.listed(row)
+        return VideoEntry(
+            path=video.path if video.shard is not None else _join(self.root, video.path),
+            label=video.label,
+            source=video.source or DEFAULT_SOURCE,
+            start=video.start,
+            frames=video.frames,
+            shard=None if video.shard is None else _join(self.root, video.shard),
+            offset=video.offset,
+            size=video.size,
+        )
+
+    def label_blocks(self, rows: int = 100_000) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, its and the following rows' labels), block by block; -1 stands for none."""
+        for first in range(0, len(self), rows):
+            block = self._table[first * _ROW.size : min(first + rows, len(self)) * _ROW.size]
+            yield first, np.frombuffer(block, _ROW_OF_LABEL)["label"]
+
+    def listed(self, row: int) -> ListedVideo:
+        """The row as the list has it: paths as they were written."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a manifest of {len(self)}")
-        begin = int(self.path_ends[row - 1]) if row else 0
-        path = os.fsdecode(self.path_bytes[begin : int(self.path_ends[row])])
-        label, frames = int(self.labels[row]), int(self.frames[row])
-        return VideoEntry(
-            path=os.path.join(self.root, path),
+        begin, length, label, source, start, frames, shard, offset, size = _ROW.unpack(
+            self._table[row * _ROW.size : (row + 1) * _ROW.size]
+        )
+        return ListedVideo(
+            path=os.fsdecode(self._paths[begin : begin + length]),
             label=None if label == _NONE else label,
-            source=self.sources[self.source_codes[row]],
-            start=int(self.starts[row]),
+            source=self.sources[source],
+            start=start,
             frames=None if frames == _NONE else frames,
+            shard=None if shard == _NONE else self.rows.shards[shard],
+            offset=offset,
+            size=size,
         )
 
 
-def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
-    """Read a manifest; relative video paths start from `root`, by default the manifest's folder.
+def read_manifest(path: str | Path, root: str | Path | None = None, *, frame_folders: bool = False) -> Manifest:
+    """Read a list of videos, or open an indexed one; relative paths start from `root`, by default the list's folder.
 
     Raises DataError, naming file and line, for anything it cannot take literally, and where none of the first few
     videos exists (a wrong root). A single missing video is left to the loader, which skips, counts and names it.
     """
     path = Path(path)
-    rows = _Rows()
-    try:
-        with path.open("rb") as raw:
-            head = raw.read(4096)
-        _refuse_binary(path, head)
-        # surrogateescape: a path that is not UTF-8 comes back as the bytes that the file system knows
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            first = next((line for line in iter(file.readline, "") if line.strip()), "")
-            file.seek(0)
-            read = _read_csv if not _is_published_line(first) else _read_published
-            read(path, file, rows)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the manifest: {error.strerror}; check --data.manifest") from error
-    if not rows.path_ends:
-        raise DataError(f"{path}: the manifest lists no videos; it needs a header line with 'path' and a line a video")
-    manifest = rows.freeze(path, path.parent if root is None else Path(root))
+    if (path / INDEX).is_file():
+        manifest = _open_index(path, root)
+    else:
+        table, paths = bytearray(), bytearray()
+        rows = _write_rows(read_list(path, frame_folders=frame_folders), path, table.extend, paths.extend)
+        where = str(path.parent if root is None else root)
+        manifest = Manifest(str(path), where, rows, bytes(table), bytes(paths))
     _refuse_wrong_root(manifest)
     return manifest
 
 
-class _Rows:
-    """Columns while they grow."""
+def manifest_digest(path: str | Path) -> str | None:
+    """SHA-256, in hex, of the list that `path` is, or was indexed from; None where there is none."""
+    path = Path(path)
+    if (path / INDEX).is_file():
+        return str(_read_index(path)["digest"])
+    return _digest(path) if path.is_file() else None
 
-    def __init__(self) -> None:
-        self.path_bytes = bytearray()
-        self.path_ends = array("q")
-        self.labels = array("i")
-        self.source_codes = array("H")
-        self.sources: dict[str, int] = {}
-        self.starts = array("i")
-        self.frames = array("i")
 
-    def add(self, path: str, label: int = _NONE, source: str = "", start: int = 0, frames: int = _NONE) -> None:
-        self.path_bytes += os.fsencode(path)
-        self.path_ends.append(len(self.path_bytes))
-        self.labels.append(label)
-        self.source_codes.append(self.sources.setdefault(source or DEFAULT_SOURCE, len(self.sources)))
-        self.starts.append(start)
-        self.frames.append(frames)
+def _join(root: str, path: str) -> str:
+    return path if "://" in path else os.path.join(root, path)
 
-    def freeze(self, file: Path, root: Path) -> Manifest:
-        return Manifest(
-            file=str(file),
-            root=str(root),
-            path_bytes=bytes(self.path_bytes),
-            path_ends=np.array(self.path_ends),
-            labels=np.array(self.labels),
-            source_codes=np.array(self.source_codes),
-            sources=tuple(self.sources),
-            starts=np.array(self.starts),
-            frames=np.array(self.frames),
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_rows(
+    videos: Iterable[ListedVideo], path: Path, add_row: Callable[[bytes], Any], add_path: Callable[[bytes], Any]
+) -> ManifestRows:
+    """Pack rows one by one into two sinks."""
+    sources: dict[str, int] = {}
+    shards: dict[str, int] = {}
+    count = end = 0
+    for video in videos:
+        name = os.fsencode(video.path)
+        if len(name) > _MAX_PATH:
+            raise DataError(
+                f"{path}: the path of video {count + 1} has {len(name)} bytes; at most {_MAX_PATH} are taken"
+            )
+        source = sources.setdefault(video.source or DEFAULT_SOURCE, len(sources))
+        if source == _MAX_SOURCES:
+            raise DataError(f"{path}: more than {_MAX_SOURCES} sources, at video {count + 1}; is 'source' the path?")
+        add_path(name)
+        add_row(
+            _ROW.pack(
+                end,
+                len(name),
+                _NONE if video.label is None else video.label,
+                source,
+                video.start,
+                _NONE if video.frames is None else video.frames,
+                _NONE if video.shard is None else shards.setdefault(video.shard, len(shards)),
+                video.offset,
+                video.size,
+            )
         )
-
-
-def _error(file: Path, line: int, problem: str, text: str, way_out: str) -> DataError:
-    shown = text.rstrip("\r\n")
-    shown = shown if len(shown) <= 120 else shown[:117] + "..."
-    return DataError(f"{file}:{line}: {problem} in {shown!r}; {way_out}")
-
-
-def _refuse_binary(path: Path, head: bytes) -> None:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}:1: the manifest is UTF-16; save it as UTF-8 CSV")
-    if b"\0" in head:
-        raise DataError(f"{path}:1: the manifest is not a text file; --data.manifest takes a CSV or a published list")
-
-
-# --- CSV -------------------------------------------------------------------------------------------------------------
-
-
-def _read_csv(path: Path, file: TextIO, rows: _Rows) -> None:
-    reader = csv.reader(file, strict=True)
-    try:
-        header = next((row for row in reader if any(cell.strip() for cell in row)), [])
-        if not header:
-            return
-        columns = _columns(path, reader.line_num, header)
-        for row in reader:
-            if row:
-                _add_csv_row(path, reader.line_num, row, columns, rows)
-    except csv.Error as error:
-        raise DataError(
-            f"{path}:{reader.line_num}: not CSV ({error}); quote a path that holds commas, and double its quotes"
-        ) from error
-
-
-def _columns(path: Path, line: int, header: list[str]) -> dict[str, int]:
-    """Where each known column stands: {name: position}."""
-    names = [cell.strip() for cell in header]
-    text = ",".join(header)
-    for name in names:
-        if name not in COLUMNS:
-            near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            known = f"the first line must name the columns, separated by commas, out of {', '.join(COLUMNS)}"
-            raise _error(path, line, f"unknown column {name!r}", text, hint + known)
-        if names.count(name) > 1:
-            raise _error(path, line, f"column {name!r} given twice", text, "name each column once")
-    if "path" not in names:
-        raise _error(path, line, "no column 'path'", text, "name the column that holds the videos 'path'")
-    return {name: names.index(name) for name in names}
-
-
-def _add_csv_row(path: Path, line: int, row: list[str], columns: dict[str, int], rows: _Rows) -> None:
-    text = ",".join(row)
-    if len(row) != len(columns):
-        raise _error(
-            path,
-            line,
-            f"{len(row)} cells where the header has {len(columns)}",
-            text,
-            "put a path that holds commas in double quotes, and leave empty cells empty",
-        )
-    cells = {name: row[at].strip() for name, at in columns.items()}
-    if not cells["path"]:
-        raise _error(path, line, "empty path", text, "give the video's path or drop the line")
-    numbers = {}
-    for name, least, meaning in (
-        ("label", 0, "a class number from 0, or empty"),
-        ("start", 0, "the first frame to use, counted from 0"),
-        ("frames", 1, "the number of frames to use, or empty for all"),
-    ):
-        cell = cells.get(name, "")
-        if cell:
-            numbers[name] = _whole_number(path, line, name, cell, least, meaning, text)
-    rows.add(cells["path"], source=cells.get("source", ""), **numbers)
-
-
-def _whole_number(path: Path, line: int, name: str, cell: str, least: int, meaning: str, text: str) -> int:
-    try:
-        number = int(cell)
-    except ValueError:
-        number = least - 1
-    if not least <= number < 2**31:
-        raise _error(path, line, f"{name}={cell!r}", text, f"{name} is {meaning}")
-    return number
-
-
-# --- published space-separated lists (PAPER A6) ----------------------------------------------------------------------
-
-
-def _is_int(token: str) -> bool:
-    return token.removeprefix("-").isdigit()
-
-
-def _is_published_line(line: str) -> bool:
-    """`path 0 -1`, `path label` or `folder start frames`: no header, and the last word is a whole number."""
-    words = line.split()
-    return len(words) > 1 and _is_int(words[-1])
-
-
-def _read_published(path: Path, file: TextIO, rows: _Rows) -> None:
-    for line, words, text in _split_lines(file):
-        numbers = [int(word) for word in words[1:] if _is_int(word)]
-        if len(words) not in (2, 3) or len(numbers) != len(words) - 1:
-            raise _error(
-                path,
-                line,
-                "neither 'path 0 -1' nor 'path label'",
-                text,
-                "paths with spaces need the CSV form: a header line 'path' or 'path,label', and commas",
-            )
-        if len(words) == 3 and numbers[-1] >= 0:
-            raise _error(
-                path,
-                line,
-                f"a folder of raw frames ('folder start frames', {numbers[-1]} frames)",
-                text,
-                "raw frames are not read by this version; make a video of the folder and list it as 'path 0 -1'",
-            )
-        if len(words) == 2 and not 0 <= numbers[0] < 2**31:
-            raise _error(path, line, f"label={numbers[0]}", text, "labels are class numbers from 0")
-        if len(words) == 3 and numbers != [0, -1]:
-            raise _error(
-                path, line, "a video line that does not end in '0 -1'", text, "use a CSV with start and frames"
-            )
-        rows.add(words[0], label=numbers[0] if len(words) == 2 else _NONE)
-
-
-def _split_lines(file: TextIO) -> Iterator[tuple[int, list[str], str]]:
-    for line, text in enumerate(file, start=1):
-        if words := text.split():
-            yield line, words, text
-
-
-# --- the folder ------------------------------------------------------------------------------------------------------
+        end += len(name)
+        count += 1
+    if not count:
+        raise DataError(f"{path}: the manifest lists no videos; it needs a header line with 'path' and a line a video")
+    return ManifestRows(count, tuple(sources), tuple(shards), _digest(path))
 
 
 def _refuse_wrong_root(manifest: Manifest) -> None:
-    tried = [manifest[row].path for row in range(min(_FILES_LOOKED_AT, len(manifest)))]
-    if not any(os.path.exists(path) for path in tried):
+    looked_at = (manifest[row] for row in range(min(_FILES_LOOKED_AT, len(manifest))))
+    tried = [entry.path if entry.shard is None else entry.shard for entry in looked_at]
+    if not any("://" in path or os.path.exists(path) for path in tried):
         raise DataError(
             f"{manifest.file}: none of its first {len(tried)} videos exists, for example {tried[0]!r}; "
             f"relative paths start from {manifest.root!r}: set --data.root to the folder they belong to"
         )
+
+
+# --- the indexed folder ----------------------------------------------------------------------------------------------
+
+
+class _FileBytes:
+    """Parts of a file, read as they are asked for: nothing of it counts as this process's memory, forks share it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+
+    def __getitem__(self, part: slice) -> bytes:
+        return os.pread(self._file.fileno(), part.stop - part.start, part.start)
+
+
+def write_index(path: Path, out: Path, root: Path | None = None, *, frame_folders: bool = False) -> ManifestRows:
+    """Turn the list `path` into the folder `out`, which `read_manifest` opens at once however many rows it has.
+
+    Raises DataError as `read_manifest` does; a folder without `index.json` is no manifest, so half of one is never read.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / INDEX).unlink(missing_ok=True)
+    with (out / "rows.bin").open("wb") as table, (out / "paths.bin").open("wb") as paths:
+        rows = _write_rows(read_list(path, frame_folders=frame_folders), path, table.write, paths.write)
+        sizes = {"rows_bytes": table.tell(), "paths_bytes": paths.tell()}
+    where = str((path.parent if root is None else root).resolve())
+    text = json.dumps({"format": 1, "list": str(path), "root": where, **rows._asdict(), **sizes}, indent=1)
+    half = out / f"{INDEX}.part"
+    half.write_text(text)
+    half.replace(out / INDEX)
+    return rows
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        if index["format"] != 1:
+            raise DataError(f"{folder}: an index of format {index['format']}; this version reads 1: make it anew")
+        for name in ("rows", "paths"):
+            found, told = (folder / f"{name}.bin").stat().st_size, index[f"{name}_bytes"]
+            if found != told:
+                raise DataError(f"{folder}/{name}.bin has {found} bytes where {INDEX} says {told}; make the index anew")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: the index is damaged ({error!r}); make it anew: vmae2 data index") from None
+    return dict(index)
+
+
+def _open_index(folder: Path, root: str | Path | None) -> Manifest:
+    index = _read_index(folder)
+    rows = ManifestRows(index["videos"], tuple(index["sources"]), tuple(index["shards"]), index["digest"])
+    where = str(index["root"] if root is None else root)
+    return Manifest(str(folder), where, rows, _FileBytes(folder / "rows.bin"), _FileBytes(folder / "paths.bin"))

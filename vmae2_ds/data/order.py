@@ -1,6 +1,10 @@
-"""The order of videos: one endless sequence, a function of (seed, number of videos) alone, cut into steps and ranks."""
+"""The order of samples: one sequence, a function of (seed, sources, shares) alone, cut into steps and ranks."""
 
 from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,28 +51,154 @@ def _mix(value: int) -> int:
     return value ^ value >> 31
 
 
-class SampleOrder:
-    """Position 0, 1, 2, ... of a run -> (epoch, row). Each epoch is a permutation; none of its rows is dropped.
+class SampleKey(NamedTuple):
+    """Which sample: a row of a source, in that source's own count of epochs. With the seed it decides every draw."""
 
-    A step may span two epochs. Memory and start-up do not depend on the number of videos.
+    epoch: int
+    row: int
+    source: int = 0
+
+
+class SampleOrder:
+    """Position 0, 1, 2, ... of a run -> `SampleKey`: a function of (sizes, seed, shares, limits) alone.
+
+    Sources take turns by a fixed table, so that after any number of samples each is within one of its share. Each epoch
+    of a source is a permutation; none of its rows is dropped or repeated, and a step may span two. Memory and start-up
+    do not depend on the number of videos.
+
+    Args:
+        sizes: videos of each source.
+        seed: the run's.
+        shares: positive numbers, of which each source gets its part; default: the sizes.
+        limits: samples after which a source is used up and the others share what it had; None: never.
     """
 
-    def __init__(self, num_videos: int, seed: int) -> None:
-        assert num_videos > 0, "read_manifest refuses an empty manifest"
-        self.num_videos = num_videos
-        self.seed = seed
-        self._epoch = 0
-        self._rows = self._shuffle(0)
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        shares: Sequence[float] | None = None,
+        limits: Sequence[int | None] | None = None,
+    ) -> None:
+        assert min(sizes) > 0, "read_manifest refuses an empty manifest"
+        self.sizes, self.seed = tuple(sizes), seed
+        self._phases = list(_phases(shares or sizes, limits or [None] * len(sizes)))
+        self._starts = [phase.start for phase in self._phases]
+        self._shuffles: dict[int, tuple[int, Shuffle]] = {}
 
-    def index_at(self, position: int) -> tuple[int, int]:
-        """(epoch, row of the manifest) at `position`."""
-        epoch, offset = divmod(position, self.num_videos)
-        if epoch != self._epoch:
-            self._epoch, self._rows = epoch, self._shuffle(epoch)
-        return epoch, self._rows[offset]
+    @property
+    def length(self) -> int | None:
+        """Samples until every source is used up; None: endless."""
+        last = self._phases[-1]
+        return None if last.turns.sources else last.start
 
-    def _shuffle(self, epoch: int) -> Shuffle:
-        return Shuffle(self.num_videos, generator(Purpose.ORDER, self.seed, epoch))
+    def key_at(self, position: int) -> SampleKey:
+        """The sample at `position`; raises IndexError behind the end."""
+        phase = self._phases[bisect.bisect_right(self._starts, position) - 1]
+        if not phase.turns.sources:
+            raise IndexError(f"position {position} of an order of {phase.start} samples")
+        source, place = phase.turns.at(position - phase.start)
+        epoch, place = divmod(phase.used[source] + place, self.sizes[source])
+        if self._shuffles.get(source, (None,))[0] != epoch:
+            rng = generator(Purpose.ORDER, self.seed, epoch, source=source)
+            self._shuffles[source] = epoch, Shuffle(self.sizes[source], rng)
+        return SampleKey(epoch, self._shuffles[source][1][place], source)
+
+
+class _Phase(NamedTuple):
+    """A stretch of positions with the same sources."""
+
+    start: int
+    used: tuple[int, ...]
+    """Samples of each source before it."""
+    turns: Turns
+
+
+def _phases(shares: Sequence[float], limits: Sequence[int | None]) -> Iterator[_Phase]:
+    """Phases from position 0 on; a phase without sources ends a sequence that has an end."""
+    start, used = 0, [0] * len(shares)
+    while True:
+        left = {
+            source: None if limit is None else limit - used[source]
+            for source, limit in enumerate(limits)
+            if limit is None or limit > used[source]
+        }
+        turns = Turns({source: shares[source] for source in left})
+        yield _Phase(start, tuple(used), turns)
+        ends = [turns.position_of(source, count - 1) + 1 for source, count in left.items() if count is not None]
+        if not ends:
+            return
+        length = min(ends)
+        for source in left:
+            used[source] += turns.count_before(source, length)
+        start += length
+
+
+class Turns:
+    """Whose turn it is, for ever: after any number of turns each source had its share, give or take less than one.
+
+    A table of TABLE turns repeats. It is filled by the rule of Tijdeman ("The chairman assignment problem", Discrete
+    Mathematics 32, 1980): among the sources that have waited long enough, the one whose deadline is nearest.
+    """
+
+    TABLE = 10_000
+    """Shares are kept to a 10,000th; every source has a turn in the table, however small its share."""
+
+    def __init__(self, shares: Mapping[int, float]) -> None:
+        self.sources = tuple(shares)
+        counts = _whole_counts(list(shares.values()), self.TABLE) if len(shares) > 1 else np.ones(len(shares), np.int64)
+        self._table = _chairmen(counts)
+        self._places = [np.flatnonzero(self._table == at) for at in range(len(counts))]
+        self._before = np.zeros(len(self._table), np.int64)
+        for places in self._places:
+            self._before[places] = np.arange(len(places))
+
+    def at(self, turn: int) -> tuple[int, int]:
+        """(source, how many turns it had before)."""
+        block, place = divmod(turn, len(self._table))
+        at = int(self._table[place])
+        return self.sources[at], block * len(self._places[at]) + int(self._before[place])
+
+    def position_of(self, source: int, count: int) -> int:
+        """The turn at which `source` has had `count` turns before."""
+        places = self._places[self.sources.index(source)]
+        block, place = divmod(count, len(places))
+        return block * len(self._table) + int(places[place])
+
+    def count_before(self, source: int, turn: int) -> int:
+        """How many of the turns 0 .. turn-1 are of `source`."""
+        places = self._places[self.sources.index(source)]
+        block, place = divmod(turn, len(self._table))
+        return block * len(places) + int(np.searchsorted(places, place))
+
+
+def _whole_counts(shares: Sequence[float], total: int) -> np.ndarray:
+    """`shares` as whole numbers from 1 on that sum to `total`: largest remainders (Hamilton)."""
+    assert len(shares) <= total, f"{len(shares)} sources do not fit into a table of {total} turns"
+    exact = np.asarray(shares, np.float64) / sum(shares) * total
+    counts = np.maximum(1, np.floor(exact)).astype(np.int64)
+    while (off := total - int(counts.sum())) != 0:
+        lacks = exact - counts
+        if off > 0:
+            counts[np.argmax(lacks)] += 1
+        else:  # small sources were lifted to 1: the largest surplus pays
+            counts[np.argmin(np.where(counts > 1, lacks, np.inf))] -= 1
+    return counts
+
+
+def _chairmen(counts: np.ndarray) -> np.ndarray:
+    """A table with counts[i] turns of i, in which every beginning holds each i within 1 of its share."""
+    sources, total = len(counts), int(counts.sum())
+    if sources < 2:
+        return np.zeros(total, np.int64)
+    slack = 2 * sources - 2
+    had, table = np.zeros(sources, np.int64), np.empty(total, np.int64)
+    for turn in range(total):
+        owed = slack * (counts * (turn + 1) - total * had)  # in turns, times slack * total
+        deadline = np.where(owed >= total, (total * (slack - 1) - owed) / counts, np.inf)
+        table[turn] = at = int(np.argmin(deadline))
+        had[at] += 1
+    return table
 
 
 def positions_of(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tyro
+
+from vmae2_ds.data.encode import write_frames
 
 # T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
 
@@ -171,14 +172,4 @@ def write_video(path: Path, images: Iterable[np.ndarray], fps: int, gop: int = 1
     """H.264 of equally large uint8 (H, W, 3) images, H and W even, with a key frame every `gop` frames at most."""
     import av
 
-    images = iter(images)
-    first = next(images)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.height, stream.width = first.shape[:2]
-        stream.pix_fmt = "yuv420p"
-        # one thread: the same bytes anywhere; a key frame every 16 frames: cheap random access
-        stream.options = {"crf": "20", "preset": "veryfast", "g": str(gop), "threads": "1"}
-        for image in chain((first,), images):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    write_frames(path, (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images), fps, gop, crf=20)

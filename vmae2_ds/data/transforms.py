@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -25,16 +24,21 @@ SNAP_PIXELS = 3
 
 
 class CropBox(NamedTuple):
-    """A box in pixels."""
+    """A box in pixels, and whether what is in it is mirrored left to right."""
 
     top: int
     left: int
     height: int
     width: int
+    is_flipped: bool = False
 
 
-def draw_crop(height: int, width: int, size: int, scales: tuple[float, ...], rng: np.random.Generator) -> CropBox:
+def draw_crop(
+    height: int, width: int, size: int, scales: tuple[float, ...], rng: np.random.Generator, flip: float = 0.0
+) -> CropBox:
     """Draw a box of a (height, width) video: edges are `scales` of the short side, at one of the 13 fixed offsets.
+
+    `flip` is the share of boxes that are mirrored; it is drawn last, so that boxes do not depend on it.
 
     An edge never leaves the video: where the published code snaps to a clip edge larger than the video, we do not.
     """
@@ -46,12 +50,51 @@ def draw_crop(height: int, width: int, size: int, scales: tuple[float, ...], rng
     down, right = FIXED_OFFSETS[rng.integers(len(FIXED_OFFSETS))]
     top = down * ((height - crop_height) // 4)
     left = right * ((width - crop_width) // 4)
-    return CropBox(top, left, crop_height, crop_width)
+    return CropBox(top, left, crop_height, crop_width, bool(flip and rng.random() < flip))
 
 
-def crop_resize(frames_THWC: np.ndarray, box: CropBox, size: int) -> Tensor:
-    """Cut `box` and resize it: uint8 (T, H, W, 3) -> uint8 (T, S, S, 3), contiguous; bilinear with antialias."""
+def crop_resize(frames_THWC: Tensor, box: CropBox, size: int) -> Tensor:
+    """Cut `box` and resize it: uint8 (T, H, W, 3) -> uint8 (T, S, S, 3), contiguous; bilinear with antialias.
+
+    Computed on the device that holds the frames: on a GPU torchvision resizes in float32 and rounds, within one grey level
+    of what it does on a CPU. May share memory with `frames_THWC` where there is nothing to do.
+    """
     cut_THWC = frames_THWC[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    cut_TCHW = torch.from_numpy(cut_THWC).permute(0, 3, 1, 2)  # channels last in memory: the fast uint8 path
+    cut_TCHW = cut_THWC.permute(0, 3, 1, 2)  # channels last in memory: the fast uint8 path
     resized_TCHW = functional.resize(cut_TCHW, [size, size], antialias=True)
+    if box.is_flipped:
+        resized_TCHW = functional.horizontal_flip(resized_TCHW)
     return resized_TCHW.permute(0, 2, 3, 1).contiguous()
+
+
+CROP_ATTEMPTS = 10
+"""Boxes that a random resized crop tries before it takes the middle, as torchvision does."""
+
+
+def draw_resized_crop(
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    flip: float,
+    rng: np.random.Generator,
+) -> CropBox:
+    """Random resized crop (arXiv 1409.4842; torchvision's RandomResizedCrop): a share of the area, a log-uniform aspect."""
+    for _ in range(CROP_ATTEMPTS):
+        pixels = height * width * rng.uniform(*area)
+        ratio = np.exp(rng.uniform(*np.log(aspect)))
+        crop_width, crop_height = round(np.sqrt(pixels * ratio)), round(np.sqrt(pixels / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top, left = int(rng.integers(height - crop_height + 1)), int(rng.integers(width - crop_width + 1))
+            return CropBox(top, left, crop_height, crop_width, bool(flip and rng.random() < flip))
+    crop_width = min(width, round(height * aspect[1]))
+    crop_height = min(height, round(width / aspect[0]))
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return CropBox(top, left, crop_height, crop_width, bool(flip and rng.random() < flip))
+
+
+def view_crops(height: int, width: int, crops: int) -> list[CropBox]:
+    """Squares of the short side at even distances along the longer one; a single one in the middle (published testing)."""
+    short, room = min(height, width), abs(height - width)
+    shifts = [int(k * room / (crops - 1)) for k in range(crops)] if crops > 1 else [room // 2]
+    return [CropBox(shift, 0, short, short) if height > width else CropBox(0, shift, short, short) for shift in shifts]

@@ -37,6 +37,15 @@ def gather_cubes(clip_BTHWC: Tensor, index_BV: Tensor, geometry: ClipGeometry) -
     return runs.index_select(0, run_BVL.flatten()).view(num_clips, num_chosen, geometry.cube_values)
 
 
+def every_cube(clip_BTHWC: Tensor, geometry: ClipGeometry) -> Tensor:
+    """All cubes in order, in the clip's dtype: (B, N, P)."""
+    steps, rows, columns = geometry.grid
+    split = (len(clip_BTHWC), steps, geometry.tubelet, rows, geometry.patch, columns, geometry.patch, 3)
+    return (
+        clip_BTHWC.reshape(split).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, geometry.num_cubes, geometry.cube_values)
+    )
+
+
 def unit_pixels(cubes_BVP: Tensor) -> Tensor:
     """uint8, or floats already in [0, 1], as float32 in [0, 1]."""
     return cubes_BVP.float() / 255 if cubes_BVP.dtype == torch.uint8 else cubes_BVP.float()
@@ -71,6 +80,20 @@ def sinusoid_table(num_positions: int, width: int) -> Tensor:
     return table if device.type == "meta" else table.to(device)
 
 
+def position_table(geometry: ClipGeometry, width: int, built_for: ClipGeometry | None = None) -> Tensor:
+    """The sinusoid table of this clip, or that of another clip interpolated to this one's grid: (N, D) float32.
+
+    Interpolation is trilinear over (time, height, width) with the cells' middles aligned. Rebuilding is what the published
+    code does, and numbers positions anew: a row of a wider grid is longer, so place (t, h, w) gets another value than the
+    weights learned. Interpolating keeps what they learned of each part of the picture.
+    """
+    if built_for is None or built_for.grid == geometry.grid:
+        return sinusoid_table(geometry.num_cubes, width)
+    learned_NDTHW = sinusoid_table(built_for.num_cubes, width).T.reshape(1, width, *built_for.grid)
+    fitted_NDTHW = F.interpolate(learned_NDTHW, size=geometry.grid, mode="trilinear", align_corners=False)
+    return fitted_NDTHW[0].flatten(1).T.contiguous()
+
+
 def positions_at(table_ND: Tensor, index_BV: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows of a position table, cast after the gather: (B, V, D)."""
     return F.embedding(index_BV, table_ND).to(dtype)
@@ -79,10 +102,11 @@ def positions_at(table_ND: Tensor, index_BV: Tensor, dtype: torch.dtype) -> Tens
 class CubeEmbed(nn.Module):
     """Linear projection of cubes plus fixed positions; a Conv3d with kernel = stride, on the chosen cubes only."""
 
-    def __init__(self, geometry: ClipGeometry, width: int) -> None:
+    def __init__(self, geometry: ClipGeometry, width: int, positions_from: ClipGeometry | None = None) -> None:
         super().__init__()
         self.proj = Linear(geometry.cube_values, width)  # weight (D, P): the published Conv3d's, in t, h, w, c order
-        self.register_buffer("positions_ND", sinusoid_table(geometry.num_cubes, width), persistent=False)
+        table_ND = position_table(geometry, width, positions_from)
+        self.register_buffer("positions_ND", table_ND, persistent=False)
         self.positions_ND: Tensor
 
     def forward(self, cubes_BVP: Tensor, index_BV: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from functools import partial
 
 import torch
@@ -14,25 +13,13 @@ from vmae2_ds.config import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.attention import get_attention
 from vmae2_ds.model.block import NORM_EPS, Blocks, CheckpointFn
-from vmae2_ds.model.embed import CubeEmbed, Linear, positions_at, sinusoid_table
+from vmae2_ds.model.embed import Linear, position_table, positions_at
+from vmae2_ds.model.encoder import Encoder
+from vmae2_ds.model.seeded import SeededModel
 
 # B clips, N cubes, V visible cubes, M decoded cubes, P values in a cube, D encoder width, E decoder width.
 
 MASK_TOKEN_STD = 0.02
-
-
-class Encoder(nn.Module):
-    """Embedding, blocks and final norm, on the visible cubes only."""
-
-    def __init__(self, config: ModelConfig, geometry: ClipGeometry) -> None:
-        super().__init__()
-        self.embed = CubeEmbed(geometry, config.encoder.width)
-        self.blocks = Blocks(config.encoder, config.drop_path)
-        self.norm = nn.LayerNorm(config.encoder.width, eps=NORM_EPS)
-
-    def forward(self, cubes_BVP: Tensor, visible_BV: Tensor) -> Tensor:
-        """Normalised cubes (B, V, P) and their places (B, V) -> (B, V, D)."""
-        return self.norm(self.blocks(self.embed(cubes_BVP, visible_BV)))
 
 
 class Decoder(nn.Module):
@@ -45,7 +32,8 @@ class Decoder(nn.Module):
         self.blocks = Blocks(config.decoder)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = Linear(width, geometry.cube_values)
-        self.register_buffer("positions_NE", sinusoid_table(geometry.num_cubes, width), persistent=False)
+        table_NE = position_table(geometry, width, config.positions_geometry)
+        self.register_buffer("positions_NE", table_NE, persistent=False)
         self.positions_NE: Tensor
 
     def forward(self, seen_BVE: Tensor, visible_BV: Tensor, decode_BM: Tensor) -> Tensor:
@@ -57,7 +45,7 @@ class Decoder(nn.Module):
         return self.head(self.norm(x_BLE[:, -num_decoded:]))
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(SeededModel):
     """VideoMAE V2 for pre-training, computing in the dtype of its parameters.
 
     With `config.attention="auto"` both towers use sdpa until `use_attention` names kernels. `seed=None` leaves the
@@ -66,8 +54,8 @@ class MaskedAutoencoder(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, geometry: ClipGeometry, seed: int | None = 0) -> None:
-        super().__init__()
-        self.config, self.geometry = config, geometry
+        super().__init__(geometry)
+        self.config = config
         self.encoder = Encoder(config, geometry)
         self.bridge = Linear(config.encoder.width, config.decoder.width, bias=False)
         self.decoder = Decoder(config, geometry)
@@ -98,34 +86,13 @@ class MaskedAutoencoder(nn.Module):
         if self.config.checkpointing != "deepspeed":
             self.use_checkpoint_function(partial(checkpoint, use_reentrant=False))
 
-    @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Draw every parameter; the result depends on the seed and the parameters' names alone."""
-        for name, parameter in self.named_parameters():
-            self.init_parameter(name, parameter, seed)
-
-    @torch.no_grad()
-    def init_parameter(self, name: str, parameter: Tensor, seed: int) -> None:
-        """Draw one parameter in place, as published (PAPER C, golden misc.json init_stats_S).
-
-        Drawn in float32 on the CPU from (seed, name) and cast, so that neither the order, nor the device, the precision
-        or the ZeRO stage matters. `parameter` must have its full shape: gather it first where it is partitioned.
-        """
+    def draw(self, name: str, values: Tensor, rng: torch.Generator) -> None:
+        """As published (PAPER C, golden misc.json init_stats_S)."""
         layer, _, kind = name.rpartition(".")
-        if layer.rpartition(".")[2].startswith("norm"):
-            parameter.fill_(1.0 if kind == "weight" else 0.0)
-            return
-        values = torch.zeros(parameter.shape, dtype=torch.float32, device="cpu")
-        rng = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         if name == "decoder.mask_token":
             nn.init.trunc_normal_(values, std=MASK_TOKEN_STD, a=-MASK_TOKEN_STD, b=MASK_TOKEN_STD, generator=rng)
-        elif layer == "encoder.embed.proj":
-            # the default of the published Conv3d, whose fan-in is a cube, for weight and bias
-            bound = self.geometry.cube_values**-0.5
-            values.uniform_(-bound, bound, generator=rng)
         elif layer == "bridge":
             # PyTorch's default: the published code never initialises it (modeling_pretrain.py:324 is not applied)
             nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=rng)
         elif kind == "weight":
             nn.init.xavier_uniform_(values, generator=rng)  # qkv as one (3D, D) matrix
-        parameter.copy_(values)

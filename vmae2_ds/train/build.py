@@ -8,43 +8,52 @@ from typing import Any
 import torch
 from torch import nn
 
-from vmae2_ds.config import ModelConfig, RunConfig
+from vmae2_ds.config import ModelConfig, PretrainConfig, TowerConfig
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import choose_attention
+from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model.official import read_weights_for
-from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.model.seeded import SeededModel
+from vmae2_ds.objectives import Classify, Reconstruct
 from vmae2_ds.train.engine import Engine
+from vmae2_ds.train.initial import initial_weights
 from vmae2_ds.train.optim import make_optimizer, parameter_groups
 from vmae2_ds.train.peak import DTYPES
 from vmae2_ds.train.plan import RunPlan
+from vmae2_ds.train.runs import AnyRun
+
+Objective = Reconstruct | Classify
 
 log = logging.getLogger(__name__)
 
 
-def build_engine(config: RunConfig, ds_config: dict[str, Any], *, fresh: bool = True) -> Engine:
-    """The engine on the reconstruction objective, weights drawn from the seed or, in a fresh run, read from `train.init`."""
-    weights = read_weights_for(config.train.init, config.model) if config.train.init and fresh else None
+def build_engine(config: AnyRun, ds_config: dict[str, Any], *, fresh: bool = True) -> Engine:
+    """The engine on the objective of the run's stage. Weights are read from `train.init` in a fresh run, else, and where
+    that holds none, drawn from the seed."""
+    weights = initial_weights(config) if fresh else {}
     zero_init = config.train.ds_zero_init
 
-    def build() -> Reconstruct:
-        drawn_now = weights is None and not zero_init
-        model = MaskedAutoencoder(config.model, config.geometry, seed=config.train.seed if drawn_now else None)
-        if weights is not None and not zero_init:
-            model.load_state_dict(weights)
-        return Reconstruct(model, config.objective, config.geometry)
+    def fill_in(model: SeededModel, name: str, parameter: torch.Tensor) -> None:
+        if name in weights:
+            parameter.copy_(weights[name])
+        else:
+            model.init_parameter(name, parameter, config.train.seed)
+
+    def build() -> Objective:
+        objective = make_objective(config)
+        if not zero_init:
+            with torch.no_grad():
+                for name, parameter in objective.model.named_parameters():
+                    fill_in(objective.model, name, parameter)
+        return objective
 
     def fill(objective: nn.Module, name: str, parameter: torch.Tensor) -> None:
-        assert isinstance(objective, Reconstruct), "what build() makes"
-        inner = name.removeprefix("model.")
-        if weights is not None:
-            parameter.copy_(weights[inner])
-        else:
-            objective.model.init_parameter(inner, parameter, config.train.seed)
+        assert isinstance(objective, Reconstruct | Classify), "what build() makes"
+        fill_in(objective.model, name.removeprefix("model."), parameter)
 
     return Engine(
         build,
-        lambda objective: make_optimizer(parameter_groups(objective, config.optim.weight_decay), config.optim),
+        lambda objective: make_optimizer(groups_of(objective, config), config.optim),
         ds_config,
         zero_init=zero_init,
         fill=fill,
@@ -52,7 +61,27 @@ def build_engine(config: RunConfig, ds_config: dict[str, Any], *, fresh: bool = 
     )
 
 
-def resolve_attention(config: RunConfig, counts: MaskCounts, plan: RunPlan, device: torch.device) -> tuple[str, str]:
+def make_objective(config: AnyRun) -> Objective:
+    """The objective on a model whose weights are not drawn yet."""
+    if isinstance(config, PretrainConfig):
+        autoencoder = MaskedAutoencoder(config.model, config.geometry, seed=None)
+        return Reconstruct(autoencoder, config.objective, config.geometry)
+    classifier = Classifier(config.model, config.geometry, seed=None)
+    if config.optim.train_only == "head":
+        classifier.encoder.requires_grad_(False)
+    return Classify(classifier, config.augment.label_smoothing, config.geometry)
+
+
+def groups_of(objective: nn.Module, config: AnyRun) -> list[dict[str, Any]]:
+    """Parameter groups of the run's stage."""
+    if isinstance(config, PretrainConfig):
+        return parameter_groups(objective, config.optim.weight_decay)
+    return parameter_groups(objective, config.optim.weight_decay, config.optim.layer_decay, config.model.encoder.depth)
+
+
+def resolve_attention(
+    config: PretrainConfig, counts: MaskCounts, plan: RunPlan, device: torch.device
+) -> tuple[str, str]:
     """Kernel names for encoder and decoder; `auto` is measured for each tower's own shape."""
     if config.model.attention != "auto":
         return config.model.attention, config.model.attention
@@ -63,12 +92,16 @@ def fastest_attention(
     model: ModelConfig, counts: MaskCounts, clips: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[str, str]:
     """Measure the kernels for `clips` clips, on the encoder's and the decoder's tokens, and name the two fastest."""
-    chosen = []
-    for side, tower, tokens in (
-        ("encoder", model.encoder, counts.visible),
-        ("decoder", model.decoder, counts.visible + counts.decode),
-    ):
-        choice = choose_attention((clips, tokens, tower.heads, tower.width // tower.heads), dtype, device)
-        log.info("%s, %d clips x %d tokens: %s", side, clips, tokens, choice)
-        chosen.append(choice.name)
-    return chosen[0], chosen[1]
+    return (
+        fastest_kernel("encoder", model.encoder, counts.visible, clips, dtype, device),
+        fastest_kernel("decoder", model.decoder, counts.visible + counts.decode, clips, dtype, device),
+    )
+
+
+def fastest_kernel(
+    side: str, tower: TowerConfig, tokens: int, clips: int, dtype: torch.dtype, device: torch.device
+) -> str:
+    """Measure the kernels on one tower's tokens of `clips` clips, and name the fastest."""
+    choice = choose_attention((clips, tokens, tower.heads, tower.width // tower.heads), dtype, device)
+    log.info("%s, %d clips x %d tokens: %s", side, clips, tokens, choice)
+    return choice.name

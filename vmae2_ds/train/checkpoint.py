@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,27 @@ def tag_of(step: int) -> str:
     return f"step{step:08d}"
 
 
-def save_checkpoint(engine: Engine, folder: Path, step: int, state: dict[str, Any], world: World, keep: int) -> Path:
-    """Write one checkpoint from all ranks and drop the oldest whole ones beyond `keep`. Returns its folder."""
+def save_checkpoint(
+    engine: Engine,
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    world: World,
+    keep: int,
+    write_more: Callable[[Path], Path] | None = None,
+) -> Path:
+    """Write one checkpoint from all ranks and drop the oldest whole ones beyond `keep`. Returns its folder.
+
+    `write_more` writes a file of this rank's own into the folder and returns it.
+    """
     tag = tag_of(step)
     target = folder / tag
     if world.rank == 0 and target.exists():
         shutil.rmtree(target)  # a torn one, or one of a step that is run again
     _barrier(world)
     engine.deepspeed.save_checkpoint(str(folder), tag=tag, client_state={"vmae2": state}, save_latest=False)
+    if write_more is not None:
+        _flush_to_disk(write_more(target))
     for path in target.iterdir():
         writer = re.search(r"pp_rank_(\d+)_", path.name)
         if int(writer[1] if writer else 0) == world.rank:

@@ -9,13 +9,13 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from vmae2_ds.contracts import LossOutput, PretrainBatch
+from vmae2_ds.contracts import LossOutput, Movable
 from vmae2_ds.dist import World, default_device, map_rank_variables
 from vmae2_ds.train.ds_config import zero_stage
 
@@ -132,7 +132,26 @@ class Engine:
         """The optimizer's groups, to write learning rates into."""
         return self.deepspeed.optimizer.param_groups
 
-    def micro_step(self, batch: PretrainBatch) -> LossOutput:
+    @property
+    def master_shards(self) -> list[torch.Tensor]:
+        """This rank's part of the float32 weights that the optimizer updates, in an order that does not change."""
+        if self.stage == 3:
+            return list(self.deepspeed.optimizer.fp32_partitioned_groups_flat)
+        return [shard for group in self._basic_optimizer.param_groups for shard in group["params"]]
+
+    def whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each parameter's name and float32 master weight, put together from all ranks, which must ask for it together."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self.objective.named_parameters():
+            if self.stage > 0 and parameter.requires_grad:
+                yield name, safe_get_full_fp32_param(parameter)
+            else:
+                with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                    yield name, parameter.detach().float()
+
+    def micro_step(self, batch: Movable) -> LossOutput:
         """Forward and backward of one micro batch; gradients add up until `update`."""
         out = self.deepspeed(batch.to(self.device))
         self.deepspeed.backward(out.loss)

@@ -6,8 +6,9 @@ import contextlib
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -17,9 +18,17 @@ import torch
 from vmae2_ds.config import TrainConfig
 from vmae2_ds.contracts import LoadedBatch, ReadFailure
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.errors import AgreedStop, DataError, Diverged, LoaderFailed, Preempted, TooManyBadFiles
+from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooManyBadFiles
 from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.metrics import StepAverages
+from vmae2_ds.train.feed import Feed
+from vmae2_ds.train.metrics import (
+    MEMORY_COLUMNS,
+    StepAverages,
+    add_counts,
+    count_vector,
+    counted_names,
+    source_columns,
+)
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
 from vmae2_ds.train.plan import RunPlan
 
@@ -36,8 +45,12 @@ class TrainState:
     skipped_in_a_row: int = 0
     videos_tried: int = 0
     bad_videos: int = 0
-    attention: tuple[str, str] | None = None
-    """Kernels of encoder and decoder, kept so that a resumed run computes the same bits."""
+    source_videos: dict[str, int] = field(default_factory=dict)
+    """Videos used, by source; checkpoints of before it was counted start it at nothing."""
+    reader: str | None = None
+    """What --data.reader auto chose at the start, kept so that a resumed run reads the same frames."""
+    attention: tuple[str, ...] | None = None
+    """Kernels of encoder and decoder, as the model has them, kept so that a resumed run computes the same bits."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
@@ -57,7 +70,11 @@ class LoopHooks:
     check_bad_share: Callable[[int, int], None]
     """Raise TooManyBadFiles for (bad, tried) summed over ranks."""
     stepped: Callable[[int], None]
-    """Told each finished step, for the progress bar."""
+    """Told each finished step (all ranks), for the progress bar and validation; its time does not count as training."""
+    worker_memory_gib: Callable[[], tuple[float, float]]
+    """Memory of this rank's loader workers: (the largest, all together)."""
+    updated: Callable[[], object] = lambda: None
+    """Told each update that was applied."""
 
 
 def train(
@@ -71,87 +88,82 @@ def train(
     agreement: Agreement,
     caught_signals: list[int],
     *,
+    sources: tuple[str, ...],
     reseed: bool,
 ) -> None:
     """Run from `state.step` to the plan's last step, or to `stop_after_steps`; saves at the end.
 
     Args:
         caught_signals: not empty once this process was asked to stop (`stop_signals`).
+        sources: the names in `LoadedBatch.sources`, in the same order on every rank.
         reseed: seed torch's generator before every micro step from (seed, step, micro step, rank): stochastic depth
             then does not depend on where a run was cut.
 
     Raises an AgreedStop on all ranks together, after a checkpoint.
     """
     averages = StepAverages(engine.device)
+    sources = counted_names(sources)
     last_step = min(plan.num_steps, config.stop_after_steps or plan.num_steps)
-    reader = _Reader(batches)
+    feed = Feed(batches, engine.device)
+    at_last_row = replace(state)
     while state.step < last_step:
         rate = learning_rate(state.step, plan)
         set_learning_rate(engine.parameter_groups, rate)
         failures: list[ReadFailure] = []
+        used: Counter[str] = Counter()
         for micro_step in range(plan.accumulation):
-            asked = time.perf_counter()
-            loaded = reader.next()
-            wait_s = time.perf_counter() - asked
+            loaded = next(feed)
             if reseed:
                 torch.manual_seed(seed_of(config.seed, state.step, micro_step, world.rank))
-            averages.add(engine.micro_step(loaded.batch), wait_s)
+            averages.add(engine.micro_step(loaded.batch))
+            feed.fetch_ahead()
             failures += loaded.failures
-        bad, stopping, broken = agreement.sum(len(failures), bool(caught_signals), reader.error is not None)
+            used.update(loaded.sources)
+        bad, stopping, broken, *videos = agreement.sum(
+            len(failures), bool(caught_signals), feed.error is not None, *count_vector(used, sources)
+        )
         if broken:  # before the update: the step is run again after a resume
             hooks.save(state)
-            raise LoaderFailed(str(reader.error or "the loader of another rank failed; it says why"))
+            raise LoaderFailed(str(feed.error or "the loader of another rank failed; it says why"))
         result = engine.update()
         state.step += 1
         averages.steps += 1
         state.bad_videos += int(bad)
+        state.source_videos = add_counts(state.source_videos, sources, videos)
         state.videos_tried += plan.videos_per_step + int(bad)
         state.skipped_steps += not result.applied
         if not result.applied and world.rank == 0:
             log.warning("step %d skipped: its gradient is not finite (%d so far)", state.step, state.skipped_steps)
+        if result.applied:
+            hooks.updated()
         state.skipped_in_a_row = 0 if result.applied else state.skipped_in_a_row + 1
         hooks.name_bad_files(failures)
+        began = time.perf_counter()
         hooks.stepped(state.step)
+        averages.leave_out(time.perf_counter() - began)
         reason = _why_stop(state, config, hooks, stopping > 0)
         if state.step % config.log_every == 0 or state.step == last_step or reason is not None:
             hooks.report(
                 {
                     "step": state.step,
                     "epoch": state.step * plan.videos_per_step / plan.num_videos,
-                    **averages.totals(agreement),
+                    **averages.totals(agreement, feed.take_wait_s()),
                     "lr": rate,
                     "grad_norm": result.grad_norm,
                     "skipped_steps": state.skipped_steps,
                     "bad_videos": state.bad_videos,
+                    "new_bad_videos": state.bad_videos - at_last_row.bad_videos,
+                    **source_columns(state.source_videos, at_last_row.source_videos),
+                    **dict(zip(MEMORY_COLUMNS, agreement.max(*hooks.worker_memory_gib()), strict=True)),
                     "time": time.time(),
                 }
             )
             averages.reset()
+            at_last_row = replace(state)
         if state.step % config.save_every == 0 or state.step == last_step or reason is not None:
             hooks.save(state)
         if reason is not None:
             raise reason
-
-
-class _Reader:
-    """Batches that never leave the other ranks waiting: after an error the last batch comes again, until all agree."""
-
-    def __init__(self, batches: Iterator[LoadedBatch]) -> None:
-        self._batches = batches
-        self._last: LoadedBatch | None = None
-        self.error: DataError | None = None
-
-    def next(self) -> LoadedBatch:
-        """The next batch; raises DataError only where there never was one."""
-        if self.error is None:
-            try:
-                self._last = next(self._batches)
-            except DataError as error:
-                if self._last is None:
-                    raise
-                self.error = error
-        assert self._last is not None
-        return self._last
 
 
 def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, stopping: bool) -> AgreedStop | None:

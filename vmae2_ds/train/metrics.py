@@ -7,6 +7,8 @@ import logging
 import math
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,16 @@ import torch
 from vmae2_ds.contracts import LossOutput
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.checkpoint import write_atomically
+from vmae2_ds.train.loader_watch import DataWaitWatch
 from vmae2_ds.train.plan import RunPlan
 
 log = logging.getLogger(__name__)
+
+SOURCE_SHARE, SOURCE_VIDEOS = "source_share/", "source_videos/"
+"""Columns by source begin so; TensorBoard makes a group of each."""
+MEMORY_COLUMNS = "worker_mem_max_gib", "worker_mem_sum_gib"
+"""The largest loader worker with its reader, and all of a rank together; of the rank that has most."""
+MOST_SOURCES, OTHERS = 100, "(others)"
 
 
 class StepAverages:
@@ -32,24 +41,30 @@ class StepAverages:
         self._loss = torch.zeros((), device=self._device)
         self._flat_loss = torch.zeros((), device=self._device)
         self._finite = torch.zeros((), device=self._device)
-        self.wait_s = 0.0
         self.steps = 0
         self._started = time.perf_counter()
 
-    def add(self, out: LossOutput, wait_s: float) -> None:
+    def leave_out(self, seconds: float) -> None:
+        """Seconds since the last row that were no training."""
+        self._started += seconds
+
+    def add(self, out: LossOutput) -> None:
         """Count one micro step; a non-finite loss is left out of the average."""
         loss = out.loss.detach().float()
         finite = torch.isfinite(loss)
         self._loss += torch.where(finite, loss, 0.0)
         self._flat_loss += torch.where(finite, out.flat_loss.float(), 0.0)
         self._finite += finite
-        self.wait_s += wait_s
 
-    def totals(self, agreement: Agreement) -> dict[str, float | None]:
-        """Means over ranks and micro steps (losses None if none was finite), seconds per step, share waited for data."""
+    def totals(self, agreement: Agreement, wait_s: float) -> dict[str, float | None]:
+        """Means over ranks and micro steps (losses None if none was finite), seconds per step, share waited for data.
+
+        Args:
+            wait_s: seconds that this rank waited for data.
+        """
         elapsed = time.perf_counter() - self._started
         loss, flat, finite, wait, ranks = agreement.sum(
-            float(self._loss), float(self._flat_loss), float(self._finite), self.wait_s, 1.0
+            float(self._loss), float(self._flat_loss), float(self._finite), wait_s, 1.0
         )
         return {
             "loss": loss / finite if finite else None,
@@ -57,6 +72,33 @@ class StepAverages:
             "step_time_s": elapsed / max(1, self.steps),
             "data_wait_share": min(1.0, wait / ranks / elapsed) if elapsed else 0.0,
         }
+
+
+def counted_names(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Names under which videos are counted: the sources, of very many only the first, and OTHERS."""
+    return sources if len(sources) <= MOST_SOURCES else (*sources[: MOST_SOURCES - 1], OTHERS)
+
+
+def count_vector(used: Counter[str], names: tuple[str, ...]) -> list[int]:
+    """Counts in the order of `names`, which all ranks have alike, so that they can be summed."""
+    counts = [used[name] for name in names]
+    if names[-1] == OTHERS:
+        counts[-1] = used.total() - sum(counts)
+    assert sum(counts) == used.total(), f"videos of sources {sorted(used)}, where only {names} are known"
+    return counts
+
+
+def add_counts(total: Mapping[str, int], names: tuple[str, ...], counts: Sequence[float]) -> dict[str, int]:
+    """`total` with a summed vector of counts added."""
+    return {**total, **{name: total.get(name, 0) + int(count) for name, count in zip(names, counts, strict=True)}}
+
+
+def source_columns(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, float]:
+    """Columns of a row: each source's share of the videos since the last row, and its videos of the whole run."""
+    new = {name: count - before.get(name, 0) for name, count in now.items()}
+    videos = max(1, sum(new.values()))
+    shares = {f"{SOURCE_SHARE}{name}": count / videos for name, count in new.items()}
+    return {**shares, **{f"{SOURCE_VIDEOS}{name}": count for name, count in now.items()}}
 
 
 class MetricsWriter:
@@ -92,7 +134,7 @@ class MetricsWriter:
 class Progress:
     """A progress bar on a terminal, plain lines elsewhere; silent on other ranks."""
 
-    def __init__(self, world: World, first_step: int, num_steps: int) -> None:
+    def __init__(self, world: World, first_step: int, num_steps: int, stage: str) -> None:
         self._num_steps = num_steps
         self._bar = None
         self._speaks = world.rank == 0
@@ -101,14 +143,14 @@ class Progress:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("pretrain"),
+                TextColumn(stage),
                 BarColumn(),
                 TextColumn("{task.completed}/{task.total} steps, {task.fields[news]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task("pretrain", total=num_steps, completed=first_step, news="starting")
+            self._task = self._bar.add_task(stage, total=num_steps, completed=first_step, news="starting")
             self._bar.start()
 
     def step(self, step: int) -> None:
@@ -151,6 +193,8 @@ class Reporter:
     Args:
         flops_per_clip: model FLOPs of forward and backward of one clip, without recomputation.
         peak_flops: what 100 % MFU means for one device; None leaves MFU out.
+        watch: says what to do where training waits for data.
+        stage: what the progress bar calls the run.
     """
 
     def __init__(
@@ -162,11 +206,14 @@ class Reporter:
         first_step: int,
         flops_per_clip: int,
         peak_flops: float | None,
+        watch: DataWaitWatch,
+        stage: str,
     ) -> None:
         self._clips, self._ranks = plan.global_batch, world.size
         self._flops_per_clip, self._peak_flops = flops_per_clip, peak_flops
         self._writer = MetricsWriter(metrics, tensorboard, first_step) if world.rank == 0 else None
-        self.progress = Progress(world, first_step, plan.num_steps)
+        self._watch = watch
+        self.progress = Progress(world, first_step, plan.num_steps, stage)
 
     def row(self, row: dict[str, Any]) -> None:
         """Complete one row and show it everywhere."""
@@ -177,6 +224,8 @@ class Reporter:
         self.progress.row(row)
         if self._writer is not None:
             self._writer.write(row)
+            if advice := self._watch.row(row["data_wait_share"]):
+                log.warning("%s", advice)
 
     def close(self) -> None:
         """Flush everything."""

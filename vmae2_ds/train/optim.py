@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -17,21 +18,40 @@ def has_weight_decay(name: str, shape: torch.Size) -> bool:
     return len(shape) > 1 and not name.endswith(("bias", "mask_token"))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups, with and without weight decay, with their parameters' names under `param_names`.
+def layer_of(name: str, depth: int) -> int:
+    """Published numbering for layer decay: 0 the embedding, i + 1 block i, depth + 1 what is behind the blocks."""
+    if block := re.search(r"\bencoder\.blocks\.(\d+)\.", name):
+        return int(block[1]) + 1
+    return 0 if "encoder.embed." in name else depth + 1
 
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, depth: int = 0
+) -> list[dict[str, Any]]:
+    """Groups with and without weight decay, with their parameters' names under `param_names`.
+
+    With a `layer_decay` below 1 there are two for each layer of an encoder of `depth` blocks, whose `lr_scale` is
+    layer_decay ** (depth + 1 - layer) (golden misc.json layer_decay).
     Works on normal and on ZeRO-partitioned parameters, whose full shape stands in `ds_shape`.
     """
-    groups: dict[bool, dict[str, Any]] = {
-        decayed: {"params": [], "param_names": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": 1.0}
-        for decayed in (True, False)
-    }
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            group = groups[has_weight_decay(name, getattr(parameter, "ds_shape", parameter.shape))]
-            group["params"].append(parameter)
-            group["param_names"].append(name)
-    return list(groups.values())
+        if not parameter.requires_grad:
+            continue
+        layer = depth + 1 if layer_decay == 1 else layer_of(name, depth)
+        is_decayed = has_weight_decay(name, getattr(parameter, "ds_shape", parameter.shape))
+        group = groups.setdefault(
+            (layer, is_decayed),
+            {
+                "params": [],
+                "param_names": [],
+                "weight_decay": weight_decay if is_decayed else 0.0,
+                "lr_scale": layer_decay ** (depth + 1 - layer),
+            },
+        )
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
 
 
 def make_optimizer(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:

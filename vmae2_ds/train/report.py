@@ -9,9 +9,11 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.draw import CURVES, Curve, curve_svg, has_values
 from vmae2_ds.train.checkpoint import write_atomically
+from vmae2_ds.train.loader_watch import BINDS
+from vmae2_ds.train.metrics import SOURCE_SHARE, SOURCE_VIDEOS, source_columns
 from vmae2_ds.train.runs import is_finished, read_run_config
 
 TAIL = 0.1  # the end of a run that its closing figures are medians of
@@ -51,6 +53,7 @@ def write_report(folder: Path) -> Path:
         title=f"{config.recipe}: {folder.name}",
         status=_status(folder, rows, environment),
         warnings=_warnings(rows),
+        sources=_sources(rows),
         facts=_facts(config, rows, environment),
         curves=[
             {"title": curve.title, "svg": curve_svg(rows, curve), "note": _note(curve, environment)}
@@ -103,19 +106,41 @@ def _warnings(rows: list[dict[str, Any]]) -> list[str]:
     if rows[-1].get("skipped_steps"):
         warnings.append(f"{rows[-1]['skipped_steps']} steps were skipped: their loss or gradient was not finite.")
     wait = _tail_median(rows, "data_wait_share")
-    if wait is not None and wait > 0.2:
+    if wait is not None and wait > BINDS:
         warnings.append(
-            f"{wait:.0%} of the time went into waiting for data: raise data.workers or data.views, or re-encode the videos."
+            f"{wait:.0%} of the time went into waiting for data: raise data.workers while cores are left, re-encode the videos "
+            "(vmae2 data prepare), or raise data.views."
         )
     return warnings
+
+
+def _sources(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Where the videos came from, a line a source; nothing where all came from one."""
+    tail = math.ceil(TAIL * len(rows))
+    now, before = (_source_videos(part[-1] if part else {}) for part in (rows, rows[: len(rows) - tail]))
+    if len(now) < 2:
+        return []
+    in_all, lately = source_columns(now, {}), source_columns(now, before)
+    return [
+        {
+            "name": name,
+            "videos": f"{count:,}",
+            "share": f"{in_all[SOURCE_SHARE + name]:.2%}",
+            "lately": f"{lately[SOURCE_SHARE + name]:.2%}",
+        }
+        for name, count in now.items()
+    ]
+
+
+def _source_videos(row: dict[str, Any]) -> dict[str, int]:
+    return {key.removeprefix(SOURCE_VIDEOS): count for key, count in row.items() if key.startswith(SOURCE_VIDEOS)}
 
 
 def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str, Any]) -> list[Fact]:
     if not rows:
         return []
     last = rows[-1]
-    flat = "predicting zeros" if config.objective.target == "normalised" else "every cube's own mean colours"
-    loss_note = f"{flat} would give {_text(_tail_median(rows, 'flat_loss'), '{:.4f}')}"
+    loss_note = f"{_know_nothing(config)} would give {_text(_tail_median(rows, 'flat_loss'), '{:.4f}')}"
     first_loss = next((row["loss"] for row in rows if row.get("loss") is not None), None)
     peak = (environment.get("peak") or {}).get("name", "no known peak: set train.peak_flops")
     flops = _tail_median(rows, "flops_per_s")
@@ -125,11 +150,19 @@ def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str,
         Fact("Clips per second", _text(_tail_median(rows, "clips_per_s"), "{:.1f}"), "all ranks, median of the last tenth"),
         Fact("Step time", _text(_tail_median(rows, "step_time_s"), "{:.3g} s"), f"{config.train.global_batch} clips a step"),
         Fact("Waiting for data", _text(_tail_median(rows, "data_wait_share"), "{:.1%}"), "median of the last tenth"),
+        Fact("Loader workers", _text(_tail_median(rows, "worker_mem_sum_gib"), "{:.2f} GiB"), "memory, of the rank with most"),
         Fact("MFU", _text(_tail_median(rows, "mfu"), "{:.1%}"), f"against {peak}"),
         Fact("Achieved", _text(flops and flops / 1e9, "{:,.1f} GFLOP/s"), "per rank, 6 per MAC of the model"),
         Fact("Skipped steps", str(last.get("skipped_steps", 0)), "loss or gradient not finite"),
         Fact("Videos replaced", str(last.get("bad_videos", 0)), "unreadable or too short, each time they came up"),
     ]  # fmt: skip
+
+
+def _know_nothing(config: RunConfig) -> str:
+    """What a model that knows nothing would predict."""
+    if not isinstance(config, PretrainConfig):
+        return "equal chances"
+    return "predicting zeros" if config.objective.target == "normalised" else "every cube's own mean colours"
 
 
 def _tail_median(rows: list[dict[str, Any]], key: str) -> float | None:

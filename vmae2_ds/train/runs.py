@@ -7,7 +7,6 @@ runs/<recipe>/<time>_<commit>/  run.json identity.json ds.json env.json metrics.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -22,8 +21,10 @@ from typing import IO, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from vmae2_ds.config import RunConfig
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.config import PretrainConfig, RunConfig
+from vmae2_ds.data.mixture import identity_of_videos
+from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.train.checkpoint import find_newest_whole, write_atomically
 from vmae2_ds.train.ds_config import read_policy
 
@@ -31,10 +32,17 @@ log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
+AnyRun = PretrainConfig | FinetuneConfig
+STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+}
+"""What run.json holds, by its `stage`; files of before there were stages are of pre-training."""
+
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
     | {"max_nonfinite_steps", "peak_flops"},
-    "data": {"workers", "prefetch", "max_bad_share"},
+    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
 }
 """Settings that do not change what is learnt: a run may be resumed with others."""
 
@@ -141,11 +149,7 @@ def _hold(path: Path) -> bool:
 
 def identity_of(config: RunConfig) -> dict[str, Any]:
     """What a resumed run must share beside its settings: the videos listed, in their order, and the ZeRO policy."""
-    manifest = config.data.manifest
-    return {
-        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest and manifest.is_file() else None,
-        "ds_config": read_policy(config.train.ds_config),
-    }
+    return {**identity_of_videos(config.data), "ds_config": read_policy(config.train.ds_config)}
 
 
 def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:
@@ -163,22 +167,45 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
         for key, value in values.items()
         if key not in MAY_CHANGE.get(section, set()) and before[section][key] != value
     ]
-    if identity["manifest"] != identity_before["manifest"]:
-        different.append(f"data.manifest: the content of {config.data.manifest} has changed")
-    if identity["ds_config"] != identity_before["ds_config"]:
-        different.append(f"train.ds_config: the content of {config.train.ds_config} has changed")
-    return different
+    said = {
+        "manifest": f"data.manifest: the content of {config.data.manifest}",
+        "ds_config": f"train.ds_config: the content of {config.train.ds_config}",
+    }
+    return different + [
+        f"{said.get(name, f'data.mixture: {name}')} has changed"
+        for name in {**identity_before, **identity}
+        if identity.get(name) != identity_before.get(name)
+    ]
 
 
-def read_run_config(path: Path) -> RunConfig:
+def read_run_config(path: Path) -> AnyRun:
     """The config of the run in folder `path`; raises ConfigError."""
     file = path / "run.json"
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder: it has no run.json")
     try:
-        return RunConfig.model_validate_json(file.read_text())
+        written = json.loads(file.read_text())
+        return STAGES[written.get("stage", "pretrain")].model_validate(written)
     except ValidationError as error:
         raise ConfigError(f"{file}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{file} is damaged ({error!r})") from None
+
+
+def find_checkpoint(source: Path) -> tuple[AnyRun, Path]:
+    """The run's config and the checkpoint that `source` means: a run, the newest run in a folder, or a checkpoint."""
+    newest = sorted(source.glob("*/run.json"))[-1:]
+    candidates = (source, source.parent.parent, *(file.parent for file in newest))
+    run = next((folder for folder in candidates if (folder / "run.json").is_file()), None)
+    if run is None:
+        raise ConfigError(
+            f"{source} is neither a run folder (with a run.json), nor a folder of runs, nor a runs/.../ckpt/stepN"
+        )
+    config = read_run_config(run)
+    checkpoint = source if run == source.parent.parent else find_newest_whole(run / "ckpt")
+    if checkpoint is None:
+        raise CheckpointError(f"{run} holds no whole checkpoint yet")
+    return config, checkpoint
 
 
 def write_run_files(folder: RunFolder, ds_config: dict[str, Any], extra: dict[str, Any]) -> None:

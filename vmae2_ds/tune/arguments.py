@@ -8,11 +8,11 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from vmae2_ds.config import RunConfig, StrictModel
+from vmae2_ds.config import PretrainConfig, StrictModel
 from vmae2_ds.cost.assumptions import Assumptions, Range, read_assumptions
 from vmae2_ds.cost.cluster import CPU_KEY, Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
-from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.this_cpu import CPU_ASSUMPTIONS, this_cpu
 
@@ -90,12 +90,13 @@ def cluster_of(arguments: PlanArguments, assumptions: Assumptions) -> Cluster:
     return make_cluster(gpu, arguments.gpus, arguments.nodes, arguments.memory, assumptions.usable_memory)
 
 
-def count_videos(arguments: PlanArguments, config: RunConfig) -> tuple[int, str]:
+def count_videos(arguments: PlanArguments, config: PretrainConfig) -> tuple[int, str]:
     """Videos in the data set, and where the number comes from. Raises ConfigError where nobody says."""
     if arguments.videos is not None:
         return arguments.videos, "--videos"
-    if config.data.manifest is not None:
-        return len(read_manifest(config.data.manifest, config.data.root)), str(config.data.manifest)
+    if config.data.manifest is not None or config.data.mixture is not None:
+        mixture = open_mixture(config.data)
+        return mixture.num_videos, mixture.name
     if config.recipe.endswith(("_hybrid", "_plan")):
         return HYBRID_VIDEOS, "UnlabeledHybrid, PAPER A6"
     raise ConfigError(f"how many videos? recipe {config.recipe} names none: give --videos N or --data.manifest FILE")

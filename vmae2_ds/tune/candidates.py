@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -72,7 +72,7 @@ class Candidate:
 class Search:
     """All candidates of a recipe on a cluster."""
 
-    config: RunConfig
+    config: PretrainConfig
     cluster: Cluster
     candidates: list[Candidate]
 
@@ -125,7 +125,7 @@ class Search:
 
 
 def search(
-    config: RunConfig, cluster: Cluster, assumptions: Assumptions, *, quantized: bool = False, offload: bool = True
+    config: PretrainConfig, cluster: Cluster, assumptions: Assumptions, *, quantized: bool = False, offload: bool = True
 ) -> Search:
     """Predict every setting that keeps the recipe's global batch.
 
@@ -145,7 +145,7 @@ def evaluate(setting: Setting, cluster: Cluster, assumptions: Assumptions) -> Ca
 
 
 def anything_fits(
-    config: RunConfig, cluster: Cluster, assumptions: Assumptions, *, quantized: bool = False, offload: bool = True
+    config: PretrainConfig, cluster: Cluster, assumptions: Assumptions, *, quantized: bool = False, offload: bool = True
 ) -> bool:
     """Would the smallest buckets fit? Quicker than `search`: no times are predicted. False where the batch does not divide."""
     try:

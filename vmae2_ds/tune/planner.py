@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
@@ -82,7 +82,7 @@ class Plan:
         return videos_s * data_core_s(self.setting.config, self.assumptions.at(end))
 
 
-def make_plan(config: RunConfig, arguments: PlanArguments) -> Plan:
+def make_plan(config: PretrainConfig, arguments: PlanArguments) -> Plan:
     """Predict `config` as it stands. Raises ConfigError where it could not run at all."""
     assumptions = assumptions_of(arguments)
     cluster = cluster_of(arguments, assumptions)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from vmae2_ds.config import ModelConfig, RunConfig
+from vmae2_ds.config import ModelConfig, PretrainConfig
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
@@ -97,7 +97,7 @@ class StepTime:
 class Setting(NamedTuple):
     """What the tuner varies, complete: the run config with its policy beside it."""
 
-    config: RunConfig
+    config: PretrainConfig
     policy: ZeroPolicy
 
     @property
@@ -106,7 +106,7 @@ class Setting(NamedTuple):
         return self.config.train.micro_batch * self.config.data.views
 
 
-def attention_kind(config: RunConfig, on_cpu: bool) -> AttentionKind:
+def attention_kind(config: PretrainConfig, on_cpu: bool) -> AttentionKind:
     """The kernel that runs. What `auto` will measure to be fastest: in bf16 flash on a GPU, math on a CPU; in fp32 sdpa."""
     if config.model.attention != "auto":
         return config.model.attention
@@ -157,7 +157,7 @@ def predict_memory(setting: Setting, cluster: Cluster, assumptions: Assumptions)
     return GpuMemory(found.parts, max(found.host, built))
 
 
-def _or_start(memory: GpuMemory, config: RunConfig) -> GpuMemory:
+def _or_start(memory: GpuMemory, config: PretrainConfig) -> GpuMemory:
     """Where that is more: the whole model on the GPU before ZeRO divides it, unless it is built divided."""
     size = 2 if config.train.precision == "bf16" else 4
     whole = 0 if config.train.ds_zero_init else size * count_parameters(config.model).total
@@ -236,17 +236,17 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
     )  # fmt: skip
 
 
-def accumulation(config: RunConfig, cluster: Cluster) -> int:
+def accumulation(config: PretrainConfig, cluster: Cluster) -> int:
     """Micro steps of one optimizer step."""
     return config.train.global_batch // (config.train.micro_batch * config.data.views * cluster.num_gpus)
 
 
-def reading_cores(config: RunConfig, assumptions: Assumptions) -> float:
+def reading_cores(config: PretrainConfig, assumptions: Assumptions) -> float:
     """Cores that read for one GPU: one for each loader worker, which decodes in one thread, as far as there are cores."""
     return min(assumptions.cores_per_gpu.value, max(1, config.data.workers))
 
 
-def data_core_s(config: RunConfig, assumptions: Assumptions) -> float:
+def data_core_s(config: PretrainConfig, assumptions: Assumptions) -> float:
     """CPU core seconds to read one video and cut its views."""
     frames = config.data.num_frames / 16
     pixels = frames * config.data.size**2 / 224**2
@@ -254,7 +254,7 @@ def data_core_s(config: RunConfig, assumptions: Assumptions) -> float:
     return frames * assumptions.decode_core_s.value + transforms
 
 
-def model_flops(config: RunConfig) -> tuple[int, int]:
+def model_flops(config: PretrainConfig) -> tuple[int, int]:
     """Training FLOPs of one clip: without recomputation (MFU) and with it (HFU)."""
     counts = count_masks(config.mask, config.geometry)
     macs = mae_macs(config.model, config.geometry, counts.visible, counts.decode).total

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from vmae2_ds.config import CheckpointingName, RunConfig
+from vmae2_ds.config import CheckpointingName, PretrainConfig
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -33,7 +33,7 @@ ZERO_INIT_PARAMETERS = 4_000_000_000
 """From here on a whole model in every rank's host memory is too much: build it partitioned (DESIGN decision 5)."""
 
 
-def all_settings(config: RunConfig, cluster: Cluster, *, quantized: bool, offload: bool) -> Iterator[Setting]:
+def all_settings(config: PretrainConfig, cluster: Cluster, *, quantized: bool, offload: bool) -> Iterator[Setting]:
     """Every setting with exactly the recipe's global batch.
 
     Args:
@@ -52,7 +52,7 @@ def all_settings(config: RunConfig, cluster: Cluster, *, quantized: bool, offloa
             yield Setting(config.changed(model=model, train=train), policy)
 
 
-def micro_batches(config: RunConfig, num_gpus: int) -> list[int]:
+def micro_batches(config: PretrainConfig, num_gpus: int) -> list[int]:
     """Videos per GPU and micro step: the divisors of what one GPU sees in a step."""
     views, global_batch = config.data.views, config.train.global_batch
     if global_batch % (views * num_gpus):
@@ -68,7 +68,7 @@ def micro_batches(config: RunConfig, num_gpus: int) -> list[int]:
     return [n for n in range(1, per_gpu + 1) if per_gpu % n == 0]
 
 
-def _policies(config: RunConfig, cluster: Cluster, *, quantized: bool, offload: bool) -> Iterator[ZeroPolicy]:
+def _policies(config: PretrainConfig, cluster: Cluster, *, quantized: bool, offload: bool) -> Iterator[ZeroPolicy]:
     parameters = count_parameters(config.model).total
     # A bucket larger than the model holds nothing more.
     buckets = sorted({min(size, max(BUCKETS[0], parameters)) for size in BUCKETS})
@@ -95,7 +95,7 @@ def _policies(config: RunConfig, cluster: Cluster, *, quantized: bool, offload: 
                     yield replace(within_node, quantized_weights=True, quantized_gradients=True)
 
 
-def _stage3(base: ZeroPolicy, config: RunConfig, bucket: int) -> ZeroPolicy:
+def _stage3(base: ZeroPolicy, config: PretrainConfig, bucket: int) -> ZeroPolicy:
     """Read ahead one bucket, at least one block; keep three blocks gathered at most."""
     encoder = config.model.encoder
     block = 4 * encoder.width**2 + 2 * encoder.width * encoder.mlp

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmae2_ds.config import MaskConfig, RunConfig
+from vmae2_ds.config import MaskConfig, PretrainConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.dist import World, default_device
 from vmae2_ds.masking import count_masks, make_masks
@@ -30,7 +30,7 @@ from vmae2_ds.train.plan import RunPlan, plan_run
 LEARNING_RATE = 1e-5
 
 
-def run_trial(config: RunConfig, num_steps: int, out: Path) -> None:
+def run_trial(config: PretrainConfig, num_steps: int, out: Path) -> None:
     """Take `num_steps` optimizer steps of `config` on noise; rank 0 writes `out`, whole or not at all.
 
     Raises what the engine raises, torch's out-of-memory error among them.
@@ -112,7 +112,7 @@ def _largest(value: int, world: World) -> int:
 
 def main(args: list[str]) -> None:
     """Run one rank."""
-    run_trial(RunConfig.model_validate_json(Path(args[0]).read_text()), int(args[1]), Path(args[2]))
+    run_trial(PretrainConfig.model_validate_json(Path(args[0]).read_text()), int(args[1]), Path(args[2]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import ACCELERATORS, find_accelerator
@@ -47,7 +47,7 @@ class Tuning:
     """The setting taken as a whole run; None where nobody says how many videos there are."""
 
 
-def tune(config: RunConfig, arguments: TuneArguments, overrides: Sequence[str]) -> Tuning:
+def tune(config: PretrainConfig, arguments: TuneArguments, overrides: Sequence[str]) -> Tuning:
     """Search every setting of `config` on the machines asked for, and write the best one's ds_config.
 
     Args:

@@ -1,0 +1,117 @@
+"""Probes against leave-one-out by hand, and what they say of features that are known to be good or worthless."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TowerConfig
+from vmae2_ds.data.synthetic import write_synthetic_set
+from vmae2_ds.downstream import probe as probes
+from vmae2_ds.downstream.frozen import Features, FrozenEncoder, features_of, pixel_features
+from vmae2_ds.downstream.probe import PROBES, knn, probe_accuracy, ridge
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.model.mae import MaskedAutoencoder
+
+
+def clusters(videos: int, spread: float, seed: int = 0) -> Features:
+    """Four classes around four points, from three sources."""
+    rng = np.random.default_rng(seed)
+    label_V = np.arange(videos) % 4
+    centres = np.random.default_rng(7).standard_normal((4, 10))
+    features = centres[label_V] + spread * rng.standard_normal((videos, 10))
+    return Features(features, label_V, np.array([f"s{number % 3}" for number in range(videos)]))
+
+
+@pytest.mark.parametrize("name", sorted(PROBES))
+def test_clear_clusters_are_told_apart_and_noise_is_not(name: str) -> None:
+    train, test = clusters(80, 0.3), clusters(40, 0.3, seed=1)
+    assert probe_accuracy(train, test, PROBES[name]) == (1.0, 40)
+    noise = train._replace(feature_VF=np.random.default_rng(3).standard_normal((80, 10)))
+    accuracy, _ = probe_accuracy(noise, clusters(400, 0.3, seed=1), PROBES[name])
+    assert accuracy < 0.45
+
+
+def test_the_closed_leave_one_out_is_leave_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The penalty chosen is the one that fitting V times without one video chooses (with the offset fitted each time)."""
+    chosen = []
+    train = clusters(24, 1.5)
+    features = (train.feature_VF - train.feature_VF.mean(0)) / train.feature_VF.std(0)
+    targets = np.eye(4)[train.label_V]
+    for alpha in probes.ALPHAS:
+        error = 0.0
+        for left in range(24):
+            kept = np.arange(24) != left
+            x, y = features[kept], targets[kept]
+            centred = x - x.mean(0)
+            weight = np.linalg.solve(centred.T @ centred + alpha * np.eye(10), centred.T @ (y - y.mean(0)))
+            error += float((((features[left] - x.mean(0)) @ weight + y.mean(0) - targets[left]) ** 2).sum())
+        chosen.append(error)
+    expected = probes.ALPHAS[int(np.argmin(chosen))]
+    tried: list[float] = []
+    monkeypatch.setattr(
+        probes, "min", lambda alphas, key: tried.append(min(alphas, key=key)) or tried[-1], raising=False
+    )
+    ridge(train.feature_VF, train.label_V, train.feature_VF, 4)
+    assert tried == [expected]
+
+
+def test_one_neighbour_is_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "NEIGHBOURS", 1)
+    train = clusters(30, 1.0)
+    assert (knn(train.feature_VF, train.label_V, train.feature_VF, 4) == train.label_V).all()
+
+
+def test_every_source_is_left_out_once() -> None:
+    train = clusters(30, 0.3)
+    seen = []
+
+    def fit(x: np.ndarray, label_V: np.ndarray, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
+        seen.append((len(x), len(test_VF)))
+        return np.zeros(len(test_VF), int)
+
+    assert probe_accuracy(train, None, fit)[1] == 30
+    assert seen == [(20, 10)] * 3
+    alone = train._replace(source_V=np.array(["all"] * 30))
+    with pytest.raises(ConfigError, match="has one source, 'all'"):
+        probe_accuracy(alone, None, fit)
+
+
+@pytest.fixture
+def run() -> PretrainConfig:
+    towers = {
+        "encoder": TowerConfig(width=24, depth=2, heads=2, mlp=48),
+        "decoder": TowerConfig(width=12, depth=1, heads=2, mlp=24),
+    }
+    return PretrainConfig(
+        model=ModelConfig(**towers, patch=8),
+        data=PretrainDataConfig(num_frames=8, size=32, sampling="spread", workers=0),
+    )
+
+
+def test_features_of_a_run_are_the_encoder_s_mean_tokens(run: PretrainConfig, tmp_path: Path) -> None:
+    listed = write_synthetic_set(tmp_path, 6, 1, size=48, frames=12).train
+    model = MaskedAutoencoder(run.model, run.geometry, seed=3)
+    encoders = {
+        "found": FrozenEncoder(run, dict(model.state_dict())),
+        "random": FrozenEncoder(run, None, seed=3),
+        "other": FrozenEncoder(run, None, seed=4),
+    }
+    features = features_of(run, encoders, listed, None, clips=1)
+    found, random, other = (features[name] for name in encoders)
+    assert found.feature_VF.shape == (6, 24)
+    assert found.label_V.tolist() == list(range(6))
+    np.testing.assert_array_equal(found.feature_VF, random.feature_VF)  # the same seed draws the same encoder
+    assert not np.allclose(found.feature_VF, other.feature_VF)
+    pixels = features_of(run, {"pixels": pixel_features}, listed, None, clips=2)["pixels"]
+    assert pixels.feature_VF.shape == (6, 8 * 16 * 16)
+
+
+def test_a_single_frame_s_pixels_are_the_resized_grey_picture() -> None:
+    clip_BTHWC = torch.full((1, 8, 32, 32, 3), 30, dtype=torch.uint8)
+    clip_BTHWC[..., 1] = 60
+    clip_BTHWC[..., 2] = 90
+    torch.testing.assert_close(pixel_features(clip_BTHWC), torch.full((1, 2048), 60.0))

@@ -1,0 +1,133 @@
+"""The classifier against the published code: golden numbers, first weights, layer decay; and its positions on other clips."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.golden_data import clip_of, fill, golden_json, shared_or_skip
+from tests.model.test_golden import GRAD_NORM, LOSS, OUTPUT, assert_statistics
+from vmae2_ds.config import ClassifierConfig, ModelConfig, TowerConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model.embed import every_cube, normalise_pixels, position_table, sinusoid_table
+from vmae2_ds.model.layouts import from_layout, layout_shapes, official_name
+from vmae2_ds.model.mae import MaskedAutoencoder
+
+
+def cubes_of(x_BCTHW: Tensor, geometry: ClipGeometry) -> Tensor:
+    return normalise_pixels(every_cube(clip_of(x_BCTHW), geometry))
+
+
+@pytest.mark.parametrize("attention", ["math", "sdpa"])
+@pytest.mark.parametrize("checkpointing", ["none", "every_k", "all"])
+def test_tiny_features_logits_loss_and_gradients(attention: str, checkpointing: str) -> None:
+    tensors = load_file(shared_or_skip("finetune_tiny_p16.safetensors"))
+    expected: dict[str, Any] = json.loads(shared_or_skip("finetune_tiny_p16.json").read_text())["mean_pool"]
+    geometry = ClipGeometry(8, 64, 64, 2, 16)
+    config = ClassifierConfig.model_validate(
+        {
+            "encoder": TowerConfig(width=96, depth=2, heads=3, mlp=384),
+            "num_classes": 10,
+            "attention": attention,
+            "checkpointing": checkpointing,
+        }
+    )
+    model = Classifier(config, geometry, seed=None)
+    prefix = "mean_pool/state_dict/"
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    model.load_state_dict(from_layout(state, config))
+    cubes_BNP = cubes_of(tensors["x"], geometry)
+    torch.testing.assert_close(model.features(cubes_BNP), tensors["mean_pool/features"], **OUTPUT)
+    logits_BC = model(cubes_BNP)
+    torch.testing.assert_close(logits_BC, tensors["mean_pool/logits"], **OUTPUT)
+    loss = F.cross_entropy(logits_BC, tensors["y"])
+    assert loss.item() == pytest.approx(expected["ce"], abs=LOSS)
+    loss.backward()
+    norms = {
+        official_name(n, classifier=True): float(p.grad.norm())
+        for n, p in model.named_parameters()
+        if p.grad is not None
+    }
+    assert norms == pytest.approx(expected["grad_norm"], rel=GRAD_NORM)
+
+
+def test_full_size_small() -> None:
+    """ViT-S with 710 classes on 16x224x224, its weights and its clip rebuilt by rule."""
+    expected = golden_json("finetune_full_S.json")["S"]
+    config, geometry = ClassifierConfig.of_size("small", num_classes=710), ClipGeometry(16, 224, 224, 2, 16)
+    model = Classifier(config, geometry, seed=None)
+    model.load_state_dict(from_layout(fill(layout_shapes(config)), config))
+    assert sum(p.numel() for p in model.parameters()) == expected["n_params"]
+    x = np.random.default_rng(2).standard_normal((1, 3, 16, 224, 224)).astype(np.float32)
+    with torch.inference_mode():
+        features_BD = model.features(cubes_of(torch.from_numpy(x), geometry))
+        logits_BC = model.head(features_BD)
+    assert_statistics(features_BD, expected["features"])
+    assert_statistics(logits_BC, expected["logits"])
+    assert logits_BC.topk(5).indices[0].tolist() == expected["top5"]
+
+
+def test_first_weights_have_the_published_statistics() -> None:
+    model = Classifier(ClassifierConfig.of_size("small", num_classes=710), ClipGeometry(16, 224, 224, 2, 16), seed=3)
+    weights = {official_name(name, classifier=True): p.detach() for name, p in model.named_parameters()}
+    golden = {name: seeds for name, seeds in golden_json("model.json")["init_stats_S"].items() if ":" in name}
+    for name, seeds in golden.items():
+        weight = weights[name.removeprefix("finetune:")]
+        assert float(weight.std()) == pytest.approx(sum(s["std"] for s in seeds) / len(seeds), rel=0.05), name
+        assert float(weight.abs().max()) == pytest.approx(seeds[0]["absmax"], rel=0.15), name
+    assert (weights["fc_norm.weight"] == 1).all()
+    assert not weights["fc_norm.bias"].any()
+
+
+def test_the_encoder_is_that_of_pre_training(tiny: ModelConfig, geometry: ClipGeometry) -> None:
+    """Its keys and shapes, but for the final norm, which a classifier does not have."""
+    mae = MaskedAutoencoder(tiny, geometry).encoder
+    config = ClassifierConfig(encoder=tiny.encoder, patch=tiny.patch, num_classes=3)
+    encoder = Classifier(config, geometry).encoder
+    missing, unexpected = encoder.load_state_dict(mae.state_dict(), strict=False)
+    assert (missing, unexpected) == ([], ["norm.weight", "norm.bias"])
+
+
+def test_head_dropout_and_stochastic_depth_act_in_training_alone(tiny: ModelConfig, geometry: ClipGeometry) -> None:
+    config = ClassifierConfig(
+        encoder=tiny.encoder, patch=tiny.patch, num_classes=5, drop_path=0.5, head_dropout=0.5, head_init_scale=1
+    )
+    model = Classifier(config, geometry)
+    cubes_BNP = torch.randn(2, geometry.num_cubes, geometry.cube_values)
+    torch.manual_seed(0)
+    assert not torch.equal(model(cubes_BNP), model(cubes_BNP))
+    model.eval()
+    assert torch.equal(model(cubes_BNP), model(cubes_BNP))
+    assert [getattr(block.drop_path, "drop_prob", 0) for block in model.encoder.blocks] == [0, 0.25, 0.5]
+
+
+def test_positions_of_another_clip_are_rebuilt_or_interpolated() -> None:
+    """16x224 -> 64x266, the paper's largest: either way one row a cube; constants and a linear ramp stay what they are."""
+    small, large = ClipGeometry(16, 224, 224, 2, 14), ClipGeometry(64, 266, 266, 2, 14)
+    assert torch.equal(position_table(large, 64), sinusoid_table(32 * 19 * 19, 64))
+    assert torch.equal(position_table(small, 64, small), sinusoid_table(8 * 16 * 16, 64))
+    fitted_ND = position_table(large, 64, small)
+    assert fitted_ND.shape == (32 * 19 * 19, 64)
+    # the slowest channel but one is nearly linear in the index: the middle of the clip keeps its place
+    learned = sinusoid_table(small.num_cubes, 64)[:, -2].view(small.grid)
+    fitted = fitted_ND[:, -2].view(large.grid)
+    assert float(fitted.mean()) == pytest.approx(float(learned.mean()), abs=1e-3)
+    torch.testing.assert_close(
+        fitted[:, 9, 9].diff()[4:-4], fitted[:, 9, 9].diff()[4:-4].mean().expand(23), rtol=0.1, atol=0
+    )
+
+
+def test_a_clip_of_another_length_and_size_goes_through(tiny: ModelConfig) -> None:
+    geometry = ClipGeometry(12, 48, 48, 2, 8)
+    for positions_from in (None, (8, 32)):
+        config = ClassifierConfig(encoder=tiny.encoder, patch=8, num_classes=5, positions_from=positions_from)
+        logits_BC = Classifier(config, geometry)(torch.randn(2, geometry.num_cubes, geometry.cube_values))
+        assert logits_BC.shape == (2, 5)

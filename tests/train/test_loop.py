@@ -1,0 +1,185 @@
+"""What a run sees of its data: real batches of two sources through the loop, with an engine that only counts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vmae2_ds.config import MaskConfig, ModelConfig, PretrainConfig, PretrainDataConfig, TrainConfig
+from vmae2_ds.contracts import LossOutput
+from vmae2_ds.data.datasets import PretrainDataset
+from vmae2_ds.data.loader import make_loader
+from vmae2_ds.data.mixture import Mixture, open_mixture
+from vmae2_ds.data.synthetic import write_synthetic_set
+from vmae2_ds.dist import Agreement, World
+from vmae2_ds.errors import DataError, LoaderFailed
+from vmae2_ds.train.engine import StepResult
+from vmae2_ds.train.loop import LoopHooks, TrainState, train
+from vmae2_ds.train.metrics import MOST_SOURCES, OTHERS, add_counts, count_vector, counted_names, source_columns
+from vmae2_ds.train.plan import plan_run
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six videos of `big`, one of `small`, and one of `small` that cannot be read."""
+    folder = tmp_path_factory.mktemp("two")
+    write_synthetic_set(folder, 7, 1, size=64, frames=16)
+    (folder / "text.mp4").write_text("no video\n")
+    lines = [f"train/{number:05d}.mp4,{'big' if number else 'small'}" for number in range(7)]
+    (folder / "list.csv").write_text("\n".join(["path,source", "text.mp4,small", *lines]) + "\n")
+    return folder / "list.csv"
+
+
+class Run:
+    """The loop around an engine without a model."""
+
+    def __init__(self, manifest: Path, log_every: int = 2) -> None:
+        data = {"manifest": manifest, "num_frames": 8, "size": 32, "stride": 1, "views": 1, "workers": 0}
+        self.config = PretrainConfig(
+            model=ModelConfig.of_size("tiny"),
+            mask=MaskConfig(encoder_ratio=0.75),
+            data=PretrainDataConfig.model_validate(data),
+            train=TrainConfig(global_batch=4, micro_batch=2, max_steps=STEPS, log_every=log_every, save_every=100),
+        )
+        self.mixture: Mixture = open_mixture(self.config.data)
+        self.plan = plan_run(self.config, self.mixture.num_videos, 1)
+        self.rows: list[dict[str, Any]] = []
+        self.saved: list[dict[str, Any]] = []
+        self.seen: list[tuple[Counter[str], int]] = []
+        """For each micro batch: the videos used, by source, and the failures."""
+
+    def batches(self, first_step: int) -> Iterator[Any]:
+        where = {"rank": 0, "world_size": 1, "accumulation": self.plan.accumulation}
+        loader = make_loader(
+            self.config, PretrainDataset(self.config, self.mixture), **where, first_step=first_step, num_steps=STEPS
+        )
+        for loaded in loader:
+            self.seen.append((Counter(loaded.sources), len(loaded.failures)))
+            yield loaded
+
+    def train(
+        self, state: TrainState, batches: Iterator[Any] | None = None, stop_after: int | None = None
+    ) -> TrainState:
+        out = LossOutput(torch.tensor(1.0), torch.tensor(1), torch.tensor(1.0))
+        engine: Any = SimpleNamespace(
+            device=torch.device("cpu"),
+            parameter_groups=[{"lr": 0.0}],
+            micro_step=lambda batch: out,
+            update=lambda: StepResult(True, 1.0),
+        )
+        ignored: Callable[..., None] = lambda *_: None  # noqa: E731
+        hooks = LoopHooks(
+            save=lambda state: self.saved.append(json.loads(json.dumps(state.to_dict()))),
+            report=self.rows.append,
+            name_bad_files=ignored,
+            check_bad_share=ignored,
+            stepped=ignored,
+            worker_memory_gib=lambda: (0.25, 0.5),
+        )
+        world = World()
+        train(
+            engine,
+            self.batches(state.step) if batches is None else batches,
+            self.plan,
+            self.config.train.model_copy(update={"stop_after_steps": stop_after}),
+            state,
+            hooks,
+            world,
+            Agreement(world),
+            [],
+            sources=self.mixture.names,
+            reseed=False,
+        )
+        return state
+
+
+def test_rows_hold_what_the_loader_gave(two_sources: Path) -> None:
+    run = Run(two_sources)
+    state = run.train(TrainState())
+    total: Counter[str] = Counter()
+    failed = 0
+    for number, row in enumerate(run.rows):
+        of_row = run.seen[4 * number : 4 * number + 4]  # two steps of two micro batches
+        used = sum((sources for sources, _ in of_row), Counter[str]())
+        total += used
+        assert row["step"] == 2 * number + 2
+        for name in ("big", "small"):
+            assert row[f"source_share/{name}"] == used[name] / 8
+            assert row[f"source_videos/{name}"] == total[name]
+        assert row["new_bad_videos"] == sum(failures for _, failures in of_row)
+        failed += row["new_bad_videos"]
+        assert row["bad_videos"] == failed
+        assert (row["worker_mem_max_gib"], row["worker_mem_sum_gib"]) == (0.25, 0.5)
+        assert 0 <= row["data_wait_share"] <= 1
+    assert len(run.rows) == STEPS // 2
+    assert failed > 0
+    assert state.source_videos == dict(total)
+    assert sum(total.values()) == 4 * STEPS
+
+
+def test_counts_go_on_after_a_resume_between_rows(two_sources: Path) -> None:
+    whole = Run(two_sources, log_every=4).train(TrainState())
+    run = Run(two_sources, log_every=4)
+    run.train(TrainState(), stop_after=3)
+    resumed = run.train(TrainState(**run.saved[-1]))
+    assert resumed.source_videos == whole.source_videos
+    assert sum(resumed.source_videos.values()) == 4 * STEPS
+    assert run.rows[-1]["source_videos/big"] == whole.source_videos["big"]
+
+
+def test_a_checkpoint_of_before_sources_were_counted(two_sources: Path) -> None:
+    run = Run(two_sources)
+    run.train(TrainState(), stop_after=3)
+    old = {key: value for key, value in run.saved[-1].items() if key != "source_videos"}
+    assert old.keys() == {field.name for field in fields(TrainState)} - {"source_videos"}
+    state = run.train(TrainState(**old))
+    assert sum(state.source_videos.values()) == 4 * (STEPS - 3)
+
+
+def test_an_error_stops_before_the_update_and_counts_nothing(two_sources: Path) -> None:
+    run = Run(two_sources)
+
+    def broken() -> Iterator[Any]:
+        good = run.batches(0)
+        yield from (next(good) for _ in range(3))  # a step and a half
+        raise DataError("the storage is gone")
+
+    state = TrainState()
+    with pytest.raises(LoaderFailed, match="the storage is gone"):
+        run.train(state, broken())
+    assert state.step == run.saved[-1]["step"] == 1
+    assert sum(state.source_videos.values()) == 4
+
+
+def test_very_many_sources_are_counted_together() -> None:
+    sources = tuple(f"s{number}" for number in range(MOST_SOURCES + 50))
+    names = counted_names(sources)
+    assert (len(names), names[-1]) == (MOST_SOURCES, OTHERS)
+    assert counted_names(sources[:MOST_SOURCES]) == sources[:MOST_SOURCES]
+    counts = count_vector(Counter({"s0": 2, "s98": 1, "s99": 3, "s149": 4}), names)
+    assert dict(zip(names, counts, strict=True)).items() >= {"s0": 2, "s98": 1, OTHERS: 7}.items()
+    assert sum(counts) == 10
+    with pytest.raises(AssertionError, match="unheard"):
+        count_vector(Counter({"unheard": 1}), ("a", "b"))
+
+
+def test_shares_are_of_the_videos_since_the_last_row() -> None:
+    before = add_counts({}, ("a", "b"), [90.0, 10.0])
+    now = add_counts(before, ("a", "b"), [1.0, 3.0])
+    assert source_columns(now, before) == {
+        "source_share/a": 0.25,
+        "source_share/b": 0.75,
+        "source_videos/a": 91,
+        "source_videos/b": 13,
+    }
+    assert source_columns(now, now)["source_share/a"] == 0

@@ -1,0 +1,199 @@
+"""`vmae2 data check`: which rows of a manifest are of use, why the others are not, and what the set is made of."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from vmae2_ds.config import ReaderName
+from vmae2_ds.data.check_report import write_report
+from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
+from vmae2_ds.data.scan import DecodeName, Look, Scanned, scan
+from vmae2_ds.data.storage import ReadAs
+from vmae2_ds.data.verdicts import CheckedManifest, Judged, judge
+from vmae2_ds.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+TELL_EVERY_S = 10.0
+
+
+def check_manifest(
+    manifest: Positional[Path],
+    out: Path,
+    root: Path | None = None,
+    kind: Literal["video", "frames"] = "video",
+    template: str = "{:05}.jpg",
+    reader: ReaderName = "pyav",
+    decode: DecodeName = "clip",
+    num_frames: int = 16,
+    stride: int = 4,
+    min_frames: int = 2,
+    classes: int | None = None,
+    labels: Path | None = None,
+    workers: int | None = None,
+    timeout_s: float = 30,
+    bench: bool = False,
+    pictures: int = 24,
+    seed: int = 0,
+    strict: bool = False,
+) -> CheckedManifest:
+    """Read every file of a manifest, under a time limit, and write what is good, what is bad and why, and a page of it.
+
+    An interrupted check goes on: the same command looks only at files that it has not seen or that have changed since.
+
+    Args:
+        manifest: The list or indexed folder, as --data.manifest takes it; of packed videos their manifest.csv.
+        out: Folder for clean.csv, bad.csv, report.html, report.json and checked.jsonl (a line a file).
+        root: Folder that relative paths start from; default: the manifest's folder.
+        kind: Video files (or tar shards, which the manifest tells), or folders of frames.
+        template: File name of frame number k of a folder, as a Python format.
+        reader: Video reader to try.
+        decode: clip: one clip from the middle, as training reads; all: every frame, which takes as long as watching;
+            none: only the container.
+        num_frames: Frames of that clip, and of the pictures.
+        stride: Step between its frames.
+        min_frames: A video, or part of one, with fewer is too short.
+        classes: Labels must be below this.
+        labels: A file with a line a class; labels must be lines of it.
+        workers: Files looked at at once; default: the cores.
+        timeout_s: A read that takes longer is given up.
+        bench: Measure the readers on a sample of the files, and say which to take.
+        pictures: Random clips on the page, as the model will see them.
+        seed: Draws the sample and the pictures.
+        strict: End with an error where any row is bad.
+    """
+    opened = read_manifest(manifest, root, frame_folders=kind == "frames")
+    if labels is not None:
+        if classes is not None:
+            raise ConfigError("--classes and --labels say the same thing twice; keep one")
+        classes = _count_lines(labels)
+    out.mkdir(parents=True, exist_ok=True)
+    how = ReadAs(kind, template, reader)
+    look = Look(how, decode, num_frames, stride, timeout_s)
+    found = scan(opened, look, out / "checked.jsonl", workers or os.cpu_count() or 1, _Progress().tell)
+    judged = list(judge(opened, found, how, min_frames, classes))
+    _write_lists(opened, judged, out)
+    warnings = [*_warnings(opened, found), *_advice(found, num_frames * stride)]
+    verdicts = Counter(str(row.verdict) for row in judged if row.verdict is not None)
+    readers = _bench(opened, judged, how, timeout_s, seed) if bench else ""
+    result = CheckedManifest(out, len(opened), len(found), dict(verdicts), warnings, readers)
+    write_report(result, opened, found, judged, look, pictures, seed)
+    if strict and result.bad:
+        raise DataError(f"{result.bad} of {result.rows} rows of {manifest} are bad: see {out}/bad.csv and report.html")
+    return result
+
+
+def _write_lists(manifest: Manifest, judged: list[Judged], out: Path) -> None:
+    """clean.csv with the columns that are in use, and bad.csv; each in one go."""
+    columns = {
+        "path": lambda video: video.path,
+        "label": lambda video: "" if video.label is None else video.label,
+        "source": lambda video: "" if video.source == DEFAULT_SOURCE else video.source,
+        "start": lambda video: video.start or "",
+        "frames": lambda video: "" if video.frames is None else video.frames,
+    }
+    used = [
+        "path",
+        *(name for name, cell in columns.items() if name != "path" and any(cell(j.video) != "" for j in judged)),
+    ]
+    if manifest.is_packed:
+        columns |= {"shard": lambda v: v.shard, "offset": lambda v: v.offset, "bytes": lambda v: v.size}
+        used += ["shard", "offset", "bytes"]
+    good = [row.video for row in judged if row.verdict is None]
+    _write_csv(out / "clean.csv", used, ([columns[name](video) for name in used] for video in good))
+    bad = (row for row in judged if row.verdict is not None)
+    _write_csv(
+        out / "bad.csv",
+        ["row", "path", "verdict", "reason"],
+        ([row.row, row.video.path, row.verdict, row.reason] for row in bad),
+    )
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
+    half = path.with_suffix(".csv.part")
+    with half.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    half.replace(path)
+
+
+def _warnings(manifest: Manifest, found: dict[str, Scanned]) -> list[str]:
+    variable = sum(scanned.facts.is_vfr for scanned in found.values() if scanned.facts is not None)
+    unlabelled = sum(manifest.listed(row).label is None for row in range(len(manifest)))
+    warnings = []
+    if variable:
+        warnings.append(f"{variable} files have a variable frame rate: frames are read by number, not by time")
+    if 0 < unlabelled < len(manifest):
+        warnings.append(f"{unlabelled} of {len(manifest)} rows have no label, the others have one")
+    return warnings
+
+
+def _advice(found: dict[str, Scanned], span: int) -> list[str]:
+    """Where re-encoding pays: decoding starts at a key frame, and costs what the frames are large."""
+    facts = [scanned.facts for scanned in found.values() if scanned.facts is not None]
+    far = sum(fact.gop > 2 * span for fact in facts)
+    large = sum(min(fact.width, fact.height) > 400 for fact in facts)
+    if max(far, large) * 2 <= len(facts):
+        return []
+    return [
+        f"{far} of {len(facts)} files have more than {2 * span} frames between key frames, {large} a short side over 400 "
+        "pixels: vmae2 data prepare makes both small, and reading quicker"
+    ]
+
+
+def _bench(manifest: Manifest, judged: list[Judged], how: ReadAs, timeout_s: float, seed: int) -> str:
+    import numpy as np
+
+    from vmae2_ds.data.reader_choice import choose_reader
+
+    good = [row.row for row in judged if row.verdict is None]
+    if not good or how.kind == "frames":
+        return "no reader was measured: there is no good video file"
+    rows = np.random.default_rng(seed).permutation(good)[:16]
+    return str(choose_reader([manifest[int(row)] for row in rows], how, timeout_s))
+
+
+def _count_lines(path: Path) -> int:
+    try:
+        count = sum(bool(line.strip()) for line in path.read_text().splitlines())
+    except OSError as error:
+        raise ConfigError(f"--labels {path}: {error.strerror}") from None
+    if not count:
+        raise ConfigError(f"--labels {path} names no class; it needs a line a class")
+    return count
+
+
+class _Progress:
+    """A line now and then; over and over the same one on a terminal."""
+
+    def __init__(self) -> None:
+        self._told = self._began = time.monotonic()
+        self._before: int | None = None
+
+    def tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._before is None:
+            self._before = done
+            if done:
+                log.info("%d of %d files were checked before", done, total)
+        on_terminal = sys.stderr.isatty()
+        if done < total and now - self._told < (0.5 if on_terminal else TELL_EVERY_S):
+            return
+        self._told = now
+        rate = (done - self._before) / max(1e-9, now - self._began)
+        line = f"{done} of {total} files checked, {rate:.1f} a second"
+        if on_terminal:
+            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        else:
+            log.info("%s", line)

@@ -1,0 +1,102 @@
+"""Labelled videos for training: `views` augmented clips of a video, and micro batches that are mixed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vmae2_ds.contracts import LabelledBatch, ReadFailure
+from vmae2_ds.data.augment import check_policy, draw_mixing, erase, paste_boxes, rand_augment
+from vmae2_ds.data.datasets import VideoDataset
+from vmae2_ds.data.manifest import Manifest, VideoEntry
+from vmae2_ds.data.mixture import Mixture
+from vmae2_ds.data.order import SampleKey
+from vmae2_ds.data.seeding import Purpose
+from vmae2_ds.data.transforms import crop_resize, draw_resized_crop
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.finetune_config import FinetuneConfig
+
+# K views of a video, T frames, S the clip's edge.
+
+
+class LabelledSample(NamedTuple):
+    """One video's clips and its class."""
+
+    clip_KTHWC: Tensor
+    """uint8 (K, T, S, S, 3)."""
+    label: int
+    failures: list[ReadFailure]
+    source: str
+    key: SampleKey
+
+
+class LabelledDataset(VideoDataset[LabelledSample]):
+    """`views` clips of a video, each with its own RandAugment, crop, mirror and erased box."""
+
+    def __init__(self, config: FinetuneConfig, mixture: Mixture) -> None:
+        """Raises ConfigError for labels that the model has no class for, and for an unknown RandAugment policy."""
+        super().__init__(config.data, config.train.seed, mixture)
+        self.data, self.augment = config.data, config.augment
+        for source in mixture.sources:
+            check_labels(source.manifest, config.model.num_classes)
+        if self.augment.rand_augment:
+            check_policy(self.augment.rand_augment, self.data.size)
+
+    def cut(
+        self, frames_THWC: np.ndarray, entry: VideoEntry, key: SampleKey, failures: list[ReadFailure], source: str
+    ) -> LabelledSample:
+        """The clips and the label of the video that was used."""
+        assert entry.label is not None, "check_labels was asked first"
+        clips_KTHWC = torch.stack([self._view(frames_THWC, key, view) for view in range(self.data.views)])
+        return LabelledSample(clips_KTHWC, entry.label, failures, source, key)
+
+    def collate(self, samples: list[LabelledSample]) -> LabelledBatch:
+        """Clips video by video; how they are mixed is a function of the first sample's key."""
+        clip_BTHWC = torch.cat([sample.clip_KTHWC for sample in samples])
+        label_B = torch.tensor([sample.label for sample in samples]).repeat_interleave(self.data.views)
+        augment = self.augment
+        mixing = draw_mixing(
+            self.data.size,
+            augment.mixup,
+            augment.cutmix,
+            augment.mix_share,
+            augment.cutmix_share,
+            self._generator(Purpose.MIX, samples[0].key),
+        )
+        if mixing.box is not None:
+            clip_BTHWC = paste_boxes(clip_BTHWC, mixing.box)
+        return LabelledBatch(clip_BTHWC, label_B, torch.tensor(mixing.keep_pixels), torch.tensor(mixing.keep_label))
+
+    def _view(self, frames_THWC: np.ndarray, key: SampleKey, view: int) -> Tensor:
+        """(T, S, S, 3) uint8, in the published order: RandAugment on whole frames, crop, erase."""
+        if self.augment.rand_augment:
+            rng = self._generator(Purpose.AUGMENT, key, view)
+            frames_THWC = rand_augment(frames_THWC, self.augment.rand_augment, self.data.size, rng)
+        height, width = frames_THWC.shape[1:3]
+        rng = self._generator(Purpose.CROP, key, view)
+        box = draw_resized_crop(height, width, self.data.crop_area, self.data.crop_aspect, self.data.flip, rng)
+        clip_TSSC = crop_resize(
+            torch.from_numpy(frames_THWC), box, self.data.size
+        ).clone()  # the frames are the reader's
+        erase(clip_TSSC, self.augment.erase, self._generator(Purpose.ERASE, key, view))
+        return clip_TSSC
+
+
+def check_labels(manifest: Manifest, num_classes: int) -> None:
+    """Raises ConfigError, naming the first row, where a video has no label or one outside 0 .. num_classes - 1."""
+    for first, labels in manifest.label_blocks():
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(wrong):
+            row = first + int(wrong[0])
+            video, label = manifest.listed(row), manifest.listed(row).label
+            if label is None:
+                raise ConfigError(
+                    f"{manifest.file}: video {row + 1}, {video.path}, has no label; every video needs one here"
+                )
+            raise ConfigError(
+                f"{manifest.file}: video {row + 1}, {video.path}, has label {label}, and the model has num_classes="
+                f"{num_classes} (labels 0 .. {num_classes - 1}); set --model.num-classes or mend the list"
+            )

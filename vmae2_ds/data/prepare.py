@@ -1,0 +1,236 @@
+"""`vmae2 data prepare`: videos re-encoded to a short side and a short GOP, so that reading a clip costs less."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tyro.conf import Positional
+
+from vmae2_ds.contracts import ReadFailure
+from vmae2_ds.data.decode import read_clip
+from vmae2_ds.data.encode import Encoded, reencode
+from vmae2_ds.data.ledger import BadFileLedger
+from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, VideoEntry, read_manifest
+from vmae2_ds.data.parallel import in_parallel
+from vmae2_ds.data.reader_choice import clip_cost
+from vmae2_ds.data.reader_common import check_is_file
+from vmae2_ds.data.scan import stamp_of
+from vmae2_ds.data.storage import ReadAs, fetch
+from vmae2_ds.data.watchdog import Watchdog
+from vmae2_ds.data.work_folder import read_lines, work_folder, write_whole
+from vmae2_ds.errors import DataError, VideoError
+
+log = logging.getLogger(__name__)
+
+TELL_EVERY_S = 10.0
+
+
+class Prepared(NamedTuple):
+    """What is in the folder now."""
+
+    out: Path
+    videos: int
+    rows: int
+    bad: int
+    bytes_before: int
+    bytes_after: int
+    hours: float
+    """Of video at the average rates."""
+    speedups: list[float]
+    """CPU time of reading a clip before over after, of each video of a sample, sorted."""
+    written: int
+    """Videos encoded by this call; the others were there."""
+
+    def __str__(self) -> str:
+        bad = f"; {self.bad} could not be read, see bad_files.jsonl" if self.bad else ""
+        low, middle, high = (float(np.quantile(self.speedups, share)) for share in (0.25, 0.5, 0.75))
+        return (
+            f"{self.videos} videos ({self.written} encoded now) of {self.rows} rows{bad}\n"
+            f"{self.bytes_before / 1e9:.3f} GB became {self.bytes_after / 1e9:.3f} GB, {self.hours:.2f} hours\n"
+            f"a clip is read {middle:.2f}x as fast (quartiles {low:.2f} to {high:.2f}, {len(self.speedups)} videos sampled)\n"
+            f"give {self.out}/manifest.csv as the manifest"
+        )
+
+
+class _Job(NamedTuple):
+    source: VideoEntry
+    target: str
+    """Relative to the folder."""
+
+
+def prepare_manifest(
+    manifest: Positional[Path],
+    out: Path,
+    root: Path | None = None,
+    short_side: int = 256,
+    gop: int = 16,
+    crf: int = 20,
+    workers: int | None = None,
+    timeout_s: float = 1800,
+    sample: int = 8,
+    seed: int = 0,
+) -> Prepared:
+    """Re-encode the videos of a manifest as H.264 with a key frame every few frames, upright, small, without sound.
+
+    Every shown frame is kept, so frame numbers and parts of films stay right; times do not, where the frame rate varied.
+    An interrupted run goes on with the same command, and encodes again what has changed. Folders of frames stay as they are.
+
+    Args:
+        manifest: The list or indexed folder.
+        out: Folder for the videos, in the tree they come from, and for manifest.csv, report.json and bad_files.jsonl.
+        root: Folder that relative paths start from; default: the manifest's folder.
+        short_side: Videos with a longer short side are made smaller, in pixels.
+        gop: Frames from key frame to key frame, at most.
+        crf: Quality of x264: lower is better and larger.
+        workers: Videos encoded at once; default: the cores.
+        timeout_s: A video that takes longer is given up.
+        sample: Videos read before and after, to tell what it brings.
+        seed: Draws the sample.
+    """
+    opened = read_manifest(manifest, root)
+    settings = {"list": opened.rows.digest, "short_side": short_side, "gop": gop, "crf": crf}
+    with work_folder(out, "prepare", settings):
+        jobs = _jobs(opened)
+        ledger = BadFileLedger(out / "bad_files.jsonl")
+        done = {line["target"]: line for line in read_lines(out / "prepared.jsonl")}
+        kept = {job.target for job in jobs if _is_current(job, done.get(job.target), out)}
+        left = [job for job in jobs if job.target not in kept]
+        if kept:
+            log.info("%d of %d videos were prepared before", len(kept), len(jobs))
+
+        def work(job: _Job, watchdog: Watchdog) -> tuple[_Job, dict[str, Any] | str]:
+            return job, _prepare_one(job, out, watchdog, (short_side, gop, crf))
+
+        told, bad, written = time.monotonic(), 0, 0
+        with (out / "prepared.jsonl").open("a", buffering=1) as lines:
+            for number, (job, line) in enumerate(in_parallel(left, work, workers or os.cpu_count() or 1, timeout_s), 1):
+                if isinstance(line, str):
+                    ledger.record([ReadFailure(job.source.name, line)])
+                    bad += 1
+                    done.pop(job.target, None)
+                else:
+                    done[job.target] = line
+                    lines.write(json.dumps(line) + "\n")
+                    written += 1
+                if time.monotonic() - told > TELL_EVERY_S or number == len(left):
+                    told = time.monotonic()
+                    log.info("%d of %d videos prepared", len(kept) + number, len(jobs))
+        there = [job for job in jobs if job.target in done]
+        if not there:
+            raise DataError(f"{manifest}: none of its {len(jobs)} videos could be prepared; see {out}/bad_files.jsonl")
+        rows = _write_manifest(out, opened, {job.source.name: job.target for job in there})
+        facts = [done[job.target] for job in there]
+        result = Prepared(
+            out,
+            len(there),
+            rows,
+            bad,
+            sum(fact["bytes_before"] for fact in facts),
+            sum(fact["bytes"] for fact in facts),
+            sum(fact["seconds"] for fact in facts) / 3600,
+            sorted(_speedups(there, out, sample, seed)),
+            written,
+        )
+        write_whole(out / "report.json", json.dumps({**result._asdict(), "out": str(out), **settings}, indent=1))
+        return result
+
+
+def _jobs(manifest: Manifest) -> list[_Job]:
+    """One a file. The tree below the root is kept; what lies elsewhere goes into a folder named by a hash of where."""
+    jobs: dict[str, _Job] = {}
+    for entry in manifest:
+        if entry.name not in jobs:
+            jobs[entry.name] = _Job(entry, _target(entry, manifest.root))
+    return list(jobs.values())
+
+
+def _target(entry: VideoEntry, root: str) -> str:
+    inside = os.path.relpath(entry.path, root) if entry.shard is None and "://" not in entry.path else entry.path
+    if entry.shard is not None or inside.startswith("..") or os.path.isabs(inside) or "://" in inside:
+        where = hashlib.sha256(os.fsencode(entry.name)).hexdigest()[:16]
+        inside = os.path.join("elsewhere", where, os.path.basename(entry.path))
+    # the old suffix stays in front of the new one: a.avi and a.mp4 do not become one file
+    return inside if inside.endswith(".mp4") else f"{inside}.mp4"
+
+
+def _is_current(job: _Job, line: dict[str, Any] | None, out: Path) -> bool:
+    if line is None or line["stamp"] != stamp_of(job.source):
+        return False
+    target = out / job.target
+    return target.is_file() and target.stat().st_size == line["bytes"]
+
+
+def _prepare_one(job: _Job, out: Path, watchdog: Watchdog, settings: tuple[int, int, int]) -> dict[str, Any] | str:
+    """A line of prepared.jsonl, or why the video could not be prepared."""
+    target = out / job.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half = target.with_name(target.name + ".part")
+    stamp = stamp_of(job.source)
+    try:
+        encoded, bytes_before, seconds = watchdog.call(_encode, job.source, str(half), settings)
+        half.replace(target)
+    except VideoError as error:
+        return str(error)
+    finally:
+        half.unlink(missing_ok=True)
+    return {"target": job.target, "stamp": stamp, "bytes_before": bytes_before, "seconds": seconds} | {
+        "frames": encoded.frames,
+        "bytes": encoded.size,
+        "height": encoded.height,
+        "width": encoded.width,
+    }
+
+
+def _encode(source: VideoEntry, target: str, settings: tuple[int, int, int]) -> tuple[Encoded, int, float]:
+    """In the child: (what was written, bytes of the source, seconds of video)."""
+    video = fetch(source)
+    if isinstance(video, str):
+        check_is_file(video)
+    encoded = reencode(video, target, *settings)
+    rates: list[float] = []
+
+    def note(length: int, fps: float) -> np.ndarray:
+        rates.append(fps)
+        if length != encoded.frames:
+            raise VideoError(f"the copy has {length} frames, the video {encoded.frames}")
+        return np.array([length - 1])
+
+    read_clip(target, note)
+    size = len(video) if isinstance(video, bytes) else os.path.getsize(video)
+    return encoded, size, encoded.frames / rates[0]
+
+
+def _write_manifest(out: Path, manifest: Manifest, targets: dict[str, str]) -> int:
+    """manifest.csv with every row whose file was prepared; returns how many."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "source", "start", "frames"])
+    rows = 0
+    for row in range(len(manifest)):
+        video, target = manifest.listed(row), targets.get(manifest[row].name)
+        if target is not None:
+            source = "" if video.source == DEFAULT_SOURCE else video.source
+            cells = (target, video.label, source, video.start or None, video.frames)
+            writer.writerow(["" if cell is None else cell for cell in cells])
+            rows += 1
+    write_whole(out / "manifest.csv", text.getvalue())
+    return rows
+
+
+def _speedups(jobs: list[_Job], out: Path, sample: int, seed: int) -> list[float]:
+    """CPU time of the same clips before over after, of up to `sample` videos."""
+    found = []
+    for at in np.random.default_rng(seed).permutation(len(jobs))[: max(1, sample)]:
+        job = jobs[int(at)]
+        copy = VideoEntry(str(out / job.target), None, "", 0, None)
+        found.append(clip_cost(job.source, ReadAs()) / max(1e-9, clip_cost(copy, ReadAs())))
+    return found

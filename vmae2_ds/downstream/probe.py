@@ -1,0 +1,143 @@
+"""Probes: how much a frozen encoder's features tell about the labels, with pixels and a random encoder beside them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from vmae2_ds.downstream.frozen import Encode, Features, FrozenEncoder, features_of, pixel_features
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.train.checkpoint import read_weights
+from vmae2_ds.train.runs import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+# V videos, F features, C classes.
+
+ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-3, 6))
+"""Ridge penalties that leave-one-out chooses from, on standardised features."""
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+"""Of k-NN, as DINO has them (arXiv 2104.14294)."""
+
+ProbeFn = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+"""(train features, train labels, test features, classes) -> predicted labels."""
+
+
+def probe(
+    source: tyro.conf.Positional[Path],
+    /,
+    manifest: Path,
+    val_manifest: Path | None = None,
+    root: Path | None = None,
+    kind: Literal["ridge", "knn"] = "ridge",
+    clips: int = 1,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Accuracy of a probe on frozen features of a run, of a random encoder of its shape, and of pixels.
+
+    Args:
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), or runs/.../ckpt/stepN.
+        manifest: Labelled videos to fit on. Without val_manifest each source of the list is left out once and tested.
+        val_manifest: Labelled videos to test on.
+        root: Folder that relative paths start from; default: each list's.
+        kind: ridge: least squares on one-hot labels, its penalty by leave-one-out; knn: 20 neighbours by cosine.
+        clips: Clips of each video whose features are averaged.
+        seed: Of the random encoder.
+    """
+    run, checkpoint = find_checkpoint(source)
+    encoders: dict[str, Encode] = {
+        "run": FrozenEncoder(run, read_weights(checkpoint)),
+        "random": FrozenEncoder(run, None, seed),
+        "pixels": pixel_features,
+    }
+    train = features_of(run, encoders, manifest, root, clips)
+    test = {} if val_manifest is None else features_of(run, encoders, val_manifest, root, clips)
+    accuracy = {}
+    videos = 0
+    for name in encoders:
+        accuracy[name], videos = probe_accuracy(train[name], test.get(name), PROBES[kind])
+    return {"checkpoint": str(checkpoint), "kind": kind, "videos": videos, "accuracy": accuracy}
+
+
+def probe_accuracy(train: Features, test: Features | None, fit: ProbeFn) -> tuple[float, int]:
+    """Share of test videos that are named right, and their number; without a test set every source is left out once."""
+    right = total = 0
+    for part, held in _folds(train, test):
+        num_classes = int(max(part.label_V.max(), held.label_V.max())) + 1
+        predicted_V = fit(part.feature_VF, part.label_V, held.feature_VF, num_classes)
+        right += int((predicted_V == held.label_V).sum())
+        total += len(held.label_V)
+    return right / total, total
+
+
+def _folds(train: Features, test: Features | None) -> Iterator[tuple[Features, Features]]:
+    if test is not None:
+        yield train, test
+        return
+    sources = sorted({str(source) for source in train.source_V})
+    if len(sources) < 2:
+        raise ConfigError(
+            f"the list has one source, {sources[0]!r}: name groups (subjects, scenes) in its column `source`, each of which "
+            "is left out once, or give --val-manifest"
+        )
+    for source in sources:
+        held = train.source_V == source
+        yield _rows(train, ~held), _rows(train, held)
+
+
+def _rows(features: Features, which: np.ndarray) -> Features:
+    return Features(*(array[which] for array in features))
+
+
+def ridge(train_VF: np.ndarray, label_V: np.ndarray, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
+    """Least squares on centred one-hot labels and standardised features; the penalty with the least leave-one-out error.
+
+    Leave-one-out has a closed form (Golub, Heath and Wahba 1979): error_i / (1 - hat_ii).
+    """
+    mean_F, std_F = train_VF.mean(axis=0), train_VF.std(axis=0)
+    std_F = np.where(std_F > 0, std_F, 1.0)
+    x_VF, test_VF = (train_VF - mean_F) / std_F, (test_VF - mean_F) / std_F
+    target_VC = np.eye(num_classes)[label_V]
+    offset_C = target_VC.mean(axis=0)
+    u_VR, s_R, vt_RF = np.linalg.svd(x_VF, full_matrices=False)
+    projected_RC = u_VR.T @ (target_VC - offset_C)
+
+    def loo_error(alpha: float) -> float:
+        shrink_R = s_R**2 / (s_R**2 + alpha)
+        fitted_VC = u_VR @ (shrink_R[:, None] * projected_RC)
+        hat_V = (u_VR**2) @ shrink_R + 1 / len(x_VF)  # 1 / V: the offset
+        return float((((target_VC - offset_C - fitted_VC) / np.maximum(1e-12, 1 - hat_V)[:, None]) ** 2).sum())
+
+    best = min(ALPHAS, key=loo_error)
+    weight_FC = vt_RF.T @ ((s_R / (s_R**2 + best))[:, None] * projected_RC)
+    return (test_VF @ weight_FC + offset_C).argmax(axis=1)
+
+
+def knn(train_VF: np.ndarray, label_V: np.ndarray, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
+    """The class with most weight among the nearest by cosine of centred features, weighted by exp(cosine / temperature)."""
+    mean_F = train_VF.mean(axis=0)
+    train_VF, test_VF = (
+        centred / np.maximum(1e-12, np.linalg.norm(centred, axis=1, keepdims=True))
+        for centred in (train_VF - mean_F, test_VF - mean_F)
+    )
+    cosine = test_VF @ train_VF.T
+    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :NEIGHBOURS]
+    weight = np.exp((np.take_along_axis(cosine, nearest, axis=1) - 1) / TEMPERATURE)
+    votes = np.zeros((len(test_VF), num_classes))
+    np.add.at(votes, (np.arange(len(test_VF))[:, None], label_V[nearest]), weight)
+    return votes.argmax(axis=1)
+
+
+PROBES: dict[str, ProbeFn] = {"ridge": ridge, "knn": knn}
+"""Probes by name."""
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The accuracies in a line."""
+    figures = ", ".join(f"{name} {100 * value:.1f} %" for name, value in result["accuracy"].items())
+    return f"{result['kind']} on frozen features of {result['checkpoint']}, {result['videos']} test videos: {figures}"

@@ -1,0 +1,258 @@
+"""Key layouts of checkpoints, in and out: one table of names per layout, strict both ways, every number kept.
+
+Ours differ from all others in the embedding, a (D, P) matrix in t, h, w, c order where they have a Conv3d kernel
+(D, c, t, h, w). Sources: PAPER C and golden checkpoint_keys.json (published), transformers' modeling_videomae.py of
+versions 4 and 5, and mmaction2's and OpenTAD's VisionTransformer (vit_mae.py, PAPER D2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model.mae import MaskedAutoencoder
+
+State = dict[str, Tensor]
+Names = tuple[str, ...]
+"""Their names of one of our parameters: one, or three for a packed projection that they keep as q, k and v."""
+
+EMBED_WEIGHT = "encoder.embed.proj.weight"
+PREFIXES = ("", "model.", "backbone.", "encoder.")
+"""What others put before every name of a state dict."""
+SHOWN = 5
+"""Keys of each kind in an error."""
+
+
+class Layout(NamedTuple):
+    """How somebody else names the weights."""
+
+    about: str
+    names: Callable[[str, bool], Names]
+    """(our name, whether it is a classifier's) -> theirs."""
+    stages: tuple[type[EncoderConfig], ...]
+    """Models that can be written so."""
+
+
+def to_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> State:
+    """Their state dict from ours (`model.state_dict()`); exactly their keys and shapes.
+
+    Raises:
+        CheckpointError: `state` is not one of this model.
+        ConfigError: an unknown layout, or one that has no place for this kind of model.
+    """
+    names = _names(config, layout)
+    _check(state, our_shapes(config), "our key map")
+    theirs: State = {}
+    for ours, their_names in names.items():
+        tensor = state[ours]
+        if ours == EMBED_WEIGHT:
+            width, colours, tubelet, patch, _ = _kernel_shape(config)
+            tensor = tensor.view(width, tubelet, patch, patch, colours).permute(0, 4, 1, 2, 3)
+        theirs.update(zip(their_names, tensor.chunk(len(their_names)), strict=True))
+    return {name: tensor.contiguous() for name, tensor in theirs.items()}
+
+
+def from_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> State:
+    """Our state dict from theirs.
+
+    Raises:
+        CheckpointError: with what is missing, extra or of another shape.
+        ConfigError: as `to_layout`.
+    """
+    _check(state, layout_shapes(config, layout), f"the {layout} key map")
+    return {name: _taken(state, name, theirs) for name, theirs in _names(config, layout).items()}
+
+
+def _taken(state: Mapping[str, Tensor], ours: str, theirs: Names) -> Tensor:
+    """One of our parameters out of their state dict."""
+    tensor = torch.cat([state[name] for name in theirs]) if len(theirs) > 1 else state[theirs[0]]
+    if ours == EMBED_WEIGHT and tensor.ndim == 5:
+        # (D, c, t, h, w) -> (D, t, h, w, c) -> (D, P)
+        tensor = tensor.permute(0, 2, 3, 4, 1).flatten(1).contiguous()
+    return tensor
+
+
+class Reading(NamedTuple):
+    """How a state dict of unknown making is best understood."""
+
+    layout: str
+    stage: str
+    """pre-training or classifier: whose names the layout gave it."""
+    state: State
+    """What was found, under our names, in whatever shape it is there."""
+    missing: Names
+    """Their names of what a model needs and the state dict lacks."""
+    unused: Names
+    """Their names that were not needed."""
+
+
+def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> Reading:
+    """The known layout, stage and prefix under which `state` has the most of this model's parameters."""
+    shapes = our_shapes(config)
+    own = isinstance(config, ClassifierConfig)
+    stages = (own, not own)  # of two that fit as well, the one that is asked for
+    best: tuple[int, str, str, dict[str, Names]] | None = None
+    for layout, about in LAYOUTS.items():
+        for is_classifier in stages:
+            for prefix in PREFIXES:
+                names = {name: tuple(prefix + theirs for theirs in about.names(name, is_classifier)) for name in shapes}
+                found = sum(all(theirs in state for theirs in wanted) for wanted in names.values())
+                if best is None or found > best[0]:
+                    best = found, layout, "classifier" if is_classifier else "pre-training", names
+    assert best is not None, "there are layouts"
+    _, layout, stage, names = best
+    there = {name: theirs for name, theirs in names.items() if all(x in state for x in theirs)}
+    used = {x for theirs in there.values() for x in theirs}
+    return Reading(
+        layout,
+        stage,
+        {name: _taken(state, name, theirs) for name, theirs in there.items()},
+        tuple(x for theirs in names.values() for x in theirs if x not in state),
+        tuple(x for x in state if x not in used),
+    )
+
+
+def layout_shapes(config: EncoderConfig, layout: str = "published") -> dict[str, tuple[int, ...]]:
+    """Their keys and shapes of a checkpoint of this model, without allocating it."""
+    names = _names(config, layout)
+    found: dict[str, tuple[int, ...]] = {}
+    for ours, shape in our_shapes(config).items():
+        whole = _kernel_shape(config) if ours == EMBED_WEIGHT else shape
+        found.update({name: (whole[0] // len(names[ours]), *whole[1:]) for name in names[ours]})
+    return found
+
+
+def official_name(name: str, *, classifier: bool = False) -> str:
+    """The published key of one of our parameters."""
+    (theirs,) = _published(name, classifier)
+    return theirs
+
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+_BLOCK = re.compile(r"^(encoder|decoder)\.blocks\.(\d+)\.(.+)$")
+
+
+def _published(name: str, classifier: bool) -> Names:
+    name = re.sub(r"\.attn\.qkv\.(q|v)_bias$", r".attn.\1_bias", name)
+    name = re.sub(r"^encoder\.embed\.", "encoder.patch_embed.", name)
+    if classifier:
+        return (name.removeprefix("encoder."),)
+    return ({"decoder.mask_token": "mask_token", "bridge.weight": "encoder_to_decoder.weight"}.get(name, name),)
+
+
+def _mmaction(name: str, classifier: bool) -> Names:
+    """Backbone and head of mmaction2's recogniser, which keeps the published names inside its blocks but for the MLP's."""
+    (name,) = _published(name, classifier)
+    if name.startswith("head."):
+        return (name.replace("head.", "cls_head.fc_cls."),)
+    name = name.replace("mlp.fc1.", "mlp.layers.0.0.").replace("mlp.fc2.", "mlp.layers.1.")
+    return (f"backbone.{name.replace('patch_embed.proj.', 'patch_embed.projection.')}",)
+
+
+_HF_IN_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_HF_ELSEWHERE = {
+    "encoder.embed.proj.": "videomae.embeddings.patch_embeddings.projection.",
+    "encoder.norm.": "videomae.layernorm.",
+    "decoder.mask_token": "mask_token",
+    "bridge.": "encoder_to_decoder.",
+    "head.": "classifier.",
+}
+
+
+def _transformers(name: str, bias: str) -> Names:
+    """`bias`: their name of the q or v bias, as a format of its letter and its layer."""
+    if not (match := _BLOCK.match(name)):
+        for ours, theirs in _HF_ELSEWHERE.items():
+            if name.startswith(ours):
+                return (name.replace(ours, theirs, 1),)
+        return (name,)
+    tower, number, inside = match.groups()
+    block = f"videomae.encoder.layer.{number}" if tower == "encoder" else f"decoder.decoder_layers.{number}"
+    attention = f"{block}.attention.attention"
+    if inside == "attn.qkv.weight":
+        return tuple(f"{attention}.{layer}.weight" for layer in ("query", "key", "value"))
+    if inside.startswith("attn.qkv."):
+        letter = inside.removeprefix("attn.qkv.")[0]
+        return (f"{attention}.{bias.format(letter=letter, layer={'q': 'query', 'v': 'value'}[letter])}",)
+    layer, _, kind = inside.rpartition(".")
+    return (f"{block}.{_HF_IN_BLOCK[layer]}.{kind}",)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "published": Layout("VideoMAE V2's own", _published, (ModelConfig, ClassifierConfig)),
+    "transformers": Layout(
+        "Hugging Face transformers, version 5",
+        lambda name, classifier: _transformers(name, "{layer}.bias"),
+        (ModelConfig, ClassifierConfig),
+    ),
+    "transformers4": Layout(
+        "Hugging Face transformers, version 4",
+        lambda name, classifier: _transformers(name, "{letter}_bias"),
+        (ModelConfig, ClassifierConfig),
+    ),
+    "mmaction2": Layout("mmaction2 and OpenTAD, backbone and head", _mmaction, (ClassifierConfig,)),
+}
+"""Layouts by name."""
+
+
+def _names(config: EncoderConfig, layout: str) -> dict[str, Names]:
+    if layout not in LAYOUTS:
+        raise ConfigError(f"unknown key layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    if type(config) not in LAYOUTS[layout].stages:
+        raise ConfigError(f"the key layout {layout} has no place for a masked autoencoder, only for a classifier")
+    is_classifier = isinstance(config, ClassifierConfig)
+    return {name: LAYOUTS[layout].names(name, is_classifier) for name in our_shapes(config)}
+
+
+def our_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Our parameters' shapes; they do not depend on the clip, so one cube will do."""
+    geometry = ClipGeometry(config.tubelet, config.patch, config.patch, config.tubelet, config.patch)
+    # the kernel has no part in it, and may be missing here; nor has the clip that positions come from
+    anywhere = config.model_copy(update={"attention": "sdpa", "positions_from": None})
+    with torch.device("meta"):
+        model: MaskedAutoencoder | Classifier
+        if isinstance(anywhere, ClassifierConfig):
+            model = Classifier(anywhere, geometry, seed=None)
+        else:
+            assert isinstance(anywhere, ModelConfig), f"a model of {type(anywhere).__name__}"
+            model = MaskedAutoencoder(anywhere, geometry, seed=None)
+        return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def _kernel_shape(config: EncoderConfig) -> tuple[int, int, int, int, int]:
+    """Their embedding's Conv3d kernel: (D, c, t, h, w)."""
+    return config.encoder.width, 3, config.tubelet, config.patch, config.patch
+
+
+def _check(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    problems = []
+    if missing := [name for name in expected if name not in state]:
+        problems.append(f"{len(missing)} missing: {some(missing)}")
+    if extra := [name for name in state if name not in expected]:
+        problems.append(f"{len(extra)} extra: {some(extra)}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if name in expected}
+    if wrong := [f"{name} {got}, expected {expected[name]}" for name, got in shapes.items() if got != expected[name]]:
+        problems.append(f"{len(wrong)} of another shape: {some(wrong)}")
+    if problems:
+        raise CheckpointError(f"the checkpoint does not match {what} of this model config: {'; '.join(problems)}")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, for an error."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

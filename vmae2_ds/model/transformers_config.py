@@ -1,0 +1,82 @@
+"""config.json of the transformers VideoMAE classes, from and to a model config: plain values, no import of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.errors import CheckpointError
+from vmae2_ds.model.block import NORM_EPS
+
+
+def transformers_config_of(config: EncoderConfig, geometry: ClipGeometry) -> dict[str, Any]:
+    """The fields of a `VideoMAEConfig`; `geometry` is the clip the weights were trained on."""
+    encoder = config.encoder
+    fields = {
+        "model_type": "videomae",
+        "image_size": geometry.height,
+        "patch_size": config.patch,
+        "num_channels": 3,
+        "num_frames": geometry.num_frames,
+        "tubelet_size": config.tubelet,
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.heads,
+        "intermediate_size": encoder.mlp,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": NORM_EPS,
+        "qv_bias": True,
+    }
+    if isinstance(config, ModelConfig):
+        decoder = config.decoder
+        return fields | {
+            "architectures": ["VideoMAEForPreTraining"],
+            "use_mean_pooling": False,  # True leaves out the encoder's final norm
+            "decoder_hidden_size": decoder.width,
+            "decoder_num_hidden_layers": decoder.depth,
+            "decoder_num_attention_heads": decoder.heads,
+            "decoder_intermediate_size": decoder.mlp,
+            "norm_pix_loss": True,
+        }
+    assert isinstance(config, ClassifierConfig), f"a model of {type(config).__name__}"
+    return fields | {
+        "architectures": ["VideoMAEForVideoClassification"],
+        "use_mean_pooling": True,
+        "id2label": {str(label): f"LABEL_{label}" for label in range(config.num_classes)},
+        "label2id": {f"LABEL_{label}": label for label in range(config.num_classes)},
+    }
+
+
+def config_of_transformers(fields: Mapping[str, Any]) -> ModelConfig | ClassifierConfig:
+    """The model of a VideoMAE config.json. Raises CheckpointError for one that our models do not compute."""
+    try:
+        encoder = TowerConfig(
+            width=fields["hidden_size"],
+            depth=fields["num_hidden_layers"],
+            heads=fields["num_attention_heads"],
+            mlp=fields["intermediate_size"],
+        )
+        shape = {"encoder": encoder, "patch": fields["patch_size"], "tubelet": fields["tubelet_size"]}
+        (architecture,) = fields.get("architectures") or ["none"]
+        if fields["model_type"] != "videomae" or fields.get("hidden_act", "gelu") != "gelu" or not fields["qv_bias"]:
+            raise CheckpointError("config.json is not of a VideoMAE with exact GELU and q and v biases")
+        if architecture == "VideoMAEForVideoClassification" and fields.get("use_mean_pooling", True):
+            return ClassifierConfig.model_validate({**shape, "num_classes": len(fields["id2label"])})
+        if architecture == "VideoMAEForPreTraining" and not fields.get("use_mean_pooling", True):
+            decoder = TowerConfig(
+                width=fields["decoder_hidden_size"],
+                depth=fields["decoder_num_hidden_layers"],
+                heads=fields["decoder_num_attention_heads"],
+                mlp=fields["decoder_intermediate_size"],
+            )
+            return ModelConfig.model_validate({**shape, "decoder": decoder})
+    except KeyError as error:
+        raise CheckpointError(f"config.json lacks {error}") from None
+    raise CheckpointError(
+        f"config.json is of {architecture} with use_mean_pooling={fields.get('use_mean_pooling')}: read are "
+        "VideoMAEForPreTraining without mean pooling and VideoMAEForVideoClassification with it"
+    )

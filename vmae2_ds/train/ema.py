@@ -1,0 +1,87 @@
+"""The running mean of the weights (EMA), kept as float32 shards beside the optimizer's at every ZeRO stage."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmae2_ds.dist import World
+from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.model.layouts import State
+from vmae2_ds.train.engine import Engine
+
+WEIGHTS = "ema.safetensors"
+"""The mean at the end of a run, in its folder, under published names."""
+
+
+class WeightAverage:
+    """mean = decay x mean + (1 - decay) x weights after every update that was applied; it starts at the first weights."""
+
+    def __init__(self, engine: Engine, decay: float) -> None:
+        self.decay, self._engine = decay, engine
+        self._mean = [shard.detach().clone() for shard in engine.master_shards]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are now."""
+        torch._foreach_lerp_(self._mean, [shard.detach() for shard in self._engine.master_shards], 1 - self.decay)
+
+    def save(self, target: Path, world: World) -> Path:
+        """Write this rank's shards into a checkpoint's folder; returns the file."""
+        path = target / _name(world.rank)
+        torch.save(self._mean, path)
+        return path
+
+    def load(self, target: Path, world: World) -> None:
+        """Take this rank's shards from a checkpoint. Raises CheckpointError where they are not there or of another split."""
+        path = target / _name(world.rank)
+        if not path.is_file():
+            raise CheckpointError(f"{target} holds no running mean of the weights; go on without optim.ema_decay")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if [shard.shape for shard in saved] != [shard.shape for shard in self._mean]:
+            raise CheckpointError(f"{path} is of another number of ranks or another ZeRO stage")
+        for shard, kept in zip(self._mean, saved, strict=True):
+            shard.copy_(kept)
+
+    def weights(self) -> State | None:
+        """The whole mean on the host of rank 0, under our names; None elsewhere. All ranks call it together."""
+        found: State = {}
+        with self._in_place():
+            for name, tensor in self._engine.whole_weights():
+                if torch.distributed.get_rank() == 0:
+                    found[name.removeprefix("model.")] = tensor.cpu().clone()
+        return found if torch.distributed.get_rank() == 0 else None
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """The mean where the master weights are, shard by shard, and back."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for shard, mean in zip(self._engine.master_shards, self._mean, strict=True):
+            kept = shard.detach().clone()
+            shard.copy_(mean)
+            mean.copy_(kept)
+
+
+def check_ema(ds_config: dict[str, Any]) -> None:
+    """Raises ConfigError where the master weights are on disk, out of the mean's reach."""
+    offload = ds_config.get("zero_optimization", {}).get("offload_optimizer", {})
+    if offload.get("device") == "nvme":
+        raise ConfigError(
+            "optim.ema_decay needs the master weights in memory, and the ds_config offloads the optimizer to nvme; "
+            "offload to cpu, or leave ema_decay out"
+        )
+
+
+def _name(rank: int) -> str:
+    return f"ema_rank{rank:05d}.pt"

@@ -1,0 +1,213 @@
+"""Multi-view classification accuracy of a run or of a checkpoint file, the same numbers on any number of ranks."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from vmae2_ds.config import ClassifierConfig
+from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.views import ViewsDataset
+from vmae2_ds.dist import Agreement, World, default_device
+from vmae2_ds.errors import CheckpointError, ConfigError, DataError
+from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model.layouts import State
+from vmae2_ds.model.published import infer_model, read_published, written_model
+from vmae2_ds.objectives import Classify
+from vmae2_ds.train.checkpoint import read_weights
+from vmae2_ds.train.engine import start_ranks, stop_ranks
+from vmae2_ds.train.initial import load_for
+from vmae2_ds.train.metrics import Progress
+from vmae2_ds.train.runs import find_checkpoint, read_run_config
+from vmae2_ds.train.scores import Scores, write_scores
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    source: tyro.conf.Positional[Path],
+    /,
+    manifest: Path,
+    root: Path | None = None,
+    out: Path | None = None,
+    clips: int | None = None,
+    crops: int | None = None,
+    sampling: Literal["dense", "segments"] | None = None,
+    max_bad_share: float = 0.0,
+    precision: Literal["bf16", "fp32"] | None = None,
+    num_frames: int | None = None,
+    size: int | None = None,
+    stride: int | None = None,
+    workers: int | None = None,
+    labels: Path | None = None,
+) -> dict[str, Any]:
+    """Test a classifier on every video of a list, several views each: top-1, top-5, per class, confusion matrix, scores.
+
+    Every video is scored by one rank alone, its views in batches that do not depend on the number of ranks.
+
+    Args:
+        source: A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file.
+        manifest: Labelled videos.
+        root: Folder that relative paths start from; default: the list's.
+        out: Folder for result.json, scores.npz, per_class.csv and confusion.png; default: eval/LIST_KxC in the run folder.
+        clips: Clips along time; default: the run's test.clips, 5 for a file.
+        crops: Crops of each clip; default: the run's test.crops, 3 for a file.
+        sampling: dense (Kinetics) or segments (SSv2); default: the run's.
+        max_bad_share: Fail when more than this share of the videos cannot be read; each is named either way.
+        precision: Default: the run's, bf16 for a file.
+        num_frames: Frames of a clip; default: the run's, 16 for a file.
+        size: Clip height and width in pixels; default: the run's, 224 for a file.
+        stride: Step between frames for dense sampling; default: the run's, 4 for a file.
+        workers: Loader processes per rank; default: the run's.
+        labels: A file with a class name a line, for the table and the picture.
+    """
+    config, weights, checkpoint = open_classifier(source)
+    data = {"num_frames": num_frames, "size": size, "stride": stride, "workers": workers}
+    test = {"clips": clips, "crops": crops, "sampling": sampling, "max_bad_share": max_bad_share}
+    config = FinetuneConfig.model_validate(
+        config.changed(
+            data={name: value for name, value in data.items() if value is not None},
+            test={name: value for name, value in test.items() if value is not None},
+            train={"precision": precision or config.train.precision},
+        ).model_dump()
+    )
+    listed = read_manifest(manifest, root)
+    dataset = ViewsDataset(config, listed, config.test)
+    names = class_names(labels, config.model.num_classes)
+    world = start_ranks()
+    agreement = Agreement(world)
+    objective = classifier_of(config, weights)
+    del weights
+    views = config.test
+    if out is None:
+        run = checkpoint.parent.parent if checkpoint.is_dir() else checkpoint.parent
+        out = run / "eval" / f"{manifest.stem}_{views.clips}x{views.crops}"
+    if world.rank == 0:
+        log.info(
+            "%s: %d videos x %d clips x %d crops, %s, on %d rank(s)",
+            checkpoint, len(listed), views.clips, views.crops, config.train.precision, world.size,
+        )  # fmt: skip
+    scores = score_videos(objective, dataset, views.views_at_once, world, agreement)
+    result: dict[str, Any] = {}
+    if scores is not None:
+        about = {
+            "checkpoint": str(checkpoint), "manifest": str(manifest), "precision": config.train.precision,
+            **views.model_dump(exclude={"views_at_once", "max_bad_share"}),
+            **config.data.model_dump(include={"num_frames", "size", "stride"}),
+        }  # fmt: skip
+        paths = [listed[int(row)].path for row in scores.row_N]
+        result = write_scores(scores, names, paths, out, about)
+    result = agreement.from_first(lambda: result)
+    stop_ranks(world)
+    bad = result["unreadable"]
+    if bad > views.max_bad_share * len(listed):
+        raise DataError(
+            f"{bad} of {len(listed)} videos could not be read, more than --max-bad-share {views.max_bad_share:g}; they are "
+            f"named in {out / 'unreadable.txt'}, and the result is of the others"
+        )
+    return {**result, "folder": str(out)}
+
+
+def open_classifier(source: Path) -> tuple[FinetuneConfig, State, Path]:
+    """The config, our weights and the checkpoint that `source` means. Raises ConfigError or CheckpointError."""
+    if source.is_dir():
+        run, checkpoint = find_checkpoint(source)
+        if not isinstance(run, FinetuneConfig):
+            raise ConfigError(
+                f"{source} is a {run.stage} run, which has no classes; fine-tune it: --train.init {source}"
+            )
+        return run, read_weights(checkpoint), checkpoint
+    beside = read_run_config(source.parent) if (source.parent / "run.json").is_file() else None
+    if isinstance(beside, FinetuneConfig):  # a run's own mean of the weights
+        config = beside
+    else:
+        model = written_model(source) or infer_model(read_published(source)).config
+        if not isinstance(model, ClassifierConfig):
+            raise ConfigError(
+                f"{source} is a masked autoencoder, which has no classes; fine-tune it: --train.init {source}"
+            )
+        config = FinetuneConfig(model=model)
+    weights, report = load_for(source, config.model)
+    if report.new:
+        raise CheckpointError(f"{source} is not a whole classifier: {report}")
+    return config, weights, source
+
+
+def classifier_of(config: FinetuneConfig, weights: State) -> Classify:
+    """The objective with these weights, in the run's precision, on this process's device, for inference."""
+    model_config: ClassifierConfig = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})
+    model = Classifier(model_config, config.geometry, seed=None)
+    model.load_state_dict(weights)
+    if config.train.precision == "bf16":
+        model.bfloat16()
+    return Classify(model, 0.0, config.geometry).to(default_device()).eval()
+
+
+@torch.inference_mode()
+def score_videos(
+    objective: Classify, dataset: ViewsDataset, views_at_once: int, world: World, agreement: Agreement
+) -> Scores | None:
+    """Every video's scores on rank 0, in the order of the list; None elsewhere. Rank r scores rows r, r + ranks, ..."""
+    rows = range(world.rank, len(dataset), world.size)
+    progress = Progress(world, 0, len(rows), "evaluate")
+    done: list[tuple[int, int, np.ndarray]] = []
+    failures: list[tuple[int, str]] = []
+    for number, video in enumerate(dataset.iterate(rows), start=1):
+        if video.clip_KTHWC is None:
+            failures.append((video.row, video.reason or ""))
+        else:
+            done.append((video.row, video.label, _score(objective, video.clip_KTHWC, views_at_once)))
+        progress.step(number)
+    progress.close()
+    parts = agreement.gather((done, failures))
+    if parts is None:
+        return None
+    every = sorted((item for part, _ in parts for item in part), key=lambda item: item[0])
+    bad = sorted(item for _, part in parts for item in part)
+    num_classes = objective.model.config.num_classes
+    score_NC = np.stack([score for _, _, score in every]) if every else np.zeros((0, num_classes), np.float32)
+    return Scores(
+        np.array([row for row, _, _ in every], np.int64),
+        np.array([label for _, label, _ in every], np.int64),
+        score_NC,
+        [reason for _, reason in bad],
+    )
+
+
+def _score(objective: Classify, clip_KTHWC: Tensor, views_at_once: int) -> np.ndarray:
+    """Mean softmax over a video's views: (C,) float32."""
+    device = next(objective.parameters()).device
+    chunks = clip_KTHWC.split(views_at_once)
+    prob_KC = torch.cat([objective.logits(chunk.to(device)).softmax(dim=-1) for chunk in chunks])
+    return prob_KC.double().mean(dim=0).float().cpu().numpy()
+
+
+def class_names(file: Path | None, num_classes: int) -> list[str]:
+    """A name a line, as many as there are classes; numbers without a file. Raises ConfigError."""
+    if file is None:
+        return [str(label) for label in range(num_classes)]
+    try:
+        names = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--labels {file}: {error}") from None
+    if len(names) != num_classes:
+        raise ConfigError(f"--labels {file} has {len(names)} names, and the model has {num_classes} classes")
+    return names
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The figures in a line, and where the rest lies."""
+    top = ", ".join(f"{name} {100 * result[key]:.2f} %" for key, name in (("top1", "top-1"), ("top5", "top-5")))
+    assert math.isfinite(result["top1"]) or not result["videos"], "an accuracy of videos that were scored"
+    return (
+        f"{top}, mean over classes {100 * result['mean_class']:.2f} % ({result['videos']} videos, "
+        f"{result['clips']}x{result['crops']} views, {result['unreadable']} unreadable); {result['folder']}"
+    )

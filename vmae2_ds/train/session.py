@@ -1,0 +1,237 @@
+"""One training run of any stage: from a config to a finished run folder, the same on one process or a thousand ranks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmae2_ds.cost.flops import training_flops
+from vmae2_ds.data.datasets import VideoDataset
+from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
+from vmae2_ds.data.loader import make_loader
+from vmae2_ds.data.mixture import Mixture, open_mixture
+from vmae2_ds.dist import Agreement, World, default_device
+from vmae2_ds.errors import AgreedStop, ConfigError
+from vmae2_ds.model.layouts import to_layout
+from vmae2_ds.model.published import write_weights
+from vmae2_ds.train.build import build_engine
+from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
+from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
+from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
+from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
+from vmae2_ds.train.loop import LoopHooks, TrainState, stop_signals, train
+from vmae2_ds.train.metrics import MetricsWriter, Reporter
+from vmae2_ds.train.peak import device_peak
+from vmae2_ds.train.plan import RunPlan, plan_run
+from vmae2_ds.train.report import write_report
+from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
+from vmae2_ds.train.validate import is_due
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one kind of training brings to a session."""
+
+    dataset: Callable[[Mixture], VideoDataset[Any]]
+    attention: Callable[[RunPlan, torch.device], tuple[str, ...]]
+    """Kernel names for the model's `use_attention`."""
+    forward_macs: int
+    """Of one clip, without recomputation."""
+    about_clip: str
+    """What becomes of a clip's cubes, for the log."""
+    has_draws: bool
+    """Whether the model draws in its forward pass: stochastic depth, dropout."""
+    ema_decay: float = 0.0
+    """Of a running mean of the weights; 0: none."""
+    validation: Callable[[World, Agreement], Callable[[Engine], dict[str, Any]]] | None = None
+    """Makes what gives a row of validation figures, the same on every rank."""
+    validate_every: float = 1.0
+    """Epochs between them."""
+
+
+def train_stage(config: AnyRun, stage: Stage) -> Path:
+    """Train `config` to its end, or go on where it was cut, and return the run folder.
+
+    Raises an AgreedStop on all ranks where the run ends early, saved; another Vmae2Error where it cannot run as asked.
+    """
+    world = start_ranks()
+    agreement = Agreement(world)
+    mixture = open_mixture(config.data)
+    plan = plan_run(config, mixture.num_videos, world.size)
+    ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
+    if stage.ema_decay:
+        check_ema(ds_config)
+    validate = None if stage.validation is None else stage.validation(world, agreement)
+    folder = agreement.from_first(lambda: open_run_folder(config))
+    engine = build_engine(config, ds_config, fresh=folder.checkpoint is None)
+    state = TrainState()
+    if folder.checkpoint is not None:
+        state = TrainState(**load_checkpoint(engine, folder.checkpoint, world, agreement))
+    mean: WeightAverage | None = None
+    if stage.ema_decay:
+        mean = WeightAverage(engine, stage.ema_decay)
+        if folder.checkpoint is not None:
+            mean.load(folder.checkpoint, world)
+    if config.data.reader == "auto":
+        if state.reader is None:
+            state.reader = agreement.from_first(lambda: mixture.choose_reader(config.data.read_timeout_s))
+        mixture = mixture.with_reader(state.reader)
+    dataset = stage.dataset(mixture)
+    if state.attention is None:
+        state.attention = agreement.from_first(lambda: stage.attention(plan, engine.device))
+    engine.objective.model.use_attention(*state.attention)  # type: ignore[operator, union-attr]
+    peak = device_peak(engine.device, config.train.precision, config.train.peak_flops)
+    if world.rank == 0:
+        _announce(config, stage, engine)
+        for line in [*mixture.describe(), *plan.describe()]:
+            log.info("%s", line)
+        log.info("MFU against %s", peak.name if peak else "no known peak: set train.peak_flops to get one")
+        log.info("run folder: %s, %s", folder.path, f"going on from step {state.step}" if state.step else "a new run")
+        device = str(engine.device)
+        write_run_files(
+            folder,
+            ds_config,
+            {"attention": state.attention, "device": device, "peak": peak._asdict() if peak else None},
+        )
+    tensorboard = folder.path / "tensorboard" if config.train.tensorboard else None
+    reporter = Reporter(
+        folder.metrics,
+        tensorboard,
+        world,
+        plan,
+        state.step,
+        training_flops(stage.forward_macs),
+        peak.flops if peak else None,
+        DataWaitWatch(config.data, ranks=int(agreement.max(world.local_rank)[0]) + 1),
+        config.stage,
+    )
+    validated = None
+    if validate is not None and world.rank == 0:
+        validated = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step)
+
+    def stepped(step: int) -> None:
+        reporter.progress.step(step)
+        steps_per_epoch = plan.num_videos / plan.videos_per_step
+        if validate is None or not is_due(step, steps_per_epoch, stage.validate_every, plan.num_steps):
+            return
+        figures = validate(engine)
+        if validated is not None:
+            validated.write({"step": step, "epoch": step / steps_per_epoch, **figures})
+            log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
+
+    hooks = LoopHooks(
+        save=lambda state: save_checkpoint(
+            engine,
+            folder.checkpoints,
+            state.step,
+            state.to_dict(),
+            world,
+            config.train.keep,
+            write_more=None if mean is None else lambda target: mean.save(target, world),
+        ),
+        report=reporter.row,
+        name_bad_files=BadFileLedger(folder.path / "bad_files.jsonl").record,
+        check_bad_share=lambda bad, tried: check_bad_share(bad, tried, config.data.max_bad_share),
+        stepped=stepped,
+        worker_memory_gib=WorkerMemory().gib,
+        updated=lambda: mean.update() if mean is not None else None,
+    )
+    loader = make_loader(
+        config,
+        dataset,
+        rank=world.rank,
+        world_size=world.size,
+        accumulation=plan.accumulation,
+        first_step=state.step,
+        num_steps=plan.num_steps,
+    )
+    stop: AgreedStop | None = None
+    with stop_signals() as caught_signals:
+        try:
+            with closing(loader) as batches:
+                train(
+                    engine,
+                    batches,
+                    plan,
+                    config.train,
+                    state,
+                    hooks,
+                    world,
+                    agreement,
+                    caught_signals,
+                    sources=mixture.names,
+                    reseed=stage.has_draws,
+                )
+        except AgreedStop as error:
+            stop = error
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"out of device memory at step {state.step} with {plan.clips_per_micro_step} clips per micro step "
+                f"({str(error).splitlines()[0]}); lower train.micro_batch (accumulation makes up for it), set "
+                "model.checkpointing all, or take a higher ZeRO stage"
+            ) from error
+        finally:
+            reporter.close()
+            if validated is not None:
+                validated.close()
+        if mean is not None and state.step == plan.num_steps and stop is None:
+            weights = mean.weights()
+            if weights is not None:
+                write_weights(to_layout(weights, config.model), folder.path / WEIGHTS, config.model)
+        if world.rank == 0:
+            if state.step == plan.num_steps:
+                finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
+            _try_report(folder.path)
+            log.info("run folder: %s", folder.path)
+        agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
+        stop_ranks(world)
+    if stop is not None:
+        raise stop
+    return folder.path
+
+
+def _announce(config: AnyRun, stage: Stage, engine: Engine) -> None:
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.objective.parameters())
+    t, h, w = config.geometry.grid
+    log.info(
+        "recipe %s: %.1f M parameters, %s, ZeRO stage %d on %s",
+        config.recipe,
+        parameters / 1e6,
+        config.train.precision,
+        engine.stage,
+        engine.device,
+    )
+    log.info(
+        "clip %dx%dx%d = %d cubes (%dx%dx%d): %s, %.2f forward GMACs",
+        config.data.num_frames,
+        config.data.size,
+        config.data.size,
+        config.geometry.num_cubes,
+        t,
+        h,
+        w,
+        stage.about_clip,
+        stage.forward_macs / 1e9,
+    )
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _try_report(folder: Path) -> None:
+    """The report is a convenience: a full disk must not change how the run ends."""
+    try:
+        write_report(folder)
+    except OSError as error:
+        log.warning("report.html could not be written: %s", error)

@@ -1,0 +1,75 @@
+"""Validation while training: the middle clip of every video once, through the engine at any ZeRO stage."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.views import ViewsDataset
+from vmae2_ds.dist import Agreement, World
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.objectives import Classify
+from vmae2_ds.train.engine import Engine
+
+
+class Validation:
+    """Accuracy on `data.val_manifest`; raises ConfigError or DataError where the list cannot be used."""
+
+    def __init__(self, config: FinetuneConfig, world: World, agreement: Agreement) -> None:
+        data = config.data
+        if data.val_manifest is None:
+            raise ConfigError("no validation list: set data.val_manifest")
+        manifest = read_manifest(data.val_manifest, data.val_root or data.root)
+        self.dataset = ViewsDataset(config, manifest, None)
+        self._videos_at_once = config.train.micro_batch * data.views
+        self._world, self._agreement = world, agreement
+
+    @torch.no_grad()
+    def run(self, engine: Engine) -> dict[str, Any]:
+        """Top-1, top-5 and cross entropy over the videos that could be read, the same on every rank.
+
+        All ranks make the same number of forward passes, which ZeRO-3 gathers weights for: short shards are filled up
+        with blank clips that do not count.
+        """
+        objective, device = engine.objective, engine.device
+        assert isinstance(objective, Classify), "only a classifier is validated"
+        data, videos = self.dataset.data, len(self.dataset)
+        rows = range(self._world.rank, videos, self._world.size)
+        longest = -(-videos // self._world.size)
+        blank = torch.zeros((data.num_frames, data.size, data.size, 3), dtype=torch.uint8)
+        totals = torch.zeros(4, dtype=torch.float64)  # videos, right, right among five, loss
+        objective.eval()
+        read = iter(self.dataset.iterate(rows))
+        for first in range(0, longest, self._videos_at_once):
+            count = min(self._videos_at_once, longest - first)
+            found = list(islice(read, count))
+            clips = [blank if video.clip_KTHWC is None else video.clip_KTHWC[0] for video in found]
+            clips += [blank] * (count - len(found))
+            logits_BC = objective.logits(torch.stack(clips).to(device)).cpu()
+            good = [place for place, video in enumerate(found) if video.clip_KTHWC is not None]
+            label_B = torch.tensor([found[place].label for place in good], dtype=torch.int64)
+            logits_BC = logits_BC[good]
+            best_B5 = logits_BC.topk(min(5, logits_BC.shape[1])).indices
+            right_B5 = best_B5 == label_B[:, None]
+            loss = F.cross_entropy(logits_BC, label_B, reduction="sum")
+            totals += torch.tensor([len(good), right_B5[:, :1].sum(), right_B5.sum(), loss], dtype=torch.float64)
+        objective.train()
+        seen, right, right_of_five, loss_sum = self._agreement.sum(*totals.tolist())
+        return {
+            "val_videos": int(seen),
+            "val_unreadable": videos - int(seen),
+            "val_top1": right / seen if seen else None,
+            "val_top5": right_of_five / seen if seen else None,
+            "val_loss": loss_sum / seen if seen else None,
+        }
+
+
+def is_due(step: int, steps_per_epoch: float, every_epochs: float, last_step: int) -> bool:
+    """Whether the step that was just finished is the first after a multiple of `every_epochs`, or the last of all."""
+    every = steps_per_epoch * every_epochs
+    return step == last_step or int(step / every) > int((step - 1) / every)
