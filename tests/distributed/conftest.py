@@ -1,11 +1,13 @@
-"""Videos that the runs under a launcher share."""
+"""What the runs of several ranks share: videos, and a process that starts ranks quickly."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.distributed.zygote import Zygote
 from vmae2_ds.data.synthetic import write_synthetic_set
 
 
@@ -13,3 +15,11 @@ from vmae2_ds.data.synthetic import write_synthetic_set
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight 64 pixel videos of 16 frames."""
     return write_synthetic_set(tmp_path_factory.mktemp("videos"), 8, 1, seed=0, size=64, frames=16, fps=15).train
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Forks ranks that have their imports behind them."""
+    started = Zygote()
+    yield started
+    started.close()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.ranks import REPOSITORY, free_port, rank_environment, tiny_pretraining
+from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
+from tests.distributed.zygote import Rank, Zygote
 from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
 from vmae2_ds.train.checkpoint import find_newest_whole, why_torn
 
@@ -25,22 +24,18 @@ NUM_STEPS, SAVE_EVERY, RANKS = 12, 4, 2
 class Run:
     """A two-rank pre-training in its own run folder, started as a user would, again and again."""
 
-    def __init__(self, folder: Path, manifest: Path, *options: str) -> None:
-        self.folder, self.manifest, self.options = folder, manifest, options
+    def __init__(self, zygote: Zygote, folder: Path, manifest: Path, *options: str) -> None:
+        self.zygote, self.folder, self.manifest, self.options = zygote, folder, manifest, options
 
-    def start(
-        self, module: str = "vmae2_ds", env: dict[str, str] | None = None, ranks: int = RANKS
-    ) -> list[subprocess.Popen]:
-        command = [sys.executable, "-m", module, *tiny_pretraining(self.manifest, self.folder, NUM_STEPS)]
-        command += ["--train.save-every", str(SAVE_EVERY), *self.options]
+    def start(self, module: str = "vmae2_ds", env: dict[str, str] | None = None, ranks: int = RANKS) -> list[Rank]:
+        words = [*tiny_pretraining(self.manifest, self.folder, NUM_STEPS), "--train.save-every", str(SAVE_EVERY)]
+        words += self.options
         port = free_port()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        processes = []
-        for rank in range(ranks):
-            with self.log(rank).open("a") as log:
-                environment = {**rank_environment(rank, ranks, port), **(env or {})}
-                processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log))
-        return processes
+        return [
+            self.zygote.start(words, {**rank_environment(rank, ranks, port), **(env or {})}, self.log(rank), module)
+            for rank in range(ranks)
+        ]
 
     def log(self, rank: int) -> Path:
         return self.folder.with_name(f"{self.folder.name}.rank{rank}.log")
@@ -56,7 +51,7 @@ class Run:
     def losses(self) -> list[tuple[int, float, float]]:
         return [(row["step"], row["loss"], row["grad_norm"]) for row in self.rows()]
 
-    def wait_for_step(self, step: int, processes: list[subprocess.Popen]) -> None:
+    def wait_for_step(self, step: int, processes: list[Rank]) -> None:
         deadline = time.monotonic() + 240
         while not any(row["step"] >= step for row in self.rows()):
             assert time.monotonic() < deadline, f"step {step} never came"
@@ -65,8 +60,10 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> list[tuple[int, float, float]]:
-    run = Run(tmp_path_factory.mktemp("runs") / "whole", manifest)
+def uninterrupted(
+    zygote: Zygote, tmp_path_factory: pytest.TempPathFactory, manifest: Path
+) -> list[tuple[int, float, float]]:
+    run = Run(zygote, tmp_path_factory.mktemp("runs") / "whole", manifest)
     run.finish()
     losses = run.losses()
     assert [step for step, *_ in losses] == list(range(1, NUM_STEPS + 1))
@@ -122,11 +119,12 @@ def kill_a_loader_worker(run: Run) -> None:
 )
 def test_resumed_losses_are_bit_identical(
     interrupt: Callable[[Run], None],
+    zygote: Zygote,
     tmp_path: Path,
     manifest: Path,
     uninterrupted: list[tuple[int, float, float]],
 ) -> None:
-    run = Run(tmp_path / "run", manifest)
+    run = Run(zygote, tmp_path / "run", manifest)
     interrupt(run)
     assert len(run.rows()) < NUM_STEPS
     run.finish()
@@ -134,9 +132,9 @@ def test_resumed_losses_are_bit_identical(
     assert "going on from" in run.log(0).read_text()
 
 
-def test_a_reader_chosen_by_measurement_stays_for_the_whole_run(tmp_path: Path, manifest: Path) -> None:
+def test_a_reader_chosen_by_measurement_stays_for_the_whole_run(zygote: Zygote, tmp_path: Path, manifest: Path) -> None:
     """Another choice at resume would be other frames: readers differ by a grey level here and there."""
-    run = Run(tmp_path / "run", manifest, "--data.reader", "auto")
+    run = Run(zygote, tmp_path / "run", manifest, "--data.reader", "auto")
     kill_between_saves(run)
     run.finish()
     assert [step for step, *_ in run.losses()] == list(range(1, NUM_STEPS + 1))
@@ -144,6 +142,6 @@ def test_a_reader_chosen_by_measurement_stays_for_the_whole_run(tmp_path: Path, 
     assert "going on from" in log
     chosen = re.findall(r"take --data\.reader (\w+)", log)
     assert len(chosen) == 1, "only the first start measures"
-    named = Run(tmp_path / "named", manifest, "--data.reader", *chosen)
+    named = Run(zygote, tmp_path / "named", manifest, "--data.reader", *chosen)
     named.finish()
     assert run.losses() == named.losses()
