@@ -37,26 +37,42 @@ def test_clear_clusters_are_told_apart_and_noise_is_not(name: str) -> None:
 
 def test_the_closed_leave_one_out_is_leave_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The penalty chosen is the one that fitting V times without one video chooses (with the offset fitted each time)."""
-    chosen = []
+    left_out = []
     train = clusters(24, 1.5)
     features = (train.feature_VF - train.feature_VF.mean(0)) / train.feature_VF.std(0)
     targets = np.eye(4)[train.label_V]
     for alpha in probes.ALPHAS:
-        error = 0.0
+        wrong, error = 0, 0.0
         for left in range(24):
             kept = np.arange(24) != left
             x, y = features[kept], targets[kept]
             centred = x - x.mean(0)
             weight = np.linalg.solve(centred.T @ centred + alpha * np.eye(10), centred.T @ (y - y.mean(0)))
-            error += float((((features[left] - x.mean(0)) @ weight + y.mean(0) - targets[left]) ** 2).sum())
-        chosen.append(error)
-    expected = probes.ALPHAS[int(np.argmin(chosen))]
+            predicted = (features[left] - x.mean(0)) @ weight + y.mean(0)
+            wrong += int(predicted.argmax() != train.label_V[left])
+            error += float(((predicted - targets[left]) ** 2).sum())
+        left_out.append((wrong, error))
+    assert len({wrong for wrong, _ in left_out}) > 1, "penalties that all name the same videos right choose nothing"
+    expected = probes.ALPHAS[left_out.index(min(left_out))]
     tried: list[float] = []
     monkeypatch.setattr(
         probes, "min", lambda alphas, key: tried.append(min(alphas, key=key)) or tried[-1], raising=False
     )
     ridge(train.feature_VF, train.label_V, train.feature_VF, 4)
     assert tried == [expected]
+
+
+def test_the_penalty_is_chosen_by_what_it_names_right_not_by_its_squared_error() -> None:
+    """Much noise: the least squared error flattens everything and names one video in seven right, below chance."""
+    label_V = np.repeat(np.arange(6), 14)
+    right = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        weak = np.eye(6)[label_V] @ rng.standard_normal((6, 60)) + 6 * rng.standard_normal((84, 60))
+        loud = 100 * rng.standard_normal((84, 3)) @ rng.standard_normal((3, 60))  # as the brightness of random encoders
+        train = Features(weak + loud, label_V, np.array([f"s{number % 14}" for number in range(84)]))
+        right.append(probe_accuracy(train, None, ridge)[0])
+    assert np.mean(right) > 0.2
 
 
 def test_one_neighbour_is_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
