@@ -16,7 +16,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -25,7 +25,7 @@ from vmae2_ds import __version__
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError, Preempted, Vmae2Error
 
 if TYPE_CHECKING:
-    from vmae2_ds.config import PretrainConfig
+    from vmae2_ds.config import PretrainConfig, RunConfig
 
 Verb = Callable[[list[str]], None]
 Asked = TypeVar("Asked")
@@ -43,6 +43,14 @@ def finetune(args: list[str]) -> None:
     """Train a classifier: post-pre-training, fine-tuning, linear probing: vmae2 finetune RECIPE --train.init RUN_OR_FILE ..."""
     config = _recipe("vmae2 finetune", args, "finetune")
     from vmae2_ds.train.finetune import finetune as run
+
+    run(config)
+
+
+def distil(args: list[str]) -> None:
+    """Train a classifier on what a frozen teacher says of its clips: vmae2 distil RECIPE --teacher RUN_OR_FILE ..."""
+    config = _recipe("vmae2 distil", args, "distil")
+    from vmae2_ds.train.distil import distil as run
 
     run(config)
 
@@ -177,6 +185,7 @@ def tune(args: list[str]) -> None:
 VERBS: dict[str, Verb] = {
     "pretrain": pretrain,
     "finetune": finetune,
+    "distil": distil,
     "evaluate": evaluate,
     "probe": probe,
     "visualize": visualize,
@@ -261,11 +270,13 @@ def _help() -> str:
 
 def _recipe(prog: str, args: list[str], stage: str = "pretrain") -> Any:
     """The recipe of a stage named first in `args`, with the options that follow it."""
+    from vmae2_ds.distil_recipes import DISTIL_RECIPES
     from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
     from vmae2_ds.recipes import RECIPES, describe_recipe
 
-    recipes = FINETUNE_RECIPES if stage == "finetune" else RECIPES
-    table = {name: (describe_recipe(build), build()) for name, build in recipes.items()}
+    recipes: dict[str, Mapping[str, Callable[[], RunConfig]]]
+    recipes = {"pretrain": RECIPES, "finetune": FINETUNE_RECIPES, "distil": DISTIL_RECIPES}
+    table = {name: (describe_recipe(build), build()) for name, build in recipes[stage].items()}
     return _parse(tyro.extras.overridable_config_cli, table, prog=prog, args=args)
 
 
@@ -320,6 +331,7 @@ def _one_line(box: str) -> str:
     words = re.sub(r"\s+", " ", " ".join(inside)).strip()
     words = re.sub(r"For further information visit \S+|__tyro-dummy-inner__\.|type=\w+, |, input_type=\w+", "", words)
     words = re.sub(r"Error parsing (\S+): 1 validation error for \w+ (\S+)", r"\1.\2:", words)
+    words = re.sub(r" \[input_value=\{.*?\}\]", "", words)  # of a whole config
     words = words.replace(".Value: error,", ":")
     words = re.sub(r"Missing from [\w ]+: ", "missing: ", words)
     words = re.sub(r"\s*For full helptext, (see|run):? ", "; see ", words)

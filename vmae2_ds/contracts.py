@@ -108,6 +108,24 @@ class LabelledBatch(NamedTuple):
         return LabelledBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class TaughtBatch(NamedTuple):
+    """A labelled micro batch, and what a teacher says of its clips as they are after mixing."""
+
+    clip_BTHWC: Tensor
+    label_B: Tensor
+    """int64; -1 where there is none."""
+    keep_pixels: Tensor
+    keep_label: Tensor
+    teacher_logits_BC: Tensor
+    """float32."""
+    teacher_feature_BE: Tensor
+    """float32, what the teacher's head sees; E = 0 where features are not learned."""
+
+    def to(self, device: torch.device | str) -> TaughtBatch:
+        """Copy to `device` without waiting."""
+        return TaughtBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class LossOutput(NamedTuple):
     """What an objective returns. `loss` is float32, averaged over what is supervised in the micro batch."""
 

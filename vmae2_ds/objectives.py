@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmae2_ds.config import ObjectiveConfig
-from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, LabelledBatch, LossOutput, PretrainBatch
+from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, LabelledBatch, LossOutput, PretrainBatch, TaughtBatch
+from vmae2_ds.distil_config import DistilSettings
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.embed import every_cube, gather_cubes, normalise_pixels, unit_pixels
+from vmae2_ds.model.embed import Linear, every_cube, gather_cubes, normalise_pixels, unit_pixels
 from vmae2_ds.model.mae import MaskedAutoencoder
 
-# B clips, V visible cubes, M decoded cubes, P values in a cube, in the order t, h, w, c.
+# B clips, N cubes, V visible cubes, M decoded cubes, P values in a cube, in the order t, h, w, c; C classes, D and E widths.
 
 
 class Reconstruct(nn.Module):
@@ -72,15 +73,16 @@ class Classify(nn.Module):
 
     def forward(self, batch: LabelledBatch) -> LossOutput:
         """Mean cross entropy of the clips of one micro batch."""
-        cubes_BNP = self.cubes(batch.clip_BTHWC)
-        cubes_BNP = batch.keep_pixels * cubes_BNP + (1 - batch.keep_pixels) * cubes_BNP.flip(0)
-        log_prob_BC = F.log_softmax(self.model(cubes_BNP).float(), dim=-1)
-        target_BC = self.target(batch)
-        loss = -(target_BC * log_prob_BC).sum(dim=-1).mean()
-        num_clips, num_classes = target_BC.shape
+        logits_BC = self.model(self.mixed_cubes(batch)).float()
+        num_clips, num_classes = logits_BC.shape
+        loss = self.cross_entropy(logits_BC, batch)
         return LossOutput(loss, loss.new_full((), num_clips), loss.new_full((), math.log(num_classes)))
 
-    def target(self, batch: LabelledBatch) -> Tensor:
+    def cross_entropy(self, logits_BC: Tensor, batch: LabelledBatch | TaughtBatch) -> Tensor:
+        """Mean over clips, against `target`."""
+        return -(self.target(batch) * F.log_softmax(logits_BC, dim=-1)).sum(dim=-1).mean()
+
+    def target(self, batch: LabelledBatch | TaughtBatch) -> Tensor:
         """Probabilities (B, C) float32: smoothed one-hot labels, mixed with the batch read backwards (timm's mixup_target)."""
         num_classes = self.model.config.num_classes
         smoothed_BC = F.one_hot(batch.label_B, num_classes) * (1 - self.label_smoothing)
@@ -94,6 +96,62 @@ class Classify(nn.Module):
     def cubes(self, clip_BTHWC: Tensor) -> Tensor:
         """All cubes, normalised: (B, N, P) float32."""
         return normalise_pixels(every_cube(clip_BTHWC, self.geometry))
+
+    def mixed_cubes(self, batch: LabelledBatch | TaughtBatch) -> Tensor:
+        """`cubes` of the clips as they are after mixup: (B, N, P) float32."""
+        cubes_BNP = self.cubes(batch.clip_BTHWC)
+        return batch.keep_pixels * cubes_BNP + (1 - batch.keep_pixels) * cubes_BNP.flip(0)
+
+
+class Distil(Classify):
+    """A student that learns what a teacher says of the same clips, and from labels what `alpha` leaves them.
+
+    alpha T^2 KL(teacher || student) at temperature T (Hinton et al., arXiv 1503.02531) + (1 - alpha) cross entropy
+    + feature_weight (1 - cosine). What the teacher says comes with the batch: no part of it is in this module.
+
+    Features are compared by cosine because it has no scale: the teacher's width, its norm's gain and its precision do not
+    change what `feature_weight` means. The projection to the teacher's width is learned with the student and is no part
+    of it: what is exported or tested is `model` alone.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        label_smoothing: float,
+        geometry: ClipGeometry,
+        settings: DistilSettings,
+        teacher_width: int,
+    ) -> None:
+        super().__init__(model, label_smoothing, geometry)
+        self.settings = settings
+        if settings.feature_weight:
+            self.projection = Linear(model.config.encoder.width, teacher_width)
+
+    def forward(self, batch: TaughtBatch) -> LossOutput:  # type: ignore[override]  # a batch of another kind
+        """Mean over the clips of one micro batch; `flat_loss` is that of equal chances and of features at right angles."""
+        settings = self.settings
+        feature_BD = self.model.features(self.mixed_cubes(batch))
+        logits_BC = self.model.classify(feature_BD).float()
+        num_clips, num_classes = logits_BC.shape
+        loss = settings.alpha * divergence(logits_BC, batch.teacher_logits_BC, settings.temperature)
+        flat = settings.alpha * divergence(torch.zeros_like(logits_BC), batch.teacher_logits_BC, settings.temperature)
+        if settings.alpha < 1:
+            loss = loss + (1 - settings.alpha) * self.cross_entropy(logits_BC, batch)
+            flat = flat + (1 - settings.alpha) * math.log(num_classes)
+        if settings.feature_weight:
+            cosine_B = F.cosine_similarity(self.projection(feature_BD).float(), batch.teacher_feature_BE, dim=-1)
+            loss = loss + settings.feature_weight * (1 - cosine_B).mean()
+            flat = flat + settings.feature_weight
+        return LossOutput(loss, loss.new_full((), num_clips), flat)
+
+
+def divergence(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student), both softmax(logits / T), mean over clips, in the dtype of the logits.
+
+    Times T^2 because its gradient with respect to the logits falls with 1 / T^2 (arXiv 1503.02531, section 2).
+    """
+    student_BC, teacher_BC = (F.log_softmax(logits / temperature, dim=-1) for logits in (student_BC, teacher_BC))
+    return temperature**2 * F.kl_div(student_BC, teacher_BC, reduction="batchmean", log_target=True)
 
 
 def normalise_cubes(cubes_BMP: Tensor, geometry: ClipGeometry) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.loop import seed_of
 from vmae2_ds.train.optim import learning_rate, parameter_groups, set_learning_rate
 from vmae2_ds.train.plan import plan_run
+
+Prepare = Callable[[LabelledBatch], Any]
+
+
+def as_it_is(batch: LabelledBatch) -> LabelledBatch:
+    """Fine-tuning does nothing to a batch before its objective gets it."""
+    return batch
+
 
 NUM_STEPS, MICRO_BATCH, RANKS, ACCUMULATION, NUM_CLASSES = 6, 2, 2, 2, 5
 GLOBAL_BATCH = MICRO_BATCH * RANKS * ACCUMULATION
@@ -62,15 +71,23 @@ def make_batch(config: FinetuneConfig, step: int, micro_step: int, rank: int) ->
     return LabelledBatch(clip_BTHWC, label_B, torch.tensor(mixing.keep_pixels), torch.tensor(mixing.keep_label))
 
 
-def plain_steps(config: FinetuneConfig) -> tuple[list[float], State, State]:
-    """The reference, micro batch by micro batch on one process: losses, last weights, and timm-like EMA weights."""
+def plain_steps(
+    config: FinetuneConfig, objective: Classify | None = None, prepare: Prepare = as_it_is
+) -> tuple[list[float], State, State]:
+    """The reference, micro batch by micro batch on one process: losses, last weights, and timm-like EMA weights.
+
+    `objective` and `prepare`, which a batch goes through first, are those of another stage than fine-tuning.
+    """
     plan = plan_run(config, GLOBAL_BATCH, RANKS)
-    objective = Classify(Classifier(config.model, config.geometry), config.augment.label_smoothing, config.geometry)
+    if objective is None:
+        model = Classifier(config.model, config.geometry)
+        objective = Classify(model, config.augment.label_smoothing, config.geometry)
     groups = parameter_groups(
         objective, config.optim.weight_decay, config.optim.layer_decay, config.model.encoder.depth
     )
     optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, eps=config.optim.eps)
-    mean = {name: p.detach().clone() for name, p in objective.model.named_parameters()}
+    named = {name.removeprefix("model."): parameter for name, parameter in objective.named_parameters()}
+    mean = {name: p.detach().clone() for name, p in named.items()}
     losses = []
     for step in range(NUM_STEPS):
         set_learning_rate(optimizer.param_groups, learning_rate(step, plan))
@@ -79,24 +96,26 @@ def plain_steps(config: FinetuneConfig) -> tuple[list[float], State, State]:
         for micro_step in range(ACCUMULATION):
             for rank in range(RANKS):
                 torch.manual_seed(seed_of(0, step, micro_step, rank))
-                loss = objective(make_batch(config, step, micro_step, rank)).loss / (ACCUMULATION * RANKS)
+                loss = objective(prepare(make_batch(config, step, micro_step, rank))).loss / (ACCUMULATION * RANKS)
                 loss.backward()
                 total += loss.item()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip_grad)
         optimizer.step()
-        for name, parameter in objective.model.named_parameters():
+        for name, parameter in named.items():
             mean[name] = config.optim.ema_decay * mean[name] + (1 - config.optim.ema_decay) * parameter.detach()
         losses.append(total)
-    return losses, {name: p.detach() for name, p in objective.model.named_parameters()}, mean
+    return losses, {name: p.detach() for name, p in named.items()}, mean
 
 
-def engine_steps(config: FinetuneConfig, rank: int) -> tuple[list[float], State, State | None]:
+def engine_steps(
+    config: FinetuneConfig, rank: int, make: Callable[[Any], Any] | None = None, prepare: Prepare = as_it_is
+) -> tuple[list[float], State, State | None]:
     """The same under the engine; the weights are whole on rank 0."""
     from vmae2_ds.train.build import build_engine
     from vmae2_ds.train.ema import WeightAverage
 
     plan = plan_run(config, GLOBAL_BATCH, RANKS)
-    engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=True))
+    engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=True), make=make)
     mean = WeightAverage(engine, config.optim.ema_decay)
     losses = []
     for step in range(NUM_STEPS):
@@ -104,7 +123,7 @@ def engine_steps(config: FinetuneConfig, rank: int) -> tuple[list[float], State,
         total = torch.zeros(())
         for micro_step in range(ACCUMULATION):
             torch.manual_seed(seed_of(0, step, micro_step, rank))
-            total += engine.micro_step(make_batch(config, step, micro_step, rank)).loss.detach()
+            total += engine.micro_step(prepare(make_batch(config, step, micro_step, rank))).loss.detach()
         assert engine.update().applied
         mean.update()
         torch.distributed.all_reduce(total)

@@ -108,6 +108,11 @@ def training_flops(macs: int, recomputed: int = 0) -> int:
     return 6 * macs + 2 * recomputed
 
 
+def inference_flops(macs: int) -> int:
+    """FLOPs of a forward pass alone, as a frozen teacher makes it: 2 per MAC."""
+    return 2 * macs
+
+
 def count_parameters(model: ModelConfig) -> MaeParameters:
     """Exact number of parameters."""
     encoder, decoder = model.encoder, model.decoder

@@ -28,6 +28,7 @@ class LabelledSample(NamedTuple):
     clip_KTHWC: Tensor
     """uint8 (K, T, S, S, 3)."""
     label: int
+    """-1 where it has none."""
     failures: list[ReadFailure]
     source: str
     key: SampleKey
@@ -36,11 +37,14 @@ class LabelledSample(NamedTuple):
 class LabelledDataset(VideoDataset[LabelledSample]):
     """`views` clips of a video, each with its own RandAugment, crop, mirror and erased box."""
 
-    def __init__(self, config: FinetuneConfig, mixture: Mixture) -> None:
-        """Raises ConfigError for labels that the model has no class for, and for an unknown RandAugment policy."""
+    def __init__(self, config: FinetuneConfig, mixture: Mixture, *, needs_labels: bool = True) -> None:
+        """Raises ConfigError for labels that the model has no class for, and for an unknown RandAugment policy.
+
+        `needs_labels=False`: any label will do, or none.
+        """
         super().__init__(config.data, config.train.seed, mixture)
         self.data, self.augment = config.data, config.augment
-        for source in mixture.sources:
+        for source in mixture.sources if needs_labels else ():
             check_labels(source.manifest, config.model.num_classes)
         if self.augment.rand_augment:
             check_policy(self.augment.rand_augment, self.data.size)
@@ -49,9 +53,9 @@ class LabelledDataset(VideoDataset[LabelledSample]):
         self, frames_THWC: np.ndarray, entry: VideoEntry, key: SampleKey, failures: list[ReadFailure], source: str
     ) -> LabelledSample:
         """The clips and the label of the video that was used."""
-        assert entry.label is not None, "check_labels was asked first"
         clips_KTHWC = torch.stack([self._view(frames_THWC, key, view) for view in range(self.data.views)])
-        return LabelledSample(clips_KTHWC, entry.label, failures, source, key)
+        label = -1 if entry.label is None else entry.label
+        return LabelledSample(clips_KTHWC, label, failures, source, key)
 
     def collate(self, samples: list[LabelledSample]) -> LabelledBatch:
         """Clips video by video; how they are mixed is a function of the first sample's key."""

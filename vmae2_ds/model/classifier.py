@@ -44,11 +44,15 @@ class Classifier(SeededModel):
 
     def forward(self, cubes_BNP: Tensor) -> Tensor:
         """Normalised cubes of whole clips, in order (B, N, P) -> logits (B, C)."""
-        return self.head(self.head_drop(self.features(cubes_BNP)))
+        return self.classify(self.features(cubes_BNP))
 
     def features(self, cubes_BNP: Tensor) -> Tensor:
         """What the head sees: the normed mean token (B, D)."""
         return self.fc_norm(self.encoder(cubes_BNP).mean(dim=1))
+
+    def classify(self, feature_BD: Tensor) -> Tensor:
+        """`features` to logits (B, C)."""
+        return self.head(self.head_drop(feature_BD))
 
     def use_attention(self, encoder: str) -> None:
         """Name the kernel. ConfigError as `get_attention`."""

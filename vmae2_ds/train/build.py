@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import choose_attention
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model.seeded import SeededModel
 from vmae2_ds.objectives import Classify, Reconstruct
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.initial import initial_weights
@@ -27,29 +27,35 @@ Objective = Reconstruct | Classify
 log = logging.getLogger(__name__)
 
 
-def build_engine(config: AnyRun, ds_config: dict[str, Any], *, fresh: bool = True) -> Engine:
-    """The engine on the objective of the run's stage. Weights are read from `train.init` in a fresh run, else, and where
-    that holds none, drawn from the seed."""
+def build_engine(
+    config: AnyRun,
+    ds_config: dict[str, Any],
+    *,
+    fresh: bool = True,
+    make: Callable[[AnyRun], Objective] | None = None,
+) -> Engine:
+    """The engine on the objective of the run's stage (`make_objective`), or on what `make` makes.
+
+    Weights are read from `train.init` in a fresh run, else, and where that holds none, drawn from the seed.
+    """
     weights = initial_weights(config) if fresh else {}
     zero_init = config.train.ds_zero_init
 
-    def fill_in(model: SeededModel, name: str, parameter: torch.Tensor) -> None:
-        if name in weights:
-            parameter.copy_(weights[name])
-        else:
-            model.init_parameter(name, parameter, config.train.seed)
-
     def build() -> Objective:
-        objective = make_objective(config)
+        objective = (make or make_objective)(config)
         if not zero_init:
             with torch.no_grad():
-                for name, parameter in objective.model.named_parameters():
-                    fill_in(objective.model, name, parameter)
+                for name, parameter in objective.named_parameters():
+                    fill(objective, name, parameter)
         return objective
 
     def fill(objective: nn.Module, name: str, parameter: torch.Tensor) -> None:
         assert isinstance(objective, Reconstruct | Classify), "what build() makes"
-        fill_in(objective.model, name.removeprefix("model."), parameter)
+        name = name.removeprefix("model.")
+        if name in weights:
+            parameter.copy_(weights[name])
+        else:  # what the objective has of its own is drawn by its model's rule
+            objective.model.init_parameter(name, parameter, config.train.seed)
 
     return Engine(
         build,

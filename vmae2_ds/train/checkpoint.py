@@ -120,7 +120,9 @@ def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agree
 
 
 def read_weights(target: Path) -> dict[str, torch.Tensor]:
-    """All float32 weights of the checkpoint in `target` on the host, put together from its shards; keys without `model.`.
+    """The model's float32 weights of the checkpoint in `target` on the host, put together from its shards; our names.
+
+    What an objective has of its own is left out.
 
     Runs what pickled code the files hold, as DeepSpeed's own reader does: only ever give it folders of your own runs.
     """
@@ -134,7 +136,7 @@ def read_weights(target: Path) -> dict[str, torch.Tensor]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         state = get_fp32_state_dict_from_zero_checkpoint(str(target.parent), tag=target.name)
-    return {name.removeprefix("model."): tensor.float() for name, tensor in state.items()}
+    return {name.removeprefix("model."): x.float() for name, x in state.items() if name.startswith("model.")}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -48,11 +48,11 @@ class WeightAverage:
             shard.copy_(kept)
 
     def weights(self) -> State | None:
-        """The whole mean on the host of rank 0, under our names; None elsewhere. All ranks call it together."""
+        """The model's whole mean on the host of rank 0, under our names; None elsewhere. All ranks call it together."""
         found: State = {}
         with self._in_place():
             for name, tensor in self._engine.whole_weights():
-                if torch.distributed.get_rank() == 0:
+                if torch.distributed.get_rank() == 0 and name.startswith("model."):
                     found[name.removeprefix("model.")] = tensor.cpu().clone()
         return found if torch.distributed.get_rank() == 0 else None
 

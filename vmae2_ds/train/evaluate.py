@@ -17,7 +17,7 @@ from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.views import ViewsDataset
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import CheckpointError, ConfigError, DataError
-from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.published import infer_model, read_published, written_model
@@ -72,7 +72,7 @@ def evaluate(
     config, weights, checkpoint = open_classifier(source)
     data = {"num_frames": num_frames, "size": size, "stride": stride, "workers": workers}
     test = {"clips": clips, "crops": crops, "sampling": sampling, "max_bad_share": max_bad_share}
-    config = FinetuneConfig.model_validate(
+    config = type(config).model_validate(
         config.changed(
             data={name: value for name, value in data.items() if value is not None},
             test={name: value for name, value in test.items() if value is not None},
@@ -116,8 +116,11 @@ def evaluate(
     return {**result, "folder": str(out)}
 
 
-def open_classifier(source: Path) -> tuple[FinetuneConfig, State, Path]:
-    """The config, our weights and the checkpoint that `source` means. Raises ConfigError or CheckpointError."""
+def open_classifier(source: Path, data: LabelledDataConfig | None = None) -> tuple[FinetuneConfig, State, Path]:
+    """The config, our weights and the checkpoint that `source` means. Raises ConfigError or CheckpointError.
+
+    `data` says what a file leaves open, the clips that it was trained on; default: 16 frames of 224x224.
+    """
     if source.is_dir():
         run, checkpoint = find_checkpoint(source)
         if not isinstance(run, FinetuneConfig):
@@ -134,18 +137,22 @@ def open_classifier(source: Path) -> tuple[FinetuneConfig, State, Path]:
             raise ConfigError(
                 f"{source} is a masked autoencoder, which has no classes; fine-tune it: --train.init {source}"
             )
-        config = FinetuneConfig(model=model)
+        config = FinetuneConfig(model=model, data=data or LabelledDataConfig())
     weights, report = load_for(source, config.model)
     if report.new:
         raise CheckpointError(f"{source} is not a whole classifier: {report}")
     return config, weights, source
 
 
-def classifier_of(config: FinetuneConfig, weights: State) -> Classify:
-    """The objective with these weights, in the run's precision, on this process's device, for inference."""
+def classifier_of(config: FinetuneConfig, weights: State | None) -> Classify:
+    """The objective with these weights, in the run's precision, on this process's device, for inference.
+
+    Without weights they are left as they lie in memory, to be filled in.
+    """
     model_config: ClassifierConfig = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})
     model = Classifier(model_config, config.geometry, seed=None)
-    model.load_state_dict(weights)
+    if weights is not None:
+        model.load_state_dict(weights)
     if config.train.precision == "bf16":
         model.bfloat16()
     return Classify(model, 0.0, config.geometry).to(default_device()).eval()

@@ -22,6 +22,11 @@ from vmae2_ds.train.validate import Validation
 
 def finetune(config: FinetuneConfig) -> Path:
     """Fine-tune `config` and return the run folder; errors as `train_stage`, ConfigError for labels without a class."""
+    return train_stage(config, supervised_stage(config))
+
+
+def supervised_stage(config: FinetuneConfig) -> Stage:
+    """What training a classifier brings to a session."""
 
     def attention(plan: RunPlan, device: torch.device) -> tuple[str, ...]:
         model, clips = config.model, plan.clips_per_micro_step
@@ -33,7 +38,7 @@ def finetune(config: FinetuneConfig) -> Path:
     def validation(world: World, agreement: Agreement) -> Callable[[Engine], dict[str, Any]]:
         return Validation(config, world, agreement).run
 
-    stage = Stage(
+    return Stage(
         dataset=lambda mixture: LabelledDataset(config, mixture),
         attention=attention,
         forward_macs=classifier_macs(config.model, config.geometry),
@@ -43,4 +48,3 @@ def finetune(config: FinetuneConfig) -> Path:
         validation=None if config.data.val_manifest is None else validation,
         validate_every=config.train.validate_every,
     )
-    return train_stage(config, stage)

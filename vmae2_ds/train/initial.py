@@ -73,7 +73,7 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
         reading = f"nearest key layout: {read.layout}, {read.stage}; missing there: {some(read.missing) or 'nothing'}"
         reading += f"; in the file without a place: {some(unused) or 'nothing'}"
     if head_map is not None:
-        found = found | _mapped_head(found, head_map, source)
+        found = found | mapped_head(found, head_map, source)
     used = {name: found[name] for name, shape in shapes.items() if name in found and tuple(found[name].shape) == shape}
     new = [name for name in shapes if name not in used]
     needed = [name for name in new if isinstance(config, ModelConfig) or name.startswith("encoder.")]
@@ -88,24 +88,25 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
     return used, LoadReport(tuple(used), tuple(new), tuple(dropped))
 
 
-def read_head_map(file: Path, num_classes: int) -> list[int]:
+def read_head_map(file: Path, num_classes: int, setting: str = "train.head_map") -> list[int]:
     """A JSON list: for each class, a class of another head (`vmae2 data merge-kinetics` writes them). Raises ConfigError."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"train.head_map={file}: {error}") from None
+        raise ConfigError(f"{setting}={file}: {error}") from None
     if not isinstance(found, list) or not all(isinstance(x, int) and x >= 0 for x in found):
-        raise ConfigError(f"train.head_map={file}: a head map is a JSON list of class numbers")
+        raise ConfigError(f"{setting}={file}: a head map is a JSON list of class numbers")
     if len(found) != num_classes:
-        raise ConfigError(f"train.head_map={file} names {len(found)} classes, and model.num_classes={num_classes}")
+        raise ConfigError(f"{setting}={file} names {len(found)} classes, and model.num_classes={num_classes}")
     return found
 
 
-def _mapped_head(found: State, head_map: list[int], source: Path) -> State:
+def mapped_head(found: State, head_map: list[int], source: Path, setting: str = "train.head_map") -> State:
+    """The head of `found`, class by class as the map says. Raises ConfigError where it has no such head."""
     if any(name not in found for name in HEAD):
-        raise ConfigError(f"train.head_map is set, but {source} has no head; leave it out")
+        raise ConfigError(f"{setting} is set, but {source} has no head; leave it out")
     if max(head_map) >= len(found["head.bias"]):
         raise ConfigError(
-            f"train.head_map asks for class {max(head_map)}, and the head of {source} has {len(found['head.bias'])} classes"
+            f"{setting} asks for class {max(head_map)}, and the head of {source} has {len(found['head.bias'])} classes"
         )
     return {name: found[name][torch.tensor(head_map)] for name in HEAD}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vmae2_ds.config import TrainConfig
-from vmae2_ds.contracts import LoadedBatch, ReadFailure
+from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooManyBadFiles
 from vmae2_ds.train.engine import Engine
@@ -75,6 +75,8 @@ class LoopHooks:
     """Memory of this rank's loader workers: (the largest, all together)."""
     updated: Callable[[], object] = lambda: None
     """Told each update that was applied."""
+    prepare: Callable[[Movable], Movable] = lambda batch: batch
+    """What becomes of a micro batch on its way to the engine."""
 
 
 def train(
@@ -115,7 +117,7 @@ def train(
             loaded = next(feed)
             if reseed:
                 torch.manual_seed(seed_of(config.seed, state.step, micro_step, world.rank))
-            averages.add(engine.micro_step(loaded.batch))
+            averages.add(engine.micro_step(hooks.prepare(loaded.batch)))
             feed.fetch_ahead()
             failures += loaded.failures
             used.update(loaded.sources)

@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.data.mixture import identity_of_videos
+from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.train.checkpoint import find_newest_whole, write_atomically
@@ -36,6 +37,7 @@ AnyRun = PretrainConfig | FinetuneConfig
 STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
+    "distil": DistilConfig,
 }
 """What run.json holds, by its `stage`; files of before there were stages are of pre-training."""
 
@@ -43,8 +45,9 @@ MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
     | {"max_nonfinite_steps", "peak_flops"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
+    "distil": {"teacher"},
 }
-"""Settings that do not change what is learnt: a run may be resumed with others."""
+"""Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is is in its identity."""
 
 
 class RunFolder(NamedTuple):
@@ -64,14 +67,15 @@ class RunFolder(NamedTuple):
         return self.path / "metrics.jsonl"
 
 
-def open_run_folder(config: RunConfig) -> RunFolder:
+def open_run_folder(config: RunConfig, more: Mapping[str, Any] | None = None) -> RunFolder:
     """Find or make the folder of this run, and hold it until this process ends (rank 0 only).
 
+    `more` is what a resumed run must share besides `identity_of`: who its teacher is.
     With `train.run` that folder; else, with resume=auto, the newest unfinished run of the recipe with the same
     settings that no other job holds; else a new one. Raises ConfigError where a named run is held by another job or was
     started with settings, videos or a ZeRO policy that change the result.
     """
-    identity = identity_of(config)
+    identity = {**identity_of(config), **(more or {})}
     if config.train.run is not None:
         return _named(config, identity, config.train.run)
     folder = config.train.runs / config.recipe
@@ -170,6 +174,7 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
     said = {
         "manifest": f"data.manifest: the content of {config.data.manifest}",
         "ds_config": f"train.ds_config: the content of {config.train.ds_config}",
+        "teacher": "--teacher: the model that answers",
     }
     return different + [
         f"{said.get(name, f'data.mixture: {name}')} has changed"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vmae2_ds.cost.flops import training_flops
+from vmae2_ds.contracts import Movable
+from vmae2_ds.cost.flops import inference_flops, training_flops
 from vmae2_ds.data.datasets import VideoDataset
 from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
 from vmae2_ds.data.loader import make_loader
@@ -21,7 +22,7 @@ from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import AgreedStop, ConfigError
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.published import write_weights
-from vmae2_ds.train.build import build_engine
+from vmae2_ds.train.build import Objective, build_engine, make_objective
 from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
@@ -36,6 +37,21 @@ from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a stage has besides, once the ranks have met and the videos are known."""
+
+    make_objective: Callable[[AnyRun], Objective] = make_objective
+    prepare: Callable[[Movable], Movable] = lambda batch: batch
+    """What becomes of a micro batch before the objective gets it."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """More that a resumed run must share, as plain JSON."""
+    frozen_macs: int = 0
+    """Of one clip's forward pass through what does not learn."""
+    about: tuple[str, ...] = ()
+    """Lines for the log."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class Stage:
     """Makes what gives a row of validation figures, the same on every rank."""
     validate_every: float = 1.0
     """Epochs between them."""
+    extras: Callable[[Mixture, World, Agreement], Extras] = lambda mixture, world, agreement: Extras()
 
 
 def train_stage(config: AnyRun, stage: Stage) -> Path:
@@ -72,8 +89,9 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
     if stage.ema_decay:
         check_ema(ds_config)
     validate = None if stage.validation is None else stage.validation(world, agreement)
-    folder = agreement.from_first(lambda: open_run_folder(config))
-    engine = build_engine(config, ds_config, fresh=folder.checkpoint is None)
+    extras = stage.extras(mixture, world, agreement)
+    folder = agreement.from_first(lambda: open_run_folder(config, extras.identity))
+    engine = build_engine(config, ds_config, fresh=folder.checkpoint is None, make=extras.make_objective)
     state = TrainState()
     if folder.checkpoint is not None:
         state = TrainState(**load_checkpoint(engine, folder.checkpoint, world, agreement))
@@ -93,7 +111,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
     peak = device_peak(engine.device, config.train.precision, config.train.peak_flops)
     if world.rank == 0:
         _announce(config, stage, engine)
-        for line in [*mixture.describe(), *plan.describe()]:
+        for line in [*extras.about, *mixture.describe(), *plan.describe()]:
             log.info("%s", line)
         log.info("MFU against %s", peak.name if peak else "no known peak: set train.peak_flops to get one")
         log.info("run folder: %s, %s", folder.path, f"going on from step {state.step}" if state.step else "a new run")
@@ -110,7 +128,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         world,
         plan,
         state.step,
-        training_flops(stage.forward_macs),
+        training_flops(stage.forward_macs) + inference_flops(extras.frozen_macs),
         peak.flops if peak else None,
         DataWaitWatch(config.data, ranks=int(agreement.max(world.local_rank)[0]) + 1),
         config.stage,
@@ -145,6 +163,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         stepped=stepped,
         worker_memory_gib=WorkerMemory().gib,
         updated=lambda: mean.update() if mean is not None else None,
+        prepare=extras.prepare,
     )
     loader = make_loader(
         config,

@@ -1,0 +1,100 @@
+"""Six distillation steps on made-up clips, with a teacher of another shape, under an engine and in plain PyTorch.
+
+As a module it is one rank that runs a list of ZeRO policies, one after another, in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.distributed import finetune_steps
+from vmae2_ds.config import ClassifierConfig, TowerConfig
+from vmae2_ds.contracts import LabelledBatch
+from vmae2_ds.dist import World
+from vmae2_ds.distil_config import DistilConfig, DistilSettings
+from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.objectives import Classify, Distil
+from vmae2_ds.train.distil import distil_objective
+from vmae2_ds.train.teacher import Teacher, TeacherCard, digest_of
+
+TEACHER_WIDTH = 64
+
+
+def make_config(ds_config: str = "zero1") -> DistilConfig:
+    """The student of finetune_steps, with all that it has on, learning from labels, answers and features."""
+    student = finetune_steps.make_config(ds_config).model_dump(exclude={"stage"})
+    settings = DistilSettings(alpha=0.6, temperature=2.0, feature_weight=0.3, teacher_precision="fp32")
+    return DistilConfig.model_validate({**student, "distil": settings})
+
+
+def make_teacher(world: World) -> Teacher:
+    """Wider, with smaller cubes, on half the frames of a smaller picture; rank 0 alone has its weights."""
+    tower = TowerConfig(width=TEACHER_WIDTH, depth=2, heads=4, mlp=128)
+    config = FinetuneConfig(
+        model=ClassifierConfig(encoder=tower, patch=6, num_classes=finetune_steps.NUM_CLASSES, head_init_scale=20.0),
+        data=LabelledDataConfig(num_frames=2, size=12),
+        train=FinetuneTrainConfig(precision="fp32"),
+    )
+    weights = Classifier(config.model, config.geometry, seed=7).state_dict()
+    card = TeacherCard(Path("made up"), config, 0, digest_of(weights))
+    return Teacher(card, weights if world.rank == 0 else None, world, features=True)
+
+
+def make_objective(config: Any) -> Distil:
+    """As a distillation run makes it."""
+    objective = distil_objective(config, TEACHER_WIDTH)
+    assert isinstance(objective, Distil)
+    return objective
+
+
+def plain_steps(config: DistilConfig) -> Any:
+    """The reference on one process."""
+    objective: Classify = make_objective(config)
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            objective.model.init_parameter(name.removeprefix("model."), parameter, config.train.seed)
+    return finetune_steps.plain_steps(config, objective, make_teacher(World()))
+
+
+class Watched:
+    """A teacher that counts what it is asked."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher, self.asked = teacher, 0
+
+    def __call__(self, batch: LabelledBatch) -> Any:
+        self.asked += 1
+        return self.teacher(batch)
+
+    def digest(self) -> str:
+        return digest_of(self.teacher.objective.model.state_dict())
+
+
+def main() -> None:
+    """One rank: run the policies of argv[1]; rank 0 writes losses to argv[2], and weights to POLICY.pt beside it."""
+    from vmae2_ds.train.engine import start_ranks, stop_ranks
+
+    torch.set_num_threads(1)
+    world = start_ranks()
+    results: dict[str, Any] = {}
+    for policy in json.loads(sys.argv[1]):
+        config, teacher = make_config(policy), Watched(make_teacher(world))
+        losses, last, mean = finetune_steps.engine_steps(config, world.rank, make_objective, teacher)
+        same = torch.tensor(float(teacher.digest() == teacher.teacher.card.digest))
+        torch.distributed.all_reduce(same, torch.distributed.ReduceOp.MIN)
+        results[policy] = {"losses": losses, "teacher_unchanged": bool(same), "asked": teacher.asked}
+        if world.rank == 0:
+            torch.save({"last": last, "mean": mean}, Path(sys.argv[2]).with_name(f"{policy}.pt"))
+    if world.rank == 0:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+    stop_ranks(world)
+
+
+if __name__ == "__main__":
+    main()

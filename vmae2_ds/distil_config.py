@@ -1,0 +1,48 @@
+"""Configuration of distillation: a supervised run whose student learns what a frozen teacher says of the same clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field, model_validator
+
+from vmae2_ds.config import StrictModel
+from vmae2_ds.finetune_config import FinetuneConfig
+
+
+class DistilSettings(StrictModel):
+    """The teacher, and what is learned from it."""
+
+    teacher: Annotated[Path | None, tyro.conf.arg(prefix_name=False)] = None
+    """The frozen teacher: a run folder or a checkpoint file of a classifier, as --train.init takes them."""
+    teacher_precision: Literal["bf16", "fp32"] = "bf16"
+    """The teacher's weights and activations."""
+    teacher_frames: int | None = Field(None, gt=0)
+    """Frames of the clip that the teacher sees, evenly out of the student's; default: its run's, for a file the student's."""
+    teacher_size: int | None = Field(None, gt=0)
+    """Height and width that the clip is resized to for the teacher; default: its run's, for a file the student's."""
+    teacher_head_map: Path | None = None
+    """JSON list (of merge-kinetics): which class of the teacher's head each of the student's classes is, as in K710 -> K400."""
+    alpha: float = Field(1.0, ge=0, le=1)
+    """Weight of the teacher's class probabilities; labels have 1 - alpha. At 1 videos need no labels."""
+    temperature: float = Field(1.0, gt=0)
+    """Both sides' logits are divided by it, and the divergence is multiplied by its square."""
+    feature_weight: float = Field(0.0, ge=0)
+    """Weight of 1 - cosine between the teacher's pooled feature and the student's, projected to its width; 0: none."""
+
+
+class DistilConfig(FinetuneConfig):
+    """Everything that decides a distillation run."""
+
+    stage: tyro.conf.Suppress[Literal["distil"]] = "distil"  # type: ignore[assignment]
+    """Which kind of run this is."""
+    distil: DistilSettings = DistilSettings()
+    """Teacher, and weights of the loss."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DistilConfig:
+        if not self.distil.alpha and not self.distil.feature_weight:
+            raise ValueError("distil.alpha=0 and distil.feature_weight=0 leave the teacher unused; that is finetune")
+        return self

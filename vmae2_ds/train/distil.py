@@ -1,0 +1,65 @@
+"""Distillation: a supervised run whose student learns what a frozen teacher says of the same clips."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from vmae2_ds.contracts import LabelledBatch, Movable
+from vmae2_ds.cost.flops import inference_flops, training_flops
+from vmae2_ds.data.labelled import LabelledDataset
+from vmae2_ds.data.mixture import Mixture
+from vmae2_ds.dist import Agreement, World
+from vmae2_ds.distil_config import DistilConfig
+from vmae2_ds.objectives import Classify, Distil
+from vmae2_ds.train.build import Objective, make_objective
+from vmae2_ds.train.finetune import supervised_stage
+from vmae2_ds.train.runs import AnyRun
+from vmae2_ds.train.session import Extras, train_stage
+from vmae2_ds.train.teacher import Teacher, TeacherCard
+
+
+def distil(config: DistilConfig) -> Path:
+    """Distil into the student of `config` and return the run folder; errors as `finetune` and `open_teacher`."""
+    stage = supervised_stage(config)
+
+    def with_teacher(mixture: Mixture, world: World, agreement: Agreement) -> Extras:
+        del mixture
+        teacher = Teacher.of(config, world, agreement)
+
+        def ask(batch: Movable) -> Movable:
+            assert isinstance(batch, LabelledBatch), "what a LabelledDataset collates"
+            return teacher(batch)
+
+        return Extras(
+            make_objective=partial(distil_objective, teacher_width=teacher.card.config.model.encoder.width),
+            prepare=ask,
+            identity={"teacher": teacher.card.identity()},
+            frozen_macs=teacher.card.macs,
+            about=(describe_teacher(teacher.card, stage.forward_macs),),
+        )
+
+    def dataset(mixture: Mixture) -> LabelledDataset:
+        return LabelledDataset(config, mixture, needs_labels=config.distil.alpha < 1)
+
+    return train_stage(config, replace(stage, dataset=dataset, extras=with_teacher))
+
+
+def distil_objective(config: AnyRun, teacher_width: int) -> Objective:
+    """The objective on a student whose weights are not drawn yet."""
+    assert isinstance(config, DistilConfig), "a distillation run"
+    supervised = make_objective(config)
+    assert isinstance(supervised, Classify), "the objective of a supervised run"
+    return Distil(supervised.model, config.augment.label_smoothing, config.geometry, config.distil, teacher_width)
+
+
+def describe_teacher(card: TeacherCard, student_macs: int) -> str:
+    """Its size, its clip and what asking it costs."""
+    model, data = card.config.model, card.config.data
+    share = inference_flops(card.macs) / training_flops(student_macs)
+    return (
+        f"teacher {card.source}: encoder {model.encoder.width}x{model.encoder.depth}, {model.num_classes} classes, "
+        f"{card.config.train.precision}, clip {data.num_frames}x{data.size}x{data.size}, {card.macs / 1e9:.2f} forward GMACs: "
+        f"{share:.2g} times what the student's forward and backward pass cost; weights {card.digest[:12]}"
+    )
