@@ -55,6 +55,16 @@ def distil(args: list[str]) -> None:
     run(config)
 
 
+def distil_cache(args: list[str]) -> None:
+    """Keep what the teacher of a distil run says of its clips, for runs to come: the run's line with --distil.cache FOLDER."""
+    config = _recipe("vmae2 distil-cache", args, "distil")
+    from vmae2_ds.train.distil_cache import distil_cache as run
+
+    said = run(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(said)
+
+
 def evaluate(args: list[str]) -> None:
     """Test a classifier with several views of each video: vmae2 evaluate RUN_OR_FILE --manifest FILE."""
     from vmae2_ds.train.evaluate import describe
@@ -186,6 +196,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": pretrain,
     "finetune": finetune,
     "distil": distil,
+    "distil-cache": distil_cache,
     "evaluate": evaluate,
     "probe": probe,
     "visualize": visualize,

@@ -126,6 +126,19 @@ class TaughtBatch(NamedTuple):
         return TaughtBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class AskedBatch(NamedTuple):
+    """Clips of single videos that a teacher is asked about, to keep what it says."""
+
+    clip_BTHWC: Tensor
+    """uint8, video by video."""
+    attempt_V: Tensor
+    """int64: videos that could not be used before the one that the clips are of."""
+
+    def to(self, device: torch.device | str) -> AskedBatch:
+        """Copy to `device` without waiting."""
+        return AskedBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class LossOutput(NamedTuple):
     """What an objective returns. `loss` is float32, averaged over what is supervised in the micro batch."""
 

@@ -13,7 +13,7 @@ from vmae2_ds.finetune_config import FinetuneConfig
 
 
 class DistilSettings(StrictModel):
-    """The teacher, and what is learned from it."""
+    """The teacher, what is learned from it, and where its answers are kept."""
 
     teacher: Annotated[Path | None, tyro.conf.arg(prefix_name=False)] = None
     """The frozen teacher: a run folder or a checkpoint file of a classifier, as --train.init takes them."""
@@ -31,6 +31,10 @@ class DistilSettings(StrictModel):
     """Both sides' logits are divided by it, and the divergence is multiplied by its square."""
     feature_weight: float = Field(0.0, ge=0)
     """Weight of 1 - cosine between the teacher's pooled feature and the student's, projected to its width; 0: none."""
+    cache: Path | None = None
+    """Folder of the teacher's answers: `vmae2 distil-cache` fills it, and with it a run needs no teacher."""
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    """How distil-cache writes answers; float16 loses nothing of a bf16 teacher's, and 1 part in 2048 of an fp32 one's."""
 
 
 class DistilConfig(FinetuneConfig):
@@ -39,10 +43,19 @@ class DistilConfig(FinetuneConfig):
     stage: tyro.conf.Suppress[Literal["distil"]] = "distil"  # type: ignore[assignment]
     """Which kind of run this is."""
     distil: DistilSettings = DistilSettings()
-    """Teacher, and weights of the loss."""
+    """Teacher, weights of the loss, cache of answers."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> DistilConfig:
-        if not self.distil.alpha and not self.distil.feature_weight:
+        distil, augment = self.distil, self.augment
+        if not distil.alpha and not distil.feature_weight:
             raise ValueError("distil.alpha=0 and distil.feature_weight=0 leave the teacher unused; that is finetune")
+        if distil.cache is not None:
+            if augment.mix_share and (augment.mixup or augment.cutmix):
+                raise ValueError(
+                    "distil.cache holds answers for single clips, and a mixed clip depends on its micro batch; set "
+                    "augment.mixup=0 and augment.cutmix=0, or leave distil.cache out"
+                )
+            if self.data.reader == "auto":
+                raise ValueError("distil.cache needs the same frames each time; name one data.reader instead of auto")
         return self

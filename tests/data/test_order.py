@@ -167,3 +167,12 @@ def test_streams_do_not_share_draws() -> None:
     assert len(draws) == len(keys)
     # why keys have a fixed length: SeedSequence pads with zeros
     assert np.random.default_rng((1, 2)).random() == np.random.default_rng((1, 2, 0)).random()
+
+
+@pytest.mark.parametrize("limits", [None, [7, None]])
+def test_samples_before_a_position_are_those_that_were_there(limits: list[int | None] | None) -> None:
+    order = SampleOrder([5, 12], seed=3, shares=[0.5, 0.5], limits=limits)
+    keys = [order.key_at(at) for at in range(60)]
+    for position in (0, 1, 13, 14, 15, 60):
+        counted = tuple(sum(key.source == source for key in keys[:position]) for source in (0, 1))
+        assert order.used_before(position) == counted

@@ -160,3 +160,28 @@ def test_videos_without_labels_will_do_and_a_checkpoint_is_no_larger_than_fine_t
     code, text = vmae2(*words)
     assert code == EXIT_USER_ERROR
     assert "has no label; every video needs one here" in text
+
+
+def test_a_run_on_cached_answers_equals_one_with_the_teacher(vmae2: Vmae2, manifest: Path, teacher: Path) -> None:
+    """Asked by two ranks, learned from by one; sums are made in another order, hence 1e-5."""
+    options = ["--distil.teacher-precision", "fp32", "--distil.cache-dtype", "float32", "--distil.feature-weight", 0.5]
+    cache = ["--distil.cache", teacher.with_name("cache")]
+    asked = distilling(manifest, teacher.with_name("none"), teacher, 3, *options, *cache)
+    code, text = vmae2("distil-cache", *asked[1:], ranks=2)
+    assert code == EXIT_OK, text
+    assert "cache: answers for 5 epoch(s), 5 shard(s) written now" in text
+    losses = []
+    for name, more in (("online", []), ("cached", cache)):
+        run = teacher.with_name(name)
+        code, text = vmae2(*distilling(manifest, run, teacher, 3, *options, *more))
+        assert code == EXIT_OK, text
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert len(set(losses[0])) == 3
+    code, text = vmae2(*distilling(manifest, teacher.with_name("online"), teacher, 3, *options, *cache))
+    assert code == EXIT_USER_ERROR
+    assert (
+        "online was started with other settings: distil.cache: where the teacher's answers come from has changed"
+        in text
+    )

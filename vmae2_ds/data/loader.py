@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vmae2_ds.config import RunConfig
+from vmae2_ds.config import DataConfig, RunConfig
 from vmae2_ds.contracts import LoadedBatch
 from vmae2_ds.data.datasets import Sample, VideoDataset
 from vmae2_ds.data.order import SampleKey, positions_of
@@ -64,13 +64,20 @@ def make_loader(
             for micro_step in range(accumulation):
                 yield [order.key_at(at) for at in positions_of(step, micro_step, rank, **split)]
 
-    workers = config.data.workers
+    return load_samples(config.data, dataset, micro_batches())
+
+
+def load_samples(
+    data: DataConfig, dataset: VideoDataset[Any], keys: Iterator[list[SampleKey]]
+) -> Generator[LoadedBatch, None, None]:
+    """The batches of these samples in order, read by `data.workers` processes. Raises DataError as `make_loader`."""
+    workers = data.workers
     loader = DataLoader(
         _Guarded(dataset),
-        batch_sampler=micro_batches(),  # type: ignore[arg-type]  # any iterable of key lists; consumed once
+        batch_sampler=keys,  # type: ignore[arg-type]  # any iterable of key lists; consumed once
         collate_fn=partial(_collate, dataset=dataset),
         num_workers=workers,
-        prefetch_factor=config.data.prefetch if workers else None,
+        prefetch_factor=data.prefetch if workers else None,
         timeout=STALL_S if workers else 0,
         worker_init_fn=start_worker,
         pin_memory=default_device().type == "cuda",
@@ -98,8 +105,12 @@ def _collate(samples: list[Sample | DataError], dataset: VideoDataset[Any]) -> L
         if isinstance(sample, DataError):
             return sample
         good.append(sample)
+    try:
+        batch = dataset.collate(good)
+    except DataError as error:
+        return error
     return LoadedBatch(
-        batch=dataset.collate(good),
+        batch=batch,
         failures=[failure for sample in good for failure in sample.failures],
         sources=dict(Counter(sample.source for sample in good)),
     )

@@ -104,6 +104,12 @@ class SampleOrder:
             self._shuffles[source] = epoch, Shuffle(self.sizes[source], rng)
         return SampleKey(epoch, self._shuffles[source][1][place], source)
 
+    def used_before(self, position: int) -> tuple[int, ...]:
+        """How many samples of each source stand before `position`."""
+        phase = self._phases[bisect.bisect_right(self._starts, position) - 1]
+        turns = {source: phase.turns.count_before(source, position - phase.start) for source in phase.turns.sources}
+        return tuple(used + turns.get(source, 0) for source, used in enumerate(phase.used))
+
 
 class _Phase(NamedTuple):
     """A stretch of positions with the same sources."""

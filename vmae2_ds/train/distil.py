@@ -8,12 +8,14 @@ from pathlib import Path
 
 from vmae2_ds.contracts import LabelledBatch, Movable
 from vmae2_ds.cost.flops import inference_flops, training_flops
+from vmae2_ds.data.answers import AnsweredDataset, CachedAnswers, read_index
 from vmae2_ds.data.labelled import LabelledDataset
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.objectives import Classify, Distil
 from vmae2_ds.train.build import Objective, make_objective
+from vmae2_ds.train.distil_cache import open_answers
 from vmae2_ds.train.finetune import supervised_stage
 from vmae2_ds.train.runs import AnyRun
 from vmae2_ds.train.session import Extras, train_stage
@@ -24,7 +26,7 @@ def distil(config: DistilConfig) -> Path:
     """Distil into the student of `config` and return the run folder; errors as `finetune` and `open_teacher`."""
     stage = supervised_stage(config)
 
-    def with_teacher(mixture: Mixture, world: World, agreement: Agreement) -> Extras:
+    def online(mixture: Mixture, world: World, agreement: Agreement) -> Extras:
         del mixture
         teacher = Teacher.of(config, world, agreement)
 
@@ -35,15 +37,30 @@ def distil(config: DistilConfig) -> Path:
         return Extras(
             make_objective=partial(distil_objective, teacher_width=teacher.card.config.model.encoder.width),
             prepare=ask,
-            identity={"teacher": teacher.card.identity()},
+            identity={"teacher": teacher.card.identity(), "answers": "asked as it goes"},
             frozen_macs=teacher.card.macs,
             about=(describe_teacher(teacher.card, stage.forward_macs),),
         )
 
-    def dataset(mixture: Mixture) -> LabelledDataset:
-        return LabelledDataset(config, mixture, needs_labels=config.distil.alpha < 1)
+    def cached(mixture: Mixture, world: World, agreement: Agreement) -> Extras:
+        del world
+        index = agreement.from_first(lambda: open_answers(config, mixture))
+        return Extras(
+            make_objective=partial(distil_objective, teacher_width=index.feature_width),
+            identity={"teacher": index.teacher, "answers": f"kept as {index.dtype}"},
+            about=(f"no teacher: its answers are those of {config.distil.cache}, kept as {index.dtype}",),
+        )
 
-    return train_stage(config, replace(stage, dataset=dataset, extras=with_teacher))
+    def dataset(mixture: Mixture) -> LabelledDataset:
+        folder, needs_labels = config.distil.cache, config.distil.alpha < 1
+        if folder is None:
+            return LabelledDataset(config, mixture, needs_labels=needs_labels)
+        answers = CachedAnswers(folder, read_index(folder))
+        return AnsweredDataset(config, mixture, answers, needs_labels=needs_labels)
+
+    return train_stage(
+        config, replace(stage, dataset=dataset, extras=online if config.distil.cache is None else cached)
+    )
 
 
 def distil_objective(config: AnyRun, teacher_width: int) -> Objective:

@@ -45,7 +45,7 @@ MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
     | {"max_nonfinite_steps", "peak_flops"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
-    "distil": {"teacher"},
+    "distil": {"teacher", "cache", "cache_dtype"},
 }
 """Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is is in its identity."""
 
@@ -175,6 +175,7 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
         "manifest": f"data.manifest: the content of {config.data.manifest}",
         "ds_config": f"train.ds_config: the content of {config.train.ds_config}",
         "teacher": "--teacher: the model that answers",
+        "answers": "distil.cache: where the teacher's answers come from",
     }
     return different + [
         f"{said.get(name, f'data.mixture: {name}')} has changed"

@@ -58,7 +58,9 @@ def open_teacher(config: DistilConfig) -> tuple[TeacherCard, State]:
     """
     distil, student = config.distil, config.data
     if distil.teacher is None:
-        raise ConfigError("no teacher named: give --teacher RUN_OR_FILE, a classifier")
+        raise ConfigError(
+            "no teacher named: give --teacher RUN_OR_FILE, a classifier (or its answers, --distil.cache FOLDER)"
+        )
     found, weights, _ = open_classifier(distil.teacher, student)
     model = found.model
     if distil.teacher_head_map is not None:
