@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import functional as pictures
 
 from vmae2_ds.config import ClassifierConfig, PretrainConfig
 from vmae2_ds.contracts import ClipGeometry
@@ -20,34 +21,36 @@ from vmae2_ds.errors import DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.block import NORM_EPS
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.embed import every_cube, normalise_pixels
+from vmae2_ds.model.embed import every_cube, normalise_pixels, sinusoid_table
 from vmae2_ds.model.encoder import Encoder
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.train.runs import AnyRun
 
-# B clips, T frames, N cubes, D width, V videos, F features.
+# B clips, T frames, N cubes, D width, P values in a cube, V videos, F features.
 
 PIXEL_FRAMES, PIXEL_SIZE = 8, 16
 """The clip that pixel features are taken from, in grey."""
 
 
 Encode = Callable[[Tensor], Tensor]
-"""uint8 clips (B, T, S, S, 3) -> (B, F)."""
+"""uint8 clips (B, T, S, S, 3) -> one vector a clip, (B, F), or its tokens, (B, N, D)."""
 
 
 class Features(NamedTuple):
     """Of every video of a list that could be read."""
 
     feature_VF: np.ndarray
-    """float64."""
+    """float64 (V, F), the mean over a video's clips; or float16 (V, N, D), the tokens of all its clips one after another."""
     label_V: np.ndarray
     source_V: np.ndarray
     """Names of the list's column `source`."""
+    path_V: np.ndarray
+    """What messages call the video."""
 
 
 class FrozenEncoder:
-    """Mean token of all cubes of a clip, behind the norm that the model was trained with."""
+    """An encoder's view of a clip: called, the mean token behind the norm that the model was trained with; or every token."""
 
     def __init__(self, run: AnyRun, weights: State | None, seed: int = 0) -> None:
         """`weights` are the run's, under our names; None draws a random encoder from the seed."""
@@ -71,8 +74,15 @@ class FrozenEncoder:
     @torch.inference_mode()
     def __call__(self, clip_BTHWC: Tensor) -> Tensor:
         """uint8 clips -> (B, D) float32 on the host."""
-        cubes_BNP = normalise_pixels(every_cube(clip_BTHWC.to(default_device()), self.geometry))
-        return self.norm(self.encoder(cubes_BNP).mean(dim=1)).float().cpu()
+        return self.norm(self._encode(clip_BTHWC).mean(dim=1)).float().cpu()
+
+    @torch.inference_mode()
+    def tokens(self, clip_BTHWC: Tensor) -> Tensor:
+        """uint8 clips -> (B, N, D) float32 on the host, every token scaled to mean 0 and deviation 1 over its channels."""
+        return _scaled(self._encode(clip_BTHWC)).cpu()
+
+    def _encode(self, clip_BTHWC: Tensor) -> Tensor:
+        return self.encoder(normalise_pixels(every_cube(clip_BTHWC.to(default_device()), self.geometry)))
 
 
 def _drawn(run: AnyRun, seed: int) -> State:
@@ -87,13 +97,25 @@ def pixel_features(clip_BTHWC: Tensor) -> Tensor:
     """What no model has seen: the clip in grey at PIXEL_FRAMES x PIXEL_SIZE x PIXEL_SIZE, as one vector a clip."""
     grey_BTHW = clip_BTHWC.float().mean(dim=-1)
     frames = torch.linspace(0, grey_BTHW.shape[1] - 1, PIXEL_FRAMES).round().long()
-    return functional.resize(grey_BTHW[:, frames], [PIXEL_SIZE, PIXEL_SIZE], antialias=True).flatten(1)
+    return pictures.resize(grey_BTHW[:, frames], [PIXEL_SIZE, PIXEL_SIZE], antialias=True).flatten(1)
+
+
+def pixel_tokens(geometry: ClipGeometry) -> Encode:
+    """What an encoder starts from, as tokens (B, N, P): normalised values of each cube, and the sinusoids of its place."""
+    places_NP = sinusoid_table(geometry.num_cubes, geometry.cube_values)
+    return lambda clip_BTHWC: _scaled(normalise_pixels(every_cube(clip_BTHWC, geometry)) + places_NP)
+
+
+def _scaled(tokens_BND: Tensor) -> Tensor:
+    """Layer norm without weights: what float16 holds of any encoder, and what an attentive probe looks at."""
+    return F.layer_norm(tokens_BND.float(), tokens_BND.shape[-1:])
 
 
 def features_of(
     run: AnyRun, encoders: Mapping[str, Encode], manifest: Path, root: Path | None, clips: int
 ) -> dict[str, Features]:
-    """What each encoder makes of every video, averaged over `clips` clips; the middle one where it is 1.
+    """What each encoder makes of every video: its vectors averaged over `clips` clips (the middle one where it is 1), or the
+    tokens of all of them.
 
     Every video is decoded once.
 
@@ -108,15 +130,26 @@ def features_of(
     config = FinetuneConfig(model=classes, data=data)
     views = None if clips == 1 else config.test.model_copy(update={"clips": clips, "crops": 1})
     dataset = ViewsDataset(config, listed, views)
-    features: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    rows, labels = [], []
+    features: dict[str, np.ndarray] = {}
+    rows: list[int] = []
+    labels: list[int] = []
     for video in dataset.iterate(range(len(listed))):
-        if video.clip_KTHWC is not None:
-            for name, encode in encoders.items():
-                features[name].append(encode(video.clip_KTHWC).double().mean(dim=0).numpy())
-            rows.append(video.row)
-            labels.append(video.label)
+        if video.clip_KTHWC is None:
+            continue
+        for name, encode in encoders.items():
+            found = _of_video(encode(video.clip_KTHWC))
+            if name not in features:  # for all videos at once: a list of all tokens would have to be copied
+                features[name] = np.empty((len(listed), *found.shape), found.dtype)
+            features[name][len(rows)] = found
+        rows.append(video.row)
+        labels.append(video.label)
     if not rows:
         raise DataError(f"{manifest}: none of its {len(listed)} videos can be read")
-    label_V, source_V = np.array(labels), np.array([listed[row].source for row in rows])
-    return {name: Features(np.stack(found), label_V, source_V) for name, found in features.items()}
+    label_V, videos = np.array(labels), [listed[row] for row in rows]
+    source_V, path_V = (np.array([getattr(video, name) for video in videos]) for name in ("source", "name"))
+    return {name: Features(found[: len(rows)], label_V, source_V, path_V) for name, found in features.items()}
+
+
+def _of_video(clips: Tensor) -> np.ndarray:
+    """Clips' vectors (K, F) -> (F,) float64; their tokens (K, N, D) -> (K N, D) float16."""
+    return clips.flatten(0, 1).half().numpy() if clips.ndim == 3 else clips.double().mean(dim=0).numpy()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
 
-from vmae2_ds.downstream.frozen import Encode, Features, FrozenEncoder, features_of, pixel_features
+from vmae2_ds.downstream.frozen import Encode, Features, FrozenEncoder, features_of, pixel_features, pixel_tokens
+from vmae2_ds.downstream.trained import TrainedProbe
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.checkpoint import read_weights
 from vmae2_ds.train.runs import find_checkpoint
@@ -24,8 +26,8 @@ ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-3, 6))
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """Of k-NN, as DINO has them (arXiv 2104.14294)."""
 
-ProbeFn = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
-"""(train features, train labels, test features, classes) -> predicted labels."""
+ProbeFn = Callable[[Features, np.ndarray, int], np.ndarray]
+"""(training set, test features, classes) -> predicted labels."""
 
 
 def probe(
@@ -34,8 +36,9 @@ def probe(
     manifest: Path,
     val_manifest: Path | None = None,
     root: Path | None = None,
-    kind: Literal["ridge", "knn"] = "ridge",
+    kind: Literal["ridge", "knn", "linear", "attentive"] = "ridge",
     clips: int = 1,
+    epochs: int = 50,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Accuracy of a probe on frozen features of a run, of a random encoder of its shape, and of pixels.
@@ -45,34 +48,51 @@ def probe(
         manifest: Labelled videos to fit on. Without val_manifest each source of the list is left out once and tested.
         val_manifest: Labelled videos to test on.
         root: Folder that relative paths start from; default: each list's.
-        kind: ridge: least squares on one-hot labels, its penalty by leave-one-out; knn: 20 neighbours by cosine.
-        clips: Clips of each video whose features are averaged.
-        seed: Of the random encoder.
+        kind: ridge: least squares on one-hot labels, its penalty by leave-one-out; knn: 20 neighbours by cosine; linear: a
+            layer trained by AdamW; attentive: a query trained to attend to all tokens (V-JEPA). The last two try nine
+            settings side by side and choose by a held-out part of the training videos.
+        clips: Clips of each video, whose features are averaged, or for attentive looked at together.
+        epochs: Passes over the training videos of the linear and the attentive probe.
+        seed: Of the random encoder, and of what the linear and the attentive probe draw.
     """
     run, checkpoint = find_checkpoint(source)
-    encoders: dict[str, Encode] = {
-        "run": FrozenEncoder(run, read_weights(checkpoint)),
-        "random": FrozenEncoder(run, None, seed),
-        "pixels": pixel_features,
-    }
+    found, random = FrozenEncoder(run, read_weights(checkpoint)), FrozenEncoder(run, None, seed)
+    encoders: dict[str, Encode] = {"run": found, "random": random, "pixels": pixel_features}
+    if kind == "attentive":
+        encoders = {"run": found.tokens, "random": random.tokens, "pixels": pixel_tokens(run.geometry)}
+    fit = PROBES[kind]
+    if isinstance(fit, TrainedProbe):
+        fit = replace(fit, epochs=epochs, seed=seed)
     train = features_of(run, encoders, manifest, root, clips)
     test = {} if val_manifest is None else features_of(run, encoders, val_manifest, root, clips)
     accuracy = {}
     videos = 0
     for name in encoders:
-        accuracy[name], videos = probe_accuracy(train[name], test.get(name), PROBES[kind])
+        accuracy[name], videos = probe_accuracy(train[name], test.get(name), fit)
     return {"checkpoint": str(checkpoint), "kind": kind, "videos": videos, "accuracy": accuracy}
+
+
+class Tested(NamedTuple):
+    """Test videos in the order in which they were tested."""
+
+    predicted_V: np.ndarray
+    label_V: np.ndarray
+    path_V: np.ndarray
 
 
 def probe_accuracy(train: Features, test: Features | None, fit: ProbeFn) -> tuple[float, int]:
     """Share of test videos that are named right, and their number; without a test set every source is left out once."""
-    right = total = 0
+    tested = probe_predictions(train, test, fit)
+    return float((tested.predicted_V == tested.label_V).mean()), len(tested.label_V)
+
+
+def probe_predictions(train: Features, test: Features | None, fit: ProbeFn) -> Tested:
+    """What the probe calls each test video; without a test set each source is left out once and tested."""
+    parts = []
     for part, held in _folds(train, test):
         num_classes = int(max(part.label_V.max(), held.label_V.max())) + 1
-        predicted_V = fit(part.feature_VF, part.label_V, held.feature_VF, num_classes)
-        right += int((predicted_V == held.label_V).sum())
-        total += len(held.label_V)
-    return right / total, total
+        parts.append(Tested(fit(part, held.feature_VF, num_classes), held.label_V, held.path_V))
+    return Tested(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _folds(train: Features, test: Features | None) -> Iterator[tuple[Features, Features]]:
@@ -94,16 +114,17 @@ def _rows(features: Features, which: np.ndarray) -> Features:
     return Features(*(array[which] for array in features))
 
 
-def ridge(train_VF: np.ndarray, label_V: np.ndarray, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
+def ridge(train: Features, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
     """Least squares on centred one-hot labels and standardised features; the penalty that names most videos right left out.
 
     Leave-one-out has a closed form (Golub, Heath and Wahba 1979): error_i / (1 - hat_ii). It is asked for its accuracy, the
     squared error breaking ties: by the error alone, few videos of many features get a penalty that flattens everything.
     """
+    train_VF = train.feature_VF
     mean_F, std_F = train_VF.mean(axis=0), train_VF.std(axis=0)
     std_F = np.where(std_F > 0, std_F, 1.0)
     x_VF, test_VF = (train_VF - mean_F) / std_F, (test_VF - mean_F) / std_F
-    target_VC = np.eye(num_classes)[label_V]
+    target_VC = np.eye(num_classes)[train.label_V]
     offset_C = target_VC.mean(axis=0)
     u_VR, s_R, vt_RF = np.linalg.svd(x_VF, full_matrices=False)
     projected_RC = u_VR.T @ (target_VC - offset_C)
@@ -113,7 +134,7 @@ def ridge(train_VF: np.ndarray, label_V: np.ndarray, test_VF: np.ndarray, num_cl
         fitted_VC = u_VR @ (shrink_R[:, None] * projected_RC)
         hat_V = (u_VR**2) @ shrink_R + 1 / len(x_VF)  # 1 / V: the offset
         error_VC = (target_VC - offset_C - fitted_VC) / np.maximum(1e-12, 1 - hat_V)[:, None]
-        wrong = int(((target_VC - error_VC).argmax(axis=1) != label_V).sum())
+        wrong = int(((target_VC - error_VC).argmax(axis=1) != train.label_V).sum())
         return wrong, float((error_VC**2).sum())
 
     best = min(ALPHAS, key=left_out)
@@ -121,23 +142,28 @@ def ridge(train_VF: np.ndarray, label_V: np.ndarray, test_VF: np.ndarray, num_cl
     return (test_VF @ weight_FC + offset_C).argmax(axis=1)
 
 
-def knn(train_VF: np.ndarray, label_V: np.ndarray, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
+def knn(train: Features, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
     """The class with most weight among the nearest by cosine of centred features, weighted by exp(cosine / temperature)."""
-    mean_F = train_VF.mean(axis=0)
+    mean_F = train.feature_VF.mean(axis=0)
     train_VF, test_VF = (
         centred / np.maximum(1e-12, np.linalg.norm(centred, axis=1, keepdims=True))
-        for centred in (train_VF - mean_F, test_VF - mean_F)
+        for centred in (train.feature_VF - mean_F, test_VF - mean_F)
     )
     cosine = test_VF @ train_VF.T
     nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :NEIGHBOURS]
     weight = np.exp((np.take_along_axis(cosine, nearest, axis=1) - 1) / TEMPERATURE)
     votes = np.zeros((len(test_VF), num_classes))
-    np.add.at(votes, (np.arange(len(test_VF))[:, None], label_V[nearest]), weight)
+    np.add.at(votes, (np.arange(len(test_VF))[:, None], train.label_V[nearest]), weight)
     return votes.argmax(axis=1)
 
 
-PROBES: dict[str, ProbeFn] = {"ridge": ridge, "knn": knn}
-"""Probes by name."""
+PROBES: dict[str, ProbeFn] = {
+    "ridge": ridge,
+    "knn": knn,
+    "linear": TrainedProbe("linear"),
+    "attentive": TrainedProbe("attentive"),
+}
+"""Probes by name; the attentive one takes tokens, the others a vector a video."""
 
 
 def describe(result: dict[str, Any]) -> str:
