@@ -18,9 +18,9 @@ from vmae2_ds.draw import Reconstruction, animate_reconstruction, draw_curves, d
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.train.checkpoint import read_weights
 from vmae2_ds.train.report import read_rows, write_report
 from vmae2_ds.train.runs import find_checkpoint
+from vmae2_ds.train.zero_weights import read_weights
 
 log = logging.getLogger(__name__)
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import tyro
+from torch import Tensor
 
 from vmae2_ds.config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
-from vmae2_ds.model.layouts import State, best_reading, from_layout, to_layout
-from vmae2_ds.model.published import infer_model, read_published, write_weights, written_model
+from vmae2_ds.model.layouts import State, best_reading, from_layout, in_layout, to_layout
+from vmae2_ds.model.published import infer_model, named, read_published, write_weights, written_model
 from vmae2_ds.model.transformers_config import config_of_transformers, transformers_config_of
-from vmae2_ds.train.checkpoint import read_weights
 from vmae2_ds.train.runs import find_checkpoint
+from vmae2_ds.train.zero_weights import open_weights
 
 LayoutName = Literal["published", "transformers", "transformers4", "mmaction2"]
 
@@ -61,12 +63,13 @@ def export_weights(
     """
     if source.is_dir() and not (source / "config.json").is_file():
         run, checkpoint = find_checkpoint(source)
-        state, config = read_weights(checkpoint), run.model
+        config = run.model
+        theirs: Mapping[str, Tensor] = in_layout(open_weights(checkpoint), config, layout)
         frames, edge = run.data.num_frames, run.data.size
     else:
-        state, config, _ = read_any(source)
+        ours, config, _ = read_any(source)
+        theirs = to_layout(ours, config, layout)
         checkpoint, frames, edge = source, 16, 224
-    theirs = to_layout(state, config, layout)
     if layout in ("transformers", "transformers4"):
         frames, edge = num_frames or frames, size or edge
         geometry = ClipGeometry(frames, edge, edge, config.tubelet, config.patch)
@@ -81,25 +84,29 @@ def read_any(source: Path) -> tuple[State, ModelConfig | ClassifierConfig, str]:
 
     Raises CheckpointError where it is of no known layout, or a key of the layout is missing, left over or of another shape.
     """
-    if source.is_dir():
-        try:
-            config = config_of_transformers(json.loads((source / "config.json").read_text()))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{source}: no config.json that can be read ({error})") from None
-        state = read_published(source / "model.safetensors")
-        layout = "transformers4" if any(name.endswith(".q_bias") for name in state) else "transformers"
+    if not source.is_dir():
+        state = read_published(source)
+        with named(source):
+            noted = written_model(source)
+            if noted is not None:
+                layout = best_reading(state, noted).layout
+                return from_layout(state, noted, layout), noted, layout
+            found = infer_model(state)
+            bare = {name.removeprefix(found.prefix): tensor for name, tensor in state.items()}
+            return from_layout(bare, found.config, found.layout), found.config, found.layout
+    try:
+        config = config_of_transformers(json.loads((source / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: no config.json that can be read ({error})") from None
+    state = read_published(source / "model.safetensors")
+    layout = "transformers4" if any(name.endswith(".q_bias") for name in state) else "transformers"
+    with named(source):
         return from_layout(state, config, layout), config, layout
-    state = read_published(source)
-    noted = written_model(source)
-    if noted is not None:
-        layout = best_reading(state, noted).layout
-        return from_layout(state, noted, layout), noted, layout
-    found = infer_model(state)
-    bare = {name.removeprefix(found.prefix): tensor for name, tensor in state.items()}
-    return from_layout(bare, found.config, found.layout), found.config, found.layout
 
 
-def _write_transformers(state: State, config: EncoderConfig, geometry: ClipGeometry, folder: Path, source: str) -> None:
+def _write_transformers(
+    state: Mapping[str, Tensor], config: EncoderConfig, geometry: ClipGeometry, folder: Path, source: str
+) -> None:
     """What `from_pretrained` reads, and a card that says where it comes from."""
     if folder.suffix or folder.is_file():
         raise ConfigError(f"--out {folder}: transformers reads a folder; name one")

@@ -15,8 +15,9 @@ from benchmarks.cases import checkpoint, zero
 from benchmarks.cases.zero_engine import of_all_ranks, policies, run_config, set_up, tear_down, try_variant
 from benchmarks.record import Row
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train.checkpoint import load_checkpoint, read_weights, save_checkpoint
+from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
+from vmae2_ds.train.zero_weights import read_weights
 
 DEVICE = torch.device("cpu")
 

@@ -97,30 +97,6 @@ def test_reads_safetensors_straight_into_a_model(
     torch.testing.assert_close(to_layout(model.state_dict(), tiny), official, rtol=0, atol=0)
 
 
-class Harmful:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return print, ("code from a checkpoint ran",)
-
-
-def test_never_runs_code_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"model": Harmful()}, tmp_path / "harmful.pth")
-    with pytest.raises(CheckpointError, match=r"harmful\.pth"):
-        read_published(tmp_path / "harmful.pth")
-    assert "ran" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["missing.pth", "torn.pth", "torn.safetensors", "empty.pth", "no_state.pth"])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, name: str, official: State) -> None:
-    path = tmp_path / name
-    if name == "no_state.pth":
-        torch.save({"epoch": 3}, path)
-    elif name != "missing.pth":
-        torch.save(official, path)
-        path.write_bytes(b"" if name == "empty.pth" else path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=name):
-        read_published(path)
-
-
 def test_what_does_not_match_is_counted_and_named(official: State, tiny: ModelConfig) -> None:
     del official["mask_token"]
     for i in range(7):

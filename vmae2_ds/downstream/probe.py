@@ -14,8 +14,8 @@ import tyro
 from vmae2_ds.downstream.frozen import Encode, Features, FrozenEncoder, features_of, pixel_features, pixel_tokens
 from vmae2_ds.downstream.trained import TrainedProbe
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.train.checkpoint import read_weights
 from vmae2_ds.train.runs import find_checkpoint
+from vmae2_ds.train.zero_weights import read_weights
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.model.stored import Shape, StoredState, shapes_of
 
 State = dict[str, Tensor]
 Names = tuple[str, ...]
@@ -42,22 +43,30 @@ class Layout(NamedTuple):
 
 
 def to_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> State:
-    """Their state dict from ours (`model.state_dict()`); exactly their keys and shapes.
+    """Their state dict from ours (`model.state_dict()`); exactly their keys and shapes. Errors as `in_layout`."""
+    return dict(in_layout(state, config, layout))
+
+
+def in_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> StoredState:
+    """Ours as they have it, each tensor made when it is asked for, so that a stored state is never whole in memory.
 
     Raises:
         CheckpointError: `state` is not one of this model.
         ConfigError: an unknown layout, or one that has no place for this kind of model.
     """
     names = _names(config, layout)
-    _check(state, our_shapes(config), "our key map")
-    theirs: State = {}
-    for ours, their_names in names.items():
+    _check(shapes_of(state), our_shapes(config), "our key map")
+    where = {name: (ours, number) for ours, theirs in names.items() for number, name in enumerate(theirs)}
+
+    def read(name: str) -> Tensor:
+        ours, number = where[name]
         tensor = state[ours]
         if ours == EMBED_WEIGHT:
             width, colours, tubelet, patch, _ = _kernel_shape(config)
             tensor = tensor.view(width, tubelet, patch, patch, colours).permute(0, 4, 1, 2, 3)
-        theirs.update(zip(their_names, tensor.chunk(len(their_names)), strict=True))
-    return {name: tensor.contiguous() for name, tensor in theirs.items()}
+        return tensor.chunk(len(names[ours]))[number].contiguous()
+
+    return StoredState(layout_shapes(config, layout), read)
 
 
 def from_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> State:
@@ -67,12 +76,14 @@ def from_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str 
         CheckpointError: with what is missing, extra or of another shape.
         ConfigError: as `to_layout`.
     """
-    _check(state, layout_shapes(config, layout), f"the {layout} key map")
+    _check(shapes_of(state), layout_shapes(config, layout), f"the {layout} key map")
     return {name: _taken(state, name, theirs) for name, theirs in _names(config, layout).items()}
 
 
 def _taken(state: Mapping[str, Tensor], ours: str, theirs: Names) -> Tensor:
-    """One of our parameters out of their state dict."""
+    """One of our parameters out of their state dict. Raises CheckpointError for whole numbers."""
+    if kinds := {str(state[name].dtype) for name in theirs if not state[name].is_floating_point()}:
+        raise CheckpointError(f"{theirs[0]} holds {', '.join(kinds)}, and weights are floating point")
     tensor = torch.cat([state[name] for name in theirs]) if len(theirs) > 1 else state[theirs[0]]
     if ours == EMBED_WEIGHT and tensor.ndim == 5:
         # (D, c, t, h, w) -> (D, t, h, w, c) -> (D, P)
@@ -92,6 +103,13 @@ class Reading(NamedTuple):
     """Their names of what a model needs and the state dict lacks."""
     unused: Names
     """Their names that were not needed."""
+
+    def describe(self) -> str:
+        """How near it is, for an error: the first keys that differ."""
+        return (
+            f"nearest key layout: {self.layout}, {self.stage}; missing there: {some(self.missing) or 'nothing'}; "
+            f"in the file without a place: {some(self.unused) or 'nothing'}"
+        )
 
 
 def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> Reading:
@@ -120,10 +138,10 @@ def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> Reading:
     )
 
 
-def layout_shapes(config: EncoderConfig, layout: str = "published") -> dict[str, tuple[int, ...]]:
+def layout_shapes(config: EncoderConfig, layout: str = "published") -> dict[str, Shape]:
     """Their keys and shapes of a checkpoint of this model, without allocating it."""
     names = _names(config, layout)
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, Shape] = {}
     for ours, shape in our_shapes(config).items():
         whole = _kernel_shape(config) if ours == EMBED_WEIGHT else shape
         found.update({name: (whole[0] // len(names[ours]), *whole[1:]) for name in names[ours]})
@@ -219,7 +237,7 @@ def _names(config: EncoderConfig, layout: str) -> dict[str, Names]:
     return {name: LAYOUTS[layout].names(name, is_classifier) for name in our_shapes(config)}
 
 
-def our_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+def our_shapes(config: EncoderConfig) -> dict[str, Shape]:
     """Our parameters' shapes; they do not depend on the clip, so one cube will do."""
     geometry = ClipGeometry(config.tubelet, config.patch, config.patch, config.tubelet, config.patch)
     # the kernel has no part in it, and may be missing here; nor has the clip that positions come from
@@ -239,13 +257,13 @@ def _kernel_shape(config: EncoderConfig) -> tuple[int, int, int, int, int]:
     return config.encoder.width, 3, config.tubelet, config.patch, config.patch
 
 
-def _check(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+def _check(found: Mapping[str, Shape], expected: Mapping[str, Shape], what: str) -> None:
     problems = []
-    if missing := [name for name in expected if name not in state]:
+    if missing := [name for name in expected if name not in found]:
         problems.append(f"{len(missing)} missing: {some(missing)}")
-    if extra := [name for name in state if name not in expected]:
+    if extra := [name for name in found if name not in expected]:
         problems.append(f"{len(extra)} extra: {some(extra)}")
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if name in expected}
+    shapes = {name: shape for name, shape in found.items() if name in expected}
     if wrong := [f"{name} {got}, expected {expected[name]}" for name, got in shapes.items() if got != expected[name]]:
         problems.append(f"{len(wrong)} of another shape: {some(wrong)}")
     if problems:

@@ -119,26 +119,6 @@ def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agree
     return client_state["vmae2"]
 
 
-def read_weights(target: Path) -> dict[str, torch.Tensor]:
-    """The model's float32 weights of the checkpoint in `target` on the host, put together from its shards; our names.
-
-    What an objective has of its own is left out.
-
-    Runs what pickled code the files hold, as DeepSpeed's own reader does: only ever give it folders of your own runs.
-    """
-    reason = why_torn(target)
-    if reason is not None:
-        raise CheckpointError(f"{target}: not a whole checkpoint: {reason}")
-    stage = json.loads((target / WHOLE).read_text())["stage"]
-    if stage == 0:
-        state = torch.load(target / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    else:
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        state = get_fp32_state_dict_from_zero_checkpoint(str(target.parent), tag=target.name)
-    return {name.removeprefix("model."): x.float() for name, x in state.items() if name.startswith("model.")}
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old content or the new, never half of it."""
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")

@@ -16,17 +16,14 @@ from vmae2_ds.config import ClassifierConfig
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.views import ViewsDataset
 from vmae2_ds.dist import Agreement, World, default_device
-from vmae2_ds.errors import CheckpointError, ConfigError, DataError
+from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import State
-from vmae2_ds.model.published import infer_model, read_published, written_model
 from vmae2_ds.objectives import Classify
-from vmae2_ds.train.checkpoint import read_weights
 from vmae2_ds.train.engine import start_ranks, stop_ranks
-from vmae2_ds.train.initial import load_for
+from vmae2_ds.train.initial import open_model
 from vmae2_ds.train.metrics import Progress
-from vmae2_ds.train.runs import find_checkpoint, read_run_config
 from vmae2_ds.train.scores import Scores, write_scores
 
 log = logging.getLogger(__name__)
@@ -121,27 +118,11 @@ def open_classifier(source: Path, data: LabelledDataConfig | None = None) -> tup
 
     `data` says what a file leaves open, the clips that it was trained on; default: 16 frames of 224x224.
     """
-    if source.is_dir():
-        run, checkpoint = find_checkpoint(source)
-        if not isinstance(run, FinetuneConfig):
-            raise ConfigError(
-                f"{source} is a {run.stage} run, which has no classes; fine-tune it: --train.init {source}"
-            )
-        return run, read_weights(checkpoint), checkpoint
-    beside = read_run_config(source.parent) if (source.parent / "run.json").is_file() else None
-    if isinstance(beside, FinetuneConfig):  # a run's own mean of the weights
-        config = beside
-    else:
-        model = written_model(source) or infer_model(read_published(source)).config
-        if not isinstance(model, ClassifierConfig):
-            raise ConfigError(
-                f"{source} is a masked autoencoder, which has no classes; fine-tune it: --train.init {source}"
-            )
-        config = FinetuneConfig(model=model, data=data or LabelledDataConfig())
-    weights, report = load_for(source, config.model)
-    if report.new:
-        raise CheckpointError(f"{source} is not a whole classifier: {report}")
-    return config, weights, source
+    run, weights, checkpoint = open_model(source, data)
+    if not isinstance(run, FinetuneConfig):
+        what = f"a {run.stage} run" if source.is_dir() else "a masked autoencoder"
+        raise ConfigError(f"{source} is {what}, which has no classes; fine-tune it: --train.init {source}")
+    return run, weights, checkpoint
 
 
 def classifier_of(config: FinetuneConfig, weights: State | None) -> Classify:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from vmae2_ds.config import EncoderConfig, ModelConfig
+from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig, PretrainConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.layouts import State, best_reading, our_shapes, some
-from vmae2_ds.model.published import read_published
-from vmae2_ds.train.checkpoint import read_weights
-from vmae2_ds.train.runs import AnyRun, find_checkpoint
+from vmae2_ds.model.published import model_of, named, read_published
+from vmae2_ds.train.runs import AnyRun, find_checkpoint, read_run_config
+from vmae2_ds.train.zero_weights import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,11 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
         reading = f"it is a run of {len(found)} tensors"
         unused = [name for name in found if name not in shapes]
     else:
-        read = best_reading(read_published(source), config)
+        state = read_published(source)
+        with named(source):
+            read = best_reading(state, config)
         found, unused = read.state, list(read.unused)
-        reading = f"nearest key layout: {read.layout}, {read.stage}; missing there: {some(read.missing) or 'nothing'}"
-        reading += f"; in the file without a place: {some(unused) or 'nothing'}"
+        reading = read.describe()
     if head_map is not None:
         found = found | mapped_head(found, head_map, source)
     used = {name: found[name] for name, shape in shapes.items() if name in found and tuple(found[name].shape) == shape}
@@ -86,6 +87,41 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
         )
     dropped = [*unused, *(name for name in found if name in shapes and name not in used)]
     return used, LoadReport(tuple(used), tuple(new), tuple(dropped))
+
+
+class OpenedModel(NamedTuple):
+    """A trained model, whole."""
+
+    run: AnyRun
+    """Its run's config; for a file without a run, the model in a config of its kind, whose clips are the published ones."""
+    weights: State
+    """On the host, under our names."""
+    checkpoint: Path
+
+
+def open_model(source: Path, data: LabelledDataConfig | None = None) -> OpenedModel:
+    """The model of a run (its newest whole checkpoint), of one checkpoint, or of a file of any known key layout.
+
+    `data`: the clips of a classifier whose file does not say them.
+
+    Raises ConfigError or CheckpointError where there is none, or a part of it is missing.
+    """
+    if source.is_dir():
+        run, checkpoint = find_checkpoint(source)
+        return OpenedModel(run, read_weights(checkpoint), checkpoint)
+    if (source.parent / "run.json").is_file():  # a run's own mean of the weights
+        run = read_run_config(source.parent)
+    else:
+        model = model_of(source)
+        run = (
+            FinetuneConfig(model=model, data=data or LabelledDataConfig())
+            if isinstance(model, ClassifierConfig)
+            else PretrainConfig(model=model)
+        )
+    weights, report = load_for(source, run.model)
+    if report.new:
+        raise CheckpointError(f"{source} does not hold the whole model: {report}")
+    return OpenedModel(run, weights, source)
 
 
 def read_head_map(file: Path, num_classes: int, setting: str = "train.head_map") -> list[int]:
