@@ -76,7 +76,7 @@ def evaluate(args: list[str]) -> None:
 
 
 def probe(args: list[str]) -> None:
-    """Ridge or k-NN on frozen features, beside a random encoder and pixels: vmae2 probe RUN --manifest FILE."""
+    """A probe on frozen features, beside a random encoder and pixels: vmae2 probe RUN_OR_FILE --manifest FILE."""
     from vmae2_ds.downstream.probe import describe
     from vmae2_ds.downstream.probe import probe as run
 

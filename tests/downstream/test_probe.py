@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TowerConfig
+from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.downstream import probe as probes
-from vmae2_ds.downstream.frozen import Features, FrozenEncoder, features_of, pixel_features
+from vmae2_ds.downstream.frozen import Features, FrozenEncoder, features_of, pixel_features, pixel_tokens
 from vmae2_ds.downstream.probe import PROBES, knn, probe_accuracy, ridge
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
@@ -132,3 +133,36 @@ def test_a_single_frame_s_pixels_are_the_resized_grey_picture() -> None:
     clip_BTHWC[..., 1] = 60
     clip_BTHWC[..., 2] = 90
     torch.testing.assert_close(pixel_features(clip_BTHWC), torch.full((1, 2048), 60.0))
+
+
+def test_tokens_of_a_run_are_the_encoder_s_scaled(run: PretrainConfig, tmp_path: Path) -> None:
+    """Two clips give their tokens one after another; each has mean 0 and deviation 1, as half precision holds any encoder's."""
+    listed = write_synthetic_set(tmp_path, 2, 1, size=48, frames=12).train
+    encoder = FrozenEncoder(run, None, seed=3)
+    tokens = features_of(run, {"tokens": encoder.tokens}, listed, None, clips=2)["tokens"].feature_VF
+    assert (tokens.dtype, tokens.shape) == (np.float16, (2, 2 * 64, 24))
+    np.testing.assert_allclose(tokens.astype(float).mean(axis=2), 0, atol=1e-3)
+    np.testing.assert_allclose(tokens.astype(float).std(axis=2), 1, atol=2e-3)
+    clip_BTHWC = torch.randint(0, 256, (1, 8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = encoder.tokens(clip_BTHWC)
+    assert found.shape == (1, 64, 24)
+    # a drawn encoder's final norm has no weights of its own yet
+    torch.testing.assert_close(found.mean(dim=1), encoder(clip_BTHWC), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [4, 16])
+def test_a_token_of_pixels_is_its_cube_and_its_place(patch: int) -> None:
+    """Where only one cube is not flat, only its token depends on what is in it, averaged to 8 pixels; places differ."""
+    geometry = ClipGeometry(4, 32, 32, 2, patch)
+    tokens = pixel_tokens(geometry)
+    flat_BTHWC = torch.full((1, 4, 32, 32, 3), 90, dtype=torch.uint8)
+    changed_BTHWC = flat_BTHWC.clone()
+    changed_BTHWC[:, 2:, 16:, :16][:, :, :patch, :patch] = 200
+    changed_BTHWC[:, 2:, 16 : 16 + patch // 2, : patch // 2] = 10
+    before, after = tokens(flat_BTHWC), tokens(changed_BTHWC)
+    per_row = 32 // patch
+    place = per_row**2 + (16 // patch) * per_row
+    assert before.shape == (1, geometry.num_cubes, 2 * min(patch, 8) ** 2)
+    moved = (before != after).any(dim=-1)[0].nonzero().flatten().tolist()
+    assert moved == [place]
+    assert len({tuple(token.tolist()) for token in before[0]}) == geometry.num_cubes

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,10 +32,16 @@ from vmae2_ds.train.runs import AnyRun
 
 PIXEL_FRAMES, PIXEL_SIZE = 8, 16
 """The clip that pixel features are taken from, in grey."""
+PIXEL_CELL = 8
+"""Edge of a cube as a token of pixels; larger ones are averaged down to it."""
 
 
 Encode = Callable[[Tensor], Tensor]
 """uint8 clips (B, T, S, S, 3) -> one vector a clip, (B, F), or its tokens, (B, N, D)."""
+
+
+Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
+"""(an encoder's name, shape, dtype) -> an array for its features."""
 
 
 class Features(NamedTuple):
@@ -71,6 +78,16 @@ class FrozenEncoder:
         for module in (self.encoder, self.norm):
             module.to(default_device()).eval()
 
+    @property
+    def identity(self) -> str:
+        """What tells it from every other encoder: SHA-256 of its weights, its position table and the clips that it takes."""
+        digest = hashlib.sha256(repr(self.geometry).encode())
+        for module in (self.encoder, self.norm):
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     @torch.inference_mode()
     def __call__(self, clip_BTHWC: Tensor) -> Tensor:
         """uint8 clips -> (B, D) float32 on the host."""
@@ -101,9 +118,17 @@ def pixel_features(clip_BTHWC: Tensor) -> Tensor:
 
 
 def pixel_tokens(geometry: ClipGeometry) -> Encode:
-    """What an encoder starts from, as tokens (B, N, P): normalised values of each cube, and the sinusoids of its place."""
-    places_NP = sinusoid_table(geometry.num_cubes, geometry.cube_values)
-    return lambda clip_BTHWC: _scaled(normalise_pixels(every_cube(clip_BTHWC, geometry)) + places_NP)
+    """What an encoder starts from, as tokens (B, N, P): every cube in grey, at most PIXEL_CELL wide, plus its place's table."""
+    steps, rows, columns = geometry.grid
+    cell = min(geometry.patch, PIXEL_CELL)
+    places_NP = sinusoid_table(geometry.num_cubes, geometry.tubelet * cell**2)
+
+    def encode(clip_BTHWC: Tensor) -> Tensor:
+        grey_BTHW = F.adaptive_avg_pool2d(clip_BTHWC.float().mean(dim=-1), (rows * cell, columns * cell))
+        cubes = grey_BTHW.reshape(-1, steps, geometry.tubelet, rows, cell, columns, cell).permute(0, 1, 3, 5, 2, 4, 6)
+        return _scaled(cubes.reshape(-1, *places_NP.shape) / 64 - 2 + places_NP)  # -2 to 2, beside sinusoids of -1 to 1
+
+    return encode
 
 
 def _scaled(tokens_BND: Tensor) -> Tensor:
@@ -111,21 +136,29 @@ def _scaled(tokens_BND: Tensor) -> Tensor:
     return F.layer_norm(tokens_BND.float(), tokens_BND.shape[-1:])
 
 
+def clip_settings(run: AnyRun) -> dict[str, Any]:
+    """How a run takes its clips from a video, as far as a frozen encoder is concerned."""
+    return run.data.model_dump(include={"num_frames", "size", "sampling", "stride", "source_strides"})
+
+
 def features_of(
-    run: AnyRun, encoders: Mapping[str, Encode], manifest: Path, root: Path | None, clips: int
+    run: AnyRun,
+    encoders: Mapping[str, Encode],
+    manifest: Path,
+    root: Path | None,
+    clips: int,
+    allocate: Allocate = lambda name, shape, dtype: np.empty(shape, dtype),
 ) -> dict[str, Features]:
     """What each encoder makes of every video: its vectors averaged over `clips` clips (the middle one where it is 1), or the
     tokens of all of them.
 
-    Every video is decoded once.
+    Every video is decoded once. `allocate` makes the room for what an encoder gives.
 
     Raises DataError where no video can be read, ConfigError for a video without a label.
     """
     listed = read_manifest(manifest, root)
     last_label = max(int(labels.max()) for _, labels in listed.label_blocks())
-    data = LabelledDataConfig(
-        **run.data.model_dump(include={"num_frames", "size", "sampling", "stride", "source_strides", "workers"})
-    )
+    data = LabelledDataConfig(**clip_settings(run), workers=run.data.workers)
     classes = ClassifierConfig(encoder=run.model.encoder, patch=run.model.patch, num_classes=max(2, last_label + 1))
     config = FinetuneConfig(model=classes, data=data)
     views = None if clips == 1 else config.test.model_copy(update={"clips": clips, "crops": 1})
@@ -139,7 +172,7 @@ def features_of(
         for name, encode in encoders.items():
             found = _of_video(encode(video.clip_KTHWC))
             if name not in features:  # for all videos at once: a list of all tokens would have to be copied
-                features[name] = np.empty((len(listed), *found.shape), found.dtype)
+                features[name] = allocate(name, (len(listed), *found.shape), found.dtype)
             features[name][len(rows)] = found
         rows.append(video.row)
         labels.append(video.label)

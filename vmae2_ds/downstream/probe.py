@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,11 +12,22 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from vmae2_ds.downstream.frozen import Encode, Features, FrozenEncoder, features_of, pixel_features, pixel_tokens
+from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.downstream.frozen import (
+    Encode,
+    Features,
+    FrozenEncoder,
+    clip_settings,
+    features_of,
+    pixel_features,
+    pixel_tokens,
+)
+from vmae2_ds.downstream.kept import kept_features
 from vmae2_ds.downstream.trained import TrainedProbe
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.train.runs import find_checkpoint
-from vmae2_ds.train.zero_weights import read_weights
+from vmae2_ds.train.checkpoint import write_atomically
+from vmae2_ds.train.initial import open_model
+from vmae2_ds.train.runs import with_options
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +52,19 @@ def probe(
     clips: int = 1,
     epochs: int = 50,
     seed: int = 0,
+    num_frames: int | None = None,
+    size: int | None = None,
+    stride: int | None = None,
+    sampling: Literal["stride", "dense", "segments", "spread"] | None = None,
+    workers: int | None = None,
+    cache: Path | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of a probe on frozen features of a run, of a random encoder of its shape, and of pixels.
+    """Accuracy of a probe on frozen features of a trained encoder, of a random one of its shape, and of pixels.
 
     Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), or runs/.../ckpt/stepN.
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a checkpoint
+            file of any known key layout.
         manifest: Labelled videos to fit on. Without val_manifest each source of the list is left out once and tested.
         val_manifest: Labelled videos to test on.
         root: Folder that relative paths start from; default: each list's.
@@ -54,22 +74,60 @@ def probe(
         clips: Clips of each video, whose features are averaged, or for attentive looked at together.
         epochs: Passes over the training videos of the linear and the attentive probe.
         seed: Of the random encoder, and of what the linear and the attentive probe draw.
+        num_frames: Frames of a clip; default: the run's, 16 for a file.
+        size: Clip height and width in pixels; default: the run's, 224 for a file.
+        stride: Step between frames for stride and dense; default: the run's, 4 for a file.
+        sampling: How frames are taken; default: the run's, for a file that of its kind of model.
+        workers: Loader processes; default: the run's.
+        cache: Folder that keeps the features, for this and other probes of the same encoders and videos.
+        out: A JSON file for the figures and every test video's label and predictions.
     """
-    run, checkpoint = find_checkpoint(source)
-    found, random = FrozenEncoder(run, read_weights(checkpoint)), FrozenEncoder(run, None, seed)
-    encoders: dict[str, Encode] = {"run": found, "random": random, "pixels": pixel_features}
+    for option, value in (("clips", clips), ("epochs", epochs)):
+        if value < 1:
+            raise ConfigError(f"--{option} {value}: at least 1")
+    if val_manifest is None:
+        _check_sources(read_manifest(manifest, root).sources)  # before hours of decoding, not after
+    opened = open_model(source)
+    asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
+    run = with_options(opened.run, data=asked)
+    trained, random = FrozenEncoder(run, opened.weights), FrozenEncoder(run, None, seed)
+    encoders: dict[str, Encode] = {"run": trained, "random": random, "pixels": pixel_features}
     if kind == "attentive":
-        encoders = {"run": found.tokens, "random": random.tokens, "pixels": pixel_tokens(run.geometry)}
+        encoders = {"run": trained.tokens, "random": random.tokens, "pixels": pixel_tokens(run.geometry)}
     fit = PROBES[kind]
     if isinstance(fit, TrainedProbe):
         fit = replace(fit, epochs=epochs, seed=seed)
-    train = features_of(run, encoders, manifest, root, clips)
-    test = {} if val_manifest is None else features_of(run, encoders, val_manifest, root, clips)
-    accuracy = {}
-    videos = 0
-    for name in encoders:
-        accuracy[name], videos = probe_accuracy(train[name], test.get(name), fit)
-    return {"checkpoint": str(checkpoint), "kind": kind, "videos": videos, "accuracy": accuracy}
+
+    def features(listed: Path) -> dict[str, Features]:
+        if cache is None:
+            return features_of(run, encoders, listed, root, clips)
+        what = "tokens" if kind == "attentive" else "vectors"
+        names = {"run": trained.identity, "random": random.identity, "pixels": repr(run.geometry)}
+        makers = {name: f"{what} of {'pixels ' if name == 'pixels' else ''}{maker}" for name, maker in names.items()}
+        return kept_features(cache, makers, run, encoders, listed, root, clips)
+
+    train = features(manifest)
+    test = {} if val_manifest is None else features(val_manifest)
+    tested = {name: probe_predictions(train[name], test.get(name), fit) for name in encoders}
+    result = {
+        "checkpoint": str(opened.checkpoint),
+        "kind": kind,
+        "videos": len(tested["run"].label_V),
+        "accuracy": {name: _accuracy(found) for name, found in tested.items()},
+    }
+    if out is not None:
+        about = {"manifest": str(manifest), "val_manifest": val_manifest and str(val_manifest), **clip_settings(run)}
+        rows = zip(*(found.predicted_V.tolist() for found in tested.values()), strict=True)
+        videos = [
+            {"path": path, "label": label, **dict(zip(tested, row, strict=True))}
+            for path, label, row in zip(
+                tested["run"].path_V.tolist(), tested["run"].label_V.tolist(), rows, strict=True
+            )
+        ]
+        written = {**result, **about, "clips": clips, "epochs": epochs, "seed": seed, "tested": videos}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, json.dumps(written, indent=1))
+    return result
 
 
 class Tested(NamedTuple):
@@ -83,7 +141,11 @@ class Tested(NamedTuple):
 def probe_accuracy(train: Features, test: Features | None, fit: ProbeFn) -> tuple[float, int]:
     """Share of test videos that are named right, and their number; without a test set every source is left out once."""
     tested = probe_predictions(train, test, fit)
-    return float((tested.predicted_V == tested.label_V).mean()), len(tested.label_V)
+    return _accuracy(tested), len(tested.label_V)
+
+
+def _accuracy(tested: Tested) -> float:
+    return float((tested.predicted_V == tested.label_V).mean())
 
 
 def probe_predictions(train: Features, test: Features | None, fit: ProbeFn) -> Tested:
@@ -100,14 +162,18 @@ def _folds(train: Features, test: Features | None) -> Iterator[tuple[Features, F
         yield train, test
         return
     sources = sorted({str(source) for source in train.source_V})
+    _check_sources(sources)
+    for source in sources:
+        held = train.source_V == source
+        yield _rows(train, ~held), _rows(train, held)
+
+
+def _check_sources(sources: Sequence[str]) -> None:
     if len(sources) < 2:
         raise ConfigError(
             f"the list has one source, {sources[0]!r}: name groups (subjects, scenes) in its column `source`, each of which "
             "is left out once, or give --val-manifest"
         )
-    for source in sources:
-        held = train.source_V == source
-        yield _rows(train, ~held), _rows(train, held)
 
 
 def _rows(features: Features, which: np.ndarray) -> Features:

@@ -24,6 +24,7 @@ from vmae2_ds.objectives import Classify
 from vmae2_ds.train.engine import start_ranks, stop_ranks
 from vmae2_ds.train.initial import open_model
 from vmae2_ds.train.metrics import Progress
+from vmae2_ds.train.runs import with_options
 from vmae2_ds.train.scores import Scores, write_scores
 
 log = logging.getLogger(__name__)
@@ -67,14 +68,11 @@ def evaluate(
         labels: A file with a class name a line, for the table and the picture.
     """
     config, weights, checkpoint = open_classifier(source)
-    data = {"num_frames": num_frames, "size": size, "stride": stride, "workers": workers}
-    test = {"clips": clips, "crops": crops, "sampling": sampling, "max_bad_share": max_bad_share}
-    config = type(config).model_validate(
-        config.changed(
-            data={name: value for name, value in data.items() if value is not None},
-            test={name: value for name, value in test.items() if value is not None},
-            train={"precision": precision or config.train.precision},
-        ).model_dump()
+    config = with_options(
+        config,
+        data={"num_frames": num_frames, "size": size, "stride": stride, "workers": workers},
+        test={"clips": clips, "crops": crops, "sampling": sampling, "max_bad_share": max_bad_share},
+        train={"precision": precision},
     )
     listed = read_manifest(manifest, root)
     dataset = ViewsDataset(config, listed, config.test)

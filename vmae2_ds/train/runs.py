@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 
 AnyRun = PretrainConfig | FinetuneConfig
+Run = TypeVar("Run", bound=RunConfig)
 STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
@@ -196,6 +197,22 @@ def read_run_config(path: Path) -> AnyRun:
         raise ConfigError(f"{file}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
     except (ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{file} is damaged ({error!r})") from None
+
+
+def with_options(config: Run, **sections: Mapping[str, object]) -> Run:
+    """`config` with a command's options in its sections, checked again; None stands for an option that was not given.
+
+    Raises ConfigError, naming the option.
+    """
+    given = {
+        name: {key: value for key, value in fields.items() if value is not None} for name, fields in sections.items()
+    }
+    try:
+        return type(config).model_validate(config.changed(**given).model_dump())
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = "-".join(str(part) for part in wrong["loc"][1:]).replace("_", "-") or "options"
+        raise ConfigError(f"--{option} {wrong['input']}: {wrong['msg']}") from None
 
 
 def find_checkpoint(source: Path) -> tuple[AnyRun, Path]:

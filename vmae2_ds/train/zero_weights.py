@@ -22,7 +22,7 @@ from vmae2_ds.model.stored import StoredState
 from vmae2_ds.train.checkpoint import WHOLE, why_torn
 
 _MODEL, _OPTIMIZER = "*_model_states.pt", "*_optim_states.pt"
-_PREFIX = "model."  # of the objective
+_PREFIX = "model."  # of an objective's model; what else it may have is not the model's
 
 
 class _Ignored:
@@ -78,7 +78,7 @@ def open_weights(target: Path) -> StoredState:
         places = _places(target, whole["stage"], whole["world_size"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{target}: its files are not shards of DeepSpeed as known here ({error!r})") from None
-    names = {name.removeprefix(_PREFIX): name for name in places}
+    names = {name.removeprefix(_PREFIX): name for name in places if name.startswith(_PREFIX)}
 
     def read(name: str) -> Tensor:
         shape, pieces = places[names[name]]
