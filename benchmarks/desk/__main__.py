@@ -1,0 +1,171 @@
+"""python -m benchmarks.desk --data ../shared/data --out runs/desk: train every stage for some seeds, probe, append rows."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from benchmarks.desk.lists import SETS, Lists, write_lists
+from benchmarks.desk.stages import Stages
+from benchmarks.desk.table import markdown
+from benchmarks.record import Row, append_rows, provenance
+from vmae2_ds.downstream.frozen import Encode, FrozenEncoder, features_of, pixel_features, pixel_tokens
+from vmae2_ds.downstream.probe import PROBES, probe_accuracy
+from vmae2_ds.errors import Vmae2Error
+from vmae2_ds.train.evaluate import evaluate
+from vmae2_ds.train.report import read_rows
+from vmae2_ds.train.runs import find_checkpoint
+from vmae2_ds.train.zero_weights import read_weights
+
+PROBED = ("ridge", "attentive")
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Every stage of progressive training on a few hundred real clips. The same command goes on where it was stopped."""
+
+    data: Path
+    """The folder that holds actions/ with the two sets."""
+    out: Path = Path("runs/desk")
+    """Lists, small copies, run folders and rows.jsonl."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of pre-training; every later stage of a chain has its seed."""
+    stages: tuple[str, ...] = ("frozen", "posttrain", "distil", "finetune")
+    """What to run: pre-training and leave-one-out probes; then what needs labels, tested on unseen subjects and sequences."""
+    best: str = "normalised"
+    """The target whose encoder the later stages start from."""
+    workers: int = 2
+    """Processes that make the small copies."""
+    shrink: int = 1
+    """Divides every number of steps, to try the chain."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is asked; exit code 2 for what a user can mend."""
+    asked = tyro.cli(Desk, args=argv, prog="python -m benchmarks.desk")
+    rows = asked.out / "rows.jsonl"
+    try:
+        lists = write_lists(asked.data, asked.out, asked.workers)
+        for row in _measure(asked, lists, _known(rows)):
+            append_rows(rows, [{**provenance(), **row}])
+            print({key: value for key, value in row.items() if key != "run"}, flush=True)
+    except Vmae2Error as error:
+        print(f"benchmarks.desk: {error}", file=sys.stderr)
+        return error.exit_code
+    print(markdown(read_rows(rows)))
+    return 0
+
+
+def _known(rows: Path) -> set[tuple[object, ...]]:
+    return {_key(row) for row in read_rows(rows)} if rows.exists() else set()
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("model", "seed", "test", "set", "how"))
+
+
+def _measure(asked: Desk, lists: Lists, known: set[tuple[object, ...]]) -> Iterator[Row]:
+    """One row per model, seed, test and set that is not known yet."""
+    for seed in asked.seeds:
+        yield from _chain(asked.best, asked.stages, Stages(asked.out, lists, seed, asked.shrink), lists, known)
+
+
+def _chain(
+    best: str, asked: tuple[str, ...], stages: Stages, lists: Lists, known: set[tuple[object, ...]]
+) -> Iterator[Row]:
+    """The rows of one seed. A stage is trained when the first row needs it."""
+    seed = stages.seed
+
+    def pretrained() -> Path:
+        return stages.pretrained(best)
+
+    def posttrained() -> Path:
+        return stages.posttrained(pretrained())
+
+    if "frozen" in asked:
+        for target in ("normalised", "pixels"):
+            make = functools.partial(stages.pretrained, target)
+            yield from _probe(f"pretrained {target}", make, seed, lists, known, baselines=target == "normalised")
+    if "posttrain" in asked:
+        yield from _tested("post-pretrained", posttrained, seed, lists, known)
+        yield from _tested("supervised from scratch", lambda: stages.posttrained(None), seed, lists, known)
+    if "distil" in asked:
+        yield from _tested("student", lambda: stages.distilled(posttrained()), seed, lists, known)
+    if "finetune" in asked:
+        for name, first in {"scratch": None, "pretrained": pretrained, "post-pretrained": posttrained}.items():
+            for of in SETS:
+                row = {"model": name, "seed": seed, "test": "unseen", "set": of, "how": "fine-tuned"}
+                if _key(row) not in known:
+                    run = stages.finetuned(of, first and first(), name)
+                    yield {**row, **_accuracy(run, lists.val_of[of]), **_accuracy(run, lists.train_of[of], "train_")}
+
+
+def _probe(
+    name: str, make: Callable[[], Path], seed: int, lists: Lists, known: set[tuple[object, ...]], baselines: bool
+) -> Iterator[Row]:
+    """Each source of a set left out once, and unseen sources; `baselines`: also a random encoder and the pixels."""
+    names = [name, "random encoder", "pixels"] if baselines else [name]
+    for of in SETS:
+        for how in PROBED:
+            for test in ("leave one out", "unseen"):
+                rows = [{"model": model, "seed": seed, "test": test, "set": of, "how": how} for model in names]
+                rows = [row for row in rows if _key(row) not in known]
+                if not rows:
+                    continue
+                run = make()
+                listed = (lists.all_of[of], None) if test == "leave one out" else (lists.train_of[of], lists.val_of[of])
+                found = _frozen(run, seed, how, *listed)
+                yield from ({**row, "run": str(run), **found[_role(row["model"])]} for row in rows)
+
+
+def _tested(
+    name: str, make: Callable[[], Path], seed: int, lists: Lists, known: set[tuple[object, ...]]
+) -> Iterator[Row]:
+    """A model that has seen the training labels: its own head, and probes, on unseen sources alone."""
+    for of in SETS:
+        for how in PROBED:
+            row = {"model": name, "seed": seed, "test": "unseen", "set": of, "how": how}
+            if _key(row) not in known:
+                yield {
+                    **row,
+                    "run": str(make()),
+                    **_frozen(make(), seed, how, lists.train_of[of], lists.val_of[of])["run"],
+                }
+    row = {"model": name, "seed": seed, "test": "unseen", "set": "both", "how": "own head"}
+    if _key(row) not in known:
+        run = make()
+        yield {**row, "run": str(run), **_accuracy(run, lists.val), **_accuracy(run, lists.train, "train_")}
+
+
+def _role(model: str) -> str:
+    return {"random encoder": "random", "pixels": "pixels"}.get(model, "run")
+
+
+def _frozen(source: Path, seed: int, how: str, train: Path, val: Path | None) -> dict[str, Row]:
+    """Accuracy and number of test videos of the run, of a random encoder drawn from `seed`, and of pixels."""
+    run, checkpoint = find_checkpoint(source)
+    found, random = FrozenEncoder(run, read_weights(checkpoint)), FrozenEncoder(run, None, 1000 + seed)
+    encoders: dict[str, Encode] = {"run": found, "random": random, "pixels": pixel_features}
+    if how == "attentive":
+        encoders = {"run": found.tokens, "random": random.tokens, "pixels": pixel_tokens(run.geometry)}
+    parts = [features_of(run, encoders, listed, None, clips=1) for listed in (train, val) if listed is not None]
+    results = {}
+    for name in encoders:
+        accuracy, videos = probe_accuracy(parts[0][name], parts[1][name] if val else None, PROBES[how])
+        results[name] = {"accuracy": accuracy, "videos": videos}
+    return results
+
+
+def _accuracy(run: Path, listed: Path, prefix: str = "") -> Row:
+    result = evaluate(run, manifest=listed, out=run / "eval" / listed.stem, clips=1, crops=1, sampling="dense")
+    return {f"{prefix}accuracy": float(np.float64(result["top1"])), f"{prefix}videos": result["videos"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
