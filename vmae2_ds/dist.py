@@ -1,15 +1,16 @@
 """Ranks: which launcher started this process, and small agreements between ranks.
 
 DeepSpeed reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. `deepspeed` and `torchrun` set them; mpirun
-and srun set their own, which are mapped here. A half-set group is refused: it would train N separate copies.
+and srun set their own, which are mapped here. A half-set group is refused, and so is a process that several launchers
+or none of the known ones started: it would train a copy of its own.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from vmae2_ds.errors import ConfigError
@@ -24,9 +25,32 @@ LAUNCHERS: dict[str, tuple[str, str, str]] = {
     "torch": ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
     "slurm": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),  # the last is set by srun alone
     "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
-    "mpich": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
+    "mpich": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),  # Intel MPI too: both start through hydra
+    "mvapich": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_SIZE"),
 }
+LOCAL_SIZES = {
+    "torch": "LOCAL_WORLD_SIZE",
+    "openmpi": "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "mpich": "MPI_LOCALNRANKS",
+    "mvapich": "MV2_COMM_WORLD_LOCAL_SIZE",
+}
+"""Launcher -> its variable for the number of ranks on this host."""
+UNMAPPED = {
+    "PMIX_RANK": "a PMIx launcher",
+    "PMI_ID": "a PMI launcher",
+    "PALS_RANKID": "PALS",
+    "ALPS_APP_PE": "aprun",
+    "JSM_NAMESPACE_RANK": "jsrun",
+    "FLUX_TASK_RANK": "flux",
+}
+"""Rank variables that no set above belongs to -> who sets them."""
+PARALLEL_PARENTS = {"mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", "orted", "prted", "hydra_pmi_proxy"}
+"""Process names of what starts the ranks of an MPI job; Linux cuts a name at 15 characters."""
+NODES = ("GROUP_WORLD_SIZE", "CROSS_SIZE")
+"""Hosts of the job as torchrun and `deepspeed` have it."""
 DEFAULT_PORT = 29500
+SLURM_PORTS = 20000
+"""First of the 10,000 ports for SLURM jobs; Linux hands out those from 32768 on to everybody else."""
 
 
 class World(NamedTuple):
@@ -41,28 +65,90 @@ class World(NamedTuple):
 def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> World:
     """Find the launcher's variables in `env`, write the torch names into it, and return the world.
 
-    With none set the world is this one process. Raises ConfigError where a launcher's variables are set only in part,
-    contradict each other, or say nothing of the address of rank 0.
+    With none set the world is this one process. Raises ConfigError where a launcher's variables are set only in part or
+    contradict each other, where two launchers disagree, where an unknown one started this process, or where nothing
+    says the address of rank 0.
     """
-    partial: dict[str, list[str]] = {}
+    whole: dict[str, World] = {}
     for launcher, names in LAUNCHERS.items():
-        missing = [name for name in names if name not in env]
-        if not missing:
-            return _write(env, launcher, *(_integer(env, name) for name in names))
-        if len(missing) < len(names) and launcher != "slurm":  # a shell inside a SLURM job has some of them
-            partial[launcher] = missing
-    for launcher, missing in partial.items():
-        present = ", ".join(name for name in LAUNCHERS[launcher] if name in env)
+        present = [name for name in names if env.get(name)]
+        if len(present) == len(names):
+            whole[launcher] = _world(env, launcher)
+        elif present and not (launcher == "slurm" and "SLURM_STEP_NUM_TASKS" not in present):
+            if launcher == "mpich" and "slurm" in whole:
+                continue  # srun with the pmi2 plugin
+            missing = [name for name in names if name not in present]
+            raise ConfigError(
+                f"{', '.join(present)} set but {', '.join(missing)} not: each process would train a copy of its own; "
+                "start with deepspeed, torchrun, mpirun or srun, or unset them"
+            )
+    if whole:
+        return _write(env, _choose(env, whole))
+    _refuse_a_silent_copy(env)
+    return _write(env, World())
+
+
+def _world(env: MutableMapping[str, str], launcher: str) -> World:
+    rank, local_rank, size = (_integer(env, name) for name in LAUNCHERS[launcher])
+    if not 0 <= rank < size or not 0 <= local_rank <= rank:
+        raise ConfigError(f"{launcher} rank variables contradict each other: rank={rank} local={local_rank} of {size}")
+    return World(rank, local_rank, size, launcher)
+
+
+def _choose(env: MutableMapping[str, str], whole: dict[str, World]) -> World:
+    """The world among those whose variables are whole: torch's names before all, then srun's, then MPI's."""
+    chosen = next(iter(whole.values()))
+    for other in whole.values():
+        if chosen.launcher == "torch":
+            # a launcher inside srun or mpirun knows its hosts; one that was told of none copies itself on each task
+            alone = chosen.size == 1 or any(env.get(name) == "1" for name in NODES)
+            agrees = chosen[:3] == other[:3] or other.size == 1 or not alone
+        elif chosen.size == 1:
+            chosen, agrees = other, True  # mpirun in a shell that srun has opened
+        else:
+            agrees = (chosen.rank, chosen.size) == (other.rank, other.size) or other.size == 1
+        if not agrees:
+            raise ConfigError(
+                f"two launchers disagree: {_said(chosen)}, {_said(other)}: {other.size} copies would train; "
+                "keep one of the two, tell the inner one of all hosts, or unset the variables of one"
+            )
+    return chosen
+
+
+def _said(world: World) -> str:
+    rank, _, size = LAUNCHERS[world.launcher]
+    return f"{rank}={world.rank} {size}={world.size}"
+
+
+def _refuse_a_silent_copy(env: MutableMapping[str, str]) -> None:
+    """Without any whole set: refuse what looks like one of several processes."""
+    tasks = _integer(env, "SLURM_NTASKS") if env.get("SLURM_NTASKS") else 1
+    if tasks > 1:
         raise ConfigError(
-            f"{present} set but {', '.join(missing)} not: each process would train a copy of its own; "
-            "start with deepspeed, torchrun, mpirun or srun, or unset them"
-        )
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        raise ConfigError(
-            f"this SLURM job has {env['SLURM_NTASKS']} tasks, but srun did not start this process: it would train alone; "
+            f"this SLURM job has {tasks} tasks, but srun did not start this process: it would train alone; "
             "write srun in front, or unset SLURM_NTASKS to mean it"
         )
-    return _write(env, "none", 0, 0, 1)
+    way_out = (
+        "start with deepspeed, torchrun, srun or another mpirun, or set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_ADDR"
+    )
+    for name, who in UNMAPPED.items():
+        if name in env:
+            raise ConfigError(
+                f"{name}={env[name]} says that {who} started this process, but nothing says among how many: each would "
+                f"train a copy of its own; {way_out}"
+            )
+    parent = _parent_name() if env is os.environ else ""
+    if parent in {name[:15] for name in PARALLEL_PARENTS}:
+        raise ConfigError(
+            f"{parent} started this process, but no variable says its rank: each would train a copy of its own; {way_out}"
+        )
+
+
+def _parent_name() -> str:
+    try:
+        return Path(f"/proc/{os.getppid()}/comm").read_text().strip()
+    except OSError:
+        return ""  # no Linux, or a hidden parent: the variables have to do
 
 
 def _integer(env: MutableMapping[str, str], name: str) -> int:
@@ -72,38 +158,34 @@ def _integer(env: MutableMapping[str, str], name: str) -> int:
         raise ConfigError(f"{name}={env[name]!r} is not a number") from None
 
 
-def _write(env: MutableMapping[str, str], launcher: str, rank: int, local_rank: int, size: int) -> World:
-    if not 0 <= rank < size or not 0 <= local_rank <= rank:
-        raise ConfigError(f"{launcher} rank variables contradict each other: rank={rank} local={local_rank} of {size}")
-    if "MASTER_ADDR" not in env:
+def _write(env: MutableMapping[str, str], world: World) -> World:
+    rank, local_rank, size, launcher = world
+    if not env.get("MASTER_ADDR"):
         if launcher == "slurm":
             env["MASTER_ADDR"] = _first_slurm_host(env)
-        elif launcher in ("none", "torch") or _local_size(env, launcher) == size:
+        elif size == 1 or env.get(LOCAL_SIZES.get(launcher, "")) == str(size):
             env["MASTER_ADDR"] = "127.0.0.1"
         else:
             raise ConfigError(
                 f"{launcher} started {size} processes but MASTER_ADDR is not set; export rank 0's address"
             )
+    job = _integer(env, "SLURM_JOB_ID") if env.get("SLURM_JOB_ID") else None
     # two SLURM jobs may share a node, so a job's port follows from its number
-    env.setdefault("MASTER_PORT", str(DEFAULT_PORT + int(env.get("SLURM_JOB_ID", "0")) % 10_000))
+    if not env.get("MASTER_PORT"):
+        env["MASTER_PORT"] = str(DEFAULT_PORT if job is None else SLURM_PORTS + job % 10_000)
+    if not 0 < _integer(env, "MASTER_PORT") < 2**16:
+        raise ConfigError(f"MASTER_PORT={env['MASTER_PORT']} is no port: 1 to 65535")
     env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = str(rank), str(local_rank), str(size)
-    return World(rank, local_rank, size, launcher)
-
-
-def _local_size(env: MutableMapping[str, str], launcher: str) -> int:
-    name = {"openmpi": "OMPI_COMM_WORLD_LOCAL_SIZE", "mpich": "MPI_LOCALNRANKS"}.get(launcher, "")
-    return int(env.get(name, "0"))
+    return world
 
 
 def _first_slurm_host(env: MutableMapping[str, str]) -> str:
+    """`gpu[01-04,7],big1` -> gpu01: the first number of each bracket, then the first name."""
     hosts = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST") or ""
-    if hosts and not re.search(r"[\[,]", hosts):
-        return hosts
-    try:
-        listed = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
-        return listed.stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        raise ConfigError(f"cannot read the first host of {hosts!r} with scontrol; export MASTER_ADDR") from None
+    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", hosts).split(",")[0]
+    if not re.fullmatch(r"[\w.-]+", first):
+        raise ConfigError(f"cannot read the first host of the job's list {hosts!r}; export MASTER_ADDR")
+    return first
 
 
 class Agreement:
