@@ -43,7 +43,7 @@ ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         ({**SLURM, **TORCH, "GROUP_WORLD_SIZE": "2"}, World(3, 1, 4, "torch")),  # torchrun --nnodes 2 on each task
         ({"SLURM_NTASKS": "2", **OPENMPI, "MASTER_ADDR": "a"}, World(1, 1, 2, "openmpi")),  # mpirun in a batch script
         (ALONE, World(0, 0, 1, "torch")),
-        ({name: "" for name in TORCH}, World(0, 0, 1, "none")),
+        (dict.fromkeys(TORCH, ""), World(0, 0, 1, "none")),
     ],
 )
 def test_variables_are_mapped(variables: dict[str, str], world: World) -> None:

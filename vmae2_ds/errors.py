@@ -9,6 +9,8 @@ EXIT_DIVERGED = 76
 """Too many non-finite steps: the run stopped with a checkpoint."""
 EXIT_BAD_DATA = 77
 """Too many videos could not be read, or a rank's loader failed: the run stopped with a checkpoint."""
+EXIT_HUNG = 78
+"""No step was finished for too long, or a rank is gone: nothing could be saved; start the same command again."""
 
 
 class Vmae2Error(Exception):
@@ -59,3 +61,9 @@ class LoaderFailed(AgreedStop):
     """One rank's loader could not go on."""
 
     exit_code = EXIT_BAD_DATA
+
+
+class RankLost(Vmae2Error):
+    """Another rank is gone; this one cannot go on alone."""
+
+    exit_code = EXIT_HUNG

@@ -44,7 +44,7 @@ STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
-    | {"max_nonfinite_steps", "peak_flops"},
+    | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
     "distil": {"teacher", "cache", "cache_dtype"},
 }

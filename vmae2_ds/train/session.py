@@ -17,7 +17,7 @@ from vmae2_ds.cost.flops import inference_flops, training_flops
 from vmae2_ds.data.datasets import VideoDataset
 from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.mixture import Mixture, open_mixture
+from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import AgreedStop, ConfigError
 from vmae2_ds.model.layouts import to_layout
@@ -26,7 +26,7 @@ from vmae2_ds.train.build import Objective, build_engine, make_objective
 from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
-from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
+from vmae2_ds.train.engine import Engine, meet_ranks, start_ranks, stop_ranks
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
 from vmae2_ds.train.loop import LoopHooks, TrainState, stop_signals, train
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
@@ -34,6 +34,7 @@ from vmae2_ds.train.peak import device_peak
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
 from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
+from vmae2_ds.train.startup import check_start
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
@@ -81,9 +82,10 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
 
     Raises an AgreedStop on all ranks where the run ends early, saved; another Vmae2Error where it cannot run as asked.
     """
-    world = start_ranks()
+    meeting = meet_ranks(config.train.collective_timeout_s)
+    mixture, hosts = check_start(config, meeting)
+    world = start_ranks(meeting)
     agreement = Agreement(world)
-    mixture = open_mixture(config.data)
     plan = plan_run(config, mixture.num_videos, world.size)
     ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
     if stage.ema_decay:
@@ -119,7 +121,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         write_run_files(
             folder,
             ds_config,
-            {"attention": state.attention, "device": device, "peak": peak._asdict() if peak else None},
+            {"attention": state.attention, "device": device, "peak": peak._asdict() if peak else None, "hosts": hosts},
         )
     tensorboard = folder.path / "tensorboard" if config.train.tensorboard else None
     reporter = Reporter(
