@@ -28,7 +28,7 @@ LAYERS = (
     {"data", "objectives", "distil_recipes"},
     {"train"},
     {"weights"},
-    {"downstream", "tune", "visualize"},
+    {"downstream", "launch", "tune", "visualize"},
     {"cli"},
     {"__main__"},
 )

@@ -192,6 +192,22 @@ def tune(args: list[str]) -> None:
     _show(tuning_json(tuned) if asked.json_ else describe_tuning(tuned))
 
 
+def launch_slurm(args: list[str]) -> None:
+    """Write a SLURM script that saves in time and requeues itself: vmae2 launch slurm RECIPE --nodes 8 [--out FILE]."""
+    from vmae2_ds.launch.slurm import SlurmArguments
+    from vmae2_ds.launch.slurm import launch_slurm as run
+
+    _show(run(*_ask_launch(SlurmArguments, "vmae2 launch slurm", args)))
+
+
+def launch_hosts(args: list[str]) -> None:
+    """Print or run the exact command lines for the hosts of a hostfile: vmae2 launch hosts RECIPE --hostfile FILE."""
+    from vmae2_ds.launch.hosts import HostsArguments
+    from vmae2_ds.launch.hosts import launch_hosts as run
+
+    _show(run(*_ask_launch(HostsArguments, "vmae2 launch hosts", args)))
+
+
 VERBS: dict[str, Verb] = {
     "pretrain": pretrain,
     "finetune": finetune,
@@ -213,6 +229,8 @@ VERBS: dict[str, Verb] = {
     "memory": memory,
     "plan": plan,
     "tune": tune,
+    "launch slurm": launch_slurm,
+    "launch hosts": launch_hosts,
 }
 
 
@@ -259,7 +277,7 @@ def _find_verb(args: list[str]) -> tuple[Verb, list[str]]:
         verb = VERBS.get(" ".join(args[:words]))
         if verb is not None:
             return verb, args[words:]
-    asked = " ".join(args[:2] if args[0] == "data" else args[:1])
+    asked = " ".join(args[:2] if args[0] in ("data", "launch") else args[:1])
     near = difflib.get_close_matches(asked, VERBS, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(f"unknown verb {asked!r}; {guess}verbs are {', '.join(VERBS)}; see vmae2 --help")
@@ -296,6 +314,16 @@ def _ask(arguments: type[Asked], prog: str, args: list[str]) -> tuple[Asked, Pre
     parser = functools.partial(tyro.cli, return_unknown_args=True)
     asked, rest = _parse(parser, arguments, prog=f"{prog} RECIPE", args=args)
     return asked, _recipe(prog, rest), rest[1:]
+
+
+def _ask_launch(arguments: type[Asked], prog: str, args: list[str]) -> tuple[Asked, RunConfig, list[str]]:
+    """`_ask` for a recipe of any stage; the words begin with its verb and the recipe."""
+    from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
+
+    parser = functools.partial(tyro.cli, return_unknown_args=True)
+    asked, words = _parse(parser, arguments, prog=f"{prog} RECIPE", args=args)
+    stage = "finetune" if words and words[0] in FINETUNE_RECIPES else "pretrain"
+    return asked, _recipe(prog, words, stage), [stage, *words]
 
 
 def _show(result: dict[str, Any] | str) -> None:

@@ -1,0 +1,221 @@
+"""`vmae2 launch slurm`: a batch script that starts one task per GPU, saves before its time is over, and comes back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from vmae2_ds import __version__
+from vmae2_ds.config import RunConfig, StrictModel
+from vmae2_ds.dist import SLURM_PORTS
+from vmae2_ds.errors import EXIT_HUNG, EXIT_PREEMPTED, ConfigError
+from vmae2_ds.launch.check import bash_words, check_run, check_words, environment_of, refuse_unless
+
+_WORD = r"[\w.@:+=/%,&|*()\[\]-]+"
+"""What may stand behind `#SBATCH --option=`: sbatch reads those lines by rules of its own."""
+
+
+class SlurmArguments(StrictModel):
+    """A batch script for SLURM. `vmae2 pretrain --help` and `vmae2 finetune --help` list the recipes; their options may follow.
+
+    Example: vmae2 launch slurm vit_g_pretrain_hybrid --nodes 8 --out job.sh --data.manifest /data/all.csv; sbatch job.sh
+    """
+
+    nodes: int = Field(gt=0)
+    """Hosts."""
+    gpus_per_node: int = Field(8, gt=0)
+    """GPUs, and so ranks, of each host."""
+    time: str = "24:00:00"
+    """Time limit of one start, as SLURM takes it; the run goes on in the next."""
+    job_name: str | None = None
+    """Name of the job, of its log and of its run folder; default: the recipe. The same name goes on with the same run."""
+    partition: str | None = None
+    """Partition(s)."""
+    account: str | None = None
+    """Account that pays."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the hosts need to have."""
+    cpus_per_task: int = Field(12, gt=0)
+    """Cores of each rank; more than --data.workers."""
+    mem: str = "0"
+    """Host memory of each node; 0: all of it."""
+    logs: Path = Path()
+    """Folder of the logs, NAME-JOB.out; it has to exist when the job starts (--submit makes it)."""
+    workdir: Path | None = None
+    """Folder that relative paths start from; default: the one sbatch is called from."""
+    python: str = sys.executable
+    """Interpreter that has vmae2_ds, on every host, or in the container."""
+    env: tuple[str, ...] = ()
+    """Environment for all ranks: NAME=VALUE ..."""
+    container: str | None = None
+    """Image for srun's --container-image (pyxis)."""
+    container_mounts: str | None = None
+    """Its mounts, HOST:INSIDE,..."""
+    notice: int = Field(600, ge=30)
+    """Seconds before the time limit at which the ranks are told to save and stop; more than a step and a save take."""
+    max_requeues: int = Field(100, ge=0)
+    """Starts after the first, for whatever reason, that the script asks for by itself."""
+    max_losses: int = Field(5, ge=0)
+    """Starts in a row that may end with a lost or hung rank before the job stops for good."""
+    print_: Annotated[bool, tyro.conf.arg(name="print")] = False
+    """Print the script; what happens anyway without --out and --submit."""
+    out: Path | None = None
+    """Write the script to this file."""
+    submit: bool = False
+    """Hand it to sbatch."""
+
+
+def launch_slurm(arguments: SlurmArguments, config: RunConfig, words: Sequence[str]) -> str:
+    """Check, then write, submit or return the script; returns what to print.
+
+    Args:
+        words: the verb, the recipe and its options, as they follow `vmae2`.
+
+    Raises ConfigError or DataError where the run cannot start on that many ranks, or an option cannot stand in a script.
+    """
+    about = check_run(config, arguments.nodes * arguments.gpus_per_node)
+    script = slurm_script(arguments, config, words)
+    if arguments.out is not None:
+        arguments.out.write_text(script)
+        about.append(f"wrote {arguments.out}")
+    if arguments.submit:
+        arguments.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            told = subprocess.run(["sbatch"], input=script, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise ConfigError(
+                "sbatch is not here; write the script with --out FILE and submit it where SLURM is"
+            ) from None
+        if told.returncode:
+            raise ConfigError(f"sbatch refused the script: {told.stderr.strip() or told.returncode}")
+        about.append(told.stdout.strip())
+    shown = arguments.print_ or not (arguments.out or arguments.submit)
+    return script if shown else "\n".join(about)
+
+
+def slurm_script(arguments: SlurmArguments, config: RunConfig, words: Sequence[str]) -> str:
+    """The script as text. Every word that a user gave is checked (#SBATCH lines) or quoted (bash)."""
+    name = config.recipe if arguments.job_name is None else arguments.job_name
+    _refuse_what_sbatch_would_misread(arguments, name)
+    words = [*words] if config.train.run else [*words, "--train.run", str(config.train.runs / config.recipe / name)]
+    check_words([*words, arguments.python, str(arguments.workdir or "")])
+    command = [arguments.python, "-u", "-m", "vmae2_ds", *words]
+    variables = "".join(
+        f"export {bash_words([f'{key}={value}'])}\n" for key, value in environment_of(arguments.env).items()
+    )
+    srun = ["srun", "--kill-on-bad-exit=1", "--distribution=block", "--cpu-bind=cores", "--export=ALL"]
+    srun += [f"--cpus-per-task={arguments.cpus_per_task}"]  # since 22.05 a step no longer takes the job's
+    if arguments.container:
+        srun += [f"--container-image={arguments.container}"]
+    if arguments.container_mounts:
+        srun += [f"--container-mounts={arguments.container_mounts}"]
+    options = {
+        "job-name": name,
+        "nodes": arguments.nodes,
+        "ntasks-per-node": arguments.gpus_per_node,
+        "gpus-per-node": arguments.gpus_per_node,
+        "cpus-per-task": arguments.cpus_per_task,
+        "mem": arguments.mem,
+        "time": arguments.time,
+        "partition": arguments.partition,
+        "account": arguments.account,
+        "qos": arguments.qos,
+        "constraint": arguments.constraint,
+        "signal": f"B:USR1@{arguments.notice}",
+        "open-mode": "append",
+        "output": arguments.logs / "%x-%j.out",
+    }
+    head = "".join(f"#SBATCH --{option}={value}\n" for option, value in options.items() if value is not None)
+    return _SCRIPT.format(
+        version=__version__,
+        head=head,
+        workdir=f"cd -- {bash_words([str(arguments.workdir)])} || exit 2\n" if arguments.workdir else "",
+        variables=variables,
+        ports=SLURM_PORTS,
+        losses=bash_words([str(arguments.logs / f"{name}-")]),
+        max_requeues=arguments.max_requeues,
+        max_losses=arguments.max_losses,
+        srun=bash_words(srun),
+        command=bash_words(command),
+        saved=EXIT_PREEMPTED,
+        hung=EXIT_HUNG,
+    )
+
+
+def _refuse_what_sbatch_would_misread(arguments: SlurmArguments, name: str) -> None:
+    refuse_unless(r"\w[\w.+-]*", "--job-name", name, "a name of letters, digits and . _ + -")
+    refuse_unless(r"(\d+-)?\d+(:\d+){0,2}", "--time", arguments.time, "a time limit such as 24:00:00 or 7-00:00:00")
+    refuse_unless(r"\d+[KMGT]?", "--mem", arguments.mem, "an amount such as 900G, or 0 for all")
+    refuse_unless(r"[\w./+-]+", "--logs", str(arguments.logs), "a path of letters, digits and . _ + - /")
+    for option in ("partition", "account", "qos", "constraint"):
+        refuse_unless(_WORD, f"--{option}", getattr(arguments, option), "one word as sbatch takes it")
+
+
+_SCRIPT = """\
+#!/bin/bash
+# Written by vmae2_ds {version}, `vmae2 launch slurm`. Start it with sbatch; the folder in --output has to exist.
+{head}#SBATCH --requeue
+
+# A rank ends with 0: done; {saved}: stopped and saved; {hung}: hung, or lost a rank; anything else: somebody has to look.
+# srun returns the highest code of its tasks, or 128 + the signal where all that ended early died of one.
+{workdir}{variables}MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$(({ports} + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT
+export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
+export PYTHONUNBUFFERED=1
+losses_file={losses}"$SLURM_JOB_ID.losses"
+command=(
+    {command}
+)
+
+# All GPUs of a host stay visible to each of its tasks: a rank takes the one of its local number.
+{srun} "${{command[@]}}" &
+step=$!
+time_is_over='' cancelled='' interrupted=''
+trap 'time_is_over=1 interrupted=1; kill -USR1 "$step" 2>/dev/null' USR1 # srun hands it on to every rank
+trap 'cancelled=1 interrupted=1' TERM # SLURM tells the ranks itself: scancel, preemption, the time limit at last
+while :; do
+    interrupted=''
+    wait "$step"
+    code=$?
+    [ -n "$interrupted" ] || break # else wait came back for the signal
+done
+
+come_again() {{
+    local starts=$((${{SLURM_RESTART_COUNT:-0}} + 1))
+    if [ -n "$cancelled" ] && [ -z "$time_is_over" ]; then
+        echo "vmae2: $1; the job was cancelled or preempted, so SLURM decides whether it comes again" >&2
+    elif [ "$starts" -gt {max_requeues} ]; then
+        echo "vmae2: $1; not requeued: this was start $starts, and --max-requeues is {max_requeues}" >&2
+    else
+        echo "vmae2: $1; requeued after start $starts" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+}}
+
+if [ "$code" -eq {saved} ]; then
+    rm -f -- "$losses_file"
+    come_again "stopped and saved"
+elif [ "$code" -eq {hung} ] || [ "$code" -gt 128 ]; then
+    echo "$(date) code $code" >>"$losses_file"
+    losses=$(wc -l <"$losses_file")
+    if [ "$losses" -gt {max_losses} ]; then
+        echo "vmae2: a rank hung or was lost (code $code), $losses times in a row: not requeued; look for a bad host" >&2
+    else
+        come_again "a rank hung or was lost (code $code), $losses of at most {max_losses} in a row"
+    fi
+elif [ "$code" -ne 0 ]; then
+    echo "vmae2: ended with code $code: not requeued" >&2
+else
+    rm -f -- "$losses_file"
+fi
+exit "$code"
+"""
