@@ -284,7 +284,7 @@ class TrainConfig(StrictModel):
     """Write TensorBoard events beside metrics.jsonl."""
     max_nonfinite_steps: int = Field(20, ge=0)
     """Skipped steps (non-finite loss or gradient) after which the run stops with a checkpoint."""
-    collective_timeout_s: float = Field(600, ge=1)
+    collective_timeout_s: float = Field(1800, ge=1)
     """Seconds that ranks wait for each other, at the start and in every collective, before they take one for lost."""
     peak_flops: float | None = Field(None, gt=0)
     """Peak FLOP/s of one device for MFU; default: the table of known GPUs, or on a CPU a measured matrix product."""

@@ -6,6 +6,7 @@ launcher does to get that far is tested where launchers are (test_launchers.py).
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -157,6 +158,7 @@ def become(request: dict) -> None:
 if __name__ == "__main__":
     for name in PRELOADED:
         __import__(name)
+    gc.freeze()  # else the collections of every fork, the one at its end too, would copy all of these pages
     asked = serve()
     if asked is not None:
         become(asked)

@@ -26,8 +26,8 @@ from vmae2_ds.train.ds_config import zero_stage
 log = logging.getLogger(__name__)
 
 
-TIMEOUT_S = 600.0
-"""Seconds that ranks wait for each other where nothing else is set, as in DeepSpeed."""
+TIMEOUT_S = 1800.0
+"""Seconds that ranks wait for each other where nothing else is set: PyTorch's under gloo."""
 
 FillFn = Callable[[nn.Module, str, torch.Tensor], None]
 """(objective, parameter name, whole parameter): write its initial values."""
