@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from vmae2_ds.contracts import ClipGeometry
@@ -19,6 +20,27 @@ ReaderName = Annotated[
 """A video reader: one of ours, or `module:function` of the user's own."""
 AttentionName = Literal["auto", "flash", "sdpa", "math"]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
+
+
+def seconds_of(span: str) -> float:
+    """Seconds of a TimeSpan; raises ValueError for anything else."""
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", span):
+        return float(found[1]) * {"h": 3600, "m": 60, "s": 1}[found[2]]
+    if found := re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", span):
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return 86400 * days + 3600 * hours + 60 * minutes + seconds
+    raise ValueError(
+        f"{span!r} is no time; write hours:minutes:seconds (23:50:00, 1-12:00:00 with days), or 90m, 1.5h, 600s"
+    )
+
+
+def _check_span(span: str) -> str:
+    seconds_of(span)
+    return span
+
+
+TimeSpan = Annotated[str, AfterValidator(_check_span)]
+"""A stretch of time, as SLURM writes it with all three parts, or as a number with its unit."""
 
 
 class StrictModel(BaseModel):
@@ -256,6 +278,9 @@ class TrainConfig(StrictModel):
     """Length in optimizer steps instead of epochs; the schedule follows."""
     stop_after_steps: int | None = Field(None, gt=0)
     """Save and stop after this step while the schedule keeps its full length; resume goes on."""
+    time_limit: TimeSpan | None = None
+    """Save and stop (exit code 75) in time for a save to end this long after the process started: 23:50:00, 1-12:00:00 (days
+    first), 90m, 1.5h or 600s. The longest save so far is kept free, and the longest step with what fell into it."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Weights and activations; bf16 keeps float32 master weights, and the loss is float32 in both."""
     ds_config: str = "zero1"
@@ -286,6 +311,11 @@ class TrainConfig(StrictModel):
     """Skipped steps (non-finite loss or gradient) after which the run stops with a checkpoint."""
     peak_flops: float | None = Field(None, gt=0)
     """Peak FLOP/s of one device for MFU; default: the table of known GPUs, or on a CPU a measured matrix product."""
+
+    @property
+    def time_limit_s(self) -> float | None:
+        """`time_limit` in seconds."""
+        return None if self.time_limit is None else seconds_of(self.time_limit)
 
 
 class RunConfig(StrictModel):

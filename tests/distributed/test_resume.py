@@ -27,9 +27,15 @@ class Run:
     def __init__(self, zygote: Zygote, folder: Path, manifest: Path, *options: str) -> None:
         self.zygote, self.folder, self.manifest, self.options = zygote, folder, manifest, options
 
-    def start(self, module: str = "vmae2_ds", env: dict[str, str] | None = None, ranks: int = RANKS) -> list[Rank]:
+    def start(
+        self,
+        module: str = "vmae2_ds",
+        env: dict[str, str] | None = None,
+        ranks: int = RANKS,
+        options: tuple[str, ...] = (),
+    ) -> list[Rank]:
         words = [*tiny_pretraining(self.manifest, self.folder, NUM_STEPS), "--train.save-every", str(SAVE_EVERY)]
-        words += self.options
+        words += [*self.options, *options]
         port = free_port()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return [
@@ -83,6 +89,21 @@ def stop_by_sigterm(run: Run) -> None:
     assert "was written by 2 rank(s) at ZeRO stage 3, this run has 1 rank(s)" in run.log(0).read_text()
 
 
+def stop_by_sigusr1_and_by_the_time_limit(run: Run) -> None:
+    """The signal as a queue sends it: to every process of one host, readers and loader workers too, which must live on."""
+    processes = run.start()
+    run.wait_for_step(SAVE_EVERY + 1, processes)
+    rank = psutil.Process(processes[1].pid)
+    for process in (*rank.children(recursive=True), rank):
+        process.send_signal(signal.SIGUSR1)
+    assert [process.wait(120) for process in processes] == [EXIT_PREEMPTED] * RANKS
+    assert "stopped by a signal and saved at step" in run.log(0).read_text()
+    assert run.rows()[-1]["bad_videos"] == 0
+    processes = run.start(options=("--train.time-limit", "1s"))  # over before the first step
+    assert [process.wait(120) for process in processes] == [EXIT_PREEMPTED] * RANKS
+    assert "stopped at the end of train.time_limit=1s and saved at step" in run.log(0).read_text()
+
+
 def kill_between_saves(run: Run) -> None:
     processes = run.start()
     run.wait_for_step(SAVE_EVERY + 2, processes)
@@ -115,7 +136,14 @@ def kill_a_loader_worker(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "interrupt", [stop_by_sigterm, kill_between_saves, kill_in_the_middle_of_a_save, kill_a_loader_worker]
+    "interrupt",
+    [
+        stop_by_sigterm,
+        stop_by_sigusr1_and_by_the_time_limit,
+        kill_between_saves,
+        kill_in_the_middle_of_a_save,
+        kill_a_loader_worker,
+    ],
 )
 def test_resumed_losses_are_bit_identical(
     interrupt: Callable[[Run], None],

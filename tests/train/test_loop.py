@@ -25,6 +25,7 @@ from vmae2_ds.train.engine import StepResult
 from vmae2_ds.train.loop import LoopHooks, TrainState, train
 from vmae2_ds.train.metrics import MOST_SOURCES, OTHERS, add_counts, count_vector, counted_names, source_columns
 from vmae2_ds.train.plan import plan_run
+from vmae2_ds.train.stopping import StopRequests
 
 STEPS = 6
 
@@ -96,7 +97,7 @@ class Run:
             hooks,
             world,
             Agreement(world),
-            [],
+            StopRequests(),
             sources=self.mixture.names,
             reseed=False,
         )

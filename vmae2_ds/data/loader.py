@@ -106,10 +106,10 @@ def _collate(samples: list[Sample | DataError], dataset: VideoDataset[Any]) -> L
 
 
 def start_worker(worker: int) -> None:
-    """In a worker: leave Ctrl-C and SIGTERM to the main process, which saves and then ends the workers."""
+    """In a worker: leave Ctrl-C, SIGTERM and SIGUSR1 to the main process, which saves and then ends the workers."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a queue signals every process of a job
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

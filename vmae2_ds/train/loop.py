@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -31,6 +28,7 @@ from vmae2_ds.train.metrics import (
 )
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
 from vmae2_ds.train.plan import RunPlan
+from vmae2_ds.train.stopping import StopRequests
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +84,7 @@ def train(
     hooks: LoopHooks,
     world: World,
     agreement: Agreement,
-    caught_signals: list[int],
+    stop: StopRequests,
     *,
     sources: tuple[str, ...],
     reseed: bool,
@@ -94,7 +92,7 @@ def train(
     """Run from `state.step` to the plan's last step, or to `stop_after_steps`; saves at the end.
 
     Args:
-        caught_signals: not empty once this process was asked to stop (`stop_signals`).
+        stop: tells when this process was asked to stop, and when its time is nearly over.
         sources: the names in `LoadedBatch.sources`, in the same order on every rank.
         reseed: seed torch's generator before every micro step from (seed, step, micro step, rank): stochastic depth
             then does not depend on where a run was cut.
@@ -119,8 +117,12 @@ def train(
             feed.fetch_ahead()
             failures += loaded.failures
             used.update(loaded.sources)
-        bad, stopping, broken, *videos = agreement.sum(
-            len(failures), bool(caught_signals), feed.error is not None, *count_vector(used, sources)
+        bad, signalled, late, broken, *videos = agreement.sum(
+            len(failures),
+            bool(stop.caught),
+            stop.is_time_over(),
+            feed.error is not None,
+            *count_vector(used, sources),
         )
         if broken:  # before the update: the step is run again after a resume
             hooks.save(state)
@@ -141,7 +143,8 @@ def train(
         began = time.perf_counter()
         hooks.stepped(state.step)
         averages.leave_out(time.perf_counter() - began)
-        reason = _why_stop(state, config, hooks, stopping > 0)
+        why = "by a signal" if signalled else f"at the end of train.time_limit={config.time_limit}" if late else None
+        reason = _why_stop(state, config, hooks, why)
         if state.step % config.log_every == 0 or state.step == last_step or reason is not None:
             hooks.report(
                 {
@@ -161,13 +164,14 @@ def train(
             averages.reset()
             at_last_row = replace(state)
         if state.step % config.save_every == 0 or state.step == last_step or reason is not None:
-            hooks.save(state)
+            with stop.saving():
+                hooks.save(state)
         if reason is not None:
             raise reason
 
 
-def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, stopping: bool) -> AgreedStop | None:
-    """The reason to stop after this step, the same on every rank."""
+def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, asked: str | None) -> AgreedStop | None:
+    """The reason to stop after this step, the same on every rank; `asked` says who or what asked for it."""
     if state.skipped_in_a_row > config.max_nonfinite_steps:
         return Diverged(
             f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient, more than "
@@ -175,31 +179,13 @@ def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, stopping
             "rows of metrics.jsonl; to go on from an earlier checkpoint with a lower optim.base_lr or with optim.clip_grad: "
             "vmae2 export RUN/ckpt/stepN --out w.safetensors, then a new run with --train.init w.safetensors"
         )
-    if stopping:
-        return Preempted(f"stopped by a signal and saved at step {state.step}; the same command goes on from there")
+    if asked:
+        return Preempted(f"stopped {asked} and saved at step {state.step}; the same command goes on from there")
     try:
         hooks.check_bad_share(state.bad_videos, state.videos_tried)
     except TooManyBadFiles as error:
         return error
     return None
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in the yielded list instead of dying; a second SIGINT interrupts at once."""
-    caught: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def seed_of(*numbers: int) -> int:

@@ -41,7 +41,7 @@ STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
-    | {"max_nonfinite_steps", "peak_flops"},
+    | {"max_nonfinite_steps", "peak_flops", "time_limit"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
 }
 """Settings that do not change what is learnt: a run may be resumed with others."""

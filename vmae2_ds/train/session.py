@@ -27,12 +27,13 @@ from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
 from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
-from vmae2_ds.train.loop import LoopHooks, TrainState, stop_signals, train
+from vmae2_ds.train.loop import LoopHooks, TrainState, train
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
 from vmae2_ds.train.peak import device_peak
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
 from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
+from vmae2_ds.train.stopping import StopRequests, stop_signals
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,11 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
 
     Raises an AgreedStop on all ranks where the run ends early, saved; another Vmae2Error where it cannot run as asked.
     """
+    with stop_signals(config.train.time_limit_s) as requests:
+        return _train_stage(config, stage, requests)
+
+
+def _train_stage(config: AnyRun, stage: Stage, requests: StopRequests) -> Path:
     world = start_ranks()
     agreement = Agreement(world)
     mixture = open_mixture(config.data)
@@ -156,45 +162,45 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         num_steps=plan.num_steps,
     )
     stop: AgreedStop | None = None
-    with stop_signals() as caught_signals:
-        try:
-            with closing(loader) as batches:
-                train(
-                    engine,
-                    batches,
-                    plan,
-                    config.train,
-                    state,
-                    hooks,
-                    world,
-                    agreement,
-                    caught_signals,
-                    sources=mixture.names,
-                    reseed=stage.has_draws,
-                )
-        except AgreedStop as error:
-            stop = error
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"out of device memory at step {state.step} with {plan.clips_per_micro_step} clips per micro step "
-                f"({str(error).splitlines()[0]}); lower train.micro_batch (accumulation makes up for it), set "
-                "model.checkpointing all, or take a higher ZeRO stage"
-            ) from error
-        finally:
-            reporter.close()
-            if validated is not None:
-                validated.close()
-        if mean is not None and state.step == plan.num_steps and stop is None:
-            weights = mean.weights()
-            if weights is not None:
-                write_weights(to_layout(weights, config.model), folder.path / WEIGHTS, config.model)
-        if world.rank == 0:
-            if state.step == plan.num_steps:
-                finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
-            _try_report(folder.path)
-            log.info("run folder: %s", folder.path)
-        agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
-        stop_ranks(world)
+    requests.is_training = True
+    try:
+        with closing(loader) as batches:
+            train(
+                engine,
+                batches,
+                plan,
+                config.train,
+                state,
+                hooks,
+                world,
+                agreement,
+                requests,
+                sources=mixture.names,
+                reseed=stage.has_draws,
+            )
+    except AgreedStop as error:
+        stop = error
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of device memory at step {state.step} with {plan.clips_per_micro_step} clips per micro step "
+            f"({str(error).splitlines()[0]}); lower train.micro_batch (accumulation makes up for it), set "
+            "model.checkpointing all, or take a higher ZeRO stage"
+        ) from error
+    finally:
+        reporter.close()
+        if validated is not None:
+            validated.close()
+    if mean is not None and state.step == plan.num_steps and stop is None:
+        weights = mean.weights()
+        if weights is not None:
+            write_weights(to_layout(weights, config.model), folder.path / WEIGHTS, config.model)
+    if world.rank == 0:
+        if state.step == plan.num_steps:
+            finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
+        _try_report(folder.path)
+        log.info("run folder: %s", folder.path)
+    agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
+    stop_ranks(world)
     if stop is not None:
         raise stop
     return folder.path
