@@ -318,6 +318,18 @@ class TrainConfig(StrictModel):
         return None if self.time_limit is None else seconds_of(self.time_limit)
 
 
+class GuardConfig(StrictModel):
+    """What a run does about hangs and lost ranks."""
+
+    hang_minutes: float = Field(20, ge=0)
+    """No step finished for so long: every rank writes its Python stacks into the run folder and ends with exit code 78. Keep it
+    below the collective timeout; 0: wait for ever."""
+    hang_slow_minutes: float = Field(120, gt=0)
+    """The same limit for what is no step: the start, a save, a validation."""
+    watch_ranks: bool = True
+    """A rank that dies ends all others within seconds (exit code 78), without a launcher's help."""
+
+
 class RunConfig(StrictModel):
     """What every training run has; each stage adds its own sections."""
 
@@ -331,6 +343,8 @@ class RunConfig(StrictModel):
     """AdamW and its schedule."""
     train: TrainConfig = TrainConfig()
     """Batch, length, ZeRO, checkpoints."""
+    guard: GuardConfig = GuardConfig()
+    """Hangs and lost ranks."""
 
     @property
     def geometry(self) -> ClipGeometry:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
 from tests.distributed.zygote import Rank, Zygote
-from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
+from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_HUNG, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
 from vmae2_ds.train.checkpoint import find_newest_whole, why_torn
 
 pytestmark = pytest.mark.slow
@@ -135,6 +135,21 @@ def kill_a_loader_worker(run: Run) -> None:
     assert "loader worker died" in run.log(1).read_text()
 
 
+def lose_a_rank_and_hang(run: Run) -> None:
+    """Nobody but the ranks themselves ends the others: here is no launcher."""
+    processes = run.start("tests.distributed.trouble", {"VMAE2_TEST_TROUBLE": f"die:0:{SAVE_EVERY + 1}"})
+    assert [process.wait(120) for process in processes] == [-signal.SIGKILL, EXIT_HUNG]
+    assert "rank 0 on 127.0.0.1 is gone" in run.log(1).read_text()
+    trouble = {"VMAE2_TEST_TROUBLE": "hold_the_lock:1:2"}
+    processes = run.start("tests.distributed.trouble", trouble, options=("--guard.hang-minutes", "0.25"))
+    assert [process.wait(120) for process in processes] == [EXIT_HUNG] * RANKS
+    stacks = {path.name[:5]: path.read_text() for path in (run.folder / "stacks").iterdir() if path.stat().st_size}
+    assert "in hold_the_lock" in stacks["rank1"]
+    assert "in wait" in stacks["rank0"], "in a collective"
+    for rank in range(RANKS):
+        assert f"rank {rank}: no step was finished within 15 s after step {SAVE_EVERY + 2}" in run.log(rank).read_text()
+
+
 @pytest.mark.parametrize(
     "interrupt",
     [
@@ -143,6 +158,7 @@ def kill_a_loader_worker(run: Run) -> None:
         kill_between_saves,
         kill_in_the_middle_of_a_save,
         kill_a_loader_worker,
+        lose_a_rank_and_hang,
     ],
 )
 def test_resumed_losses_are_bit_identical(

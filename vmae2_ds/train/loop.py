@@ -164,8 +164,7 @@ def train(
             averages.reset()
             at_last_row = replace(state)
         if state.step % config.save_every == 0 or state.step == last_step or reason is not None:
-            with stop.saving():
-                hooks.save(state)
+            hooks.save(state)
         if reason is not None:
             raise reason
 

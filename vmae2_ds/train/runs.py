@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from vmae2_ds.config import PretrainConfig, RunConfig
+from vmae2_ds.config import GuardConfig, PretrainConfig, RunConfig
 from vmae2_ds.data.mixture import identity_of_videos
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
@@ -43,6 +43,7 @@ MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
     | {"max_nonfinite_steps", "peak_flops", "time_limit"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
+    "guard": set(GuardConfig.model_fields),
 }
 """Settings that do not change what is learnt: a run may be resumed with others."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,16 @@ from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
 from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
+from vmae2_ds.train.hang import HangSwitch
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
 from vmae2_ds.train.loop import LoopHooks, TrainState, train
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
 from vmae2_ds.train.peak import device_peak
+from vmae2_ds.train.peers import END_S, PeerWatch
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
 from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
-from vmae2_ds.train.stopping import StopRequests, stop_signals
+from vmae2_ds.train.stopping import stop_signals
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
@@ -65,13 +67,15 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
 
     Raises an AgreedStop on all ranks where the run ends early, saved; another Vmae2Error where it cannot run as asked.
     """
-    with stop_signals(config.train.time_limit_s) as requests:
-        return _train_stage(config, stage, requests)
+    with ExitStack() as guards:
+        return _train_stage(config, stage, guards)
 
 
-def _train_stage(config: AnyRun, stage: Stage, requests: StopRequests) -> Path:
+def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
+    requests = guards.enter_context(stop_signals(config.train.time_limit_s))
     world = start_ranks()
     agreement = Agreement(world)
+    peers = guards.enter_context(PeerWatch(world if config.guard.watch_ranks else World(), agreement))
     mixture = open_mixture(config.data)
     plan = plan_run(config, mixture.num_videos, world.size)
     ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
@@ -79,6 +83,10 @@ def _train_stage(config: AnyRun, stage: Stage, requests: StopRequests) -> Path:
         check_ema(ds_config)
     validate = None if stage.validation is None else stage.validation(world, agreement)
     folder = agreement.from_first(lambda: open_run_folder(config))
+    hang = guards.enter_context(
+        HangSwitch(folder.path, world, 60 * config.guard.hang_minutes, 60 * config.guard.hang_slow_minutes)
+    )
+    peers.on_loss = lambda why: hang.end_in(END_S, why)
     engine = build_engine(config, ds_config, fresh=folder.checkpoint is None)
     state = TrainState()
     if folder.checkpoint is not None:
@@ -102,6 +110,10 @@ def _train_stage(config: AnyRun, stage: Stage, requests: StopRequests) -> Path:
         for line in [*mixture.describe(), *plan.describe()]:
             log.info("%s", line)
         log.info("MFU against %s", peak.name if peak else "no known peak: set train.peak_flops to get one")
+        if peers.any_failed:
+            log.warning(
+                "a rank cannot reach rank 0 on a port of its own: a lost rank is noticed by the collectives alone"
+            )
         log.info("run folder: %s, %s", folder.path, f"going on from step {state.step}" if state.step else "a new run")
         device = str(engine.device)
         write_run_files(
@@ -127,24 +139,30 @@ def _train_stage(config: AnyRun, stage: Stage, requests: StopRequests) -> Path:
 
     def stepped(step: int) -> None:
         reporter.progress.step(step)
+        hang.step(step)
         steps_per_epoch = plan.num_videos / plan.videos_per_step
         if validate is None or not is_due(step, steps_per_epoch, stage.validate_every, plan.num_steps):
             return
-        figures = validate(engine)
+        with hang.slow("a validation"):
+            figures = validate(engine)
         if validated is not None:
             validated.write({"step": step, "epoch": step / steps_per_epoch, **figures})
             log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
 
+    def save(state: TrainState) -> None:
+        with hang.slow("a save"), requests.saving():
+            save_checkpoint(
+                engine,
+                folder.checkpoints,
+                state.step,
+                state.to_dict(),
+                world,
+                config.train.keep,
+                write_more=None if mean is None else lambda target: mean.save(target, world),
+            )
+
     hooks = LoopHooks(
-        save=lambda state: save_checkpoint(
-            engine,
-            folder.checkpoints,
-            state.step,
-            state.to_dict(),
-            world,
-            config.train.keep,
-            write_more=None if mean is None else lambda target: mean.save(target, world),
-        ),
+        save=save,
         report=reporter.row,
         name_bad_files=BadFileLedger(folder.path / "bad_files.jsonl").record,
         check_bad_share=lambda bad, tried: check_bad_share(bad, tried, config.data.max_bad_share),
@@ -199,6 +217,7 @@ def _train_stage(config: AnyRun, stage: Stage, requests: StopRequests) -> Path:
             finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
         _try_report(folder.path)
         log.info("run folder: %s", folder.path)
+    hang.slow_from_here("the end")
     agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
     stop_ranks(world)
     if stop is not None:
