@@ -20,7 +20,8 @@ COST = sorted(path for path in (PACKAGE / "cost").glob("*.py") if path.stem != "
 
 LAYERS = (
     {"errors"},
-    {"contracts", "dist"},
+    {"contracts", "dist", "strict"},
+    {"guard_config"},
     {"config"},
     {"finetune_config"},
     {"model", "masking", "recipes", "finetune_recipes", "cost", "draw"},
@@ -51,6 +52,8 @@ LAZY = {"deepspeed", "decord", "torchcodec", "av", "flash_attn", "matplotlib"}
 WITHOUT_TORCH = (
     "errors",
     "contracts",
+    "strict",
+    "guard_config",
     "config",
     "finetune_config",
     "recipes",

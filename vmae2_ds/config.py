@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.guard_config import GuardConfig
+from vmae2_ds.strict import StrictModel, TimeSpan, seconds_of
 
 ReaderName = Annotated[
     str,
@@ -20,33 +21,6 @@ ReaderName = Annotated[
 """A video reader: one of ours, or `module:function` of the user's own."""
 AttentionName = Literal["auto", "flash", "sdpa", "math"]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
-
-
-def seconds_of(span: str) -> float:
-    """Seconds of a TimeSpan; raises ValueError for anything else."""
-    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", span):
-        return float(found[1]) * {"h": 3600, "m": 60, "s": 1}[found[2]]
-    if found := re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", span):
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        return 86400 * days + 3600 * hours + 60 * minutes + seconds
-    raise ValueError(
-        f"{span!r} is no time; write hours:minutes:seconds (23:50:00, 1-12:00:00 with days), or 90m, 1.5h, 600s"
-    )
-
-
-def _check_span(span: str) -> str:
-    seconds_of(span)
-    return span
-
-
-TimeSpan = Annotated[str, AfterValidator(_check_span)]
-"""A stretch of time, as SLURM writes it with all three parts, or as a number with its unit."""
-
-
-class StrictModel(BaseModel):
-    """Frozen, unknown keys refused, docstrings below fields kept as help texts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 class TowerConfig(StrictModel):
@@ -211,7 +185,7 @@ class DataConfig(StrictModel):
     fine-tuning); segments: one of each of num_frames equal parts (SSv2); spread: evenly over 60 to 100 % of the video."""
     stride: int = Field(4, gt=0)
     """Step between frames, for sampling=stride and dense."""
-    source_strides: dict[str, int] = {}
+    source_strides: dict[str, int] = Field({})
     """Step by manifest source, where it differs (published: 2 for SSv2)."""
     min_frames: int = Field(2, gt=0)
     """A video with fewer frames is skipped, counted and named as too short."""
@@ -318,18 +292,6 @@ class TrainConfig(StrictModel):
         return None if self.time_limit is None else seconds_of(self.time_limit)
 
 
-class GuardConfig(StrictModel):
-    """What a run does about hangs and lost ranks."""
-
-    hang_minutes: float = Field(20, ge=0)
-    """No step finished for so long: every rank writes its Python stacks into the run folder and ends with exit code 78. Keep it
-    below the collective timeout; 0: wait for ever."""
-    hang_slow_minutes: float = Field(120, gt=0)
-    """The same limit for what is no step: the start, a save, a validation."""
-    watch_ranks: bool = True
-    """A rank that dies ends all others within seconds (exit code 78), without a launcher's help."""
-
-
 class RunConfig(StrictModel):
     """What every training run has; each stage adds its own sections."""
 
@@ -344,7 +306,7 @@ class RunConfig(StrictModel):
     train: TrainConfig = TrainConfig()
     """Batch, length, ZeRO, checkpoints."""
     guard: GuardConfig = GuardConfig()
-    """Hangs and lost ranks."""
+    """Spikes, hangs and lost ranks."""
 
     @property
     def geometry(self) -> ClipGeometry:

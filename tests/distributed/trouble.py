@@ -1,6 +1,7 @@
 """`python -m tests.distributed.trouble`: the command line, but something happens to one rank at one step.
 
-VMAE2_TEST_TROUBLE is WHAT:RANK:STEP, for what is done to the rank in the loss of its first micro step after that many steps.
+VMAE2_TEST_TROUBLE is a list of WHAT:RANK:STEP, for what is done to the rank in the loss of its first micro step after it has
+taken that many steps. VMAE2_TEST_LEAVE_OUT is a window of samples that all ranks leave out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable
 
 from vmae2_ds.cli import main
 from vmae2_ds.contracts import LossOutput
-from vmae2_ds.train.engine import Engine
+from vmae2_ds.data import loader
+from vmae2_ds.objectives import Reconstruct
 
 
 def sleep(out: LossOutput) -> LossOutput:
@@ -37,28 +39,48 @@ def die(out: LossOutput) -> LossOutput:
     return out
 
 
+def spike(out: LossOutput) -> LossOutput:
+    """A loss, and gradients, far above the rest."""
+    return out._replace(loss=30 * out.loss)
+
+
+def nan(out: LossOutput) -> LossOutput:
+    """A loss and gradients that are no number."""
+    return out._replace(loss=float("nan") * out.loss)
+
+
 TROUBLES: dict[str, Callable[[LossOutput], LossOutput]] = {
     "sleep": sleep,
     "hold_the_lock": hold_the_lock,
     "die": die,
+    "spike": spike,
+    "nan": nan,
 }
 
 
-def troubled(micro_step: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
-    """Engine.micro_step with the trouble in it."""
-    what, rank, step = os.environ["VMAE2_TEST_TROUBLE"].split(":")
-    calls = 0
+def troubled(objective: type, mine: dict[int, str]) -> None:
+    """Put the trouble into an objective's forward pass: the step -> what happens in it."""
+    forward = objective.forward  # type: ignore[attr-defined]
+    accumulation, calls = int(os.environ.get("VMAE2_TEST_ACCUMULATION", "2")), 0
 
-    def wrapped(engine: Engine, batch: object) -> LossOutput:
+    def wrapped(self: object, batch: object) -> LossOutput:
         nonlocal calls
-        out = micro_step(engine, batch)
-        is_there = calls == int(step) * engine.deepspeed.gradient_accumulation_steps()
+        out = forward(self, batch)
+        step, micro_step = divmod(calls, accumulation)
         calls += 1
-        return TROUBLES[what](out) if is_there and os.environ["RANK"] == rank else out
+        return TROUBLES[mine[step]](out) if micro_step == 0 and step in mine else out
 
-    return wrapped
+    objective.forward = wrapped  # type: ignore[attr-defined]
+
+
+def leave_out(gap: int) -> None:
+    """Steps read windows 0, 1, ... without `gap`: what a rollback must amount to."""
+    loader.window_of = lambda step, skipped: step if step < gap else step + 1  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
-    Engine.micro_step = troubled(Engine.micro_step)  # type: ignore[method-assign]
+    asked = [word.split(":") for word in os.environ.get("VMAE2_TEST_TROUBLE", "").split(",") if word]
+    troubled(Reconstruct, {int(step): what for what, rank, step in asked if rank == os.environ["RANK"]})
+    if "VMAE2_TEST_LEAVE_OUT" in os.environ:
+        leave_out(int(os.environ["VMAE2_TEST_LEAVE_OUT"]))
     main()

@@ -21,10 +21,11 @@ from typing import IO, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from vmae2_ds.config import GuardConfig, PretrainConfig, RunConfig
+from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.data.mixture import identity_of_videos
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.guard_config import GuardConfig
 from vmae2_ds.train.checkpoint import find_newest_whole, write_atomically
 from vmae2_ds.train.ds_config import read_policy
 

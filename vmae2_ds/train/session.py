@@ -34,7 +34,9 @@ from vmae2_ds.train.peak import device_peak
 from vmae2_ds.train.peers import END_S, PeerWatch
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
+from vmae2_ds.train.rollback import RollBack, SpikeActions, with_rollbacks
 from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
+from vmae2_ds.train.spikes import SpikeGuard, check_norm_is_taken
 from vmae2_ds.train.stopping import stop_signals
 from vmae2_ds.train.validate import is_due
 
@@ -79,6 +81,7 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
     mixture = open_mixture(config.data)
     plan = plan_run(config, mixture.num_videos, world.size)
     ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
+    check_norm_is_taken(config.guard, ds_config)
     if stage.ema_decay:
         check_ema(ds_config)
     validate = None if stage.validation is None else stage.validation(world, agreement)
@@ -88,14 +91,17 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
     )
     peers.on_loss = lambda why: hang.end_in(END_S, why)
     engine = build_engine(config, ds_config, fresh=folder.checkpoint is None)
+    mean = WeightAverage(engine, stage.ema_decay) if stage.ema_decay else None
+
+    def load(checkpoint: Path) -> dict[str, Any]:
+        loaded = load_checkpoint(engine, checkpoint, world, agreement)
+        if mean is not None:
+            mean.load(checkpoint, world)
+        return loaded
+
     state = TrainState()
     if folder.checkpoint is not None:
-        state = TrainState(**load_checkpoint(engine, folder.checkpoint, world, agreement))
-    mean: WeightAverage | None = None
-    if stage.ema_decay:
-        mean = WeightAverage(engine, stage.ema_decay)
-        if folder.checkpoint is not None:
-            mean.load(folder.checkpoint, world)
+        state = with_rollbacks(TrainState(**load(folder.checkpoint)), folder.path)
     if config.data.reader == "auto":
         if state.reader is None:
             state.reader = agreement.from_first(lambda: mixture.choose_reader(config.data.read_timeout_s))
@@ -149,6 +155,10 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
             validated.write({"step": step, "epoch": step / steps_per_epoch, **figures})
             log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
 
+    actions = SpikeActions(
+        folder.path, folder.checkpoints, config.guard, mixture, plan, config.train.seed, load, world, agreement
+    )
+
     def save(state: TrainState) -> None:
         with hang.slow("a save"), requests.saving():
             save_checkpoint(
@@ -169,19 +179,20 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
         stepped=stepped,
         worker_memory_gib=WorkerMemory().gib,
         updated=lambda: mean.update() if mean is not None else None,
+        spiked=actions.spiked,
     )
-    loader = make_loader(
-        config,
-        dataset,
-        rank=world.rank,
-        world_size=world.size,
-        accumulation=plan.accumulation,
-        first_step=state.step,
-        num_steps=plan.num_steps,
-    )
-    stop: AgreedStop | None = None
-    requests.is_training = True
-    try:
+
+    def train_on(state: TrainState) -> None:
+        loader = make_loader(
+            config,
+            dataset,
+            rank=world.rank,
+            world_size=world.size,
+            accumulation=plan.accumulation,
+            first_step=state.step,
+            num_steps=plan.num_steps,
+            skipped_windows=state.skipped_windows,
+        )
         with closing(loader) as batches:
             train(
                 engine,
@@ -193,9 +204,24 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
                 world,
                 agreement,
                 requests,
+                SpikeGuard(config.guard, world),
                 sources=mixture.names,
                 reseed=stage.has_draws,
             )
+
+    stop: AgreedStop | None = None
+    requests.is_training = True
+    try:
+        while True:
+            try:
+                train_on(state)
+                break
+            except RollBack as back:
+                with hang.slow("a rollback"):
+                    state = actions.go_back(back)
+                reporter.go_back(state.step)
+                if validated is not None:
+                    validated.go_back(state.step)
     except AgreedStop as error:
         stop = error
     except torch.OutOfMemoryError as error:
