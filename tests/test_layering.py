@@ -20,7 +20,8 @@ COST = sorted(path for path in (PACKAGE / "cost").glob("*.py") if path.stem != "
 
 LAYERS = (
     {"errors"},
-    {"contracts", "dist"},
+    {"contracts", "dist", "strict"},
+    {"guard_config"},
     {"config"},
     {"finetune_config"},
     {"distil_config"},
@@ -52,6 +53,8 @@ LAZY = {"deepspeed", "decord", "torchcodec", "av", "flash_attn", "matplotlib"}
 WITHOUT_TORCH = (
     "errors",
     "contracts",
+    "strict",
+    "guard_config",
     "config",
     "finetune_config",
     "distil_config",

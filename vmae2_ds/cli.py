@@ -235,7 +235,7 @@ VERBS: dict[str, Verb] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb and exit: 0 on success, 2 for what a user can mend, 75-77 as in errors.py, 1 for a defect."""
+    """Run one verb and exit: 0 on success, 2 for what a user can mend, 75-78 as in errors.py, 1 for a defect."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not arg.startswith("--local_rank")]
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -292,7 +292,8 @@ def _help() -> str:
             *lines,
             "",
             "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to mend, 75 stopped by a signal",
-            "and saved, 76 the loss diverged, 77 the data could not be read on.",
+            "or its time limit and saved, 76 the loss diverged, 77 the data could not be read on, 78 hung or a rank lost.",
+            "After 75 and 78 the same command goes on.",
         ]
     )
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.guard_config import GuardConfig
+from vmae2_ds.strict import StrictModel, TimeSpan, seconds_of
 
 ReaderName = Annotated[
     str,
@@ -19,12 +21,6 @@ ReaderName = Annotated[
 """A video reader: one of ours, or `module:function` of the user's own."""
 AttentionName = Literal["auto", "flash", "sdpa", "math"]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
-
-
-class StrictModel(BaseModel):
-    """Frozen, unknown keys refused, docstrings below fields kept as help texts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 class TowerConfig(StrictModel):
@@ -189,7 +185,7 @@ class DataConfig(StrictModel):
     fine-tuning); segments: one of each of num_frames equal parts (SSv2); spread: evenly over 60 to 100 % of the video."""
     stride: int = Field(4, gt=0)
     """Step between frames, for sampling=stride and dense."""
-    source_strides: dict[str, int] = {}
+    source_strides: dict[str, int] = Field({})
     """Step by manifest source, where it differs (published: 2 for SSv2)."""
     min_frames: int = Field(2, gt=0)
     """A video with fewer frames is skipped, counted and named as too short."""
@@ -256,6 +252,9 @@ class TrainConfig(StrictModel):
     """Length in optimizer steps instead of epochs; the schedule follows."""
     stop_after_steps: int | None = Field(None, gt=0)
     """Save and stop after this step while the schedule keeps its full length; resume goes on."""
+    time_limit: TimeSpan | None = None
+    """Save and stop (exit code 75) in time for a save to end this long after the process started: 23:50:00, 1-12:00:00 (days
+    first), 90m, 1.5h or 600s. The longest save so far is kept free, and the longest step with what fell into it."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Weights and activations; bf16 keeps float32 master weights, and the loss is float32 in both."""
     ds_config: str = "zero1"
@@ -289,6 +288,11 @@ class TrainConfig(StrictModel):
     peak_flops: float | None = Field(None, gt=0)
     """Peak FLOP/s of one device for MFU; default: the table of known GPUs, or on a CPU a measured matrix product."""
 
+    @property
+    def time_limit_s(self) -> float | None:
+        """`time_limit` in seconds."""
+        return None if self.time_limit is None else seconds_of(self.time_limit)
+
 
 class RunConfig(StrictModel):
     """What every training run has; each stage adds its own sections."""
@@ -303,6 +307,8 @@ class RunConfig(StrictModel):
     """AdamW and its schedule."""
     train: TrainConfig = TrainConfig()
     """Batch, length, ZeRO, checkpoints."""
+    guard: GuardConfig = GuardConfig()
+    """Spikes, hangs and lost ranks."""
 
     @property
     def geometry(self) -> ClipGeometry:

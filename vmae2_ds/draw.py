@@ -219,15 +219,17 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def curve_svg(rows: Sequence[Mapping[str, Any]], curve: Curve) -> str:
-    """One curve as an inline SVG element that scales with the page; its text stays text."""
+def curve_svg(rows: Sequence[Mapping[str, Any]], curve: Curve, marks: Sequence[int] = ()) -> str:
+    """One curve as an inline SVG element that scales with the page; its text stays text. The steps `marks` are marked."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     # a salt makes the ids inside reproducible, and distinct between the pictures of one page
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key, "font.family": "sans-serif"}):
         figure = Figure(figsize=(5.2, 2.5), layout="constrained")
-        _plot(figure.add_subplot(), rows, curve, titled=False)
+        axes = figure.add_subplot()
+        _plot(axes, rows, curve, titled=False)
+        axes.plot(marks, [0.02] * len(marks), "^", color=ORANGE, ms=5, transform=axes.get_xaxis_transform(), zorder=3)
         return svg_of(figure, curve.title)
 
 

@@ -4,9 +4,9 @@ EXIT_OK = 0
 EXIT_USER_ERROR = 2
 """A bad command, config, manifest or checkpoint: nothing was trained."""
 EXIT_PREEMPTED = 75
-"""SIGTERM: the step was finished and saved; start the same command again to go on (EX_TEMPFAIL of sysexits.h)."""
+"""A signal or the time limit: the step was finished and saved; start the same command again (EX_TEMPFAIL of sysexits.h)."""
 EXIT_DIVERGED = 76
-"""Too many non-finite steps: the run stopped with a checkpoint."""
+"""Too many non-finite steps, spikes or rollbacks: the run stopped with a checkpoint."""
 EXIT_BAD_DATA = 77
 """Too many videos could not be read, or a rank's loader failed: the run stopped with a checkpoint."""
 EXIT_HUNG = 78
@@ -40,13 +40,13 @@ class AgreedStop(Vmae2Error):
 
 
 class Preempted(AgreedStop):
-    """The run was asked to stop."""
+    """The run was asked to stop, or its time is over."""
 
     exit_code = EXIT_PREEMPTED
 
 
 class Diverged(AgreedStop):
-    """The loss or gradient stayed non-finite past the limit."""
+    """The loss or gradient stayed non-finite, or spiked, past the limit."""
 
     exit_code = EXIT_DIVERGED
 

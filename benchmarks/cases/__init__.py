@@ -11,6 +11,7 @@ from benchmarks.cases import (
     decoder_masking,
     dual_masking,
     embed,
+    guards,
     loader,
     optimizer,
     paper,
@@ -37,5 +38,6 @@ CASES: dict[str, Case] = {
     "data": data.CASE,
     "pipeline": pipeline.CASE,
     "loader": loader.CASE,
+    "guards": guards.CASE,
 }
 """In the order of a full run."""

@@ -29,6 +29,7 @@ ABOUT = {
     "pipeline": "From videos to batches on one core, beside the published way: Pillow frame by frame and float pixels.",
     "loader": "What the loader takes besides processor time: a run's first batch, memory of its processes, growth.",
     "checkpoint": "Saving, resuming and exporting.",
+    "guards": "What looking for spikes and hangs adds to a step.",
     "prediction": "Step times of other sizes from rates fitted to one size, and how far they are from measured ones.",
 }
 """What a case asks; cases without a line here go without."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.case import MATMUL, UNCOUNTED, Bench, Options
-from benchmarks.cases import attention, checkpointing, embed, optimizer
+from benchmarks.cases import attention, checkpointing, embed, guards, optimizer
 from benchmarks.devices import Step, measure_memory
 from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
@@ -18,6 +20,7 @@ from benchmarks.steps import MASKS, Precision, Workbench
 from vmae2_ds.config import ModelConfig
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.model.attention import get_attention
+from vmae2_ds.train import spikes
 from vmae2_ds.train.peak import DTYPES
 
 CPU = torch.device("cpu")
@@ -246,3 +249,30 @@ def test_memory_is_what_tensors_take_at_once_whatever_the_heap_looks_like() -> N
 
     with pytest.raises(torch.OutOfMemoryError):
         measure_memory(fails, CPU)
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def test_guards_that_are_on_look_and_those_that_are_off_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    looked, config = [], guards.guarded_config()
+    monkeypatch.setattr(spikes, "spike_limit", lambda values, *_: looked.append(len(values)) or math.inf)
+    for number, (spikes_on, hang_on) in enumerate([(False, True), (True, False)]):
+        on = guards.Guards(spikes_on, hang_on)
+        step = guards.loop_step(guards.idle_engine(), config, guards.clips_of(config), on, tmp_path / str(number), 3)
+        assert bool(looked) == spikes_on, "its history is full before anything is timed"
+        looked.clear()
+        step()
+        # of each step: the mean loss, the largest norm to apply, and the norm that was
+        assert looked == [100] * 3 * 3 * spikes_on
+
+
+def test_guard_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "IDLE_STEPS", 2)
+    rows = by_variant(guards.measure(ONCE, idle=True))
+    assert set(rows) == set(guards.VARIANTS)
+    for name, row in rows.items():
+        values = row["values"]
+        assert values["step_s"] == row["time_s"]["median"] / 2 > 0
+        assert values["added_share"] == pytest.approx(1 / row["speedup"]["median"] - 1)
+        assert (values["added_share"] == 0) == (name == guards.BASE)

@@ -1,8 +1,9 @@
-"""One rank of the non-finite test: a NaN on the last rank only, at every stage; writes what the engine did."""
+"""One rank of the non-finite test: a NaN on the last rank only, then a norm that is refused, at every stage."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -17,13 +18,14 @@ from vmae2_ds.train.plan import plan_run
 
 
 def run_variant(changes: dict[str, Any], world_size: int, rank: int) -> dict[str, Any]:
-    """Good step, step with one NaN clip, good step; the loss of a fixed batch after each."""
+    """Good step, one with a NaN clip, good step, one that is refused, the same again; the loss of a fixed batch after each."""
     config = make_config(world_size, **changes)
     plan = plan_run(config, NUM_VIDEOS, world_size)
     engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=True))
     fixed = make_clips(config, 99, 0, plan.micro_batch)
-    results, losses = [], []
-    for step in range(3):
+    results, losses, norms = [], [], []
+    for step in (0, 1, 2, 3, 3):
+        largest = 1e-9 if step == 3 and len(results) == 3 else math.inf
         set_learning_rate(engine.parameter_groups, 1e-3)
         for micro_step in range(plan.accumulation):
             batch = make_clips(config, step, (micro_step * world_size + rank) * plan.micro_batch, plan.micro_batch)
@@ -32,11 +34,13 @@ def run_variant(changes: dict[str, Any], world_size: int, rank: int) -> dict[str
                 clip[0] = float("nan")
                 batch = batch._replace(clip_BTHWC=clip)
             engine.micro_step(batch)
-        results.append(engine.update().applied)
+        result = engine.update(largest)
+        results.append(result.applied)
+        norms.append(str(result.grad_norm))
         with torch.no_grad():
             losses.append(engine.deepspeed.module(fixed).loss.item())
     engine.deepspeed.destroy()
-    return {"applied": results, "losses": losses}
+    return {"applied": results, "losses": losses, "norms": norms}
 
 
 def main() -> None:

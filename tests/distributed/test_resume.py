@@ -14,7 +14,7 @@ import pytest
 
 from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
 from tests.distributed.zygote import Rank, Zygote
-from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
+from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_HUNG, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
 from vmae2_ds.train.checkpoint import find_newest_whole, why_torn
 
 pytestmark = pytest.mark.slow
@@ -27,9 +27,15 @@ class Run:
     def __init__(self, zygote: Zygote, folder: Path, manifest: Path, *options: str) -> None:
         self.zygote, self.folder, self.manifest, self.options = zygote, folder, manifest, options
 
-    def start(self, module: str = "vmae2_ds", env: dict[str, str] | None = None, ranks: int = RANKS) -> list[Rank]:
+    def start(
+        self,
+        module: str = "vmae2_ds",
+        env: dict[str, str] | None = None,
+        ranks: int = RANKS,
+        options: tuple[str, ...] = (),
+    ) -> list[Rank]:
         words = [*tiny_pretraining(self.manifest, self.folder, NUM_STEPS), "--train.save-every", str(SAVE_EVERY)]
-        words += self.options
+        words += [*self.options, *options]
         port = free_port()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return [
@@ -83,6 +89,21 @@ def stop_by_sigterm(run: Run) -> None:
     assert "was written by 2 rank(s) at ZeRO stage 3, this run has 1 rank(s)" in run.log(0).read_text()
 
 
+def stop_by_sigusr1_and_by_the_time_limit(run: Run) -> None:
+    """The signal as a queue sends it: to every process of one host, readers and loader workers too, which must live on."""
+    processes = run.start()
+    run.wait_for_step(SAVE_EVERY + 1, processes)
+    rank = psutil.Process(processes[1].pid)
+    for process in (*rank.children(recursive=True), rank):
+        process.send_signal(signal.SIGUSR1)
+    assert [process.wait(120) for process in processes] == [EXIT_PREEMPTED] * RANKS
+    assert "stopped by a signal and saved at step" in run.log(0).read_text()
+    assert run.rows()[-1]["bad_videos"] == 0
+    processes = run.start(options=("--train.time-limit", "1s"))  # over before the first step
+    assert [process.wait(120) for process in processes] == [EXIT_PREEMPTED] * RANKS
+    assert "stopped at the end of train.time_limit=1s and saved at step" in run.log(0).read_text()
+
+
 def kill_between_saves(run: Run) -> None:
     processes = run.start()
     run.wait_for_step(SAVE_EVERY + 2, processes)
@@ -114,8 +135,31 @@ def kill_a_loader_worker(run: Run) -> None:
     assert "loader worker died" in run.log(1).read_text()
 
 
+def lose_a_rank_and_hang(run: Run) -> None:
+    """Nobody but the ranks themselves ends the others: here is no launcher."""
+    processes = run.start("tests.distributed.trouble", {"VMAE2_TEST_TROUBLE": f"die:0:{SAVE_EVERY + 1}"})
+    assert [process.wait(120) for process in processes] == [-signal.SIGKILL, EXIT_HUNG]
+    assert "rank 0 on 127.0.0.1 is gone" in run.log(1).read_text()
+    trouble = {"VMAE2_TEST_TROUBLE": "hold_the_lock:1:2"}
+    processes = run.start("tests.distributed.trouble", trouble, options=("--guard.hang-minutes", "0.25"))
+    assert [process.wait(120) for process in processes] == [EXIT_HUNG] * RANKS
+    stacks = {path.name[:5]: path.read_text() for path in (run.folder / "stacks").iterdir() if path.stat().st_size}
+    assert "in hold_the_lock" in stacks["rank1"]
+    assert "in wait" in stacks["rank0"], "in a collective"
+    for rank in range(RANKS):
+        assert f"rank {rank}: no step was finished within 15 s after step {SAVE_EVERY + 2}" in run.log(rank).read_text()
+
+
 @pytest.mark.parametrize(
-    "interrupt", [stop_by_sigterm, kill_between_saves, kill_in_the_middle_of_a_save, kill_a_loader_worker]
+    "interrupt",
+    [
+        stop_by_sigterm,
+        stop_by_sigusr1_and_by_the_time_limit,
+        kill_between_saves,
+        kill_in_the_middle_of_a_save,
+        kill_a_loader_worker,
+        lose_a_rank_and_hang,
+    ],
 )
 def test_resumed_losses_are_bit_identical(
     interrupt: Callable[[Run], None],

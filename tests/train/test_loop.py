@@ -21,10 +21,13 @@ from vmae2_ds.data.mixture import Mixture, open_mixture
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import DataError, LoaderFailed
+from vmae2_ds.guard_config import GuardConfig
 from vmae2_ds.train.engine import StepResult
 from vmae2_ds.train.loop import LoopHooks, TrainState, train
 from vmae2_ds.train.metrics import MOST_SOURCES, OTHERS, add_counts, count_vector, counted_names, source_columns
 from vmae2_ds.train.plan import plan_run
+from vmae2_ds.train.spikes import SpikeGuard
+from vmae2_ds.train.stopping import StopRequests
 
 STEPS = 6
 
@@ -75,7 +78,7 @@ class Run:
             device=torch.device("cpu"),
             parameter_groups=[{"lr": 0.0}],
             micro_step=lambda batch: out,
-            update=lambda: StepResult(True, 1.0),
+            update=lambda largest_norm: StepResult(True, 1.0),
         )
         ignored: Callable[..., None] = lambda *_: None  # noqa: E731
         hooks = LoopHooks(
@@ -96,7 +99,8 @@ class Run:
             hooks,
             world,
             Agreement(world),
-            [],
+            StopRequests(),
+            SpikeGuard(GuardConfig(on_spike="off"), world),
             sources=self.mixture.names,
             reseed=False,
         )

@@ -103,6 +103,25 @@ def test_sources(run: Path) -> None:
     assert "a<b 8 50.00% 50.00%" in text_of(write_report(run).read_text())
 
 
+def test_spikes_and_hangs(run: Path) -> None:
+    events = [
+        {"step": 7, "what": "the loss of rank 1", "value": None, "limit": None, "action": "update left out", "time": 0},
+        {"step": 9, "what": "the gradient norm", "value": 12.5, "limit": 3.0, "action": "back to step 8", "time": 0},
+    ]
+    (run / "guard.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (run / "stacks").mkdir()
+    (run / "stacks" / "rank0_1.txt").write_text("")  # of a rank that did not hang
+    row = {"step": 40, "loss": 1.0, **ROW, "spikes": 1, "rollbacks": 1, "skipped_steps": 1}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    text = text_of(write_report(run).read_text())
+    assert "7 the loss of rank 1 not finite - update left out" in text
+    assert "9 the gradient norm 12.5 3 back to step 8" in text
+    assert "1 spikes of the loss or the gradient norm, 1 rollbacks" in text
+    assert "Stacks of a hang" not in text
+    (run / "stacks" / "rank1_1.txt").write_text("Thread 0x1")
+    assert "Stacks of a hang: 1 files in stacks/, from rank1_1.txt" in text_of(write_report(run).read_text())
+
+
 def test_one_source_needs_no_table(run: Path) -> None:
     row = {"step": 1, "loss": 1.0, **ROW, "source_videos/default": 8, "source_share/default": 1.0}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")

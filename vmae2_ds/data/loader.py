@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from vmae2_ds.config import DataConfig, RunConfig
 from vmae2_ds.contracts import LoadedBatch
 from vmae2_ds.data.datasets import Sample, VideoDataset
-from vmae2_ds.data.order import SampleKey, positions_of
+from vmae2_ds.data.order import SampleKey, positions_of, window_of
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -38,8 +38,11 @@ def make_loader(
     accumulation: int,
     first_step: int,
     num_steps: int,
+    skipped_windows: Collection[int] = (),
 ) -> Generator[LoadedBatch, None, None]:
     """Micro batches of `rank` for steps first_step .. num_steps - 1, `accumulation` of them a step, in order.
+
+    Steps read the sample order window by window, without `skipped_windows` (data/order.py).
 
     A micro batch is micro_batch * views clips, video by video. What it holds depends neither on `data.workers` nor on
     where a run was resumed, and what a whole step holds does not depend on how it is split (data/order.py).
@@ -52,7 +55,7 @@ def make_loader(
     mixture = dataset.mixture
     split = {"micro_batch": config.train.micro_batch, "accumulation": accumulation, "world_size": world_size}
     order = mixture.order(config.train.seed)
-    wanted = num_steps * config.train.micro_batch * accumulation * world_size
+    wanted = (num_steps + len(skipped_windows)) * config.train.micro_batch * accumulation * world_size
     if order.length is not None and order.length < wanted:
         raise ConfigError(
             f"{mixture.name} is used up after {order.length} samples (max_epochs of its sources), and the run wants {wanted}: "
@@ -61,8 +64,9 @@ def make_loader(
 
     def micro_batches() -> Iterator[list[SampleKey]]:
         for step in range(first_step, num_steps):
+            window = window_of(step, skipped_windows)
             for micro_step in range(accumulation):
-                yield [order.key_at(at) for at in positions_of(step, micro_step, rank, **split)]
+                yield [order.key_at(at) for at in positions_of(window, micro_step, rank, **split)]
 
     return load_samples(config.data, dataset, micro_batches())
 
@@ -117,10 +121,10 @@ def _collate(samples: list[Sample | DataError], dataset: VideoDataset[Any]) -> L
 
 
 def start_worker(worker: int) -> None:
-    """In a worker: leave Ctrl-C and SIGTERM to the main process, which saves and then ends the workers."""
+    """In a worker: leave Ctrl-C, SIGTERM and SIGUSR1 to the main process, which saves and then ends the workers."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a queue signals every process of a job
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

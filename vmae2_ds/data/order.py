@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -205,6 +205,15 @@ def _chairmen(counts: np.ndarray) -> np.ndarray:
         table[turn] = at = int(np.argmin(deadline))
         had[at] += 1
     return table
+
+
+def window_of(step: int, skipped: Collection[int]) -> int:
+    """The stretch of samples that `step` reads: steps take the windows 0, 1, 2, ... in order, without those skipped."""
+    window = step
+    for gap in sorted(skipped):
+        if gap <= window:
+            window += 1
+    return window
 
 
 def positions_of(

@@ -30,8 +30,8 @@ def main() -> None:
     """Serve until the parent closes its end."""
     socket, memory, parent = (int(word) for word in sys.argv[1:])
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides when to stop
+        signal.signal(number, signal.SIG_IGN)
     child = _Child(Connection(socket), memory)
     while True:
         try:

@@ -37,9 +37,9 @@ class StepResult(NamedTuple):
     """What an optimizer step did."""
 
     applied: bool
-    """False where the gradient was not finite: all ranks skipped the update."""
+    """False where the gradient was not finite or too large: all ranks left the update out."""
     grad_norm: float
-    """Global gradient norm before clipping; inf or nan where the step was skipped."""
+    """Global gradient norm before clipping; inf or nan where it was not finite."""
 
 
 class Meeting(NamedTuple):
@@ -86,6 +86,7 @@ def start_ranks(meeting: Meeting | None = None) -> World:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    logger.addFilter(lambda record: "OVERFLOW!" not in record.getMessage())  # the loop says which step, and why
     # DeepSpeed still calls torch's old names, once per parameter and step
     warnings.filterwarnings("ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning)
     if device.type == "cpu":
@@ -162,6 +163,9 @@ class Engine:
             model=objective, optimizer=optimizer, config=ds_config, dist_init_required=False
         )
         self._basic_optimizer = optimizer
+        self._grad_norm, self._largest_norm = math.nan, math.inf
+        if self.stage > 0:
+            self._watch_norm()
         if compile_backend != "none":
             self.deepspeed.compile(backend=compile_backend)
 
@@ -202,20 +206,40 @@ class Engine:
             self.deepspeed.step()  # only counts the micro step
         return out
 
-    def update(self) -> StepResult:
-        """Apply the accumulated gradient, or skip it on all ranks where it is not finite."""
+    def update(self, largest_norm: float = math.inf) -> StepResult:
+        """Apply the accumulated gradient, or drop it on all ranks where it is not finite or its norm above `largest_norm`."""
         if self.stage == 0:
-            return self._update_plain()
+            return self._update_plain(largest_norm)
+        self._grad_norm, self._largest_norm = math.nan, largest_norm
         self.deepspeed.step()
-        applied = bool(self.deepspeed.was_step_applied())
-        norm = self.deepspeed.get_global_grad_norm()
-        return StepResult(applied, float(norm) if applied and norm is not None else math.nan)
+        return StepResult(bool(self.deepspeed.was_step_applied()), self._grad_norm)
 
-    def _update_plain(self) -> StepResult:
+    def _watch_norm(self) -> None:
+        """Let DeepSpeed take a norm that is too large for one that is not finite.
+
+        It takes the norm inside `step`, from sums over all ranks, and drops the gradient of an infinite one before anything
+        has changed (0.19.8: zero/stage_1_and_2.py:3033-3066, zero/stage3.py:2884-2895). At stage 3 the norm comes in parts.
+        """
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        zero = self.deepspeed.optimizer
+        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        take = getattr(zero, name)
+
+        def judged() -> Any:
+            taken = take()
+            self._grad_norm = float(combine_grad_norm_groups(taken) if self.stage == 3 else taken)
+            if not self._grad_norm > self._largest_norm:
+                return taken
+            return [math.inf] if self.stage == 3 else torch.full_like(taken, math.inf)
+
+        setattr(zero, name, judged)
+
+    def _update_plain(self, largest_norm: float) -> StepResult:
         """Stage 0: DeepSpeed checks nothing there, so the norm of the (already averaged) gradients is taken here."""
         grads = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads))
-        applied = math.isfinite(norm)
+        applied = math.isfinite(norm) and norm <= largest_norm
         if not applied:
             torch._foreach_zero_(grads)  # DeepSpeed's clipping would only spread the NaN
             self._basic_optimizer.found_inf = torch.ones((), device=self.device)  # type: ignore[attr-defined]

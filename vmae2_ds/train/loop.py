@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,7 +15,7 @@ from vmae2_ds.config import TrainConfig
 from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooManyBadFiles
-from vmae2_ds.train.engine import Engine
+from vmae2_ds.train.engine import Engine, StepResult
 from vmae2_ds.train.feed import Feed
 from vmae2_ds.train.metrics import (
     MEMORY_COLUMNS,
@@ -31,8 +27,8 @@ from vmae2_ds.train.metrics import (
 )
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
 from vmae2_ds.train.plan import RunPlan
-
-log = logging.getLogger(__name__)
+from vmae2_ds.train.spikes import Recent, Spike, SpikeGuard
+from vmae2_ds.train.stopping import StopRequests
 
 
 @dataclass
@@ -51,6 +47,14 @@ class TrainState:
     """What --data.reader auto chose at the start, kept so that a resumed run reads the same frames."""
     attention: tuple[str, ...] | None = None
     """Kernels of encoder and decoder, as the model has them, kept so that a resumed run computes the same bits."""
+    spikes: int = 0
+    recent: Recent = field(default_factory=dict)
+    """What the next step is compared with."""
+    rollbacks: int = 0
+    rolled_back_to: list[int] = field(default_factory=list)
+    """Steps of the checkpoints that were gone back to, in order."""
+    skipped_windows: list[int] = field(default_factory=list)
+    """Stretches of the sample order that rollbacks leave out (data/order.py:window_of)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
@@ -77,6 +81,8 @@ class LoopHooks:
     """Told each update that was applied."""
     prepare: Callable[[Movable], Movable] = lambda batch: batch
     """What becomes of a micro batch on its way to the engine."""
+    spiked: Callable[[Spike, TrainState, StepResult], None] = lambda spike, state, result: None
+    """Told of a spike, or of what is not finite, in the step after `state.step` (all ranks); may raise to leave the loop."""
 
 
 def train(
@@ -88,7 +94,8 @@ def train(
     hooks: LoopHooks,
     world: World,
     agreement: Agreement,
-    caught_signals: list[int],
+    stop: StopRequests,
+    guard: SpikeGuard,
     *,
     sources: tuple[str, ...],
     reseed: bool,
@@ -96,7 +103,8 @@ def train(
     """Run from `state.step` to the plan's last step, or to `stop_after_steps`; saves at the end.
 
     Args:
-        caught_signals: not empty once this process was asked to stop (`stop_signals`).
+        guard: finds spikes; what is done about them is up to `hooks.spiked`.
+        stop: tells when this process was asked to stop, and when its time is nearly over.
         sources: the names in `LoadedBatch.sources`, in the same order on every rank.
         reseed: seed torch's generator before every micro step from (seed, step, micro step, rank): stochastic depth
             then does not depend on where a run was cut.
@@ -113,29 +121,42 @@ def train(
         set_learning_rate(engine.parameter_groups, rate)
         failures: list[ReadFailure] = []
         used: Counter[str] = Counter()
+        loss = torch.zeros((), device=engine.device)
         for micro_step in range(plan.accumulation):
             loaded = next(feed)
             if reseed:
                 torch.manual_seed(seed_of(config.seed, state.step, micro_step, world.rank))
-            averages.add(engine.micro_step(hooks.prepare(loaded.batch)))
+            out = engine.micro_step(hooks.prepare(loaded.batch))
+            averages.add(out)
+            loss += out.loss.detach() / plan.accumulation
             feed.fetch_ahead()
             failures += loaded.failures
             used.update(loaded.sources)
-        bad, stopping, broken, *videos = agreement.sum(
-            len(failures), bool(caught_signals), feed.error is not None, *count_vector(used, sources)
+        bad, signalled, late, broken, *rest = agreement.sum(
+            len(failures),
+            bool(stop.caught),
+            stop.is_time_over(),
+            feed.error is not None,
+            *guard.own_place(loss),
+            *count_vector(used, sources),
         )
+        losses, videos = rest[: guard.places], rest[guard.places :]
         if broken:  # before the update: the step is run again after a resume
             hooks.save(state)
             raise LoaderFailed(str(feed.error or "the loader of another rank failed; it says why"))
-        result = engine.update()
+        spike = guard.look_at_losses(state.recent, losses)
+        result = engine.update(guard.largest_norm(state.recent, spike))
+        spike = spike or guard.look_at_norm(state.recent, result)
+        if spike is not None:
+            state.spikes += spike.limit is not None
+            hooks.spiked(spike, state, result)
+        state.recent = guard.remember(state.recent, losses, result, spike)
         state.step += 1
         averages.steps += 1
         state.bad_videos += int(bad)
         state.source_videos = add_counts(state.source_videos, sources, videos)
         state.videos_tried += plan.videos_per_step + int(bad)
         state.skipped_steps += not result.applied
-        if not result.applied and world.rank == 0:
-            log.warning("step %d skipped: its gradient is not finite (%d so far)", state.step, state.skipped_steps)
         if result.applied:
             hooks.updated()
         state.skipped_in_a_row = 0 if result.applied else state.skipped_in_a_row + 1
@@ -143,7 +164,8 @@ def train(
         began = time.perf_counter()
         hooks.stepped(state.step)
         averages.leave_out(time.perf_counter() - began)
-        reason = _why_stop(state, config, hooks, stopping > 0)
+        why = "by a signal" if signalled else f"at the end of train.time_limit={config.time_limit}" if late else None
+        reason = _why_stop(state, config, hooks, why)
         if state.step % config.log_every == 0 or state.step == last_step or reason is not None:
             hooks.report(
                 {
@@ -153,6 +175,8 @@ def train(
                     "lr": rate,
                     "grad_norm": result.grad_norm,
                     "skipped_steps": state.skipped_steps,
+                    "spikes": state.spikes,
+                    "rollbacks": state.rollbacks,
                     "bad_videos": state.bad_videos,
                     "new_bad_videos": state.bad_videos - at_last_row.bad_videos,
                     **source_columns(state.source_videos, at_last_row.source_videos),
@@ -168,40 +192,22 @@ def train(
             raise reason
 
 
-def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, stopping: bool) -> AgreedStop | None:
-    """The reason to stop after this step, the same on every rank."""
+def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, asked: str | None) -> AgreedStop | None:
+    """The reason to stop after this step, the same on every rank; `asked` says who or what asked for it."""
     if state.skipped_in_a_row > config.max_nonfinite_steps:
         return Diverged(
-            f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient, more than "
+            f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite or a spike, more than "
             f"train.max_nonfinite_steps={config.max_nonfinite_steps}; stopped and saved at step {state.step}. Look at the last "
             "rows of metrics.jsonl; to go on from an earlier checkpoint with a lower optim.base_lr or with optim.clip_grad: "
             "vmae2 export RUN/ckpt/stepN --out w.safetensors, then a new run with --train.init w.safetensors"
         )
-    if stopping:
-        return Preempted(f"stopped by a signal and saved at step {state.step}; the same command goes on from there")
+    if asked:
+        return Preempted(f"stopped {asked} and saved at step {state.step}; the same command goes on from there")
     try:
         hooks.check_bad_share(state.bad_videos, state.videos_tried)
     except TooManyBadFiles as error:
         return error
     return None
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in the yielded list instead of dying; a second SIGINT interrupts at once."""
-    caught: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def seed_of(*numbers: int) -> int:

@@ -105,6 +105,16 @@ class MetricsWriter:
     """Rank 0's writer of metrics.jsonl and TensorBoard events. Rows after `first_step` left by a killed run are dropped."""
 
     def __init__(self, path: Path, tensorboard: Path | None, first_step: int) -> None:
+        self._path, self._events = path, tensorboard
+        self._open(first_step)
+
+    def go_back(self, step: int) -> None:
+        """Drop the rows after `step`: they are written anew."""
+        self.close()
+        self._open(step)
+
+    def _open(self, first_step: int) -> None:
+        path, tensorboard = self._path, self._events
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
             write_atomically(path, "".join(f"{line}\n" for line in kept))
@@ -226,6 +236,12 @@ class Reporter:
             self._writer.write(row)
             if advice := self._watch.row(row["data_wait_share"]):
                 log.warning("%s", advice)
+
+    def go_back(self, step: int) -> None:
+        """Rows go on after `step`."""
+        self.progress.step(step)
+        if self._writer is not None:
+            self._writer.go_back(step)
 
     def close(self) -> None:
         """Flush everything."""

@@ -6,18 +6,21 @@ import base64
 import json
 import math
 import statistics
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.draw import CURVES, Curve, curve_svg, has_values
 from vmae2_ds.train.checkpoint import write_atomically
+from vmae2_ds.train.hang import STACKS
 from vmae2_ds.train.loader_watch import BINDS
 from vmae2_ds.train.metrics import SOURCE_SHARE, SOURCE_VIDEOS, source_columns
+from vmae2_ds.train.rollback import EVENTS
 from vmae2_ds.train.runs import is_finished, read_run_config
 
 TAIL = 0.1  # the end of a run that its closing figures are medians of
-MOST_BAD_FILES, MOST_PICTURES = 20, 8
+MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8
 
 NOTES = {
     "loss": "Averaged over ranks and over the steps between two rows.",
@@ -38,7 +41,7 @@ class Fact(NamedTuple):
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/report.html from run.json, env.json, ds.json, metrics.jsonl, bad_files.jsonl and pictures/.
+    """Write `folder`/report.html from its json and jsonl files, stacks/ and pictures/.
 
     All but run.json may be missing or torn: a run that was killed has a report too.
     """
@@ -47,16 +50,20 @@ def write_report(folder: Path) -> Path:
     config = read_run_config(folder)
     rows = read_rows(folder / "metrics.jsonl")
     bad_files = read_rows(folder / "bad_files.jsonl")
+    events = read_rows(folder / EVENTS)
     environment = _read_json(folder / "env.json")
+    marks = [row["step"] for row in events if row.get("limit") is not None]
     jinja = Environment(loader=PackageLoader("vmae2_ds.train", "."), autoescape=True, undefined=StrictUndefined)
     page = jinja.get_template("report.html").render(
         title=f"{config.recipe}: {folder.name}",
         status=_status(folder, rows, environment),
-        warnings=_warnings(rows),
+        warnings=_warnings(folder, rows),
+        events=[_event(row) for row in events[-MOST_EVENTS:]],
+        more_events=max(0, len(events) - MOST_EVENTS),
         sources=_sources(rows),
         facts=_facts(config, rows, environment),
         curves=[
-            {"title": curve.title, "svg": curve_svg(rows, curve), "note": _note(curve, environment)}
+            {"title": curve.title, "svg": curve_svg(rows, curve, marks), "note": _note(curve, environment)}
             for curve in CURVES.values()
             if has_values(rows, curve)
         ],
@@ -99,12 +106,20 @@ def _status(folder: Path, rows: list[dict[str, Any]], environment: dict[str, Any
     return ", ".join(parts)
 
 
-def _warnings(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
+def _warnings(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
     warnings = []
+    if hung := [path.name for path in sorted((folder / STACKS).glob("*.txt")) if path.stat().st_size]:
+        warnings.append(f"Stacks of a hang: {len(hung)} files in {STACKS}/, from {hung[0]} to {hung[-1]}.")
+    if not rows:
+        return warnings
     if rows[-1].get("skipped_steps"):
-        warnings.append(f"{rows[-1]['skipped_steps']} steps were skipped: their loss or gradient was not finite.")
+        warnings.append(
+            f"{rows[-1]['skipped_steps']} steps were skipped: a loss or gradient was not finite, or a spike."
+        )
+    if rows[-1].get("spikes"):
+        warnings.append(
+            f"{rows[-1]['spikes']} spikes of the loss or the gradient norm, {rows[-1]['rollbacks']} rollbacks: see below."
+        )
     wait = _tail_median(rows, "data_wait_share")
     if wait is not None and wait > BINDS:
         warnings.append(
@@ -112,6 +127,18 @@ def _warnings(rows: list[dict[str, Any]]) -> list[str]:
             "(vmae2 data prepare), or raise data.views."
         )
     return warnings
+
+
+def _event(row: dict[str, Any]) -> dict[str, str]:
+    """A row of the table of spikes."""
+    return {
+        "step": str(row.get("step", "?")),
+        "what": str(row.get("what", "?")),
+        "value": _text(row.get("value"), "{:.4g}") if row.get("value") is not None else "not finite",
+        "limit": _text(row.get("limit"), "{:.4g}"),
+        "action": str(row.get("action", "?")),
+        "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(row.get("time", 0))),
+    }
 
 
 def _sources(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -153,7 +180,8 @@ def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str,
         Fact("Loader workers", _text(_tail_median(rows, "worker_mem_sum_gib"), "{:.2f} GiB"), "memory, of the rank with most"),
         Fact("MFU", _text(_tail_median(rows, "mfu"), "{:.1%}"), f"against {peak}"),
         Fact("Achieved", _text(flops and flops / 1e9, "{:,.1f} GFLOP/s"), "per rank, 6 per MAC of the model"),
-        Fact("Skipped steps", str(last.get("skipped_steps", 0)), "loss or gradient not finite"),
+        Fact("Skipped steps", str(last.get("skipped_steps", 0)), "loss or gradient not finite, or a spike"),
+        Fact("Rollbacks", str(last.get("rollbacks", 0)), f"{last.get('spikes', 0)} spikes of loss or gradient norm"),
         Fact("Videos replaced", str(last.get("bad_videos", 0)), "unreadable or too short, each time they came up"),
     ]  # fmt: skip
 

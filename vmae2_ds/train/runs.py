@@ -26,6 +26,7 @@ from vmae2_ds.data.mixture import identity_of_videos
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.guard_config import GuardConfig
 from vmae2_ds.train.checkpoint import find_newest_whole, write_atomically
 from vmae2_ds.train.ds_config import read_policy
 
@@ -44,9 +45,10 @@ STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
-    | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s"},
+    | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s", "time_limit"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
     "distil": {"teacher", "cache", "cache_dtype"},
+    "guard": set(GuardConfig.model_fields),
 }
 """Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is is in its identity."""
 

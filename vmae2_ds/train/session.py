@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,19 @@ from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
 from vmae2_ds.train.engine import Engine, meet_ranks, start_ranks, stop_ranks
+from vmae2_ds.train.hang import HangSwitch
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
-from vmae2_ds.train.loop import LoopHooks, TrainState, stop_signals, train
+from vmae2_ds.train.loop import LoopHooks, TrainState, train
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
 from vmae2_ds.train.peak import device_peak
+from vmae2_ds.train.peers import END_S, PeerWatch
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
+from vmae2_ds.train.rollback import RollBack, SpikeActions, with_rollbacks
 from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
+from vmae2_ds.train.spikes import SpikeGuard, check_norm_is_taken
 from vmae2_ds.train.startup import check_start
+from vmae2_ds.train.stopping import stop_signals
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
@@ -82,26 +87,41 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
 
     Raises an AgreedStop on all ranks where the run ends early, saved; another Vmae2Error where it cannot run as asked.
     """
+    with ExitStack() as guards:
+        return _train_stage(config, stage, guards)
+
+
+def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
+    requests = guards.enter_context(stop_signals(config.train.time_limit_s))
     meeting = meet_ranks(config.train.collective_timeout_s)
     mixture, hosts = check_start(config, meeting)
     world = start_ranks(meeting)
     agreement = Agreement(world)
+    peers = guards.enter_context(PeerWatch(world if config.guard.watch_ranks else World(), agreement))
     plan = plan_run(config, mixture.num_videos, world.size)
     ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
+    check_norm_is_taken(config.guard, ds_config)
     if stage.ema_decay:
         check_ema(ds_config)
     validate = None if stage.validation is None else stage.validation(world, agreement)
     extras = stage.extras(mixture, world, agreement)
     folder = agreement.from_first(lambda: open_run_folder(config, extras.identity))
+    hang = guards.enter_context(
+        HangSwitch(folder.path, world, 60 * config.guard.hang_minutes, 60 * config.guard.hang_slow_minutes)
+    )
+    peers.on_loss = lambda why: hang.end_in(END_S, why)
     engine = build_engine(config, ds_config, fresh=folder.checkpoint is None, make=extras.make_objective)
+    mean = WeightAverage(engine, stage.ema_decay) if stage.ema_decay else None
+
+    def load(checkpoint: Path) -> dict[str, Any]:
+        loaded = load_checkpoint(engine, checkpoint, world, agreement)
+        if mean is not None:
+            mean.load(checkpoint, world)
+        return loaded
+
     state = TrainState()
     if folder.checkpoint is not None:
-        state = TrainState(**load_checkpoint(engine, folder.checkpoint, world, agreement))
-    mean: WeightAverage | None = None
-    if stage.ema_decay:
-        mean = WeightAverage(engine, stage.ema_decay)
-        if folder.checkpoint is not None:
-            mean.load(folder.checkpoint, world)
+        state = with_rollbacks(TrainState(**load(folder.checkpoint)), folder.path)
     if config.data.reader == "auto":
         if state.reader is None:
             state.reader = agreement.from_first(lambda: mixture.choose_reader(config.data.read_timeout_s))
@@ -116,6 +136,10 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         for line in [*extras.about, *mixture.describe(), *plan.describe()]:
             log.info("%s", line)
         log.info("MFU against %s", peak.name if peak else "no known peak: set train.peak_flops to get one")
+        if peers.any_failed:
+            log.warning(
+                "a rank cannot reach rank 0 on a port of its own: a lost rank is noticed by the collectives alone"
+            )
         log.info("run folder: %s, %s", folder.path, f"going on from step {state.step}" if state.step else "a new run")
         device = str(engine.device)
         write_run_files(
@@ -141,24 +165,34 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
 
     def stepped(step: int) -> None:
         reporter.progress.step(step)
+        hang.step(step)
         steps_per_epoch = plan.num_videos / plan.videos_per_step
         if validate is None or not is_due(step, steps_per_epoch, stage.validate_every, plan.num_steps):
             return
-        figures = validate(engine)
+        with hang.slow("a validation"):
+            figures = validate(engine)
         if validated is not None:
             validated.write({"step": step, "epoch": step / steps_per_epoch, **figures})
             log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
 
+    actions = SpikeActions(
+        folder.path, folder.checkpoints, config.guard, mixture, plan, config.train.seed, load, world, agreement
+    )
+
+    def save(state: TrainState) -> None:
+        with hang.slow("a save"), requests.saving():
+            save_checkpoint(
+                engine,
+                folder.checkpoints,
+                state.step,
+                state.to_dict(),
+                world,
+                config.train.keep,
+                write_more=None if mean is None else lambda target: mean.save(target, world),
+            )
+
     hooks = LoopHooks(
-        save=lambda state: save_checkpoint(
-            engine,
-            folder.checkpoints,
-            state.step,
-            state.to_dict(),
-            world,
-            config.train.keep,
-            write_more=None if mean is None else lambda target: mean.save(target, world),
-        ),
+        save=save,
         report=reporter.row,
         name_bad_files=BadFileLedger(folder.path / "bad_files.jsonl").record,
         check_bad_share=lambda bad, tried: check_bad_share(bad, tried, config.data.max_bad_share),
@@ -166,56 +200,73 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         worker_memory_gib=WorkerMemory().gib,
         updated=lambda: mean.update() if mean is not None else None,
         prepare=extras.prepare,
+        spiked=actions.spiked,
     )
-    loader = make_loader(
-        config,
-        dataset,
-        rank=world.rank,
-        world_size=world.size,
-        accumulation=plan.accumulation,
-        first_step=state.step,
-        num_steps=plan.num_steps,
-    )
+
+    def train_on(state: TrainState) -> None:
+        loader = make_loader(
+            config,
+            dataset,
+            rank=world.rank,
+            world_size=world.size,
+            accumulation=plan.accumulation,
+            first_step=state.step,
+            num_steps=plan.num_steps,
+            skipped_windows=state.skipped_windows,
+        )
+        with closing(loader) as batches:
+            train(
+                engine,
+                batches,
+                plan,
+                config.train,
+                state,
+                hooks,
+                world,
+                agreement,
+                requests,
+                SpikeGuard(config.guard, world),
+                sources=mixture.names,
+                reseed=stage.has_draws,
+            )
+
     stop: AgreedStop | None = None
-    with stop_signals() as caught_signals:
-        try:
-            with closing(loader) as batches:
-                train(
-                    engine,
-                    batches,
-                    plan,
-                    config.train,
-                    state,
-                    hooks,
-                    world,
-                    agreement,
-                    caught_signals,
-                    sources=mixture.names,
-                    reseed=stage.has_draws,
-                )
-        except AgreedStop as error:
-            stop = error
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"out of device memory at step {state.step} with {plan.clips_per_micro_step} clips per micro step "
-                f"({str(error).splitlines()[0]}); lower train.micro_batch (accumulation makes up for it), set "
-                "model.checkpointing all, or take a higher ZeRO stage"
-            ) from error
-        finally:
-            reporter.close()
-            if validated is not None:
-                validated.close()
-        if mean is not None and state.step == plan.num_steps and stop is None:
-            weights = mean.weights()
-            if weights is not None:
-                write_weights(to_layout(weights, config.model), folder.path / WEIGHTS, config.model)
-        if world.rank == 0:
-            if state.step == plan.num_steps:
-                finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
-            _try_report(folder.path)
-            log.info("run folder: %s", folder.path)
-        agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
-        stop_ranks(world)
+    requests.is_training = True
+    try:
+        while True:
+            try:
+                train_on(state)
+                break
+            except RollBack as back:
+                with hang.slow("a rollback"):
+                    state = actions.go_back(back)
+                reporter.go_back(state.step)
+                if validated is not None:
+                    validated.go_back(state.step)
+    except AgreedStop as error:
+        stop = error
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of device memory at step {state.step} with {plan.clips_per_micro_step} clips per micro step "
+            f"({str(error).splitlines()[0]}); lower train.micro_batch (accumulation makes up for it), set "
+            "model.checkpointing all, or take a higher ZeRO stage"
+        ) from error
+    finally:
+        reporter.close()
+        if validated is not None:
+            validated.close()
+    if mean is not None and state.step == plan.num_steps and stop is None:
+        weights = mean.weights()
+        if weights is not None:
+            write_weights(to_layout(weights, config.model), folder.path / WEIGHTS, config.model)
+    if world.rank == 0:
+        if state.step == plan.num_steps:
+            finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
+        _try_report(folder.path)
+        log.info("run folder: %s", folder.path)
+    hang.slow_from_here("the end")
+    agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
+    stop_ranks(world)
     if stop is not None:
         raise stop
     return folder.path
