@@ -14,7 +14,7 @@ import pytest
 
 from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
 from tests.distributed.zygote import Rank, Zygote
-from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
+from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_OK, EXIT_PREEMPTED
 from vmae2_ds.train.checkpoint import find_newest_whole, why_torn
 
 pytestmark = pytest.mark.slow
@@ -79,8 +79,6 @@ def stop_by_sigterm(run: Run) -> None:
     newest = find_newest_whole(run.folder / "ckpt")
     assert newest is not None
     assert newest.name > f"step{SAVE_EVERY:08d}", "the signal must lead to a save of its own"
-    assert run.start(ranks=1)[0].wait(240) == EXIT_USER_ERROR
-    assert "was written by 2 rank(s) at ZeRO stage 3, this run has 1 rank(s)" in run.log(0).read_text()
 
 
 def kill_between_saves(run: Run) -> None:

@@ -96,8 +96,8 @@ def train(
     Args:
         caught_signals: not empty once this process was asked to stop (`stop_signals`).
         sources: the names in `LoadedBatch.sources`, in the same order on every rank.
-        reseed: seed torch's generator before every micro step from (seed, step, micro step, rank): stochastic depth
-            then does not depend on where a run was cut.
+        reseed: seed torch's generator before every micro step from (seed, step, number of the micro batch in the global
+            batch): stochastic depth then does not depend on where a run was cut, nor on how many ranks share the batch.
 
     Raises an AgreedStop on all ranks together, after a checkpoint.
     """
@@ -114,7 +114,7 @@ def train(
         for micro_step in range(plan.accumulation):
             loaded = next(feed)
             if reseed:
-                torch.manual_seed(seed_of(config.seed, state.step, micro_step, world.rank))
+                torch.manual_seed(seed_of(config.seed, state.step, micro_step * world.size + world.rank))
             averages.add(engine.micro_step(loaded.batch))
             feed.fetch_ahead()
             failures += loaded.failures

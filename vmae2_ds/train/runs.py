@@ -23,9 +23,10 @@ from pydantic import ValidationError
 
 from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.data.mixture import identity_of_videos
+from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
-from vmae2_ds.train.checkpoint import find_newest_whole, write_atomically
+from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound, write_atomically
 from vmae2_ds.train.ds_config import read_policy
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
-    | {"max_nonfinite_steps", "peak_flops"},
+    | {"max_nonfinite_steps", "peak_flops"}
+    # how the same global batch and the same states are split: elastic.py goes on from there
+    | {"micro_batch", "ds_config", "ds_zero_init"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
 }
 """Settings that do not change what is learnt: a run may be resumed with others."""
@@ -86,6 +89,22 @@ def open_run_folder(config: RunConfig) -> RunFolder:
                     return RunFolder(path, checkpoint)
                 log.info("not resuming %s: another job holds it", path)
     return _new(config, identity, folder)
+
+
+def checkpoint_to_resume(folder: RunFolder, world: World, agreement: Agreement) -> Path | None:
+    """The newest checkpoint of the folder whose content is what was written, the same on all ranks; None in a new run.
+
+    Raises CheckpointError where there are checkpoints but not a sound one.
+    """
+    if folder.checkpoint is None:
+        return None
+    sound = newest_sound(folder.checkpoint, world, agreement)
+    if sound is None:
+        raise CheckpointError(
+            f"{folder.checkpoints}: no checkpoint holds what was written into it (the log names what is wrong with each); "
+            "put a copy in place, or start anew with --train.resume never"
+        )
+    return sound
 
 
 def _new(config: RunConfig, identity: dict[str, Any], folder: Path) -> RunFolder:
@@ -169,13 +188,23 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
     ]
     said = {
         "manifest": f"data.manifest: the content of {config.data.manifest}",
-        "ds_config": f"train.ds_config: the content of {config.train.ds_config}",
+        "ds_config": f"train.ds_config: in the content of {config.train.ds_config} more than how states are split",
     }
+    identity_now = {**identity, "ds_config": _beyond_splitting(identity["ds_config"])}
+    identity_before["ds_config"] = _beyond_splitting(identity_before["ds_config"])
     return different + [
         f"{said.get(name, f'data.mixture: {name}')} has changed"
-        for name in {**identity_before, **identity}
-        if identity.get(name) != identity_before.get(name)
+        for name in {**identity_before, **identity_now}
+        if identity_now.get(name) != identity_before.get(name)
     ]
+
+
+def _beyond_splitting(policy: dict[str, Any]) -> dict[str, Any]:
+    """What of a ZeRO policy changes the numbers: not the stage, buckets or offload, but dtypes and quantised traffic."""
+    zero = {
+        key: value for key, value in policy.get("zero_optimization", {}).items() if key.startswith("zero_quantized")
+    }
+    return {**policy, "zero_optimization": {key: value for key, value in zero.items() if value}}
 
 
 def read_run_config(path: Path) -> AnyRun:

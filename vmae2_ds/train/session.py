@@ -24,6 +24,7 @@ from vmae2_ds.model.published import write_weights
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.elastic import fitting
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
 from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
@@ -32,7 +33,7 @@ from vmae2_ds.train.metrics import MetricsWriter, Reporter
 from vmae2_ds.train.peak import device_peak
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
-from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
+from vmae2_ds.train.runs import AnyRun, checkpoint_to_resume, finish, open_run_folder, write_run_files
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
@@ -73,15 +74,17 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         check_ema(ds_config)
     validate = None if stage.validation is None else stage.validation(world, agreement)
     folder = agreement.from_first(lambda: open_run_folder(config))
-    engine = build_engine(config, ds_config, fresh=folder.checkpoint is None)
+    checkpoint = checkpoint_to_resume(folder, world, agreement)
+    engine = build_engine(config, ds_config, fresh=checkpoint is None)
     state = TrainState()
-    if folder.checkpoint is not None:
-        state = TrainState(**load_checkpoint(engine, folder.checkpoint, world, agreement))
+    if checkpoint is not None:
+        checkpoint = fitting(engine, checkpoint, world, agreement)
+        state = TrainState(**load_checkpoint(engine, checkpoint, world, agreement))
     mean: WeightAverage | None = None
     if stage.ema_decay:
         mean = WeightAverage(engine, stage.ema_decay)
-        if folder.checkpoint is not None:
-            mean.load(folder.checkpoint, world)
+        if checkpoint is not None:
+            mean.load(checkpoint, world)
     if config.data.reader == "auto":
         if state.reader is None:
             state.reader = agreement.from_first(lambda: mixture.choose_reader(config.data.read_timeout_s))
@@ -137,7 +140,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
             state.to_dict(),
             world,
             config.train.keep,
-            write_more=None if mean is None else lambda target: mean.save(target, world),
+            write_more=None if mean is None else lambda files: mean.save(files, world),
         ),
         report=reporter.row,
         name_bad_files=BadFileLedger(folder.path / "bad_files.jsonl").record,
