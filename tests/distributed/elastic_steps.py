@@ -81,6 +81,7 @@ def run_part(part: dict[str, Any], world: World) -> dict[str, Any]:
     from vmae2_ds.train.elastic import fitting
     from vmae2_ds.train.ema import WeightAverage
     from vmae2_ds.train.engine import Engine
+    from vmae2_ds.train.retention import Keep
 
     config = make_config(part["policy"], part["precision"])
     plan = plan_run(config, GLOBAL_BATCH, world.size)
@@ -121,7 +122,7 @@ def run_part(part: dict[str, Any], world: World) -> dict[str, Any]:
             CUT,
             {"step": CUT},
             world,
-            keep=2,
+            Keep(),
             write_more=lambda files: mean.save(files, world),
         )
     averaged = mean.weights()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from tests.distributed.elastic_steps import CUT, FROZEN, NUM_STEPS, groups_of, make_config, make_objective, plain_steps
-from tests.distributed.ranks import free_port, rank_environment
-from tests.distributed.zygote import Zygote
+from tests.distributed.zygote import Zygote, run_forked
 from vmae2_ds.train.checkpoint import tag_of
 
 pytestmark = pytest.mark.slow
@@ -40,20 +39,8 @@ READERS = {  # name: ranks, policy, what it reads
 
 def run_parts(zygote: Zygote, parts: list[dict[str, Any]], ranks: int, folder: Path) -> dict[str, Any]:
     """Run the parts one after another on `ranks` ranks; what rank 0 found."""
-    out, port = folder / f"{ranks}.{parts[0]['name']}.json", free_port()
-    logs = [folder / f"{ranks}.rank{rank}.log" for rank in range(ranks)]
-    processes = [
-        zygote.start(
-            [json.dumps(parts), str(out)],
-            rank_environment(rank, ranks, port),
-            logs[rank],
-            "tests.distributed.elastic_steps",
-        )
-        for rank in range(ranks)
-    ]
-    codes = [process.wait(300) for process in processes]
-    assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
-    return json.loads(out.read_text())
+    out = folder / f"{ranks}.{parts[0]['name']}.json"
+    return run_forked(zygote, "tests.distributed.elastic_steps", parts, out, ranks)
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +158,17 @@ def test_deepspeeds_own_loader_reads_what_we_write(
     for name, found in run_parts(zygote, parts, 1, folder).items():
         losses = written[readers[name][1]]["losses"] + found["losses"]
         assert losses == pytest.approx(reference[0], abs=FP32_TOLERANCE), name
+
+
+def test_a_conversion_killed_anywhere_is_made_again(
+    zygote: Zygote, written: dict[str, Any], folder: Path, tmp_path: Path, reference: tuple[list[float], Any]
+) -> None:
+    """At ten random points: half-way through writes, before fsyncs, renames, new and removed folders."""
+    shutil.copytree(folder / "2 zero3" / tag_of(CUT), tmp_path / "before" / tag_of(CUT))
+    asked = {"work": "convert", "policy": "zero1", "points": 10}
+    found = run_forked(zygote, "tests.distributed.kill_points", asked, tmp_path / "out.json", 1)
+    assert len(found["results"]) == 10
+    for result in found["results"]:
+        assert result["losses"] == pytest.approx(reference[0][CUT:], abs=FP32_TOLERANCE), result
+        assert result["untouched"], "the source is only read"
+        assert not result["unfinished"], "what was left is gone"

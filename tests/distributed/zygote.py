@@ -16,6 +16,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+from tests.distributed.ranks import free_port, rank_environment
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = (
@@ -100,6 +103,16 @@ class Zygote:
                 else:
                     self._started.append(news["pid"])
                 self._news.notify_all()
+
+
+def run_forked(zygote: Zygote, module: str, argument: Any, out: Path, ranks: int) -> Any:
+    """ranks.run_ranks without the imports: `python -m module ARGUMENT OUT` as `ranks` ranks, and what OUT then holds."""
+    port, logs = free_port(), [out.with_suffix(f".rank{rank}.log") for rank in range(ranks)]
+    words = [json.dumps(argument), str(out)]
+    processes = [zygote.start(words, rank_environment(rank, ranks, port), log, module) for rank, log in enumerate(logs)]
+    codes = [process.wait(400) for process in processes]
+    assert not any(codes), "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+    return json.loads(out.read_text())
 
 
 def serve() -> dict | None:

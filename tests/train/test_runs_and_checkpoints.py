@@ -17,6 +17,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train import runs
 from vmae2_ds.train.checkpoint import WHOLE, _drop_old, find_newest_whole, tag_of, why_torn, write_atomically
+from vmae2_ds.train.retention import Keep
 from vmae2_ds.train.runs import finish, open_run_folder, write_run_files
 
 
@@ -139,7 +140,7 @@ def test_torn_folders_go_with_the_old_ones(tmp_path: Path) -> None:
     for step in (1, 3, 4, 5):
         write_checkpoint(tmp_path, step)
     (write_checkpoint(tmp_path, 2) / WHOLE).unlink()
-    _drop_old(tmp_path / "ckpt", keep=2)
+    _drop_old(tmp_path / "ckpt", Keep(2))
     assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == [tag_of(4), tag_of(5)]
 
 

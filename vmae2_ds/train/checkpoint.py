@@ -24,8 +24,11 @@ from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import CheckpointError, SaveFailed
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.hashed_files import HashedFiles, flush_to_disk, sha256_of
+from vmae2_ds.train.retention import Keep, Saved, survivors
 from vmae2_ds.train.safe_load import read_state
+from vmae2_ds.train.universal import FOLDER as UNIVERSAL
 from vmae2_ds.train.universal import MOMENTS, WholeStates
+from vmae2_ds.train.universal import remove as remove_universal
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +47,14 @@ def save_checkpoint(
     step: int,
     state: dict[str, Any],
     world: World,
-    keep: int,
+    keep: Keep,
     write_more: Callable[[HashedFiles], None] | None = None,
+    figures: dict[str, float] | None = None,
 ) -> Path:
-    """Write one checkpoint from all ranks and drop the oldest whole ones beyond `keep`. Returns its folder.
+    """Write one checkpoint from all ranks and drop the old ones that `keep` does not name. Returns its folder.
 
-    `write_more` adds files of this rank's own. Raises SaveFailed on all ranks where the disk refused one of them; what was
-    written is then removed, and training can go on.
+    `write_more` adds files of this rank's own; `figures` say how good it is. Raises SaveFailed on all ranks where the disk
+    refused one of them; what was written is then removed, and training can go on.
     """
     tag = tag_of(step)
     target = folder / tag
@@ -65,13 +69,8 @@ def save_checkpoint(
         write_more(files)
     files.add(sorted((target / "offloaded_tensors" / f"rank{world.rank:02d}").rglob("*.swp")))
     files.attempt(lambda: flush_to_disk(target))
-    about = {
-        "step": step,
-        "world_size": world.size,
-        "stage": engine.stage,
-        "zero": engine.zero_policy,
-        "time": time.time(),
-    }
+    layout = {"world_size": world.size, "stage": engine.stage, "zero": engine.zero_policy}
+    about = {"step": step, **layout, "time": time.time(), "figures": figures or {}}
     if error := declare_whole(files, about, world, agreement):
         if world.rank == 0:
             shutil.rmtree(target, ignore_errors=True)
@@ -249,13 +248,23 @@ def write_atomically(path: Path, text: str) -> None:
     flush_to_disk(path.parent)
 
 
-def _drop_old(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest whole checkpoints, and the torn ones among those removed."""
-    found = sorted(folder.glob("step*"))
-    whole = [target for target in found if why_torn(target) is None]
-    for target in found[: found.index(whole[-keep])] if len(whole) > keep else []:
-        (target / WHOLE).unlink(missing_ok=True)  # from here on it does not count
-        shutil.rmtree(target)
+def _drop_old(folder: Path, keep: Keep) -> None:
+    """Remove the whole checkpoints that do not stay, older torn ones, and conversions of what is gone."""
+    found = {target.name: target for target in folder.glob("step*")}
+    whole = [_saved(target) for target in found.values() if why_torn(target) is None]
+    stay = survivors(whole, keep)
+    for name, target in found.items():
+        if name not in stay and stay and name < max(stay):
+            (target / WHOLE).unlink(missing_ok=True)  # from here on it does not count
+            shutil.rmtree(target)
+    for made in (folder / UNIVERSAL).glob("*"):
+        if not (folder / made.name / WHOLE).is_file():
+            remove_universal(made)
+
+
+def _saved(target: Path) -> Saved:
+    whole = json.loads((target / WHOLE).read_text())
+    return Saved(target.name, whole.get("time", (target / WHOLE).stat().st_mtime), whole.get("figures", {}))
 
 
 def _barrier(world: World) -> None:

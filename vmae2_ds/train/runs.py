@@ -42,6 +42,7 @@ STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
+    | {"keep_every_hours", "keep_best", "max_failed_saves"}
     | {"max_nonfinite_steps", "peak_flops"}
     # how the same global batch and the same states are split: elastic.py goes on from there
     | {"micro_batch", "ds_config", "ds_zero_init"},

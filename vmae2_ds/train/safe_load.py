@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ def read_state(path: Path | str, map_location: Any = "cpu", *, mmap: bool = Fals
         try:
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
-            reason = str(error).split("WeightsUnpickler error: ")[-1].split(". ")[0].splitlines()[0]
-            raise CheckpointError(f"{path} holds more than tensors and plain values ({reason}): not opened") from None
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"names {named[1]}" if named else "is no plain pickle"
+            raise CheckpointError(f"{path} holds more than tensors and plain values: it {what}; not opened") from None
         except (RuntimeError, EOFError, KeyError) as error:
-            raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+            raise CheckpointError(
+                f"{path} is damaged: {str(error).partition(chr(10))[0] or type(error).__name__}"
+            ) from None
 
 
 def _deepspeed_classes() -> list[Any]:

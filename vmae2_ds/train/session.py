@@ -18,11 +18,11 @@ from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
 from vmae2_ds.data.loader import make_loader
 from vmae2_ds.data.mixture import Mixture, open_mixture
 from vmae2_ds.dist import Agreement, World, default_device
-from vmae2_ds.errors import AgreedStop, ConfigError
+from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.published import write_weights
 from vmae2_ds.train.build import build_engine
-from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
+from vmae2_ds.train.checkpoint import load_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.elastic import fitting
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
@@ -34,6 +34,7 @@ from vmae2_ds.train.peak import device_peak
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
 from vmae2_ds.train.runs import AnyRun, checkpoint_to_resume, finish, open_run_folder, write_run_files
+from vmae2_ds.train.saver import Saver, check_room
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         mean = WeightAverage(engine, stage.ema_decay)
         if checkpoint is not None:
             mean.load(checkpoint, world)
+    check_room(engine, folder.checkpoints, config.train.keep, mean is not None, world, agreement)
     if config.data.reader == "auto":
         if state.reader is None:
             state.reader = agreement.from_first(lambda: mixture.choose_reader(config.data.read_timeout_s))
@@ -122,27 +124,26 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
     if validate is not None and world.rank == 0:
         validated = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step)
 
+    saver = Saver(engine, folder.checkpoints, config.train, world, mean)
+
+    def report(row: dict[str, Any]) -> None:
+        saver.note(row)
+        reporter.row(row)
+
     def stepped(step: int) -> None:
         reporter.progress.step(step)
         steps_per_epoch = plan.num_videos / plan.videos_per_step
         if validate is None or not is_due(step, steps_per_epoch, stage.validate_every, plan.num_steps):
             return
         figures = validate(engine)
+        saver.note(figures)
         if validated is not None:
             validated.write({"step": step, "epoch": step / steps_per_epoch, **figures})
             log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
 
     hooks = LoopHooks(
-        save=lambda state: save_checkpoint(
-            engine,
-            folder.checkpoints,
-            state.step,
-            state.to_dict(),
-            world,
-            config.train.keep,
-            write_more=None if mean is None else lambda files: mean.save(files, world),
-        ),
-        report=reporter.row,
+        save=lambda state: saver.save(state.step, state.to_dict()),
+        report=report,
         name_bad_files=BadFileLedger(folder.path / "bad_files.jsonl").record,
         check_bad_share=lambda bad, tried: check_bad_share(bad, tried, config.data.max_bad_share),
         stepped=stepped,
@@ -187,12 +188,14 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
             reporter.close()
             if validated is not None:
                 validated.close()
+        if saver.error is not None and not isinstance(stop, SaveFailed):
+            stop = saver.unsaved(stop)
         if mean is not None and state.step == plan.num_steps and stop is None:
             weights = mean.weights()
             if weights is not None:
                 write_weights(to_layout(weights, config.model), folder.path / WEIGHTS, config.model)
         if world.rank == 0:
-            if state.step == plan.num_steps:
+            if state.step == plan.num_steps and stop is None:
                 finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
             _try_report(folder.path)
             log.info("run folder: %s", folder.path)
