@@ -15,7 +15,7 @@ import pytest
 from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
 from tests.distributed.zygote import Rank, Zygote
 from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_OK, EXIT_PREEMPTED
-from vmae2_ds.train.checkpoint import find_newest_whole, why_torn
+from vmae2_ds.train.checkpoint import find_newest_whole, tag_of, why_torn
 
 pytestmark = pytest.mark.slow
 NUM_STEPS, SAVE_EVERY, RANKS = 12, 4, 2
@@ -27,9 +27,15 @@ class Run:
     def __init__(self, zygote: Zygote, folder: Path, manifest: Path, *options: str) -> None:
         self.zygote, self.folder, self.manifest, self.options = zygote, folder, manifest, options
 
-    def start(self, module: str = "vmae2_ds", env: dict[str, str] | None = None, ranks: int = RANKS) -> list[Rank]:
+    def start(
+        self,
+        module: str = "vmae2_ds",
+        env: dict[str, str] | None = None,
+        ranks: int = RANKS,
+        options: tuple[str, ...] = (),
+    ) -> list[Rank]:
         words = [*tiny_pretraining(self.manifest, self.folder, NUM_STEPS), "--train.save-every", str(SAVE_EVERY)]
-        words += self.options
+        words += [*self.options, *options]
         port = free_port()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return [
@@ -112,8 +118,19 @@ def kill_a_loader_worker(run: Run) -> None:
     assert "loader worker died" in run.log(1).read_text()
 
 
+def flip_a_bit(run: Run) -> None:
+    """In the shard of rank 1: both ranks go on from the checkpoint before."""
+    processes = run.start(options=("--train.stop-after-steps", str(2 * SAVE_EVERY)))
+    assert [process.wait(240) for process in processes] == [EXIT_OK] * RANKS
+    shard = next((run.folder / "ckpt" / tag_of(2 * SAVE_EVERY)).glob("*pp_rank_1_*optim_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 4
+    shard.write_bytes(content)
+    assert find_newest_whole(run.folder / "ckpt") == shard.parent, "by the sizes of its files it is"
+
+
 @pytest.mark.parametrize(
-    "interrupt", [stop_by_sigterm, kill_between_saves, kill_in_the_middle_of_a_save, kill_a_loader_worker]
+    "interrupt", [stop_by_sigterm, kill_between_saves, kill_in_the_middle_of_a_save, kill_a_loader_worker, flip_a_bit]
 )
 def test_resumed_losses_are_bit_identical(
     interrupt: Callable[[Run], None],

@@ -76,6 +76,13 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     started with settings, videos or a ZeRO policy that change the result.
     """
     identity = identity_of(config)
+    try:
+        return _find_or_make(config, identity)
+    except OSError as error:
+        raise ConfigError(f"no run folder can be opened: {error}; mend it, or name another --train.runs") from None
+
+
+def _find_or_make(config: RunConfig, identity: dict[str, Any]) -> RunFolder:
     if config.train.run is not None:
         return _named(config, identity, config.train.run)
     folder = config.train.runs / config.recipe

@@ -124,6 +124,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
     if validate is not None and world.rank == 0:
         validated = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step)
 
+    ledger = BadFileLedger(folder.path / "bad_files.jsonl")
     saver = Saver(engine, folder.checkpoints, config.train, world, mean)
 
     def report(row: dict[str, Any]) -> None:
@@ -144,7 +145,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
     hooks = LoopHooks(
         save=lambda state: saver.save(state.step, state.to_dict()),
         report=report,
-        name_bad_files=BadFileLedger(folder.path / "bad_files.jsonl").record,
+        name_bad_files=lambda failures: _try("bad_files.jsonl", lambda: ledger.record(failures)),
         check_bad_share=lambda bad, tried: check_bad_share(bad, tried, config.data.max_bad_share),
         stepped=stepped,
         worker_memory_gib=WorkerMemory().gib,
@@ -193,11 +194,12 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         if mean is not None and state.step == plan.num_steps and stop is None:
             weights = mean.weights()
             if weights is not None:
-                write_weights(to_layout(weights, config.model), folder.path / WEIGHTS, config.model)
+                named = to_layout(weights, config.model)
+                _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model))
         if world.rank == 0:
             if state.step == plan.num_steps and stop is None:
                 finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
-            _try_report(folder.path)
+            _try("report.html", lambda: write_report(folder.path))
             log.info("run folder: %s", folder.path)
         agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
         stop_ranks(world)
@@ -235,9 +237,9 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _try_report(folder: Path) -> None:
-    """The report is a convenience: a full disk must not change how the run ends."""
+def _try(name: str, write: Callable[[], object]) -> None:
+    """What is beside the checkpoints is a convenience: a full disk must not change how the run goes on or ends."""
     try:
-        write_report(folder)
+        write()
     except OSError as error:
-        log.warning("report.html could not be written: %s", error)
+        log.warning("%s could not be written: %s", name, error)
