@@ -282,6 +282,8 @@ class TrainConfig(StrictModel):
     """Keep beside them one in as many hours; 0: none."""
     keep_best: Literal["loss", "val_loss", "val_top1", "val_top5"] | None = None
     """Keep beside them the one with the best of this figure of the log (a loss: the lowest)."""
+    copy_to: str | None = None
+    """Copy each checkpoint there in the background (a folder or any fsspec URL), and resume from there where they are gone."""
     max_failed_saves: int = Field(3, gt=0)
     """Saves in a row that may fail (disk full, read-only) before the run stops; each costs only itself."""
     log_every: int = Field(10, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,21 @@ def test_a_second_job_on_a_run_folder_is_turned_away(zygote: Zygote, tmp_path: P
     assert "is held by another job" in second.log(0).read_text()
     assert [process.wait(240) for process in first] == [EXIT_OK]
     assert [row["step"] for row in run.rows()] == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_run_goes_on_from_its_copy_when_its_disk_is_gone(zygote: Zygote, tmp_path: Path, manifest: Path) -> None:
+    run = Run(zygote, tmp_path / "run", manifest, "--train.copy-to", f"file://{tmp_path}/there")
+    first = run.start(ranks=1)
+    assert [process.wait(240) for process in first] == [EXIT_OK]
+    before = run.losses()
+    copies = tmp_path / "there" / "vit_ti_pretrain_desk" / "run"
+    assert "copied to" in run.log(0).read_text()
+    assert (copies / "ckpt" / tag_of(NUM_STEPS) / "whole.json").is_file(), "the end of a run waits for its last copy"
+    shutil.rmtree(copies / "ckpt" / tag_of(NUM_STEPS))
+    (copies / "finished.json").unlink()
+    shutil.rmtree(run.folder)
+    assert [process.wait(240) for process in run.start(ranks=1)] == [EXIT_OK]
+    log = run.log(0).read_text()
+    assert f"fetched {tag_of(2 * SAVE_EVERY)} of run" in log
+    assert f"going on from step {2 * SAVE_EVERY}" in log
+    assert run.losses() == before[2 * SAVE_EVERY :]

@@ -15,6 +15,8 @@ class Keep(NamedTuple):
     """Beside them one in as many hours of wall time; 0: none."""
     best: str | None = None
     """Beside them the one with the best of this figure: the lowest of a loss, the highest of anything else."""
+    for_now: frozenset[str] = frozenset()
+    """Names that stay this time, because they are being copied."""
 
 
 class Saved(NamedTuple):
@@ -45,4 +47,4 @@ def survivors(checkpoints: Sequence[Saved], keep: Keep) -> set[str]:
         sign = 1 if keep.best.endswith("loss") else -1
         ranked = [(sign * saved.figures[keep.best], saved.name) for saved in ordered if keep.best in saved.figures]
         stay |= {name for _, name in sorted(ranked)[:1]}
-    return stay
+    return stay | (keep.for_now & {saved.name for saved in ordered})

@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,6 +28,7 @@ from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound, write_atomically
 from vmae2_ds.train.ds_config import read_policy
+from vmae2_ds.train.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
-    | {"keep_every_hours", "keep_best", "max_failed_saves"}
+    | {"keep_every_hours", "keep_best", "max_failed_saves", "copy_to"}
     | {"max_nonfinite_steps", "peak_flops"}
     # how the same global batch and the same states are split: elastic.py goes on from there
     | {"micro_batch", "ds_config", "ds_zero_init"},
@@ -87,26 +88,59 @@ def _find_or_make(config: RunConfig, identity: dict[str, Any]) -> RunFolder:
         return _named(config, identity, config.train.run)
     folder = config.train.runs / config.recipe
     if config.train.resume == "auto":
-        for path in sorted((file.parent for file in folder.glob("*/run.json")), reverse=True):
+        for path in _candidates(config, folder):
             if is_finished(path):
                 continue
             if different := differing_settings(config, identity, path):
                 log.info("not resuming %s, which has other settings: %s", path, "; ".join(different[:3]))
-            elif (checkpoint := find_newest_whole(path / "ckpt")) is not None:
+            elif (checkpoint := _newest_here_or_there(config, path)) is not None:
                 if _hold(path):
                     return RunFolder(path, checkpoint)
                 log.info("not resuming %s: another job holds it", path)
     return _new(config, identity, folder)
 
 
-def checkpoint_to_resume(folder: RunFolder, world: World, agreement: Agreement) -> Path | None:
+def _candidates(config: RunConfig, folder: Path) -> Iterator[Path]:
+    """The recipe's runs, newest first; after them those that only the second place has, whose files are fetched."""
+    here = sorted((file.parent for file in folder.glob("*/run.json")), reverse=True)
+    yield from here
+    place = second_place(config)
+    if place is not None:
+        for name in reversed(known_runs(place)):
+            path = folder / name
+            if path not in here and fetch_run_files(place, name, path):
+                log.info("%s is not here any more: its files came from %s", path, place.url)
+                yield path
+
+
+def second_place(config: RunConfig) -> SecondPlace | None:
+    """Where checkpoints are copied to; raises ConfigError for a kind of URL that cannot be opened here."""
+    return None if config.train.copy_to is None else SecondPlace(config.train.copy_to, config.recipe)
+
+
+def _newest_here_or_there(config: RunConfig, path: Path) -> Path | None:
+    """The newest whole checkpoint in the run's folder, or else the newest copy, fetched."""
+    found = find_newest_whole(path / "ckpt")
+    place = second_place(config)
+    if found is not None or place is None:
+        return found
+    (path / "ckpt").mkdir(exist_ok=True)
+    return fetch_newest(place, path.name, path / "ckpt")
+
+
+def checkpoint_to_resume(config: RunConfig, folder: RunFolder, world: World, agreement: Agreement) -> Path | None:
     """The newest checkpoint of the folder whose content is what was written, the same on all ranks; None in a new run.
 
-    Raises CheckpointError where there are checkpoints but not a sound one.
+    Where there is none, the newest copy in the second place. Raises CheckpointError where there are checkpoints but not a
+    sound one.
     """
     if folder.checkpoint is None:
         return None
     sound = newest_sound(folder.checkpoint, world, agreement)
+    place = second_place(config)
+    if sound is None and place is not None:
+        fetched = agreement.from_first(lambda: fetch_newest(place, folder.path.name, folder.checkpoints))
+        sound = None if fetched is None else newest_sound(fetched, world, agreement)
     if sound is None:
         raise CheckpointError(
             f"{folder.checkpoints}: no checkpoint holds what was written into it (the log names what is wrong with each); "
@@ -128,6 +162,10 @@ def _new(config: RunConfig, identity: dict[str, Any], folder: Path) -> RunFolder
 
 
 def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:
+    place = second_place(config)
+    if not (path / "run.json").is_file() and place is not None and path.name in known_runs(place):
+        fetch_run_files(place, path.name, path)
+        log.info("%s is not here any more: its files came from %s", path, place.url)
     if not (path / "run.json").is_file():
         if path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
             raise ConfigError(f"train.run={path} is neither a run folder (no run.json) nor empty; name another")
@@ -141,7 +179,7 @@ def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder
         raise ConfigError(f"{path} is held by another job; wait for it, end it, or name another train.run")
     if is_finished(path):
         log.info("%s is finished already; to train again name another train.run", path)
-    return RunFolder(path, find_newest_whole(path / "ckpt"))
+    return RunFolder(path, _newest_here_or_there(config, path))
 
 
 def _start(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:

@@ -15,6 +15,7 @@ from vmae2_ds.train.checkpoint import find_newest_whole, save_checkpoint
 from vmae2_ds.train.ema import WeightAverage
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.hashed_files import flush_to_disk
+from vmae2_ds.train.mirror import Mirror
 from vmae2_ds.train.retention import Keep
 
 log = logging.getLogger(__name__)
@@ -28,12 +29,21 @@ class Saver:
 
     Args:
         folder: of the checkpoints.
+        mean: the running mean of the weights, saved beside them.
+        mirror: rank 0's, where checkpoints are copied to a second place.
     """
 
     def __init__(
-        self, engine: Engine, folder: Path, config: TrainConfig, world: World, mean: WeightAverage | None
+        self,
+        engine: Engine,
+        folder: Path,
+        config: TrainConfig,
+        world: World,
+        mean: WeightAverage | None,
+        mirror: Mirror | None,
     ) -> None:
         self._engine, self._folder, self._config, self._world, self._mean = engine, folder, config, world, mean
+        self._mirror = mirror
         self._keep = Keep(config.keep, config.keep_every_hours, config.keep_best)
         self._figures: dict[str, float] = {}
         self._failed_in_a_row = 0
@@ -48,9 +58,10 @@ class Saver:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the checkpoint of `step` (all ranks)."""
         more = None if self._mean is None else self._write_mean
+        keep = self._keep if self._mirror is None else self._keep._replace(for_now=self._mirror.protected())
         try:
-            save_checkpoint(
-                self._engine, self._folder, step, state, self._world, self._keep, more, figures=self._figures
+            target = save_checkpoint(
+                self._engine, self._folder, step, state, self._world, keep, more, figures=self._figures
             )
         except SaveFailed as error:
             self.error = error
@@ -64,6 +75,8 @@ class Saver:
                 log.warning("%s; training goes on, the next try is after step %d", error, due)
         else:
             self.error, self._failed_in_a_row = None, 0
+            if self._mirror is not None:
+                self._mirror.put(target)
 
     def unsaved(self, stop: AgreedStop | None) -> SaveFailed:
         """How a run ends whose last save failed, where it would have ended with `stop`."""

@@ -30,14 +30,18 @@ from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
 from vmae2_ds.train.loop import LoopHooks, TrainState, stop_signals, train
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
+from vmae2_ds.train.mirror import Mirror
 from vmae2_ds.train.peak import device_peak
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
-from vmae2_ds.train.runs import AnyRun, checkpoint_to_resume, finish, open_run_folder, write_run_files
+from vmae2_ds.train.runs import AnyRun, checkpoint_to_resume, finish, open_run_folder, second_place, write_run_files
 from vmae2_ds.train.saver import Saver, check_room
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S, PATIENCE_AT_STOP_S = 300.0, 10.0
+"""How long the end of a run waits for the copy of its last checkpoint; launchers kill 30 s after their SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         check_ema(ds_config)
     validate = None if stage.validation is None else stage.validation(world, agreement)
     folder = agreement.from_first(lambda: open_run_folder(config))
-    checkpoint = checkpoint_to_resume(folder, world, agreement)
+    checkpoint = checkpoint_to_resume(config, folder, world, agreement)
     engine = build_engine(config, ds_config, fresh=checkpoint is None)
     state = TrainState()
     if checkpoint is not None:
@@ -125,7 +129,9 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
         validated = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step)
 
     ledger = BadFileLedger(folder.path / "bad_files.jsonl")
-    saver = Saver(engine, folder.checkpoints, config.train, world, mean)
+    place = second_place(config)
+    mirror = Mirror(place, folder.path) if place is not None and world.rank == 0 else None
+    saver = Saver(engine, folder.checkpoints, config.train, world, mean, mirror)
 
     def report(row: dict[str, Any]) -> None:
         saver.note(row)
@@ -200,6 +206,8 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
             if state.step == plan.num_steps and stop is None:
                 finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
             _try("report.html", lambda: write_report(folder.path))
+            if mirror is not None:
+                mirror.close(PATIENCE_S if stop is None else PATIENCE_AT_STOP_S)
             log.info("run folder: %s", folder.path)
         agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
         stop_ranks(world)
