@@ -31,7 +31,7 @@ class Chaos:
             f"--train.save-every {SAVE_EVERY} --train.ds-config {policy} --train.precision fp32 --train.micro-batch 2"
         )
         words += " --data.workers 0 --data.read-timeout-s 0 --optim.warmup-epochs 5"
-        words += " --model.encoder.depth 1 --model.encoder.width 96 --model.encoder.mlp 192 --model.decoder.width 48"
+        words += " --model.encoder.depth 2 --model.encoder.width 96 --model.encoder.mlp 192 --model.decoder.width 48"
         command = [*tiny_pretraining(self.manifest, self.folder / "run", NUM_STEPS), *words.split()]
         self.starts += 1
         port, used = free_port(), {"VMAE2_TEST_USED": str(self.folder / "used"), "VMAE2_TEST_START": str(self.starts)}

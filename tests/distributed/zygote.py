@@ -84,14 +84,15 @@ class Zygote:
             before = len(self._started)
             request = {"module": module, "words": [str(word) for word in words], "env": env, "log": str(log)}
             self._process.stdin.write(json.dumps(request) + "\n")
-            self._news.wait_for(lambda: len(self._started) > before, timeout=60)
+            came = self._news.wait_for(lambda: len(self._started) > before, timeout=240)  # the first waits for the imports
+            assert came, "the zygote did not start a process within 240 s"
             return Rank(self, self._started[before])
 
     def close(self) -> None:
         """End the process and what it started."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(240)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

@@ -94,6 +94,15 @@ def test_old_copies_go_once_their_originals_are_gone(tmp_path: Path) -> None:
     assert place.whole_copies("run") == [tag_of(20), tag_of(30), tag_of(40)]
 
 
+def test_copies_of_steps_that_were_taken_back_go(tmp_path: Path) -> None:
+    run, place = tmp_path / "run", SecondPlace(str(tmp_path / "there"), "recipe")
+    copied(place, run, 10, 20, 30)
+    for step in (20, 30):
+        shutil.rmtree(run / "ckpt" / tag_of(step))
+    copied(place, run, 20)
+    assert place.whole_copies("run") == [tag_of(10), tag_of(20)]
+
+
 def test_a_manifest_that_points_outside_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run, place = tmp_path / "run", SecondPlace(str(tmp_path / "there"), "recipe")
     copied(place, run, 10)

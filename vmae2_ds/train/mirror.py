@@ -1,6 +1,6 @@
 """A second place for the checkpoints of a run: copied there while it trains, and fetched from there where they are gone.
 
-COPY_TO/RECIPE/RUN/  run.json identity.json finished.json  ckpt/stepN/...   (whole.json last: without it a copy does not count)
+COPY_TO/RECIPE/RUN/  run.json identity.json ...  ckpt/stepN/...   (whole.json last: without it a copy does not count)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vmae2_ds.train.hashed_files import flush_to_disk
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-RUN_FILES = ("run.json", "identity.json", "finished.json")
+RUN_FILES = ("run.json", "identity.json", "finished.json", "rollbacks.json")
 RETRY_AFTER_S = (2.0, 15.0, 60.0)
 WAY_OUT = "mend it, or start anew with --train.resume never"
 KEPT_THERE = 2
@@ -163,9 +163,11 @@ class Mirror:
         for name in (*sizes, WHOLE):
             self._place.put(checkpoint / name, run, f"ckpt/{checkpoint.name}/{name}")
         here = {path.name for path in checkpoint.parent.glob("step*")}
-        for name in self._place.whole_copies(run)[:-KEPT_THERE]:
-            if name not in here:
-                self._place.remove(run, name)
+        copies = self._place.whole_copies(run)
+        later = [name for name in copies if name > checkpoint.name]  # of steps that were taken back, and are done again
+        gone = [name for name in copies[:-KEPT_THERE] if name not in here]
+        for name in {*later, *gone}:
+            self._place.remove(run, name)
         return sum(sizes.values())
 
     def _put_run_files(self) -> None:
