@@ -84,7 +84,9 @@ class Zygote:
             before = len(self._started)
             request = {"module": module, "words": [str(word) for word in words], "env": env, "log": str(log)}
             self._process.stdin.write(json.dumps(request) + "\n")
-            came = self._news.wait_for(lambda: len(self._started) > before, timeout=240)  # the first waits for the imports
+            came = self._news.wait_for(
+                lambda: len(self._started) > before, timeout=240
+            )  # the first waits for the imports
             assert came, "the zygote did not start a process within 240 s"
             return Rank(self, self._started[before])
 

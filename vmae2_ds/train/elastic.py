@@ -101,6 +101,7 @@ def _refuse_uncovered(source: Path, before: dict[str, Any], now: dict[str, Any])
             "keeps optimizer states on nvme": zero.get("offload_optimizer", {}).get("device") == "nvme",
             "keeps parameters on nvme": zero.get("offload_param", {}).get("device") == "nvme",
             "partitions over mics_shard_size ranks": "mics_shard_size" in zero,
+            "aligns parameters in their shards": "parameter_alignment" in zero,
         }.items():
             if is_so:
                 raise CheckpointError(
