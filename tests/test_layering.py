@@ -36,7 +36,7 @@ LAYERS = (
 """Low to high. A name is a module or a subpackage of vmae2_ds; inside a subpackage only cycles are forbidden."""
 
 DOORS = {
-    "deepspeed": {"train.engine", "train.checkpoint", "tune.tuner"},
+    "deepspeed": {"train.engine", "train.checkpoint", "train.safe_load", "tune.tuner"},
     "decord": {"data.reader_decord"},
     "torchcodec": {"data.reader_torchcodec"},
     "av": {"data.encode", "data.probe", "data.reader_common", "data.reader_pyav", "data.synthetic"},

@@ -277,6 +277,14 @@ class TrainConfig(StrictModel):
     """Checkpoint every this many steps, and at the end."""
     keep: int = Field(2, ge=2)
     """Newest whole checkpoints kept."""
+    keep_every_hours: float = Field(0, ge=0)
+    """Keep beside them one in as many hours; 0: none."""
+    keep_best: Literal["loss", "val_loss", "val_top1", "val_top5"] | None = None
+    """Keep beside them the one with the best of this figure of the log (a loss: the lowest)."""
+    copy_to: str | None = None
+    """Copy each checkpoint there in the background (a folder or any fsspec URL), and resume from there where they are gone."""
+    max_failed_saves: int = Field(3, gt=0)
+    """Saves in a row that may fail (disk full, read-only) before the run stops; each costs only itself."""
     log_every: int = Field(10, gt=0)
     """Steps between rows in metrics.jsonl; each row averages them."""
     tensorboard: bool = True

@@ -225,6 +225,11 @@ class Agreement:
         torch.distributed.gather_object(value, box, dst=0)
         return box
 
+    def first_said(self, text: str | None) -> str | None:
+        """On every rank what the first rank with something to say says; None where none has."""
+        said = self.gather(text)
+        return self.from_first(lambda: next((one for one in said or () if one is not None), None))
+
     def from_first(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 and return its (picklable) result on every rank; an error is raised on every rank."""
         if self._world.size == 1:

@@ -3,6 +3,8 @@
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 """A bad command, config, manifest or checkpoint: nothing was trained."""
+EXIT_NOT_SAVED = 74
+"""Checkpoints could not be written: the run stopped, and the newest whole one is older (EX_IOERR of sysexits.h)."""
 EXIT_PREEMPTED = 75
 """A signal or the time limit: the step was finished and saved; start the same command again (EX_TEMPFAIL of sysexits.h)."""
 EXIT_DIVERGED = 76
@@ -55,6 +57,12 @@ class TooManyBadFiles(AgreedStop):
     """The share of unreadable videos passed the limit."""
 
     exit_code = EXIT_BAD_DATA
+
+
+class SaveFailed(AgreedStop):
+    """The disk refused a checkpoint: one costs that save, several in a row or the last one stop the run."""
+
+    exit_code = EXIT_NOT_SAVED
 
 
 class LoaderFailed(AgreedStop):

@@ -37,6 +37,7 @@ from vmae2_ds.cost.states import WEIGHT_BYTES
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint, tag_of
 from vmae2_ds.train.ds_config import zero_stage
+from vmae2_ds.train.retention import Keep
 from vmae2_ds.weights import export_weights
 
 POLICIES = ("zero0", "zero2", "zero3")
@@ -132,7 +133,7 @@ def _measure_policy(
     target, agreement = scratch / "ckpt" / tag_of(1), Agreement(world)
 
     def save() -> None:
-        save_checkpoint(engine, target.parent, 1, {"step": 1}, world, keep=2)
+        save_checkpoint(engine, target.parent, 1, {"step": 1}, world, Keep())
 
     def load() -> None:
         load_checkpoint(engine, target, world, agreement)

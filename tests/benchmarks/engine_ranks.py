@@ -17,6 +17,7 @@ from benchmarks.record import Row
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
+from vmae2_ds.train.retention import Keep
 from vmae2_ds.train.zero_weights import read_weights
 
 DEVICE = torch.device("cpu")
@@ -56,7 +57,7 @@ def what_comes_back(world: World, folder: Path) -> dict[str, bool]:
         engine, step = set_up(config, policies("fp32", DEVICE, world.size)[name], world)
         step()
         saved = weights_of(engine)
-        target = save_checkpoint(engine, checkpoints / name, 1, {}, world, keep=2)
+        target = save_checkpoint(engine, checkpoints / name, 1, {}, world, Keep())
         step()
         moved = not _equal(weights_of(engine), saved)
         load_checkpoint(engine, target, world, Agreement(world))

@@ -21,10 +21,10 @@ def write_half_and_die(save: Any) -> Any:
     tag = os.environ["VMAE2_TEST_KILL_AT"]
 
     def killed(state: Any, path: Any, *args: Any, **options: Any) -> Any:
-        if os.environ["RANK"] == "1" and tag in str(path) and "optim_states" in str(path):
+        if os.environ["RANK"] == "1" and tag in path.name and "optim_states" in path.name:
             whole = io.BytesIO()
             save(state, whole, *args, **options)
-            Path(path).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+            Path(path.name).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         return save(state, path, *args, **options)
 

@@ -17,6 +17,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+from tests.distributed.ranks import free_port, rank_environment
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = (
@@ -82,14 +85,17 @@ class Zygote:
             before = len(self._started)
             request = {"module": module, "words": [str(word) for word in words], "env": env, "log": str(log)}
             self._process.stdin.write(json.dumps(request) + "\n")
-            self._news.wait_for(lambda: len(self._started) > before, timeout=60)
+            came = self._news.wait_for(
+                lambda: len(self._started) > before, timeout=240
+            )  # the first waits for the imports
+            assert came, "the zygote did not start a process within 240 s"
             return Rank(self, self._started[before])
 
     def close(self) -> None:
         """End the process and what it started."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(240)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -101,6 +107,16 @@ class Zygote:
                 else:
                     self._started.append(news["pid"])
                 self._news.notify_all()
+
+
+def run_forked(zygote: Zygote, module: str, argument: Any, out: Path, ranks: int) -> Any:
+    """ranks.run_ranks without the imports: `python -m module ARGUMENT OUT` as `ranks` ranks, and what OUT then holds."""
+    port, logs = free_port(), [out.with_suffix(f".rank{rank}.log") for rank in range(ranks)]
+    words = [json.dumps(argument), str(out)]
+    processes = [zygote.start(words, rank_environment(rank, ranks, port), log, module) for rank, log in enumerate(logs)]
+    codes = [process.wait(400) for process in processes]
+    assert not any(codes), "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+    return json.loads(out.read_text())
 
 
 def serve() -> dict | None:

@@ -17,6 +17,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train import runs
 from vmae2_ds.train.checkpoint import WHOLE, _drop_old, find_newest_whole, tag_of, why_torn, write_atomically
+from vmae2_ds.train.retention import Keep
 from vmae2_ds.train.runs import finish, open_run_folder, write_run_files
 
 
@@ -80,14 +81,23 @@ def test_two_starts_in_one_second_get_two_folders(tmp_path: Path) -> None:
 def test_a_changed_manifest_or_policy_is_another_run(tmp_path: Path) -> None:
     manifest, policy = tmp_path / "list.csv", tmp_path / "mine.json"
     manifest.write_text("path\na.mp4\n")
-    policy.write_text('{"zero_optimization": {"stage": 1}}')
+    policy.write_text('{"zero_optimization": {"stage": 3}}')
     config = changed(config_in(tmp_path, ds_config=str(policy)), "data", manifest=manifest)
     run = start_run(config, (10,))
     assert open_run_folder(config).path == run
     manifest.write_text("path\na.mp4\nb.mp4\n")
-    policy.write_text('{"zero_optimization": {"stage": 2}}')
-    with pytest.raises(ConfigError, match=r"list\.csv has changed; train\.ds_config: the content of .*mine\.json"):
+    policy.write_text('{"zero_optimization": {"stage": 3, "zero_quantized_gradients": true}}')
+    with pytest.raises(ConfigError, match=r"list\.csv has changed; train\.ds_config: in the content of .*mine\.json"):
         open_run_folder(changed(config, "train", run=run))
+
+
+def test_another_split_of_the_same_batch_and_states_is_the_same_run(tmp_path: Path) -> None:
+    """Ranks, ZeRO stage, buckets, micro batch: what the run learns from stays."""
+    run = start_run(config_in(tmp_path, ds_config="zero3", ds_zero_init=True, micro_batch=4), (10,))
+    assert (
+        open_run_folder(config_in(tmp_path, ds_config="zero2_offload", ds_zero_init=False, micro_batch=2)).path == run
+    )
+    assert open_run_folder(config_in(tmp_path, ds_config="zeropp", micro_batch=4)).path != run  # quantised traffic
 
 
 @pytest.mark.parametrize(
@@ -130,7 +140,7 @@ def test_torn_folders_go_with_the_old_ones(tmp_path: Path) -> None:
     for step in (1, 3, 4, 5):
         write_checkpoint(tmp_path, step)
     (write_checkpoint(tmp_path, 2) / WHOLE).unlink()
-    _drop_old(tmp_path / "ckpt", keep=2)
+    _drop_old(tmp_path / "ckpt", Keep(2))
     assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == [tag_of(4), tag_of(5)]
 
 

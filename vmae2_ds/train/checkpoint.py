@@ -1,27 +1,34 @@
 """Checkpoints that survive a kill at any point, and the newest whole one at resume.
 
 DeepSpeed writes its shards in place, and `latest` before all ranks are done. So: shards go into a folder of their own,
-are flushed to disk on every rank, and only then does rank 0 write the folder's `whole.json`, which lists every file
-and its size, and rename `latest` into place. A folder without that list, or with a file missing or of another size,
-does not count.
+are hashed and flushed to disk on every rank, and only then does rank 0 write the folder's `whole.json`, which lists every
+file with its size and SHA-256, and rename `latest` into place. A folder without that list, or with a file that is missing
+or not what was written, does not count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.errors import CheckpointError
+from vmae2_ds.errors import CheckpointError, SaveFailed
 from vmae2_ds.train.engine import Engine
+from vmae2_ds.train.hashed_files import HashedFiles, flush_to_disk, sha256_of
+from vmae2_ds.train.retention import Keep, Saved, survivors
+from vmae2_ds.train.safe_load import read_state
+from vmae2_ds.train.universal import FOLDER as UNIVERSAL
+from vmae2_ds.train.universal import MOMENTS, WholeStates
+from vmae2_ds.train.universal import remove as remove_universal
 
 log = logging.getLogger(__name__)
 
@@ -40,35 +47,82 @@ def save_checkpoint(
     step: int,
     state: dict[str, Any],
     world: World,
-    keep: int,
-    write_more: Callable[[Path], Path] | None = None,
+    keep: Keep,
+    write_more: Callable[[HashedFiles], None] | None = None,
+    figures: dict[str, float] | None = None,
 ) -> Path:
-    """Write one checkpoint from all ranks and drop the oldest whole ones beyond `keep`. Returns its folder.
+    """Write one checkpoint from all ranks and drop the old ones that `keep` does not name. Returns its folder.
 
-    `write_more` writes a file of this rank's own into the folder and returns it.
+    `write_more` adds files of this rank's own; `figures` say how good it is. Raises SaveFailed on all ranks where the disk
+    refused one of them; what was written is then removed, and training can go on.
     """
     tag = tag_of(step)
     target = folder / tag
+    agreement = Agreement(world)
+    files = HashedFiles(target)
     if world.rank == 0 and target.exists():
-        shutil.rmtree(target)  # a torn one, or one of a step that is run again
+        files.attempt(lambda: shutil.rmtree(target))  # a torn one, or one of a step that is run again
     _barrier(world)
-    engine.deepspeed.save_checkpoint(str(folder), tag=tag, client_state={"vmae2": state}, save_latest=False)
+    with _written_by(files, engine):
+        engine.deepspeed.save_checkpoint(str(folder), tag=tag, client_state={"vmae2": state}, save_latest=False)
     if write_more is not None:
-        _flush_to_disk(write_more(target))
-    for path in target.iterdir():
-        writer = re.search(r"pp_rank_(\d+)_", path.name)
-        if int(writer[1] if writer else 0) == world.rank:
-            _flush_to_disk(path)
-    _flush_to_disk(target)
-    _barrier(world)  # every rank's shards are on disk
+        write_more(files)
+    files.add(sorted((target / "offloaded_tensors" / f"rank{world.rank:02d}").rglob("*.swp")))
+    files.attempt(lambda: flush_to_disk(target))
+    layout = {"world_size": world.size, "stage": engine.stage, "zero": engine.zero_policy}
+    about = {"step": step, **layout, "time": time.time(), "figures": figures or {}}
+    if error := declare_whole(files, about, world, agreement):
+        if world.rank == 0:
+            shutil.rmtree(target, ignore_errors=True)
+        raise SaveFailed(f"the checkpoint of step {step} could not be written to {folder}: {error}")
     if world.rank == 0:
-        sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
-        whole = {"step": step, "world_size": world.size, "stage": engine.stage, "files": sizes}
-        write_atomically(target / WHOLE, json.dumps(whole, indent=1))
-        write_atomically(folder / LATEST, tag)
-        _drop_old(folder, keep)
+        files.attempt(lambda: write_atomically(folder / LATEST, tag))
+        files.attempt(lambda: _drop_old(folder, keep))
+        if files.error is not None:  # the checkpoint is whole all the same
+            log.warning("%s: %s", folder, files.error)
     _barrier(world)
     return target
+
+
+def declare_whole(files: HashedFiles, about: dict[str, Any], world: World, agreement: Agreement) -> str | None:
+    """Once all ranks have their files on disk, write the list of them that makes a folder count.
+
+    Returns None, or on all ranks what one of them could not write.
+    """
+    gathered = agreement.gather((files.written, files.error))
+
+    def declare() -> str | None:
+        assert gathered is not None, "rank 0 has them"
+        for rank, (_, error) in enumerate(gathered):
+            if error is not None:
+                return f"{error} (rank {rank})"
+        written = {name: found for mine, _ in gathered for name, found in sorted(mine.items())}
+        listed = {
+            "files": {name: found.size for name, found in written.items()},
+            "sha256": {name: found.sha256 for name, found in written.items()},
+        }
+        try:
+            write_atomically(files.folder / WHOLE, json.dumps({**about, **listed}, indent=1))
+        except OSError as error:
+            return str(error)
+        return None
+
+    return agreement.from_first(declare)
+
+
+@contextlib.contextmanager
+def _written_by(files: HashedFiles, engine: Engine) -> Iterator[None]:
+    """DeepSpeed's shards go through `files`; its recovery scripts are a convenience whose failure is the disk's as well."""
+    deepspeed = engine.deepspeed
+    writer, copy_scripts = deepspeed.checkpoint_engine, deepspeed._copy_recovery_script
+    kept = writer.save, writer.makedirs
+    writer.save, writer.makedirs = files.save, files.makedirs
+    deepspeed._copy_recovery_script = lambda path: files.attempt(lambda: copy_scripts(path))
+    try:
+        yield
+    finally:
+        writer.save, writer.makedirs = kept
+        del deepspeed._copy_recovery_script
 
 
 def find_newest_whole(folder: Path) -> Path | None:
@@ -97,23 +151,69 @@ def why_torn(target: Path) -> str | None:
     return None
 
 
+def newest_sound(newest: Path, world: World, agreement: Agreement) -> Path | None:
+    """The newest checkpoint, from `newest` back, of whose files each has the checksum it was written with; None if none.
+
+    The same on all ranks, which share the reading: it takes as long as one rank needs for its part of the bytes. Others are
+    named in the log with what is wrong, and passed over.
+    """
+    older = agreement.from_first(lambda: sorted(newest.parent.glob("step*"), reverse=True))
+    listed = [target for target in older if target.name <= newest.name]
+    for target in listed:
+        reason = agreement.first_said(why_unsound(target, world))
+        if reason is None:
+            return target
+        if world.rank == 0:
+            log.warning("%s is not whole (%s): passed over", target, reason)
+    return None
+
+
+def why_unsound(target: Path, world: World) -> str | None:
+    """`why_torn`, and the first of this rank's share of the files whose content is not what was written."""
+    if reason := why_torn(target):
+        return reason
+    whole = json.loads((target / WHOLE).read_text())
+    sizes, written = whole["files"], whole.get("sha256", {})
+    if not written and world.rank == 0:
+        log.warning("%s was written before there were checksums: only the sizes of its files are checked", target)
+    names = sorted(written, key=lambda name: (-sizes[name], name))
+    for name in names[world.rank :: world.size]:
+        try:
+            if sha256_of(target / name) != written[name]:
+                return f"{name} is not what was written: its SHA-256 differs"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
 def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agreement) -> dict[str, Any]:
     """Load `target` on all ranks, bit for bit, and return the state saved with it.
 
-    Raises CheckpointError on all ranks where one cannot see it whole, or where it was written by another number of
-    ranks or at another ZeRO stage.
+    It is of the engine's own layout, or universal (elastic.fitting finds or makes that). No pickled code is run.
+    Raises CheckpointError on all ranks where one cannot see it whole.
     """
-    reason = why_torn(target)
-    if agreement.any(reason is not None):
-        raise CheckpointError(f"{target}: not whole on every rank ({reason or 'this rank sees it, another does not'})")
+    reason = agreement.first_said(why_torn(target))
+    if reason is not None:
+        raise CheckpointError(f"{target}: not whole on every rank ({reason})")
     whole = json.loads((target / WHOLE).read_text())
+    if "universal_of" in whole:
+        states = WholeStates(target)
+        engine.take_over(states.read, MOMENTS)
+        saved = states.client_state()
+        for counter in ("global_steps", "global_samples", "skipped_steps"):
+            setattr(engine.deepspeed, counter, saved[counter])
+        return saved["vmae2"]
     if (whole["world_size"], whole["stage"]) != (world.size, engine.stage):
         raise CheckpointError(
             f"{target} was written by {whole['world_size']} rank(s) at ZeRO stage {whole['stage']}, this run has "
-            f"{world.size} rank(s) at stage {engine.stage}; resume with the same, or start anew from its weights: "
-            f"vmae2 export {target} --out weights.safetensors, then --train.init weights.safetensors"
+            f"{world.size} rank(s) at stage {engine.stage}"
         )
-    loaded, client_state = engine.deepspeed.load_checkpoint(str(target.parent), tag=target.name)
+    reader = engine.deepspeed.checkpoint_engine
+    kept, reader.load = reader.load, read_state
+    try:
+        loaded, client_state = engine.deepspeed.load_checkpoint(str(target.parent), tag=target.name)
+    finally:
+        reader.load = kept
     if loaded is None:
         raise CheckpointError(f"{target}: DeepSpeed could not load it; resume from an older one by removing it")
     return client_state["vmae2"]
@@ -127,24 +227,26 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _flush_to_disk(path.parent)
+    flush_to_disk(path.parent)
 
 
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _drop_old(folder: Path, keep: Keep) -> None:
+    """Remove the whole checkpoints that do not stay, older torn ones, and conversions of what is gone."""
+    found = {target.name: target for target in folder.glob("step*")}
+    whole = [_saved(target) for target in found.values() if why_torn(target) is None]
+    stay = survivors(whole, keep)
+    for name, target in found.items():
+        if name not in stay and stay and name < max(stay):
+            (target / WHOLE).unlink(missing_ok=True)  # from here on it does not count
+            shutil.rmtree(target)
+    for made in (folder / UNIVERSAL).glob("*"):
+        if not (folder / made.name / WHOLE).is_file():
+            remove_universal(made)
 
 
-def _drop_old(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest whole checkpoints, and the torn ones among those removed."""
-    found = sorted(folder.glob("step*"))
-    whole = [target for target in found if why_torn(target) is None]
-    for target in found[: found.index(whole[-keep])] if len(whole) > keep else []:
-        (target / WHOLE).unlink(missing_ok=True)  # from here on it does not count
-        shutil.rmtree(target)
+def _saved(target: Path) -> Saved:
+    whole = json.loads((target / WHOLE).read_text())
+    return Saved(target.name, whole.get("time", (target / WHOLE).stat().st_mtime), whole.get("figures", {}))
 
 
 def _barrier(world: World) -> None:

@@ -13,6 +13,9 @@ from vmae2_ds.dist import World
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.layouts import State
 from vmae2_ds.train.engine import Engine
+from vmae2_ds.train.hashed_files import HashedFiles
+from vmae2_ds.train.safe_load import read_state
+from vmae2_ds.train.universal import MEAN, WholeStates, mean_file
 
 WEIGHTS = "ema.safetensors"
 """The mean at the end of a run, in its folder, under published names."""
@@ -30,22 +33,30 @@ class WeightAverage:
         """Take in the weights as they are now."""
         torch._foreach_lerp_(self._mean, [shard.detach() for shard in self._engine.master_shards], 1 - self.decay)
 
-    def save(self, target: Path, world: World) -> Path:
-        """Write this rank's shards into a checkpoint's folder; returns the file."""
-        path = target / _name(world.rank)
-        torch.save(self._mean, path)
-        return path
+    def save(self, files: HashedFiles, world: World) -> None:
+        """Add this rank's shards to a checkpoint."""
+        files.save(self._mean, files.folder / mean_file(world.rank))
 
     def load(self, target: Path, world: World) -> None:
         """Take this rank's shards from a checkpoint. Raises CheckpointError where they are not there or of another split."""
-        path = target / _name(world.rank)
+        if (target / "zero").is_dir():
+            return self._load_universal(WholeStates(target))
+        path = target / mean_file(world.rank)
         if not path.is_file():
             raise CheckpointError(f"{target} holds no running mean of the weights; go on without optim.ema_decay")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_state(path)
         if [shard.shape for shard in saved] != [shard.shape for shard in self._mean]:
             raise CheckpointError(f"{path} is of another number of ranks or another ZeRO stage")
         for shard, kept in zip(self._mean, saved, strict=True):
             shard.copy_(kept)
+
+    def _load_universal(self, states: WholeStates) -> None:
+        for piece in self._engine.pieces():
+            saved = states.read(piece.name, MEAN)
+            if saved is None:
+                raise CheckpointError(f"{states} holds no running mean of {piece.name}; go on without optim.ema_decay")
+            mine = self._mean[piece.shard].view(-1)[piece.offset : piece.offset + piece.numel]
+            mine.copy_(saved[piece.start : piece.start + piece.numel])
 
     def weights(self) -> State | None:
         """The model's whole mean on the host of rank 0, under our names; None elsewhere. All ranks call it together."""
@@ -81,7 +92,3 @@ def check_ema(ds_config: dict[str, Any]) -> None:
             "optim.ema_decay needs the master weights in memory, and the ds_config offloads the optimizer to nvme; "
             "offload to cpu, or leave ema_decay out"
         )
-
-
-def _name(rank: int) -> str:
-    return f"ema_rank{rank:05d}.pt"

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 1800.0
 """Seconds that ranks wait for each other where nothing else is set: PyTorch's under gloo."""
 
+StateReader = Callable[[str, str], torch.Tensor | None]
+"""(parameter name, state) -> that state of the whole parameter, flattened; None where it was never saved."""
+
 FillFn = Callable[[nn.Module, str, torch.Tensor], None]
 """(objective, parameter name, whole parameter): write its initial values."""
 
@@ -40,6 +43,20 @@ class StepResult(NamedTuple):
     """False where the gradient was not finite or too large: all ranks left the update out."""
     grad_norm: float
     """Global gradient norm before clipping; inf or nan where it was not finite."""
+
+
+class Piece(NamedTuple):
+    """A run of elements of one parameter, in this rank's master shards."""
+
+    name: str
+    """Of the parameter."""
+    shard: int
+    """Index into `Engine.master_shards`."""
+    offset: int
+    """First element, in the flattened shard."""
+    start: int
+    """First element, in the flattened parameter."""
+    numel: int
 
 
 class Meeting(NamedTuple):
@@ -140,6 +157,7 @@ class Engine:
         import deepspeed
 
         self.stage = zero_stage(ds_config)
+        self.zero_policy: dict[str, Any] = ds_config.get("zero_optimization", {})
         self.device = default_device()
         if zero_init:
             with deepspeed.zero.Init(config_dict_or_path=ds_config):
@@ -186,6 +204,57 @@ class Engine:
             return list(self.deepspeed.optimizer.fp32_partitioned_groups_flat)
         return [shard for group in self._basic_optimizer.param_groups for shard in group["params"]]
 
+    def pieces(self) -> Iterator[Piece]:
+        """Where each trained parameter's elements lie in this rank's master shards."""
+        if self.stage == 3:
+            rank = torch.distributed.get_rank()
+            for shard, group in enumerate(self.deepspeed.optimizer.fp16_groups):
+                offset = 0
+                for parameter in group:
+                    part = parameter.partition_numel()
+                    numel = max(0, min(part, parameter.ds_numel - rank * part))  # the rest of the last parts is padding
+                    yield Piece(self.deepspeed.param_names[parameter], shard, offset, rank * part, numel)
+                    offset += part
+        elif self.stage > 0:
+            for name, parameter in self.objective.named_parameters():
+                found = getattr(parameter, "_hp_mapping", None)  # None where all of it is other ranks'
+                if found is not None:
+                    mine, whole = found.hp_fragment_address, found.lp_fragment_address
+                    yield Piece(name, found.param_group_index, mine.start, whole.start, whole.numel)
+        else:
+            names = {id(parameter): name for name, parameter in self.objective.named_parameters()}
+            for shard, parameter in enumerate(self.master_shards):
+                yield Piece(names[id(parameter)], shard, 0, 0, parameter.numel())
+
+    @torch.no_grad()
+    def take_over(self, weights: StateReader, moments: tuple[str, ...]) -> None:
+        """Fill master weights, Adam's moments and its step counters from whole tensors by parameter name, on all ranks.
+
+        Hyper-parameters stay those of this engine, group by group, and every shard gets a counter of its own: DeepSpeed's
+        load_universal gives all groups those of the first, and all shards one counter, which then runs ahead.
+        """
+        masters = self.master_shards
+        for master in masters:
+            if self.stage > 0:
+                master.zero_()
+            self._basic_optimizer.state.pop(master, None)
+        for piece in self.pieces():
+            master = masters[piece.shard]
+            state = self._basic_optimizer.state[master]
+            for key in ("fp32", *moments):
+                saved = weights(piece.name, key)
+                if saved is None:
+                    continue
+                flat = master if key == "fp32" else state.setdefault(key, torch.zeros_like(master))
+                flat.view(-1)[piece.offset : piece.offset + piece.numel].copy_(
+                    saved[piece.start : piece.start + piece.numel]
+                )
+            step = weights(piece.name, "step")
+            if step is not None and "step" not in state:
+                state["step"] = step.to(master.device, torch.float32, copy=True)
+        self._take_over_frozen(weights)
+        self._refresh_working_weights()
+
     def whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each parameter's name and float32 master weight, put together from all ranks, which must ask for it together."""
         import deepspeed
@@ -197,6 +266,28 @@ class Engine:
             else:
                 with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                     yield name, parameter.detach().float()
+
+    def _take_over_frozen(self, weights: StateReader) -> None:
+        parameter: Any  # DeepSpeed hangs its own things on it
+        for name, parameter in self.objective.named_parameters():
+            saved = None if parameter.requires_grad else weights(name, "fp32")
+            if saved is not None and self.stage == 3:
+                part = parameter.partition_numel()
+                mine = saved[torch.distributed.get_rank() * part :][:part]
+                parameter.ds_tensor.data[: mine.numel()].copy_(mine)
+            elif saved is not None:
+                parameter.copy_(saved.view_as(parameter))
+
+    def _refresh_working_weights(self) -> None:
+        """From the master weights, as after an update."""
+        optimizer = self.deepspeed.optimizer
+        if self.stage == 3:
+            optimizer.checkpoint_event_prologue()
+            for shard in range(len(self.master_shards)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(shard)
+            optimizer.checkpoint_event_epilogue()
+        elif self.stage > 0:
+            optimizer.update_lp_params()
 
     def micro_step(self, batch: Movable) -> LossOutput:
         """Forward and backward of one micro batch; gradients add up until `update`."""

@@ -106,8 +106,8 @@ def train(
         guard: finds spikes; what is done about them is up to `hooks.spiked`.
         stop: tells when this process was asked to stop, and when its time is nearly over.
         sources: the names in `LoadedBatch.sources`, in the same order on every rank.
-        reseed: seed torch's generator before every micro step from (seed, step, micro step, rank): stochastic depth
-            then does not depend on where a run was cut.
+        reseed: seed torch's generator before every micro step from (seed, step, number of the micro batch in the global
+            batch): stochastic depth then does not depend on where a run was cut, nor on how many ranks share the batch.
 
     Raises an AgreedStop on all ranks together, after a checkpoint.
     """
@@ -125,7 +125,7 @@ def train(
         for micro_step in range(plan.accumulation):
             loaded = next(feed)
             if reseed:
-                torch.manual_seed(seed_of(config.seed, state.step, micro_step, world.rank))
+                torch.manual_seed(seed_of(config.seed, state.step, micro_step * world.size + world.rank))
             out = engine.micro_step(hooks.prepare(loaded.batch))
             averages.add(out)
             loss += out.loss.detach() / plan.accumulation

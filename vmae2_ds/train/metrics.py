@@ -128,7 +128,10 @@ class MetricsWriter:
     def write(self, row: dict[str, Any]) -> None:
         """One row; numbers that are not finite become null, which JSON can hold."""
         clean = {key: _finite_or_none(value) for key, value in row.items()}
-        self._file.write(json.dumps(clean) + "\n")
+        try:
+            self._file.write(json.dumps(clean) + "\n")
+        except OSError as error:  # a full disk costs rows, not the run
+            log.warning("the row of step %s could not be written: %s", row["step"], error)
         if self._tensorboard is not None:
             for key, value in clean.items():
                 if isinstance(value, (int, float)) and key not in ("step", "time"):

@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -23,12 +23,14 @@ from pydantic import ValidationError
 
 from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.data.mixture import identity_of_videos
+from vmae2_ds.dist import Agreement, World
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.train.checkpoint import find_newest_whole, write_atomically
+from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound, write_atomically
 from vmae2_ds.train.ds_config import read_policy
+from vmae2_ds.train.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,10 @@ STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
-    | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s", "time_limit"},
+    | {"keep_every_hours", "keep_best", "max_failed_saves", "copy_to"}
+    | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s", "time_limit"}
+    # how the same global batch and the same states are split: elastic.py goes on from there
+    | {"micro_batch", "ds_config", "ds_zero_init"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
     "distil": {"teacher", "cache", "cache_dtype"},
     "guard": set(GuardConfig.model_fields),
@@ -79,20 +84,76 @@ def open_run_folder(config: RunConfig, more: Mapping[str, Any] | None = None) ->
     started with settings, videos or a ZeRO policy that change the result.
     """
     identity = {**identity_of(config), **(more or {})}
+    try:
+        return _find_or_make(config, identity)
+    except OSError as error:
+        raise ConfigError(f"no run folder can be opened: {error}; mend it, or name another --train.runs") from None
+
+
+def _find_or_make(config: RunConfig, identity: dict[str, Any]) -> RunFolder:
     if config.train.run is not None:
         return _named(config, identity, config.train.run)
     folder = config.train.runs / config.recipe
     if config.train.resume == "auto":
-        for path in sorted((file.parent for file in folder.glob("*/run.json")), reverse=True):
+        for path in _candidates(config, folder):
             if is_finished(path):
                 continue
             if different := differing_settings(config, identity, path):
                 log.info("not resuming %s, which has other settings: %s", path, "; ".join(different[:3]))
-            elif (checkpoint := find_newest_whole(path / "ckpt")) is not None:
+            elif (checkpoint := _newest_here_or_there(config, path)) is not None:
                 if _hold(path):
                     return RunFolder(path, checkpoint)
                 log.info("not resuming %s: another job holds it", path)
     return _new(config, identity, folder)
+
+
+def _candidates(config: RunConfig, folder: Path) -> Iterator[Path]:
+    """The recipe's runs, newest first; after them those that only the second place has, whose files are fetched."""
+    here = sorted((file.parent for file in folder.glob("*/run.json")), reverse=True)
+    yield from here
+    place = second_place(config)
+    if place is not None:
+        for name in reversed(known_runs(place)):
+            path = folder / name
+            if path not in here and fetch_run_files(place, name, path):
+                log.info("%s is not here any more: its files came from %s", path, place.url)
+                yield path
+
+
+def second_place(config: RunConfig) -> SecondPlace | None:
+    """Where checkpoints are copied to; raises ConfigError for a kind of URL that cannot be opened here."""
+    return None if config.train.copy_to is None else SecondPlace(config.train.copy_to, config.recipe)
+
+
+def _newest_here_or_there(config: RunConfig, path: Path) -> Path | None:
+    """The newest whole checkpoint in the run's folder, or else the newest copy, fetched."""
+    found = find_newest_whole(path / "ckpt")
+    place = second_place(config)
+    if found is not None or place is None:
+        return found
+    (path / "ckpt").mkdir(exist_ok=True)
+    return fetch_newest(place, path.name, path / "ckpt")
+
+
+def checkpoint_to_resume(config: RunConfig, folder: RunFolder, world: World, agreement: Agreement) -> Path | None:
+    """The newest checkpoint of the folder whose content is what was written, the same on all ranks; None in a new run.
+
+    Where there is none, the newest copy in the second place. Raises CheckpointError where there are checkpoints but not a
+    sound one.
+    """
+    if folder.checkpoint is None:
+        return None
+    sound = newest_sound(folder.checkpoint, world, agreement)
+    place = second_place(config)
+    if sound is None and place is not None:
+        fetched = agreement.from_first(lambda: fetch_newest(place, folder.path.name, folder.checkpoints))
+        sound = None if fetched is None else newest_sound(fetched, world, agreement)
+    if sound is None:
+        raise CheckpointError(
+            f"{folder.checkpoints}: no checkpoint holds what was written into it (the log names what is wrong with each); "
+            "put a copy in place, or start anew with --train.resume never"
+        )
+    return sound
 
 
 def _new(config: RunConfig, identity: dict[str, Any], folder: Path) -> RunFolder:
@@ -108,6 +169,10 @@ def _new(config: RunConfig, identity: dict[str, Any], folder: Path) -> RunFolder
 
 
 def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:
+    place = second_place(config)
+    if not (path / "run.json").is_file() and place is not None and path.name in known_runs(place):
+        fetch_run_files(place, path.name, path)
+        log.info("%s is not here any more: its files came from %s", path, place.url)
     if not (path / "run.json").is_file():
         if path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
             raise ConfigError(f"train.run={path} is neither a run folder (no run.json) nor empty; name another")
@@ -121,7 +186,7 @@ def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder
         raise ConfigError(f"{path} is held by another job; wait for it, end it, or name another train.run")
     if is_finished(path):
         log.info("%s is finished already; to train again name another train.run", path)
-    return RunFolder(path, find_newest_whole(path / "ckpt"))
+    return RunFolder(path, _newest_here_or_there(config, path))
 
 
 def _start(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:
@@ -176,15 +241,25 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
     ]
     said = {
         "manifest": f"data.manifest: the content of {config.data.manifest}",
-        "ds_config": f"train.ds_config: the content of {config.train.ds_config}",
+        "ds_config": f"train.ds_config: in the content of {config.train.ds_config} more than how states are split",
         "teacher": "--teacher: the model that answers",
         "answers": "distil.cache: where the teacher's answers come from",
     }
+    identity_now = {**identity, "ds_config": _beyond_splitting(identity["ds_config"])}
+    identity_before["ds_config"] = _beyond_splitting(identity_before["ds_config"])
     return different + [
         f"{said.get(name, f'data.mixture: {name}')} has changed"
-        for name in {**identity_before, **identity}
-        if identity.get(name) != identity_before.get(name)
+        for name in {**identity_before, **identity_now}
+        if identity_now.get(name) != identity_before.get(name)
     ]
+
+
+def _beyond_splitting(policy: dict[str, Any]) -> dict[str, Any]:
+    """What of a ZeRO policy changes the numbers: not the stage, buckets or offload, but dtypes and quantised traffic."""
+    zero = {
+        key: value for key, value in policy.get("zero_optimization", {}).items() if key.startswith("zero_quantized")
+    }
+    return {**policy, "zero_optimization": {key: value for key, value in zero.items() if value}}
 
 
 def read_run_config(path: Path) -> AnyRun:

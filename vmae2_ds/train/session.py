@@ -19,30 +19,36 @@ from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
 from vmae2_ds.data.loader import make_loader
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.dist import Agreement, World, default_device
-from vmae2_ds.errors import AgreedStop, ConfigError
+from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.published import write_weights
 from vmae2_ds.train.build import Objective, build_engine, make_objective
-from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
+from vmae2_ds.train.checkpoint import load_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.elastic import fitting
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
 from vmae2_ds.train.engine import Engine, meet_ranks, start_ranks, stop_ranks
 from vmae2_ds.train.hang import HangSwitch
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
 from vmae2_ds.train.loop import LoopHooks, TrainState, train
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
+from vmae2_ds.train.mirror import Mirror
 from vmae2_ds.train.peak import device_peak
 from vmae2_ds.train.peers import END_S, PeerWatch
 from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.train.report import write_report
 from vmae2_ds.train.rollback import RollBack, SpikeActions, with_rollbacks
-from vmae2_ds.train.runs import AnyRun, finish, open_run_folder, write_run_files
+from vmae2_ds.train.runs import AnyRun, checkpoint_to_resume, finish, open_run_folder, second_place, write_run_files
+from vmae2_ds.train.saver import Saver, check_room
 from vmae2_ds.train.spikes import SpikeGuard, check_norm_is_taken
 from vmae2_ds.train.startup import check_start
 from vmae2_ds.train.stopping import stop_signals
 from vmae2_ds.train.validate import is_due
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S, PATIENCE_AT_STOP_S = 300.0, 10.0
+"""How long the end of a run waits for the copy of its last checkpoint; launchers kill 30 s after their SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +116,21 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
         HangSwitch(folder.path, world, 60 * config.guard.hang_minutes, 60 * config.guard.hang_slow_minutes)
     )
     peers.on_loss = lambda why: hang.end_in(END_S, why)
-    engine = build_engine(config, ds_config, fresh=folder.checkpoint is None, make=extras.make_objective)
+    checkpoint = checkpoint_to_resume(config, folder, world, agreement)
+    engine = build_engine(config, ds_config, fresh=checkpoint is None, make=extras.make_objective)
     mean = WeightAverage(engine, stage.ema_decay) if stage.ema_decay else None
 
-    def load(checkpoint: Path) -> dict[str, Any]:
-        loaded = load_checkpoint(engine, checkpoint, world, agreement)
+    def load(source: Path) -> dict[str, Any]:
+        source = fitting(engine, source, world, agreement)
+        loaded = load_checkpoint(engine, source, world, agreement)
         if mean is not None:
-            mean.load(checkpoint, world)
+            mean.load(source, world)
         return loaded
 
     state = TrainState()
-    if folder.checkpoint is not None:
-        state = with_rollbacks(TrainState(**load(folder.checkpoint)), folder.path)
+    if checkpoint is not None:
+        state = with_rollbacks(TrainState(**load(checkpoint)), folder.path)
+    check_room(engine, folder.checkpoints, config.train.keep, mean is not None, world, agreement)
     if config.data.reader == "auto":
         if state.reader is None:
             state.reader = agreement.from_first(lambda: mixture.choose_reader(config.data.read_timeout_s))
@@ -163,6 +172,15 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
     if validate is not None and world.rank == 0:
         validated = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step)
 
+    ledger = BadFileLedger(folder.path / "bad_files.jsonl")
+    place = second_place(config)
+    mirror = Mirror(place, folder.path) if place is not None and world.rank == 0 else None
+    saver = Saver(engine, folder.checkpoints, config.train, world, mean, mirror)
+
+    def report(row: dict[str, Any]) -> None:
+        saver.note(row)
+        reporter.row(row)
+
     def stepped(step: int) -> None:
         reporter.progress.step(step)
         hang.step(step)
@@ -171,6 +189,7 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
             return
         with hang.slow("a validation"):
             figures = validate(engine)
+        saver.note(figures)
         if validated is not None:
             validated.write({"step": step, "epoch": step / steps_per_epoch, **figures})
             log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
@@ -181,20 +200,12 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
 
     def save(state: TrainState) -> None:
         with hang.slow("a save"), requests.saving():
-            save_checkpoint(
-                engine,
-                folder.checkpoints,
-                state.step,
-                state.to_dict(),
-                world,
-                config.train.keep,
-                write_more=None if mean is None else lambda target: mean.save(target, world),
-            )
+            saver.save(state.step, state.to_dict())
 
     hooks = LoopHooks(
         save=save,
-        report=reporter.row,
-        name_bad_files=BadFileLedger(folder.path / "bad_files.jsonl").record,
+        report=report,
+        name_bad_files=lambda failures: _try("bad_files.jsonl", lambda: ledger.record(failures)),
         check_bad_share=lambda bad, tried: check_bad_share(bad, tried, config.data.max_bad_share),
         stepped=stepped,
         worker_memory_gib=WorkerMemory().gib,
@@ -255,16 +266,21 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
         reporter.close()
         if validated is not None:
             validated.close()
+    hang.slow_from_here("the end")
+    if saver.error is not None and not isinstance(stop, SaveFailed):
+        stop = saver.unsaved(stop)
     if mean is not None and state.step == plan.num_steps and stop is None:
         weights = mean.weights()
         if weights is not None:
-            write_weights(to_layout(weights, config.model), folder.path / WEIGHTS, config.model)
+            named = to_layout(weights, config.model)
+            _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model))
     if world.rank == 0:
-        if state.step == plan.num_steps:
+        if state.step == plan.num_steps and stop is None:
             finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
-        _try_report(folder.path)
+        _try("report.html", lambda: write_report(folder.path))
+        if mirror is not None:
+            mirror.close(PATIENCE_S if stop is None else PATIENCE_AT_STOP_S)
         log.info("run folder: %s", folder.path)
-    hang.slow_from_here("the end")
     agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
     stop_ranks(world)
     if stop is not None:
@@ -301,9 +317,9 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _try_report(folder: Path) -> None:
-    """The report is a convenience: a full disk must not change how the run ends."""
+def _try(name: str, write: Callable[[], object]) -> None:
+    """What is beside the checkpoints is a convenience: a full disk must not change how the run goes on or ends."""
     try:
-        write_report(folder)
+        write()
     except OSError as error:
-        log.warning("report.html could not be written: %s", error)
+        log.warning("%s could not be written: %s", name, error)

@@ -1,0 +1,170 @@
+"""Steps cut in two: some ranks at one ZeRO stage save, others at another load and go on; and the same in plain PyTorch.
+
+As a module it is one rank that runs a list of parts, one after another, in one process.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.distributed.state_bytes import MODELS
+from tests.distributed.steps import make_clips
+from vmae2_ds.config import OptimConfig, PretrainConfig, PretrainDataConfig, TrainConfig
+from vmae2_ds.dist import Agreement, World
+from vmae2_ds.model.layouts import State
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
+from vmae2_ds.train.plan import plan_run
+
+NUM_STEPS, CUT, GLOBAL_BATCH, MICRO_BATCH = 6, 3, 12, 2
+LAYER_DECAY, EMA_DECAY, FROZEN = 0.5, 0.7, "bridge.weight"
+
+
+def make_config(policy: str, precision: str) -> PretrainConfig:
+    """Odd widths, so that shards are padded; four times four cells, so that every clip counts the same cubes."""
+    return PretrainConfig(
+        model=MODELS["small"],
+        data=PretrainDataConfig(num_frames=8, size=64, views=1),
+        optim=OptimConfig(base_lr=3e-3, lr_batch=GLOBAL_BATCH, min_lr=1e-4, warmup_epochs=1, clip_grad=0.5),
+        train=TrainConfig(
+            global_batch=GLOBAL_BATCH,
+            micro_batch=MICRO_BATCH,
+            max_steps=NUM_STEPS,
+            ds_config=policy,
+            precision=precision,  # type: ignore[arg-type]
+        ),
+    )
+
+
+def make_objective(config: PretrainConfig) -> Reconstruct:
+    model = MaskedAutoencoder(config.model, config.geometry, seed=0)
+    model.get_parameter(FROZEN).requires_grad_(False)
+    return Reconstruct(model, config.objective, config.geometry)
+
+
+def groups_of(objective: torch.nn.Module, config: PretrainConfig) -> list[dict[str, Any]]:
+    """Ten groups that all differ in weight decay or learning rate."""
+    return parameter_groups(objective, 0.5, LAYER_DECAY, config.model.encoder.depth)
+
+
+def plain_steps(config: PretrainConfig) -> tuple[list[float], State]:
+    """The reference: the whole batch at once, torch's own AdamW; the losses and the running mean of the weights."""
+    plan = plan_run(config, GLOBAL_BATCH, 1)
+    objective = make_objective(config)
+    optimizer = torch.optim.AdamW(groups_of(objective, config), betas=config.optim.betas, eps=config.optim.eps)
+    mean = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    losses = []
+    for step in range(NUM_STEPS):
+        set_learning_rate(optimizer.param_groups, learning_rate(step, plan))
+        optimizer.zero_grad()
+        loss = objective(make_clips(config, step, 0, GLOBAL_BATCH)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip_grad)
+        optimizer.step()
+        for name, parameter in objective.named_parameters():
+            mean[name].lerp_(parameter.detach(), 1 - EMA_DECAY)
+        losses.append(loss.item())
+    return losses, mean
+
+
+def run_part(part: dict[str, Any], world: World) -> dict[str, Any]:
+    """Train from the start to the cut and save into `save`, or load from `load` and train to the end."""
+    from vmae2_ds.train.checkpoint import load_checkpoint, newest_sound, save_checkpoint, tag_of
+    from vmae2_ds.train.elastic import fitting
+    from vmae2_ds.train.ema import WeightAverage
+    from vmae2_ds.train.engine import Engine
+    from vmae2_ds.train.retention import Keep
+
+    config = make_config(part["policy"], part["precision"])
+    plan = plan_run(config, GLOBAL_BATCH, world.size)
+    ds_config = resolve_ds_config(config, plan, on_cpu=True)
+    if part.get("by_deepspeed"):
+        ds_config["checkpoint"] = {"load_universal": True}
+    engine = Engine(
+        lambda: make_objective(config),
+        lambda objective: make_optimizer(groups_of(objective, config), config.optim),
+        ds_config,
+    )
+    mean, agreement, found = WeightAverage(engine, EMA_DECAY), Agreement(world), {}
+    first, last = (0, CUT) if "save" in part else (CUT, NUM_STEPS)
+    if part.get("by_deepspeed"):
+        load_as_deepspeed_does(engine, Path(part["load"]))
+    elif "load" in part:
+        newest = newest_sound(Path(part["load"]) / tag_of(CUT), world, agreement)
+        assert newest is not None
+        target = fitting(engine, newest, world, agreement)
+        assert load_checkpoint(engine, target, world, agreement) == {"step": CUT}
+        mean.load(target, world)
+        found = states_of(engine)
+    losses = []
+    for step in range(first, last):
+        set_learning_rate(engine.parameter_groups, learning_rate(step, plan))
+        total = torch.zeros(())
+        for micro_step in range(plan.accumulation):
+            clips = make_clips(config, step, (micro_step * world.size + world.rank) * MICRO_BATCH, MICRO_BATCH)
+            total += engine.micro_step(clips).loss.detach()
+        assert engine.update().applied
+        mean.update()
+        torch.distributed.all_reduce(total)
+        losses.append(total.item() / plan.accumulation / world.size)
+    if "save" in part:
+        save_checkpoint(
+            engine,
+            Path(part["save"]),
+            CUT,
+            {"step": CUT},
+            world,
+            Keep(),
+            write_more=lambda files: mean.save(files, world),
+        )
+    averaged = mean.weights()
+    if averaged is not None and "load" in part:
+        torch.save(averaged, f"{part['load']}.{part['name']}.pt")
+    engine.deepspeed.destroy()
+    del engine
+    gc.collect()
+    return {"losses": losses, **found}
+
+
+def load_as_deepspeed_does(engine: Any, run: Path) -> None:
+    """DeepSpeed's own loader on our folder, and what is known to be wrong with it put right."""
+    hyperparameters = [{key: group[key] for key in ("weight_decay", "lr_scale")} for group in engine.parameter_groups]
+    engine.deepspeed.load_checkpoint(str(run / "universal"), tag=f"step{CUT:08d}")
+    for group, right in zip(engine.parameter_groups, hyperparameters, strict=True):
+        group.update(right)
+    for state in engine._basic_optimizer.state.values():
+        state["step"] = state["step"].clone()
+
+
+def states_of(engine: Any) -> dict[str, Any]:
+    """What DeepSpeed's own loader gets wrong: hyper-parameters by group, and the counters of Adam's steps."""
+    counters = [state["step"] for state in engine._basic_optimizer.state.values()]
+    return {
+        "groups": [(group["weight_decay"], group["lr_scale"]) for group in engine.parameter_groups],
+        "counters": [float(counter) for counter in counters],
+        "shared_counters": len(counters) - len({counter.data_ptr() for counter in counters}),
+    }
+
+
+def main() -> None:
+    """One rank: run the parts of argv[1]; rank 0 writes what came of them to argv[2]."""
+    from vmae2_ds.train.engine import start_ranks, stop_ranks
+
+    torch.set_num_threads(1)
+    world = start_ranks()
+    results = {part["name"]: run_part(part, world) for part in json.loads(sys.argv[1])}
+    if world.rank == 0:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+    stop_ranks(world)
+
+
+if __name__ == "__main__":
+    main()

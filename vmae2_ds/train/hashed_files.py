@@ -1,0 +1,120 @@
+"""Files of a checkpoint, hashed while they are written: their SHA-256 goes into its manifest, and an error costs that save."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+CHUNK = 1 << 22
+"""Bytes read at a time for a hash."""
+
+
+class Written(NamedTuple):
+    """One file as it was written."""
+
+    size: int
+    sha256: str
+
+
+class HashedFiles:
+    """The files that this rank writes below `folder`, flushed to disk one by one.
+
+    The first OSError is kept in `error` and nothing is written after it: DeepSpeed's save is a collective, so a rank that
+    left it by an exception would hang the others. Stands in for DeepSpeed's checkpoint engine while it saves.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written: dict[str, Written] = {}
+        self.error: OSError | None = None
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Call `action` unless something failed before; keep its OSError."""
+        if self.error is not None:
+            return
+        try:
+            action()
+        except OSError as error:
+            self.error = error
+
+    def save(self, state_dict: Any, path: Path | str) -> None:
+        """torch.save `state_dict` to `path`, a file below the folder."""
+
+        def save() -> None:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            file = _HashedFile(path)
+            torch.save(state_dict, file)  # type: ignore[arg-type]  # it is written to, no more
+            self.written[os.path.relpath(path, self.folder)] = file.close()
+
+        self.attempt(save)
+
+    def add(self, paths: Iterable[Path]) -> None:
+        """Hash and flush files that something else wrote."""
+
+        def add(path: Path) -> None:
+            flush_to_disk(path)
+            self.written[os.path.relpath(path, self.folder)] = Written(path.stat().st_size, sha256_of(path))
+
+        for path in paths:
+            self.attempt(partial(add, path))
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """As DeepSpeed asks for it, with the error kept."""
+        self.attempt(lambda: os.makedirs(path, exist_ok=exist_ok))
+
+
+class _HashedFile:
+    """What torch.save needs of a file. An error is told at the end: torch's writer would hide it behind one of its own."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.name = str(path)
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115  # closed by close()
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while self._error is None and done < len(view):
+            try:
+                done += self._file.write(view[done : done + (1 << 30)])
+            except OSError as error:
+                self._error = error
+        self._hash.update(view)
+        self._size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def close(self) -> Written:
+        with self._file:
+            if self._error is not None:
+                raise self._error
+            os.fsync(self._file.fileno())
+        return Written(self._size, self._hash.hexdigest())
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,50 @@
+"""Which checkpoints of a run stay: the newest, one every some hours, and the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Keep(NamedTuple):
+    """What is kept; the rest is removed, oldest first, once a newer checkpoint is whole."""
+
+    newest: int = 2
+    every_hours: float = 0.0
+    """Beside them one in as many hours of wall time; 0: none."""
+    best: str | None = None
+    """Beside them the one with the best of this figure: the lowest of a loss, the highest of anything else."""
+    for_now: frozenset[str] = frozenset()
+    """Names that stay this time, because they are being copied."""
+
+
+class Saved(NamedTuple):
+    """A whole checkpoint as its manifest tells of it."""
+
+    name: str
+    """Sorts by step."""
+    time: float
+    """Seconds since the epoch, when it was written."""
+    figures: dict[str, float]
+    """The newest figures at that time."""
+
+
+def survivors(checkpoints: Sequence[Saved], keep: Keep) -> set[str]:
+    """Names of those that stay.
+
+    What stays for its hour stays at every later call: the oldest does, and each that is `every_hours` younger than the last.
+    """
+    ordered = sorted(checkpoints)
+    stay = {saved.name for saved in ordered[-keep.newest :]}
+    if keep.every_hours:
+        last = -math.inf
+        for saved in ordered:
+            if saved.time - last >= keep.every_hours * 3600:
+                stay.add(saved.name)
+                last = saved.time
+    if keep.best is not None:
+        sign = 1 if keep.best.endswith("loss") else -1
+        ranked = [(sign * saved.figures[keep.best], saved.name) for saved in ordered if keep.best in saved.figures]
+        stay |= {name for _, name in sorted(ranked)[:1]}
+    return stay | (keep.for_now & {saved.name for saved in ordered})

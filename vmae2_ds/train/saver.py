@@ -1,0 +1,141 @@
+"""The checkpoints of one run while it trains: written, dropped and copied, and what happens where the disk refuses one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vmae2_ds.config import TrainConfig
+from vmae2_ds.dist import Agreement, World
+from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
+from vmae2_ds.train.checkpoint import find_newest_whole, save_checkpoint
+from vmae2_ds.train.ema import WeightAverage
+from vmae2_ds.train.engine import Engine
+from vmae2_ds.train.hashed_files import flush_to_disk
+from vmae2_ds.train.mirror import Mirror
+from vmae2_ds.train.retention import Keep
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves when the loop asks.
+
+    A save that fails costs itself alone: what it wrote is removed, the log says when the next try is, and training goes on;
+    `train.max_failed_saves` in a row raise SaveFailed on all ranks.
+
+    Args:
+        folder: of the checkpoints.
+        mean: the running mean of the weights, saved beside them.
+        mirror: rank 0's, where checkpoints are copied to a second place.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        config: TrainConfig,
+        world: World,
+        mean: WeightAverage | None,
+        mirror: Mirror | None,
+    ) -> None:
+        self._engine, self._folder, self._config, self._world, self._mean = engine, folder, config, world, mean
+        self._mirror = mirror
+        self._keep = Keep(config.keep, config.keep_every_hours, config.keep_best)
+        self._figures: dict[str, float] = {}
+        self._failed_in_a_row = 0
+        self.error: SaveFailed | None = None
+        """Of the newest save, where it failed."""
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Take in the figures of a row, by which the best checkpoint is known."""
+        found = {key: value for key, value in row.items() if key.endswith("loss") or key.startswith("val_top")}
+        self._figures |= {key: value for key, value in found.items() if isinstance(value, float)}
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint of `step` (all ranks)."""
+        more = None if self._mean is None else self._write_mean
+        keep = self._keep if self._mirror is None else self._keep._replace(for_now=self._mirror.protected())
+        try:
+            target = save_checkpoint(
+                self._engine, self._folder, step, state, self._world, keep, more, figures=self._figures
+            )
+        except SaveFailed as error:
+            self.error = error
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= self._config.max_failed_saves:
+                raise SaveFailed(
+                    f"{error}; {self._failed_in_a_row} saves in a row failed: {self._standing()}"
+                ) from None
+            if self._world.rank == 0:
+                due = (step // self._config.save_every + 1) * self._config.save_every
+                log.warning("%s; training goes on, the next try is after step %d", error, due)
+        else:
+            self.error, self._failed_in_a_row = None, 0
+            if self._mirror is not None:
+                self._mirror.put(target)
+
+    def unsaved(self, stop: AgreedStop | None) -> SaveFailed:
+        """How a run ends whose last save failed, where it would have ended with `stop`."""
+        return SaveFailed(f"{self.error}: {self._standing()}" + (f" (stopping because: {stop})" if stop else ""))
+
+    def _write_mean(self, files: Any) -> None:
+        assert self._mean is not None, "asked for only with one"
+        self._mean.save(files, self._world)
+
+    def _standing(self) -> str:
+        newest = find_newest_whole(self._folder)
+        return (
+            f"the newest whole checkpoint is {newest.name if newest else 'none'}; make room (or the folder writable) and start "
+            "the same command again"
+        )
+
+
+def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, world: World, agreement: Agreement) -> None:
+    """Write, flush and remove a file on every rank, and compare the free space with what a checkpoint needs.
+
+    Raises ConfigError on all ranks where one cannot write, or where not even one checkpoint fits.
+    """
+    trial = folder / f".trial.rank{world.rank}"
+    refused = None
+    try:
+        trial.write_bytes(os.urandom(1 << 16))
+        flush_to_disk(trial)
+        trial.unlink()
+    except OSError as error:
+        refused = f"rank {world.rank} cannot write there: {error}"
+    if refused := agreement.first_said(refused):
+        raise ConfigError(
+            f"no checkpoint could be written to {folder}: {refused}; mend it, or name another --train.runs"
+        )
+    needed = checkpoint_bytes(engine, has_mean)
+    free = agreement.from_first(lambda: shutil.disk_usage(folder).free)
+    missing = keep + 1 - len(list(folder.glob("step*")))  # a new one is written before an old one goes
+    if free < needed:
+        raise ConfigError(
+            f"a checkpoint needs about {needed / 1e9:.3g} GB and {folder} has {free / 1e9:.3g} GB free; make room, or put the "
+            "runs elsewhere with --train.runs"
+        )
+    if world.rank == 0 and free < missing * needed:
+        log.warning(
+            "%s has %.3g GB free; %d more checkpoints of about %.3g GB will not fit: make room, or lower train.keep",
+            folder, free / 1e9, missing, needed / 1e9,
+        )  # fmt: skip
+
+
+def checkpoint_bytes(engine: Engine, has_mean: bool) -> int:
+    """About what one checkpoint takes on disk, over all ranks.
+
+    A trained parameter has its master weight and two moments in float32 (at stage 0 the weight is its own master), and its
+    running mean; below stage 3, and where it is frozen, the weight that the model computes with is stored as well.
+    """
+    width = 2 if engine.deepspeed.bfloat16_enabled() else 4
+    total = 0
+    for parameter in engine.objective.parameters():
+        states = (8 if engine.stage == 0 else 12) + (4 if has_mean else 0) if parameter.requires_grad else 0
+        is_stored = engine.stage < 3 or not parameter.requires_grad
+        total += getattr(parameter, "ds_numel", parameter.numel()) * (states + (width if is_stored else 0))
+    return total
