@@ -17,7 +17,7 @@ SHAPE = (
 """8 frames of 60x60 in cubes of 2x6x6: 400 tokens; an encoder of 192 x 6. Small cubes and frames spread over the clip."""
 STUDENT = "--model.encoder.width 96 --model.encoder.heads 3 --model.encoder.mlp 384"
 """A fourth of the teacher's weights."""
-STEPS = {"pretrain": 2000, "posttrain": 600, "distil": 600, "ut": 240, "bg": 300}
+STEPS = {"pretrain": 2000, "posttrain": 300, "distil": 300, "ut": 150, "bg": 150}
 
 
 class StageFailed(Vmae2Error):
