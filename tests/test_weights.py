@@ -61,19 +61,21 @@ def test_a_transformers_folder_has_all_that_is_needed(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs transformers (pip extra: hf)")
     config = MODELS["classifier"]
     write_weights(to_layout(drawn(config), config), tmp_path / "w.safetensors", config)
-    layout: Any = "transformers" if int(transformers.__version__.partition(".")[0]) >= 5 else "transformers4"
+    version = tuple(map(int, transformers.__version__.split(".")[:2]))
+    layout: Any = "transformers" if version >= (5, 6) else "transformers4"
     export_weights(tmp_path / "w.safetensors", tmp_path / "hf", layout, num_frames=4, size=32)
     model, report = transformers.VideoMAEForVideoClassification.from_pretrained(
         tmp_path / "hf", output_loading_info=True
     )
-    assert not report["missing_keys"]
+    assert not [name for name in report["missing_keys"] if not name.endswith("attention.key.bias")]  # zero, 5.6 to 5.17
     assert not report["unexpected_keys"]
     processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path / "hf")
     frames = [torch.zeros(3, 48, 64, dtype=torch.uint8).numpy()] * 4
     with torch.inference_mode():
         assert model(**processor(frames, return_tensors="pt")).logits.shape == (1, 7)
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert "VideoMAEForVideoClassification.from_pretrained" in card
+    versions = "5.6 or newer" if layout == "transformers" else "up to 5.5, or 5.18 and newer"
+    assert f"VideoMAEForVideoClassification.from_pretrained(FOLDER)` of transformers {versions}" in card
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["num_frames"] == 4
 
 

@@ -57,7 +57,8 @@ def export_weights(
         source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a file.
         out: The file to write: .safetensors, or .pth with the published wrapper {"model": ...}. For transformers a folder,
             which gets model.safetensors, config.json, preprocessor_config.json and a model card.
-        layout: published; transformers (version 5) or transformers4; mmaction2, which OpenTAD reads as well.
+        layout: published; transformers, which versions from 5.6 on read, or transformers4, for those up to 5.5 and from 5.18
+            on (5.6 to 5.17 would lose its q and v biases); mmaction2, which OpenTAD reads as well.
         num_frames: For transformers, frames of the clips that the weights were trained on; default: the run's, 16 for a file.
         size: For transformers, the clips' height and width; default: the run's, 224 for a file.
     """
@@ -73,7 +74,8 @@ def export_weights(
     if layout in ("transformers", "transformers4"):
         frames, edge = num_frames or frames, size or edge
         geometry = ClipGeometry(frames, edge, edge, config.tubelet, config.patch)
-        _write_transformers(theirs, config, geometry, out, str(checkpoint))
+        versions = "5.6 or newer" if layout == "transformers" else "up to 5.5, or 5.18 and newer"
+        _write_transformers(theirs, config, geometry, out, str(checkpoint), versions)
     else:
         write_weights(theirs, out, config)
     return f"{checkpoint}: {len(theirs)} tensors of layout {layout}; {_describe(config)}; wrote {out}"
@@ -105,7 +107,12 @@ def read_any(source: Path) -> tuple[State, ModelConfig | ClassifierConfig, str]:
 
 
 def _write_transformers(
-    state: Mapping[str, Tensor], config: EncoderConfig, geometry: ClipGeometry, folder: Path, source: str
+    state: Mapping[str, Tensor],
+    config: EncoderConfig,
+    geometry: ClipGeometry,
+    folder: Path,
+    source: str,
+    versions: str,
 ) -> None:
     """What `from_pretrained` reads, and a card that says where it comes from."""
     if folder.suffix or folder.is_file():
@@ -121,11 +128,12 @@ def _write_transformers(
         "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    (folder / "README.md").write_text(_card(config, geometry, fields["architectures"][0], source))
+    (folder / "README.md").write_text(_card(config, geometry, fields["architectures"][0], source, versions))
 
 
-def _card(config: EncoderConfig, geometry: ClipGeometry, architecture: str, source: str) -> str:
+def _card(config: EncoderConfig, geometry: ClipGeometry, architecture: str, source: str, versions: str) -> str:
     task = "video-classification" if isinstance(config, ClassifierConfig) else "video-feature-extraction"
+    cubes = f"cubes of {config.tubelet}x{config.patch}x{config.patch}"
     return f"""---
 library_name: transformers
 tags: [video, videomae]
@@ -134,8 +142,8 @@ pipeline_tag: {task}
 
 # VideoMAE V2: {_describe(config)}
 
-Load with `{architecture}.from_pretrained(FOLDER)`. Clips: {geometry.num_frames} frames of {geometry.height}x{geometry.width},
-normalised with ImageNet's mean and deviation, cubes of {config.tubelet}x{config.patch}x{config.patch}.
+Load with `{architecture}.from_pretrained(FOLDER)` of transformers {versions}. Clips: {geometry.num_frames} frames of
+{geometry.height}x{geometry.width}, normalised with ImageNet's mean and deviation, {cubes}.
 
 Written by vmae2_ds from `{source}`. Training data, licence and intended use are not in the weights: say them here before you
 publish this folder.

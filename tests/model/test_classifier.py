@@ -109,20 +109,61 @@ def test_head_dropout_and_stochastic_depth_act_in_training_alone(tiny: ModelConf
     assert [getattr(block.drop_path, "drop_prob", 0) for block in model.encoder.blocks] == [0, 0.25, 0.5]
 
 
-def test_positions_of_another_clip_are_rebuilt_or_interpolated() -> None:
-    """16x224 -> 64x266, the paper's largest: either way one row a cube; constants and a linear ramp stay what they are."""
-    small, large = ClipGeometry(16, 224, 224, 2, 14), ClipGeometry(64, 266, 266, 2, 14)
+def linear_by_hand(values: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Linear interpolation along one axis, cells' middles aligned, ends held: (i + 1/2) / size is (j + 1/2) / old."""
+    old = values.shape[axis]
+    place = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+    low = np.floor(place).astype(int)
+    high = np.minimum(low + 1, old - 1)
+    shape = [1] * values.ndim
+    shape[axis] = size
+    share = (place - low).reshape(shape)
+    return values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+
+
+PAPER = ClipGeometry(16, 224, 224, 2, 14), ClipGeometry(64, 266, 266, 2, 14)
+"""Of pre-training, and the largest of fine-tuning."""
+
+
+@pytest.mark.parametrize(
+    ("learned", "wanted"),
+    [
+        PAPER,
+        PAPER[::-1],
+        (ClipGeometry(8, 32, 48, 2, 16), ClipGeometry(12, 32, 48, 2, 16)),  # frames alone
+        (ClipGeometry(8, 32, 48, 2, 16), ClipGeometry(8, 80, 16, 2, 16)),  # more rows, fewer columns
+    ],
+)
+def test_positions_are_interpolated_axis_by_axis(learned: ClipGeometry, wanted: ClipGeometry) -> None:
+    """16x224 -> 64x266 is the paper's largest. In float64 by hand, one axis after another."""
+    table = sinusoid_table(learned.num_cubes, 16).double().numpy().reshape(*learned.grid, 16)
+    for axis, size in enumerate(wanted.grid):
+        table = linear_by_hand(table, size, axis)
+    found_ND = position_table(wanted, 16, learned)
+    np.testing.assert_allclose(found_ND.numpy(), table.reshape(-1, 16), rtol=0, atol=1e-5)
+    assert found_ND.is_contiguous()
+
+
+def test_positions_are_rebuilt_where_nothing_is_interpolated() -> None:
+    small, large = PAPER
     assert torch.equal(position_table(large, 64), sinusoid_table(32 * 19 * 19, 64))
     assert torch.equal(position_table(small, 64, small), sinusoid_table(8 * 16 * 16, 64))
-    fitted_ND = position_table(large, 64, small)
-    assert fitted_ND.shape == (32 * 19 * 19, 64)
-    # the slowest channel but one is nearly linear in the index: the middle of the clip keeps its place
-    learned = sinusoid_table(small.num_cubes, 64)[:, -2].view(small.grid)
-    fitted = fitted_ND[:, -2].view(large.grid)
-    assert float(fitted.mean()) == pytest.approx(float(learned.mean()), abs=1e-3)
-    torch.testing.assert_close(
-        fitted[:, 9, 9].diff()[4:-4], fitted[:, 9, 9].diff()[4:-4].mean().expand(23), rtol=0.1, atol=0
-    )
+
+
+def test_every_stage_takes_its_positions_from_the_one_routine(tiny: ModelConfig) -> None:
+    """Encoder and decoder of pre-training and the classifier, for a clip of other frames and size than the weights know."""
+    learned, wanted = ClipGeometry(8, 32, 32, 2, 8), ClipGeometry(12, 48, 48, 2, 8)
+    mae = MaskedAutoencoder(tiny.model_copy(update={"positions_from": (8, 32)}), wanted, seed=0)
+    config = ClassifierConfig(encoder=tiny.encoder, patch=8, num_classes=5, positions_from=(8, 32))
+    classifier = Classifier(config, wanted, seed=0)
+    expected_ND = position_table(wanted, tiny.encoder.width, learned)
+    assert torch.equal(mae.encoder.embed.positions_ND, expected_ND)
+    assert torch.equal(classifier.encoder.embed.positions_ND, expected_ND)
+    assert torch.equal(mae.decoder.positions_NE, position_table(wanted, tiny.decoder.width, learned))
+    classifier.load_state_dict(mae.state_dict(), strict=False)  # the next stage at a third size: weights know no clip
+    bare = Classifier(config, ClipGeometry(4, 64, 64, 2, 8), seed=0)
+    missing, _ = bare.load_state_dict(mae.state_dict(), strict=False)
+    assert set(missing) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
 
 
 def test_a_clip_of_another_length_and_size_goes_through(tiny: ModelConfig) -> None:

@@ -28,6 +28,8 @@ Names = tuple[str, ...]
 EMBED_WEIGHT = "encoder.embed.proj.weight"
 PREFIXES = ("", "model.", "backbone.", "encoder.")
 """What others put before every name of a state dict."""
+_SPELLINGS = (*(prefix.__add__ for prefix in PREFIXES), lambda name: name.removeprefix("videomae."))
+"""How a name may stand in a file: behind a prefix, or as transformers' VideoMAEModel, an encoder by itself, saves its own."""
 SHOWN = 5
 """Keys of each kind in an error."""
 
@@ -76,6 +78,7 @@ def from_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str 
         CheckpointError: with what is missing, extra or of another shape.
         ConfigError: as `to_layout`.
     """
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(_KEY_BIAS)}
     _check(shapes_of(state), layout_shapes(config, layout), f"the {layout} key map")
     return {name: _taken(state, name, theirs) for name, theirs in _names(config, layout).items()}
 
@@ -120,8 +123,8 @@ def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> Reading:
     best: tuple[int, str, str, dict[str, Names]] | None = None
     for layout, about in LAYOUTS.items():
         for is_classifier in stages:
-            for prefix in PREFIXES:
-                names = {name: tuple(prefix + theirs for theirs in about.names(name, is_classifier)) for name in shapes}
+            for spelt in _SPELLINGS:
+                names = {name: tuple(map(spelt, about.names(name, is_classifier))) for name in shapes}
                 found = sum(all(theirs in state for theirs in wanted) for wanted in names.values())
                 if best is None or found > best[0]:
                     best = found, layout, "classifier" if is_classifier else "pre-training", names
@@ -176,6 +179,8 @@ def _mmaction(name: str, classifier: bool) -> Names:
     return (f"backbone.{name.replace('patch_embed.proj.', 'patch_embed.projection.')}",)
 
 
+_KEY_BIAS = ".attention.attention.key.bias"
+"""What transformers 5.6 to 5.17 has besides. It moves all of a query's scores alike, so the softmax does not depend on it."""
 _HF_IN_BLOCK = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
@@ -214,12 +219,12 @@ def _transformers(name: str, bias: str) -> Names:
 LAYOUTS: dict[str, Layout] = {
     "published": Layout("VideoMAE V2's own", _published, (ModelConfig, ClassifierConfig)),
     "transformers": Layout(
-        "Hugging Face transformers, version 5",
+        "Hugging Face transformers, versions 5.6 and newer",
         lambda name, classifier: _transformers(name, "{layer}.bias"),
         (ModelConfig, ClassifierConfig),
     ),
     "transformers4": Layout(
-        "Hugging Face transformers, version 4",
+        "Hugging Face transformers up to 5.5, read by 5.18 and newer too",
         lambda name, classifier: _transformers(name, "{letter}_bias"),
         (ModelConfig, ClassifierConfig),
     ),

@@ -62,7 +62,8 @@ def config_of_transformers(fields: Mapping[str, Any]) -> ModelConfig | Classifie
         )
         shape = {"encoder": encoder, "patch": fields["patch_size"], "tubelet": fields["tubelet_size"]}
         (architecture,) = fields.get("architectures") or ["none"]
-        if fields["model_type"] != "videomae" or fields.get("hidden_act", "gelu") != "gelu" or not fields["qv_bias"]:
+        has_biases = fields.get("qv_bias", fields.get("qkv_bias", True))  # the second in 5.6 to 5.17
+        if fields["model_type"] != "videomae" or fields.get("hidden_act", "gelu") != "gelu" or not has_biases:
             raise CheckpointError("config.json is not of a VideoMAE with exact GELU and q and v biases")
         if architecture == "VideoMAEForVideoClassification" and fields.get("use_mean_pooling", True):
             return ClassifierConfig.model_validate({**shape, "num_classes": len(fields["id2label"])})
