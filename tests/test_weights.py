@@ -16,6 +16,7 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import LAYOUTS, State, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.train.evaluate import evaluate
 from vmae2_ds.weights import export_weights, import_weights, read_any
 
 GEOMETRY = ClipGeometry(4, 32, 32, 2, 16)
@@ -113,3 +114,24 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config\.json lacks 'hidden_size'"):
         import_weights(tmp_path / "empty", tmp_path / "out.safetensors")
+
+
+def test_a_class_count_that_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
+    """By evaluate: names for other classes, labels beyond the classes, and a model that has none."""
+    config = MODELS["classifier"]
+    file = tmp_path / "w.safetensors"
+    write_weights(to_layout(drawn(config), config), file, config)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    listed, names = tmp_path / "list.csv", tmp_path / "names.txt"
+    listed.write_text("path,label\na.mp4,6\n")
+    names.write_text("walk\nrun\n")
+    with pytest.raises(ConfigError, match=r"names\.txt has 2 names, and the model has 7 classes"):
+        evaluate(file, listed, labels=names)
+    listed.write_text("path,label\na.mp4,7\n")
+    with pytest.raises(ConfigError, match=r"a\.mp4, has label 7, and the model has num_classes=7 \(labels 0 \.\. 6\)"):
+        evaluate(file, listed)
+    write_weights(to_layout(drawn(MODELS["pretrain"]), MODELS["pretrain"]), tmp_path / "mae.pth", MODELS["pretrain"])
+    with pytest.raises(ConfigError, match=r"mae\.pth is a masked autoencoder, which has no classes; fine-tune it"):
+        evaluate(tmp_path / "mae.pth", listed)
+    with pytest.raises(ConfigError, match="--crops 0: Input should be greater than 0"):
+        evaluate(file, listed, crops=0)
