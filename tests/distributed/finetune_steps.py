@@ -115,6 +115,7 @@ def engine_steps(
     from vmae2_ds.train.ema import WeightAverage
 
     plan = plan_run(config, GLOBAL_BATCH, RANKS)
+    assert plan.accumulation == ACCUMULATION, "the micro steps below make up one update"
     engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=True), make=make)
     mean = WeightAverage(engine, config.optim.ema_decay)
     losses = []
@@ -124,6 +125,7 @@ def engine_steps(
         for micro_step in range(ACCUMULATION):
             torch.manual_seed(seed_of(0, step, micro_step, rank))
             total += engine.micro_step(prepare(make_batch(config, step, micro_step, rank))).loss.detach()
+        assert engine.deepspeed.gradient_accumulation_steps() == ACCUMULATION
         assert engine.update().applied
         mean.update()
         torch.distributed.all_reduce(total)

@@ -10,13 +10,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
+from tests.train.made_checkpoint import counted, made_checkpoint
+from vmae2_ds.config import (
+    ClassifierConfig,
+    EncoderConfig,
+    ModelConfig,
+    PretrainConfig,
+    PretrainDataConfig,
+    TowerConfig,
+)
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.layouts import LAYOUTS, State, to_layout
+from vmae2_ds.model.layouts import LAYOUTS, State, our_shapes, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.train.initial import load_for, read_head_map
+from vmae2_ds.train.initial import initial_weights, load_for, read_head_map
 
 GEOMETRY = ClipGeometry(4, 16, 16, 2, 8)
 AUTOENCODER = ModelConfig(
@@ -144,3 +153,25 @@ def test_pre_training_needs_the_decoder_too(tmp_path: Path) -> None:
 def test_head_map_file(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text(json.dumps([2, 0]))
     assert read_head_map(tmp_path / "map.json", 2) == [2, 0]
+
+
+def test_another_clip_than_the_run_s_is_told_with_the_choice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """16x64 -> 12x48: rebuilt unless the config says to interpolate; nothing is said where the clips are the same."""
+    caplog.set_level("INFO")
+    before = PretrainConfig(model=AUTOENCODER, data=PretrainDataConfig(num_frames=16, size=64))
+    made_checkpoint(tmp_path, before, counted(AUTOENCODER), stage=1, ranks=2)
+
+    def told(frames: int, size: int, positions_from: tuple[int, int] | None = None) -> bool:
+        caplog.clear()
+        config = FinetuneConfig(
+            model=CLASSIFIER.model_copy(update={"positions_from": positions_from}),
+            data=LabelledDataConfig(num_frames=frames, size=size),
+            train=FinetuneTrainConfig(init=tmp_path),
+        )
+        assert set(initial_weights(config)) == {name for name in our_shapes(CLASSIFIER) if name.startswith("encoder.")}
+        return "had 16 frames of 64, these have 12 of 48: positions are rebuilt" in caplog.text
+
+    assert told(12, 48)
+    assert "--model.positions-from 16 64 interpolates them instead" in caplog.text
+    assert not told(12, 48, (16, 64))
+    assert not told(16, 64)

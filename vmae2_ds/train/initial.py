@@ -51,7 +51,22 @@ def initial_weights(config: AnyRun) -> State:
         head_map = read_head_map(config.train.head_map, config.model.num_classes)
     weights, report = load_for(config.train.init, config.model, head_map)
     log.info("%s: %s", config.train.init, report)
+    if (other := _other_clip(config)) is not None:
+        log.info("%s: %s", config.train.init, other)
     return weights
+
+
+def _other_clip(config: AnyRun) -> str | None:
+    """What becomes of positions where the run that the weights come from had other clips; None where nothing does."""
+    if config.train.init is None or not config.train.init.is_dir() or config.model.positions_from is not None:
+        return None
+    before, now = find_checkpoint(config.train.init)[0].data, config.data
+    if (before.num_frames, before.size) == (now.num_frames, now.size):
+        return None
+    return (
+        f"its clips had {before.num_frames} frames of {before.size}, these have {now.num_frames} of {now.size}: positions are "
+        f"rebuilt, as published; --model.positions-from {before.num_frames} {before.size} interpolates them instead"
+    )
 
 
 def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = None) -> tuple[State, LoadReport]:
