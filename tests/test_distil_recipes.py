@@ -30,3 +30,30 @@ def test_k710_students_follow_the_vit_b_script(name: str, width: int, score: str
     assert (config.model.encoder.width, config.model.num_classes) == (width, 710)
     assert (config.distil.alpha, config.distil.temperature) == (1.0, 1.0)
     assert f"K710 {score} %" in describe_recipe(DISTIL_RECIPES[name])
+
+
+@pytest.mark.parametrize(("letter", "width"), [("s", 384), ("b", 768)])
+@pytest.mark.parametrize("dataset", ["k400", "k600"])
+def test_what_follows_distillation_takes_the_student_and_the_short_schedule(
+    letter: str, width: int, dataset: str
+) -> None:
+    name = f"vit_{letter}_finetune_{dataset}_distilled"
+    config, long, short = (
+        FINETUNE_RECIPES[recipe]() for recipe in (name, "vit_b_posttrain_k710", f"vit_g_finetune_{dataset}")
+    )
+    student = DISTIL_RECIPES[f"vit_{letter}_distil_k710"]()
+    assert config.model.encoder == student.model.encoder
+    assert (config.model.encoder.width, config.model.num_classes) == (width, int(dataset[1:]))
+    assert (config.data, config.optim.layer_decay) == (long.data, 0.75)
+    assert (config.train.epochs, config.optim.base_lr, config.optim.warmup_epochs) == (3, 1e-5, 1)
+    assert config.train.epochs == short.train.epochs
+    assert (config.test.clips, config.test.crops) == (7, 3)
+    told = describe_recipe(FINETUNE_RECIPES[name])
+    assert f"--train.init runs/vit_{letter}_distil_k710 --train.head-map MAP" in told
+    assert "The recipe is ours" in told
+
+
+def test_vit_s_is_post_pre_trained_as_vit_b() -> None:
+    small, base = (FINETUNE_RECIPES[f"vit_{letter}_posttrain_k710"]() for letter in "sb")
+    assert small.model.encoder == DISTIL_RECIPES["vit_s_distil_k710"]().model.encoder
+    assert (small.data, small.augment, small.optim, small.train) == (base.data, base.augment, base.optim, base.train)

@@ -32,9 +32,9 @@ def vit_s_distil_k710() -> DistilConfig:
     """ViT-S from ViT-g on Kinetics-710, 100 epochs of 2 views. The recipe is ours: the paper's was never released.
 
     Command:  deepspeed --hostfile H --module vmae2_ds distil vit_s_distil_k710 --data.manifest L
-              --teacher runs/vit_g_posttrain_k710 --train.init W  (W: ViT-S post-pre-trained on Kinetics-710)
+              --teacher runs/vit_g_posttrain_k710 --train.init runs/vit_s_posttrain_k710
     Hardware: 32 GPUs x 16 videos x 2 views, a guess. Time: not measured; the teacher's forward pass is 15 times the
-              student's forward and backward pass, so think of distil-cache where epochs are run more than once.
+              student's forward and backward pass; where several students are to learn, distil-cache asks once.
     Score:    K710 77.6 %, K400 83.7 %, K600 83.1 % (published model zoo, 5x3 views); ours not measured.
     Source:   arXiv 2303.16727 and its model zoo for what was done; arXiv 2106.05237 for how; ViT-B's script for the rest.
     """
