@@ -16,7 +16,8 @@ from vmae2_ds.train.build import fastest_kernel
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.peak import DTYPES
 from vmae2_ds.train.plan import RunPlan
-from vmae2_ds.train.session import Stage, train_stage
+from vmae2_ds.train.session import train_stage
+from vmae2_ds.train.stage import Stage
 from vmae2_ds.train.validate import Validation
 
 

@@ -9,7 +9,8 @@ from vmae2_ds.cost.flops import mae_macs
 from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.masking import count_masks
 from vmae2_ds.train.build import resolve_attention
-from vmae2_ds.train.session import Stage, train_stage
+from vmae2_ds.train.session import train_stage
+from vmae2_ds.train.stage import Stage
 
 
 def pretrain(config: PretrainConfig) -> Path:

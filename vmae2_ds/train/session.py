@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vmae2_ds.contracts import Movable
 from vmae2_ds.cost.flops import inference_flops, training_flops
-from vmae2_ds.data.datasets import VideoDataset
 from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.published import write_weights
-from vmae2_ds.train.build import Objective, build_engine, make_objective
+from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.checkpoint import load_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.elastic import fitting
@@ -35,12 +31,21 @@ from vmae2_ds.train.metrics import MetricsWriter, Reporter
 from vmae2_ds.train.mirror import Mirror
 from vmae2_ds.train.peak import device_peak
 from vmae2_ds.train.peers import END_S, PeerWatch
-from vmae2_ds.train.plan import RunPlan, plan_run
+from vmae2_ds.train.plan import plan_run
 from vmae2_ds.train.report import write_report
 from vmae2_ds.train.rollback import RollBack, SpikeActions, with_rollbacks
-from vmae2_ds.train.runs import AnyRun, checkpoint_to_resume, finish, open_run_folder, second_place, write_run_files
+from vmae2_ds.train.runs import (
+    AnyRun,
+    RunFolder,
+    checkpoint_to_resume,
+    finish,
+    open_run_folder,
+    second_place,
+    write_run_files,
+)
 from vmae2_ds.train.saver import Saver, check_room
 from vmae2_ds.train.spikes import SpikeGuard, check_norm_is_taken
+from vmae2_ds.train.stage import Stage
 from vmae2_ds.train.startup import check_start
 from vmae2_ds.train.stopping import stop_signals
 from vmae2_ds.train.validate import is_due
@@ -49,43 +54,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S, PATIENCE_AT_STOP_S = 300.0, 10.0
 """How long the end of a run waits for the copy of its last checkpoint; launchers kill 30 s after their SIGTERM."""
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What a stage has besides, once the ranks have met and the videos are known."""
-
-    make_objective: Callable[[AnyRun], Objective] = make_objective
-    prepare: Callable[[Movable], Movable] = lambda batch: batch
-    """What becomes of a micro batch before the objective gets it."""
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    """More that a resumed run must share, as plain JSON."""
-    frozen_macs: int = 0
-    """Of one clip's forward pass through what does not learn."""
-    about: tuple[str, ...] = ()
-    """Lines for the log."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one kind of training brings to a session."""
-
-    dataset: Callable[[Mixture], VideoDataset[Any]]
-    attention: Callable[[RunPlan, torch.device], tuple[str, ...]]
-    """Kernel names for the model's `use_attention`."""
-    forward_macs: int
-    """Of one clip, without recomputation."""
-    about_clip: str
-    """What becomes of a clip's cubes, for the log."""
-    has_draws: bool
-    """Whether the model draws in its forward pass: stochastic depth, dropout."""
-    ema_decay: float = 0.0
-    """Of a running mean of the weights; 0: none."""
-    validation: Callable[[World, Agreement], Callable[[Engine], dict[str, Any]]] | None = None
-    """Makes what gives a row of validation figures, the same on every rank."""
-    validate_every: float = 1.0
-    """Epochs between them."""
-    extras: Callable[[Mixture, World, Agreement], Extras] = lambda mixture, world, agreement: Extras()
 
 
 def train_stage(config: AnyRun, stage: Stage) -> Path:
@@ -269,13 +237,11 @@ def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
     hang.slow_from_here("the end")
     if saver.error is not None and not isinstance(stop, SaveFailed):
         stop = saver.unsaved(stop)
-    if mean is not None and state.step == plan.num_steps and stop is None:
-        weights = mean.weights()
-        if weights is not None:
-            named = to_layout(weights, config.model)
-            _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model))
+    is_finished = state.step == plan.num_steps and stop is None
+    if mean is not None and is_finished:
+        _write_mean(mean, config, folder)
     if world.rank == 0:
-        if state.step == plan.num_steps and stop is None:
+        if is_finished:
             finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
         _try("report.html", lambda: write_report(folder.path))
         if mirror is not None:
@@ -311,6 +277,14 @@ def _announce(config: AnyRun, stage: Stage, engine: Engine) -> None:
         stage.about_clip,
         stage.forward_macs / 1e9,
     )
+
+
+def _write_mean(mean: WeightAverage, config: AnyRun, folder: RunFolder) -> None:
+    """The running mean under published names, from rank 0; all ranks have to ask for it."""
+    weights = mean.weights()
+    if weights is not None:
+        named = to_layout(weights, config.model)
+        _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model))
 
 
 def _short(value: float | None) -> str:
