@@ -25,7 +25,7 @@ from vmae2_ds.train.checkpoint import find_newest_whole
 
 pytestmark = pytest.mark.slow
 STEPS = 30
-GIVE_UP_S = 240
+GIVE_UP_S = 300
 """Far above everything measured; a wait that is not bounded at all ends here and fails."""
 
 

@@ -21,7 +21,8 @@ import psutil
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PROGRAMS = {"ip": "iproute2", "pdsh": "pdsh", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
-PROGRAMS |= {"sshd": "openssh-server", "unshare": "util-linux", "nsenter": "util-linux", "pkill": "procps"}
+PROGRAMS |= {"sshd": "openssh-server", "pkill": "procps"}
+PROGRAMS |= dict.fromkeys(("unshare", "nsenter", "setpriv"), "util-linux")
 """Program -> Debian's package of it."""
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 PORT = 2222
@@ -75,7 +76,9 @@ class Host:
         self.name, self.address, self._folder = name, address, folder
         spaces = ["--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
         script = FIRST_PROCESS.format(name=name)
-        self._outer = subprocess.Popen(["unshare", *spaces, "bash", "-c", script], stdout=subprocess.PIPE, text=True)
+        until_we_die = ["setpriv", "--pdeathsig", "KILL"]  # a test process that is killed closes nothing
+        command = [*until_we_die, "unshare", *spaces, "bash", "-c", script]
+        self._outer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._outer.stdout is not None
         assert self._outer.stdout.readline() == "up\n", f"{name} did not start"
         self.pid = psutil.Process(self._outer.pid).children()[0].pid
