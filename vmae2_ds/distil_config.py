@@ -19,6 +19,9 @@ class DistilSettings(StrictModel):
     """The frozen teacher: a run folder or a checkpoint file of a classifier, as --train.init takes them."""
     teacher_precision: Literal["bf16", "fp32"] = "bf16"
     """The teacher's weights and activations."""
+    teacher_sharded: bool = False
+    """Every rank holds its part of the teacher and gathers a layer's weights while it runs, as ZeRO-3 does; for a teacher that
+    does not fit beside the student."""
     teacher_frames: int | None = Field(None, gt=0)
     """Frames of the clip that the teacher sees, evenly out of the student's; default: its run's, for a file the student's."""
     teacher_size: int | None = Field(None, gt=0)
@@ -51,6 +54,11 @@ class DistilConfig(FinetuneConfig):
         if not distil.alpha and not distil.feature_weight:
             raise ValueError("distil.alpha=0 and distil.feature_weight=0 leave the teacher unused; that is finetune")
         if distil.cache is not None:
+            if distil.teacher_sharded:
+                raise ValueError(
+                    "distil.teacher_sharded needs all ranks to ask together, and with distil.cache each asks about clips of "
+                    "its own; leave one of the two out"
+                )
             if augment.mix_share and (augment.mixup or augment.cutmix):
                 raise ValueError(
                     "distil.cache holds answers for single clips, and a mixed clip depends on its micro batch; set "

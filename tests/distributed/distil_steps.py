@@ -5,6 +5,7 @@ As a module it is one rank that runs a list of ZeRO policies, one after another,
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -26,14 +27,21 @@ from vmae2_ds.train.teacher import Teacher, TeacherCard, digest_of
 TEACHER_WIDTH = 64
 
 
-def make_config(ds_config: str = "zero1") -> DistilConfig:
-    """The student of finetune_steps, with all that it has on, learning from labels, answers and features."""
-    student = finetune_steps.make_config(ds_config).model_dump(exclude={"stage"})
-    settings = DistilSettings(alpha=0.6, temperature=2.0, feature_weight=0.3, teacher_precision="fp32")
+def make_config(policy: str = "zero1") -> DistilConfig:
+    """The student of finetune_steps, with all that it has on, learning from labels, answers and features.
+
+    `policy` is a ZeRO policy, and words after it: `init` builds the student partitioned, `sharded` its teacher.
+    """
+    ds_config, *words = policy.split()
+    supervised = finetune_steps.make_config(ds_config).changed(train={"ds_zero_init": "init" in words})
+    student = supervised.model_dump(exclude={"stage"})
+    settings = DistilSettings(
+        alpha=0.6, temperature=2.0, feature_weight=0.3, teacher_precision="fp32", teacher_sharded="sharded" in words
+    )
     return DistilConfig.model_validate({**student, "distil": settings})
 
 
-def make_teacher(world: World) -> Teacher:
+def make_teacher(world: World, *, sharded: bool = False) -> Teacher:
     """Wider, with smaller cubes, on half the frames of a smaller picture; rank 0 alone has its weights."""
     tower = TowerConfig(width=TEACHER_WIDTH, depth=2, heads=4, mlp=128)
     config = FinetuneConfig(
@@ -43,7 +51,7 @@ def make_teacher(world: World) -> Teacher:
     )
     weights = Classifier(config.model, config.geometry, seed=7).state_dict()
     card = TeacherCard(Path("made up"), config, 0, digest_of(weights))
-    return Teacher(card, weights if world.rank == 0 else None, world, features=True)
+    return Teacher(card, weights if world.rank == 0 else None, world, features=True, sharded=sharded)
 
 
 def make_objective(config: Any) -> Distil:
@@ -73,7 +81,22 @@ class Watched:
         return self.teacher(batch)
 
     def digest(self) -> str:
-        return digest_of(self.teacher.objective.model.state_dict())
+        """Of its weights as they are now; all ranks ask together."""
+        import deepspeed
+
+        model = self.teacher.objective.model
+        with deepspeed.zero.GatheredParameters([p for p in model.parameters() if hasattr(p, "ds_id")]):
+            return digest_of(model.state_dict())
+
+    def held(self) -> float:
+        """Part of the teacher's weights that this rank holds between steps."""
+        here = whole = 0
+        for parameter in self.teacher.objective.parameters():
+            here += (
+                parameter.ds_tensor.numel() + parameter.numel() if hasattr(parameter, "ds_id") else parameter.numel()
+            )
+            whole += getattr(parameter, "ds_numel", parameter.numel())
+        return here / whole
 
 
 def main() -> None:
@@ -84,11 +107,18 @@ def main() -> None:
     world = start_ranks()
     results: dict[str, Any] = {}
     for policy in json.loads(sys.argv[1]):
-        config, teacher = make_config(policy), Watched(make_teacher(world))
+        config = make_config(policy)
+        teacher = Watched(make_teacher(world, sharded=config.distil.teacher_sharded))
         losses, last, mean = finetune_steps.engine_steps(config, world.rank, make_objective, teacher)
         same = torch.tensor(float(teacher.digest() == teacher.teacher.card.digest))
         torch.distributed.all_reduce(same, torch.distributed.ReduceOp.MIN)
-        results[policy] = {"losses": losses, "teacher_unchanged": bool(same), "asked": teacher.asked}
+        results[policy] = {
+            "losses": losses, "teacher_unchanged": bool(same), "asked": teacher.asked, "held": teacher.held(),
+        }  # fmt: skip
+        if teacher.teacher.shards is not None:
+            teacher.teacher.shards.close()
+        del teacher
+        gc.collect()  # on all ranks at the same point
         if world.rank == 0:
             torch.save({"last": last, "mean": mean}, Path(sys.argv[2]).with_name(f"{policy}.pt"))
     if world.rank == 0:

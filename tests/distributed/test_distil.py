@@ -67,14 +67,14 @@ def student(vmae2: Vmae2, manifest: Path, teacher: Path) -> Path:
     run = teacher.with_name("student")
     code, text = vmae2(*distilling(manifest, run, teacher, 6, *everything(manifest)), ranks=2)
     assert code == EXIT_OK, text
-    assert f"teacher {teacher}: encoder 96x3, 12 classes, fp32, clip 8x32x32" in text
+    assert f"teacher {teacher}: encoder 96x3, 12 classes, bf16, clip 8x32x32" in text
     return run
 
 
 def everything(manifest: Path) -> list[object]:
     options = "--train.ds-config zero3 --train.micro-batch 3 --optim.ema-decay 0.9 --model.drop-path 0.2"
     options += " --model.head-dropout 0.1 --augment.mixup 0.8 --augment.cutmix 1 --distil.alpha 0.7"
-    options += " --distil.temperature 2 --distil.feature-weight 0.5 --distil.teacher-precision fp32"
+    options += " --distil.temperature 2 --distil.feature-weight 0.5"
     return [*options.split(), "--data.val-manifest", manifest, "--train.validate-every", 4]
 
 

@@ -15,7 +15,7 @@ from tests.distributed.ranks import free_port, rank_environment
 from tests.distributed.zygote import Zygote
 
 pytestmark = pytest.mark.slow
-POLICIES = ("zero1", "zero2", "zero3")
+POLICIES = ("zero1", "zero2", "zero3", "zero3 init sharded")
 TOLERANCE = 1e-6
 
 
@@ -44,6 +44,7 @@ def test_losses_weights_and_their_mean_are_equal(policy: str, plain: Any, folder
     result = json.loads((folder / "out.json").read_text())[policy]
     assert result["losses"] == pytest.approx(expected, abs=TOLERANCE, rel=0)
     assert result["teacher_unchanged"]
+    assert result["held"] == pytest.approx(0.5 if "sharded" in policy else 1, abs=0.01)
     assert result["asked"] == NUM_STEPS * ACCUMULATION
     found = torch.load(folder / f"{policy}.pt", weights_only=True)
     assert set(found["last"]) == set(last)

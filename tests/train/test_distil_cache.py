@@ -164,6 +164,8 @@ def test_too_little_space_is_said_before_it_is_used(make: Make, monkeypatch: pyt
 def test_what_a_cache_cannot_be_used_with_is_refused(make: Make) -> None:
     with pytest.raises(ValueError, match=r"a mixed clip depends on its micro batch; set augment\.mixup=0"):
         DistilConfig.model_validate({**make().model_dump(), "augment": AugmentConfig()})
+    with pytest.raises(ValueError, match=r"needs all ranks to ask together"):
+        make(teacher_sharded=True)
     with pytest.raises(ValueError, match=r"name one .* instead of auto"):
         make(data={"reader": "auto"})
     with pytest.raises(ConfigError, match=r"give --distil\.cache FOLDER"):

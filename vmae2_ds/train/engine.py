@@ -160,13 +160,7 @@ class Engine:
         self.zero_policy: dict[str, Any] = ds_config.get("zero_optimization", {})
         self.device = default_device()
         if zero_init:
-            with deepspeed.zero.Init(config_dict_or_path=ds_config):
-                objective = build()
-            if fill is not None:
-                _fill_partitioned(objective, fill)
-            for module in objective.modules():  # DeepSpeed moves no buffers of a partitioned model
-                for name, buffer in module.named_buffers(recurse=False):
-                    setattr(module, name, buffer.to(self.device))
+            objective = _build_partitioned(build, fill, ds_config)
         else:
             objective = build()
             if ds_config.get("bf16", {}).get("enabled"):
@@ -351,6 +345,42 @@ def use_deepspeed_checkpointing(objective: nn.Module, ds_config: dict[str, Any])
 
         deepspeed.checkpointing.configure(None, deepspeed_config=ds_config)
         model.use_checkpoint_function(deepspeed.checkpointing.checkpoint)
+
+
+class FrozenShards:
+    """A module partitioned over all ranks for inference alone: a layer's weights are gathered while it runs (ZeRO-3).
+
+    All ranks have to run `module` together. `build` and `fill` are those of `Engine` under `zero_init`.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], fill: FillFn, *, bf16: bool) -> None:
+        import deepspeed
+
+        ds_config = {
+            "train_micro_batch_size_per_gpu": 1,  # of no account, but DeepSpeed asks
+            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+            "bf16": {"enabled": bf16},
+            "steps_per_print": 10**9,
+        }
+        self.module = _build_partitioned(build, fill, ds_config).requires_grad_(False).eval()
+        self._engine, *_ = deepspeed.initialize(model=self.module, config=ds_config, dist_init_required=False)
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off; the module cannot run after it."""
+        self._engine.destroy()
+
+
+def _build_partitioned(build: Callable[[], nn.Module], fill: FillFn | None, ds_config: dict[str, Any]) -> nn.Module:
+    import deepspeed
+
+    with deepspeed.zero.Init(config_dict_or_path=ds_config):
+        module = build()
+    if fill is not None:
+        _fill_partitioned(module, fill)
+    for part in module.modules():  # DeepSpeed moves no buffers of a partitioned model
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(default_device()))
+    return module
 
 
 def _fill_partitioned(module: nn.Module, fill: FillFn) -> None:

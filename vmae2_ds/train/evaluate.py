@@ -128,13 +128,18 @@ def classifier_of(config: FinetuneConfig, weights: State | None) -> Classify:
 
     Without weights they are left as they lie in memory, to be filled in.
     """
-    model_config: ClassifierConfig = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})
-    model = Classifier(model_config, config.geometry, seed=None)
+    objective = bare_classifier(config)
     if weights is not None:
-        model.load_state_dict(weights)
+        objective.model.load_state_dict(weights)
     if config.train.precision == "bf16":
-        model.bfloat16()
-    return Classify(model, 0.0, config.geometry).to(default_device()).eval()
+        objective.bfloat16()
+    return objective.to(default_device()).eval()
+
+
+def bare_classifier(config: FinetuneConfig) -> Classify:
+    """The objective for inference, its weights as they lie in memory."""
+    model_config: ClassifierConfig = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})
+    return Classify(Classifier(model_config, config.geometry, seed=None), 0.0, config.geometry)
 
 
 @torch.inference_mode()

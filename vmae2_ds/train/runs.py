@@ -52,7 +52,7 @@ MAY_CHANGE = {
     # how the same global batch and the same states are split: elastic.py goes on from there
     | {"micro_batch", "ds_config", "ds_zero_init"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
-    "distil": {"teacher", "cache", "cache_dtype"},
+    "distil": {"teacher", "teacher_sharded", "cache", "cache_dtype"},
     "guard": set(GuardConfig.model_fields),
 }
 """Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is is in its identity."""

@@ -1,18 +1,19 @@
 """The frozen teacher of distillation: opened once, sent to all ranks, asked about the clips that the student sees.
 
-It is no part of the objective, so that DeepSpeed neither partitions, optimises nor saves it; what it says comes with the
-batch. Every rank holds all of it.
+It is no part of the objective, so that the student's engine neither partitions, optimises nor saves it; what it says comes
+with the batch. Every rank holds all of it, or with `distil.teacher_sharded` its part, under an engine of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vmae2_ds.contracts import LabelledBatch, TaughtBatch
 from vmae2_ds.cost.flops import classifier_macs
@@ -22,7 +23,9 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.model.embed import unit_pixels
 from vmae2_ds.model.layouts import State
-from vmae2_ds.train.evaluate import classifier_of, open_classifier
+from vmae2_ds.objectives import Classify
+from vmae2_ds.train.engine import FrozenShards
+from vmae2_ds.train.evaluate import bare_classifier, classifier_of, open_classifier
 from vmae2_ds.train.initial import mapped_head, read_head_map
 
 # B clips, T frames, H x W pixels, S the clip's edge, C classes, E the teacher's width.
@@ -112,10 +115,28 @@ class Teacher:
         card: on every rank.
         weights: on rank 0; the others get them from it.
         features: whether its pooled feature is asked for beside its logits.
+        sharded: whether each rank holds a part; all ranks then have to ask together.
     """
 
-    def __init__(self, card: TeacherCard, weights: State | None, world: World, *, features: bool) -> None:
+    def __init__(
+        self, card: TeacherCard, weights: State | None, world: World, *, features: bool, sharded: bool = False
+    ) -> None:
         self.card, self._features = card, features
+        self.shards: FrozenShards | None = None
+        if sharded:
+
+            def fill(objective: nn.Module, name: str, parameter: Tensor) -> None:
+                del objective
+                assert weights is not None, "called on rank 0 alone"
+                parameter.copy_(weights[name.removeprefix("model.")])
+
+            self.shards = FrozenShards(
+                partial(bare_classifier, card.config), fill, bf16=card.config.train.precision == "bf16"
+            )
+            module = self.shards.module
+            assert isinstance(module, Classify), "what bare_classifier makes"
+            self.objective = module
+            return
         self.objective = classifier_of(card.config, weights).requires_grad_(False)
         if world.size > 1:
             for parameter in self.objective.parameters():
@@ -132,7 +153,8 @@ class Teacher:
             return card
 
         card = agreement.from_first(read)
-        return cls(card, opened[0] if opened else None, world, features=config.distil.feature_weight > 0)
+        weights, distil = opened[0] if opened else None, config.distil
+        return cls(card, weights, world, features=distil.feature_weight > 0, sharded=distil.teacher_sharded)
 
     def __call__(self, batch: LabelledBatch) -> TaughtBatch:
         """The clips as they are, mixed as the student's are; on the teacher's device."""
