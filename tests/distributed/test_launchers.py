@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import REPOSITORY, free_port, tiny_pretraining
+from vmae2_ds.errors import EXIT_HUNG
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -27,12 +28,12 @@ def launchers() -> dict[str, list[str]]:
     }
 
 
-def launch(name: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def launch(name: str, arguments: list[str], module: str = "vmae2_ds") -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
     env |= {"CXX": "/nonexistent", "TORCH_EXTENSIONS_DIR": "/nonexistent"}  # nothing may need a compiler
     env.pop("CUDA_VISIBLE_DEVICES", None)  # the deepspeed launcher would read it as a list of hosts' devices
-    command = [*launchers()[name], *arguments]
+    command = [*launchers()[name][:-1], module, *arguments]
     return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
 
 
@@ -69,3 +70,14 @@ def test_a_user_s_error_is_one_line_with_its_exit_code(name: str, tmp_path: Path
     assert len(told) == 1
     assert "nowhere.mp4" in told[0]
     assert "Traceback" not in failed.stderr
+
+
+def test_the_code_of_a_hang_comes_out_of_the_launcher(
+    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank is stuck with the interpreter's lock held, the other one waits for it: both end by themselves."""
+    monkeypatch.setenv("VMAE2_TEST_TROUBLE", "hold_the_lock:1:1")
+    arguments = [*tiny_pretraining(manifest, tmp_path / "run", 3), "--guard.hang-minutes", "0.25"]
+    hung = launch("deepspeed", arguments, "tests.distributed.trouble")
+    assert hung.returncode == EXIT_HUNG, hung.stderr[-3000:]
+    assert hung.stderr.count("no step was finished within 15 s after step 1; what every rank was doing is in") == 2

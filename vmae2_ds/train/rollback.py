@@ -166,7 +166,10 @@ class SpikeActions:
 def with_rollbacks(state: TrainState, folder: Path) -> TrainState:
     """`state` with what rollbacks of the run in `folder` have left out since it was saved."""
     path = folder / ROLLBACKS
-    return replace(state, **json.loads(path.read_text())) if path.is_file() else state
+    if not path.is_file():
+        return state
+    held = json.loads(path.read_text())
+    return replace(state, **{**held, "spikes": max(held["spikes"], state.spikes)})
 
 
 def drop_newer(checkpoints: Path, target: Path) -> None:
@@ -189,5 +192,9 @@ def _windows_in(path: Path) -> set[int]:
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    """Add rows; a full disk costs the note, not the run."""
+    try:
+        with path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    except OSError as error:
+        log.warning("%s could not be written: %s", path, error.strerror)
