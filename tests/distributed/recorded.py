@@ -27,8 +27,8 @@ def record() -> None:
             used.append(hashlib.sha1(b"".join(part.numpy().tobytes() for part in clip)).hexdigest())
         return micro_step(engine, batch)
 
-    def recorded_update(engine: Engine) -> Any:
-        result = update(engine)
+    def recorded_update(engine: Engine, *limits: float) -> Any:
+        result = update(engine, *limits)
         line = {"start": start, "step": engine.deepspeed.global_steps, "clips": list(used)}
         used.clear()
         if result.applied:

@@ -18,6 +18,7 @@ from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.engine import start_ranks, stop_ranks
 from vmae2_ds.train.optim import set_learning_rate
 from vmae2_ds.train.plan import plan_run
+from vmae2_ds.train.retention import Keep
 
 REFERENCE = "reference.pt"
 
@@ -39,7 +40,7 @@ def save(policy: str, folder: Path, world: World) -> None:
     for micro_step in range(plan.accumulation):
         engine.micro_step(make_batch(config, 0, micro_step, world.rank))
     assert engine.update().applied
-    target = save_checkpoint(engine, folder / policy, 1, {"step": 1}, world, keep=1)
+    target = save_checkpoint(engine, folder / policy, 1, {"step": 1}, world, Keep(1))
     if engine.stage > 0 and world.rank == 0:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

@@ -17,8 +17,9 @@ from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.model.layouts import our_shapes, to_layout
-from vmae2_ds.train.checkpoint import find_newest_whole, read_weights
+from vmae2_ds.train.checkpoint import find_newest_whole
 from vmae2_ds.train.runs import read_run_config
+from vmae2_ds.train.zero_weights import read_weights
 
 pytestmark = pytest.mark.slow
 

@@ -5,6 +5,7 @@ Nothing else in the package imports deepspeed, but checkpoint.py, which reads an
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import math
@@ -122,9 +123,18 @@ def start_ranks(meeting: Meeting | None = None) -> World:
             timeout=timeout,
         )
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
+        if world.size == 1:
+            atexit.register(
+                _leave_group
+            )  # a busy machine aborts at exit, now and then, where gloo's threads still live
     # ZeRO talks in groups of its own, which DeepSpeed 0.19 makes with torch's time-out (gloo: 30 min), whatever the world has
     deepspeed.comm.comm.cdb.new_group = functools.partial(torch.distributed.new_group, timeout=timeout)
     return world
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def stop_ranks(world: World) -> None:

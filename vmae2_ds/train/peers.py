@@ -7,6 +7,7 @@ and no thread wakes while all is well. A host that is down or cut off is noticed
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import selectors
@@ -20,6 +21,8 @@ import torch
 
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import EXIT_HUNG, AgreedStop, RankLost
+
+log = logging.getLogger(__name__)
 
 MEET_S = 60.0
 """What connecting may take."""
@@ -144,6 +147,7 @@ class PeerWatch:
     def _end(self, why: str) -> None:
         self._why = why
         self._noticed.set()
+        log.warning("%s: this rank ends too", why)
         for connection in self._peers:
             _send(connection, why.encode())  # from rank 0 to all; to rank 0 it says nothing new
         self.on_loss(why)
