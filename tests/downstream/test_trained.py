@@ -72,6 +72,16 @@ def test_an_attentive_probe_finds_the_one_token_that_tells() -> None:
     assert probe_accuracy(train, test, probe)[0] == attentive
 
 
+def test_what_all_tokens_share_hides_nothing() -> None:
+    """Trained encoders give every token of a clip nearly the same vector; on it alone the probe would learn nothing."""
+    shared = 30 * np.random.default_rng(5).standard_normal(32)
+    train, test = (
+        part._replace(feature_VF=(part.feature_VF + shared).astype(np.float32))
+        for part in (one_token_tells(160, 1), one_token_tells(100, 2))
+    )
+    assert probe_accuracy(train, test, TrainedProbe("attentive", epochs=10))[0] > 0.9
+
+
 @pytest.mark.parametrize("kind", sorted(HEADS))
 def test_features_of_the_wrong_kind_are_refused(kind: str) -> None:
     wrong = {"linear": one_token_tells(8, 1), "attentive": clusters(8, 0.3)}[kind]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,14 @@ from vmae2_ds.errors import ConfigError
 log = logging.getLogger(__name__)
 
 # V videos, M heads, B videos of a batch, C classes.
+
+
+class Scale(NamedTuple):
+    """What features are standardised by, channel by channel: a vector that all tokens share would hide what differs."""
+
+    mean_F: np.ndarray
+    deviation_F: np.ndarray
+
 
 HELD_SHARE = 0.2
 """Part of the training set that chooses the rate and the decay."""
@@ -48,7 +57,7 @@ class TrainedProbe:
                 f"the {self.kind} probe needs {'tokens (V, N, D)' if is_tokens else 'one vector a video (V, F)'}, "
                 f"not features of shape {train.feature_VF.shape}"
             )
-        scale = None if is_tokens else (train.feature_VF.mean(axis=0), train.feature_VF.std(axis=0))
+        scale = _scale_of(train.feature_VF)
         settings = [(lr, decay) for lr in about.lrs for decay in WEIGHT_DECAYS]
         is_held_V = hold_out(train, self.seed)
         rows, held = np.flatnonzero(~is_held_V), np.flatnonzero(is_held_V)
@@ -73,7 +82,7 @@ class TrainedProbe:
         rows: np.ndarray,
         num_classes: int,
         settings: Sequence[tuple[float, float]],
-        scale: tuple[np.ndarray, np.ndarray] | None,
+        scale: Scale,
     ) -> list[nn.Module]:
         """A head a setting, all drawn alike and shown the same videos in the same order."""
         about, device = HEADS[self.kind], default_device()
@@ -101,6 +110,19 @@ class TrainedProbe:
         return heads
 
 
+def _scale_of(feature_VF: np.ndarray) -> Scale:
+    """Of each channel over all videos, and all tokens where there are tokens; video by video, as they may lie on disk."""
+    count = feature_VF.size // feature_VF.shape[-1]
+    total_F, squares_F = np.zeros(feature_VF.shape[-1]), np.zeros(feature_VF.shape[-1])
+    for x in feature_VF:
+        x_NF = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        total_F += x_NF.sum(axis=0)
+        squares_F += (x_NF**2).sum(axis=0)
+    mean_F = total_F / count
+    deviation_F = np.sqrt(np.maximum(0, squares_F / count - mean_F**2))
+    return Scale(mean_F.astype(np.float32), np.where(deviation_F > 0, deviation_F, 1.0).astype(np.float32))
+
+
 def hold_out(train: Features, seed: int) -> np.ndarray:
     """Which training videos choose (V,): whole sources where those left have every class, else a part of every class."""
     rng = np.random.default_rng((seed, 1))
@@ -126,19 +148,15 @@ def _predict(
     heads: Sequence[nn.Module],
     feature_VF: np.ndarray,
     rows: np.ndarray,
-    scale: tuple[np.ndarray, np.ndarray] | None,
+    scale: Scale,
 ) -> Tensor:
     """(M, V, C) on the host."""
     return torch.cat([about.logits(heads, x).cpu() for x, _ in _batches(feature_VF, rows, 64, scale)], dim=1)
 
 
-def _batches(
-    feature_VF: np.ndarray, rows: np.ndarray, batch: int, scale: tuple[np.ndarray, np.ndarray] | None
-) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Float32 features on the device, standardised where `scale` is (mean, deviation), and their rows."""
+def _batches(feature_VF: np.ndarray, rows: np.ndarray, batch: int, scale: Scale) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Standardised float32 features on the device, and their rows."""
     for first in range(0, len(rows), batch):
         these = rows[first : first + batch]
-        x = feature_VF[these]
-        if scale is not None:
-            x = (x - scale[0]) / np.where(scale[1] > 0, scale[1], 1.0)
-        yield torch.from_numpy(x).float().to(default_device()), these
+        x = (feature_VF[these].astype(np.float32) - scale.mean_F) / scale.deviation_F
+        yield torch.from_numpy(x).to(default_device()), these
