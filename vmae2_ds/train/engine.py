@@ -98,7 +98,6 @@ def start_ranks(meeting: Meeting | None = None) -> World:
     world, store, timeout_s = meeting or meet_ranks()
     timeout = timedelta(seconds=timeout_s)
     device = default_device()
-    import deepspeed
     import deepspeed.comm.comm
     import deepspeed.ops
     from deepspeed.utils import logger
@@ -174,9 +173,7 @@ class Engine:
         else:
             objective = build()
             if ds_config.get("bf16", {}).get("enabled"):
-                for (
-                    parameter
-                ) in objective.parameters():  # as initialize would, but on the host: half of it reaches the device
+                for parameter in objective.parameters():  # as initialize would, but half of it reaches the device
                     parameter.data = parameter.data.bfloat16()
             objective.to(self.device)
         use_deepspeed_checkpointing(objective, ds_config)
