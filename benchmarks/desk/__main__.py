@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from benchmarks.desk.lists import SETS, Lists, write_lists
@@ -164,7 +163,7 @@ def _frozen(source: Path, seed: int, how: str, train: Path, val: Path | None) ->
 
 def _accuracy(run: Path, listed: Path, prefix: str = "") -> Row:
     result = evaluate(run, manifest=listed, out=run / "eval" / listed.stem, clips=1, crops=1, sampling="dense")
-    return {f"{prefix}accuracy": float(np.float64(result["top1"])), f"{prefix}videos": result["videos"]}
+    return {f"{prefix}accuracy": result["top1"], f"{prefix}videos": result["videos"]}
 
 
 if __name__ == "__main__":
