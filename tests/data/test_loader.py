@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch
@@ -157,6 +158,39 @@ def test_a_hung_reader_ends_the_run_and_is_killed(
     with pytest.raises(DataError, match=r"died or hung .*--data.reader pyav"):
         load(make_config(workers=1, read_timeout_s=0), mixed)  # nobody watches over the read
     assert children() == before
+
+
+class CutOff:
+    """An item whose sender is gone when it is unpacked, as a batch whose worker is killed while its memory is fetched."""
+
+    def __init__(self, error: Exception, sender: int | None = None) -> None:
+        self.error, self.sender = error, sender
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Exception, int | None]]:
+        return _cut_off, (self.error, self.sender)
+
+
+def _cut_off(error: Exception, sender: int | None) -> None:
+    if sender is not None:
+        os.kill(sender, signal.SIGKILL)
+    raise error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_its_batch_is_fetched_is_named(error: Exception) -> None:
+    items = DataLoader(
+        [0], collate_fn=lambda _: CutOff(error, os.getpid()), num_workers=1, multiprocessing_context="fork"
+    )
+    with pytest.raises(DataError, match=r"loader worker died or hung \(.+\); .*--data.reader pyav"):
+        next(loader.iterate(items))
+
+
+def test_an_error_of_the_main_process_is_not_blamed_on_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "DYING_S", 0.1)
+    error = OSError(24, "Too many open files")
+    items = DataLoader([0], collate_fn=lambda _: CutOff(error), num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(OSError, match="Too many open files"):
+        next(loader.iterate(items))
 
 
 @pytest.mark.slow  # torch's workers look for their parent every 5 s

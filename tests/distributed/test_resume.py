@@ -129,7 +129,7 @@ def kill_a_loader_worker(run: Run) -> None:
     run.wait_for_step(SAVE_EVERY + 1, processes)
     for worker in psutil.Process(processes[1].pid).children():
         worker.kill()
-    assert [process.wait(120) for process in processes] == [EXIT_BAD_DATA] * RANKS
+    assert [process.wait(120) for process in processes] == [EXIT_BAD_DATA] * RANKS, run.log(1).read_text()[-3000:]
     assert "loader worker died" in run.log(1).read_text()
 
 

@@ -7,6 +7,8 @@ import signal
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator
 from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from vmae2_ds.errors import ConfigError, DataError
 STALL_S = 300.0
 """A micro batch that takes longer ends the run: a reader hangs (dmlc/decord#269) or the storage is gone. Well below the
 ten minutes after which the other ranks give up waiting."""
+DYING_S = 5.0
+"""The kernel closes a killed worker's sockets a moment before it is gone; in less than this on a busy host."""
 
 WORKER_ADVICE = (
     "a crash or hang inside a video reader: try --data.reader pyav, or --data.workers 0 to see it happen; out of memory, or of "
@@ -144,10 +148,14 @@ def iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
                 loaded = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "DataLoader" not in str(error).partition("\n")[0] or "Caught" in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                # A batch comes through a socket of its worker, which breaks when that dies while it is fetched.
+                told = "DataLoader" in str(error).partition("\n")[0] and "Caught" not in str(error)
+                if not told and (isinstance(error, RuntimeError) or not _any_ends(workers)):
                     raise  # a bug of ours inside a worker, with its traceback
-                raise DataError(f"a loader worker died or hung ({error}); {WORKER_ADVICE}") from error
+                raise DataError(
+                    f"a loader worker died or hung ({str(error) or 'its connection ended'}); {WORKER_ADVICE}"
+                ) from error
             if isinstance(loaded, DataError):
                 raise loaded
             yield loaded
@@ -158,3 +166,8 @@ def iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
             if worker.is_alive():
                 worker.kill()  # hung, and deaf to the SIGTERM that torch sends
                 worker.join()
+
+
+def _any_ends(workers: set[BaseProcess]) -> bool:
+    """Whether a worker is dead, or dies at once."""
+    return bool(wait([worker.sentinel for worker in workers], DYING_S))
