@@ -214,6 +214,9 @@ class PretrainDataConfig(DataConfig):
     """Multi-scale crop: edges as shares of the short side."""
     flip: float = Field(0.0, ge=0, le=1)
     """Share of clips mirrored left to right (published: none; wrong wherever a label or a motion has a side, as in SSv2)."""
+    jitter: float = Field(0.0, ge=0, lt=1)
+    """Brightness and contrast of a clip are multiplied by up to 1 - jitter or 1 + jitter (published: none). For small sets,
+    whose scenes are otherwise learned by heart."""
     crop_on: Literal["workers", "device"] = "workers"
     """Where clips are cut, resized and mirrored: by the loader's processes, or on the device, which then gets whole frames."""
 

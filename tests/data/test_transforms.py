@@ -94,6 +94,29 @@ def test_a_flip_mirrors_and_leaves_boxes_alone() -> None:
     assert torch.equal(crop_resize(frames, box._replace(is_flipped=True), 32), crop_resize(frames, box, 32).flip(2))
 
 
+def test_jitter_shades_a_whole_clip_alike_and_leaves_boxes_alone() -> None:
+    rng = np.random.default_rng(0)
+    frames = torch.from_numpy(rng.integers(60, 160, (2, 40, 60, 3), dtype=np.uint8))
+    plain, shaded = (
+        [draw_crop(40, 60, 32, SCALES, np.random.default_rng(seed), 0.5, jitter) for seed in range(400)]
+        for jitter in (0.0, 0.25)
+    )
+    assert [box[:5] for box in shaded] == [box[:5] for box in plain]
+    factors = np.array([box[5:] for box in shaded])
+    assert 0.75 <= factors.min() < 0.78
+    assert 1.22 < factors.max() <= 1.25
+    assert abs(np.corrcoef(factors.T)[0, 1]) < 0.2, "brightness and contrast are drawn apart"
+    box = CropBox(2, 3, 36, 36)
+    cut = crop_resize(frames, box, 32).double()
+    brighter = crop_resize(frames, box._replace(brightness=1.2), 32).double()
+    assert (brighter - 1.2 * cut).abs().max() <= 1
+    grey = (cut @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)).mean(dim=(1, 2))[
+        :, None, None, None
+    ]  # ITU-R 601
+    contrasted = crop_resize(frames, box._replace(contrast=1.2), 32).double()
+    assert (contrasted - (grey + 1.2 * (cut - grey))).abs().max() <= 1.01
+
+
 def test_float_pixels_are_within_a_level_of_uint8_ones() -> None:
     """What torchvision does on a GPU, where it has no uint8 kernel: float32, then rounded."""
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 61, 47, 3), dtype=np.uint8))

@@ -18,11 +18,13 @@ def test_cutting_on_the_device_is_cutting_on_the_cpu() -> None:
         torch.from_numpy(rng.integers(0, 256, (16, h, w, 3), dtype=np.uint8)) for h, w in ((240, 320), (256, 170))
     ]
     scales = (1.0, 0.875, 0.75, 0.66)
-    boxes = [draw_crop(*video.shape[1:3], 224, scales, rng, flip=0.5) for video in videos for _ in range(4)]
+    boxes = [draw_crop(*video.shape[1:3], 224, scales, rng, flip=0.5, jitter=0.3) for video in videos for _ in range(4)]
     masks = (torch.arange(3).repeat(8, 1), torch.arange(5).repeat(8, 1), torch.ones(8, 5, dtype=torch.bool))
     batch = UncutBatch(videos, boxes, 224, *masks)
     on_cpu, on_gpu = batch.to("cpu"), batch.to("cuda")
     assert on_gpu.clip_BTHWC.dtype == torch.uint8
     assert on_gpu.clip_BTHWC.shape == (8, 16, 224, 224, 3)
-    assert (on_gpu.clip_BTHWC.cpu().int() - on_cpu.clip_BTHWC.int()).abs().max() <= 1
+    assert (
+        on_gpu.clip_BTHWC.cpu().int() - on_cpu.clip_BTHWC.int()
+    ).abs().max() <= 2  # one from the crop, carried through two shadings
     assert torch.equal(on_gpu.decode_BM.cpu(), on_cpu.decode_BM)

@@ -182,7 +182,9 @@ class PretrainDataset(VideoDataset[PretrainSample]):
 
     def _draw_box(self, shape: tuple[int, ...], key: SampleKey, view: int) -> CropBox:
         rng = self._generator(Purpose.CROP, key, view)
-        return draw_crop(shape[1], shape[2], self.data.size, self.data.crop_scales, rng, self.data.flip)
+        return draw_crop(
+            shape[1], shape[2], self.data.size, self.data.crop_scales, rng, self.data.flip, self.data.jitter
+        )
 
     def _cut(self, frames_THWC: Tensor, box: CropBox) -> Tensor:
         """(T, S, S, 3) uint8."""

@@ -1,4 +1,4 @@
-"""Multi-scale crop: a box drawn from a numpy Generator, cut and resized on uint8."""
+"""Multi-scale crop: a box drawn from a numpy Generator, cut, resized and shaded on uint8."""
 
 from __future__ import annotations
 
@@ -24,21 +24,32 @@ SNAP_PIXELS = 3
 
 
 class CropBox(NamedTuple):
-    """A box in pixels, and whether what is in it is mirrored left to right."""
+    """A box in pixels, and what is done to what is in it: mirrored left to right, made brighter, given more contrast."""
 
     top: int
     left: int
     height: int
     width: int
     is_flipped: bool = False
+    brightness: float = 1.0
+    """Factor of every pixel."""
+    contrast: float = 1.0
+    """Factor of the distance from a frame's mean grey."""
 
 
 def draw_crop(
-    height: int, width: int, size: int, scales: tuple[float, ...], rng: np.random.Generator, flip: float = 0.0
+    height: int,
+    width: int,
+    size: int,
+    scales: tuple[float, ...],
+    rng: np.random.Generator,
+    flip: float = 0.0,
+    jitter: float = 0.0,
 ) -> CropBox:
     """Draw a box of a (height, width) video: edges are `scales` of the short side, at one of the 13 fixed offsets.
 
-    `flip` is the share of boxes that are mirrored; it is drawn last, so that boxes do not depend on it.
+    `flip` is the share of boxes that are mirrored; brightness and contrast are within 1 - `jitter` and 1 + `jitter`. They
+    are drawn last, so that boxes do not depend on them.
 
     An edge never leaves the video: where the published code snaps to a clip edge larger than the video, we do not.
     """
@@ -50,11 +61,13 @@ def draw_crop(
     down, right = FIXED_OFFSETS[rng.integers(len(FIXED_OFFSETS))]
     top = down * ((height - crop_height) // 4)
     left = right * ((width - crop_width) // 4)
-    return CropBox(top, left, crop_height, crop_width, bool(flip and rng.random() < flip))
+    is_flipped = bool(flip and rng.random() < flip)
+    shade = rng.uniform(1 - jitter, 1 + jitter, 2).tolist() if jitter else (1.0, 1.0)
+    return CropBox(top, left, crop_height, crop_width, is_flipped, *shade)
 
 
 def crop_resize(frames_THWC: Tensor, box: CropBox, size: int) -> Tensor:
-    """Cut `box` and resize it: uint8 (T, H, W, 3) -> uint8 (T, S, S, 3), contiguous; bilinear with antialias.
+    """Cut `box`, resize, mirror and shade: uint8 (T, H, W, 3) -> uint8 (T, S, S, 3), contiguous; bilinear with antialias.
 
     Computed on the device that holds the frames: on a GPU torchvision resizes in float32 and rounds, within one grey level
     of what it does on a CPU. May share memory with `frames_THWC` where there is nothing to do.
@@ -64,6 +77,10 @@ def crop_resize(frames_THWC: Tensor, box: CropBox, size: int) -> Tensor:
     resized_TCHW = functional.resize(cut_TCHW, [size, size], antialias=True)
     if box.is_flipped:
         resized_TCHW = functional.horizontal_flip(resized_TCHW)
+    if box.brightness != 1:
+        resized_TCHW = functional.adjust_brightness(resized_TCHW, box.brightness)
+    if box.contrast != 1:
+        resized_TCHW = functional.adjust_contrast(resized_TCHW, box.contrast)
     return resized_TCHW.permute(0, 2, 3, 1).contiguous()
 
 
