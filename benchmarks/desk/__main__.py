@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from vmae2_ds.train.report import read_rows
 from vmae2_ds.train.runs import find_checkpoint
 from vmae2_ds.train.zero_weights import read_weights
 
-PROBED = ("ridge", "attentive")
+PROBED = (("ridge", "leave one out"), ("ridge", "unseen"), ("attentive", "leave one out"), ("attentive", "unseen"))
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,15 @@ class Desk:
     """Lists, small copies, run folders and rows.jsonl."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of pre-training; every later stage of a chain has its seed."""
-    stages: tuple[str, ...] = ("frozen", "posttrain", "distil", "finetune")
-    """What to run: pre-training and leave-one-out probes; then what needs labels, tested on unseen subjects and sequences."""
-    best: str = "normalised"
+    stages: tuple[str, ...] = ("frozen", "posttrain", "distil", "finetune", "synthetic", "real")
+    """What to run: pre-training and leave-one-out probes; then what needs labels, tested on unseen subjects and sequences; the
+    synthetic set alone; pre-training without synthetic videos."""
+    best: str = "pixels"
     """The target whose encoder the later stages start from."""
     workers: int = 2
     """Processes that make the small copies."""
     shrink: int = 1
-    """Divides every number of steps, to try the chain."""
+    """Divides every number of steps and of synthetic videos, to try the chain."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = tyro.cli(Desk, args=argv, prog="python -m benchmarks.desk")
     rows = asked.out / "rows.jsonl"
     try:
-        lists = write_lists(asked.data, asked.out, asked.workers)
+        lists = write_lists(asked.data, asked.out, asked.workers, asked.shrink)
         for row in _measure(asked, lists, _known(rows)):
             append_rows(rows, [{**provenance(), **row}])
             print({key: value for key, value in row.items() if key != "run"}, flush=True)
@@ -87,40 +88,70 @@ def _chain(
     def posttrained() -> Path:
         return stages.posttrained(pretrained())
 
+    def student() -> Path:
+        return stages.distilled(posttrained())
+
     if "frozen" in asked:
-        for target in ("normalised", "pixels"):
+        for target in ("pixels", "normalised"):
             make = functools.partial(stages.pretrained, target)
-            yield from _probe(f"pretrained {target}", make, seed, lists, known, baselines=target == "normalised")
+            yield from _probe(f"pretrained, {target}", make, seed, lists, known, baselines=target == best)
+    if "real" in asked:
+        make = functools.partial(stages.pretrained, best, "real")
+        yield from _probe("pretrained, no synthetic videos", make, seed, lists, known, baselines=False)
     if "posttrain" in asked:
         yield from _tested("post-pretrained", posttrained, seed, lists, known)
         yield from _tested("supervised from scratch", lambda: stages.posttrained(None), seed, lists, known)
     if "distil" in asked:
-        yield from _tested("student", lambda: stages.distilled(posttrained()), seed, lists, known)
+        yield from _tested("student", student, seed, lists, known)
     if "finetune" in asked:
-        for name, first in {"scratch": None, "pretrained": pretrained, "post-pretrained": posttrained}.items():
-            for of in SETS:
-                row = {"model": name, "seed": seed, "test": "unseen", "set": of, "how": "fine-tuned"}
-                if _key(row) not in known:
-                    run = stages.finetuned(of, first and first(), name)
-                    yield {**row, **_accuracy(run, lists.val_of[of]), **_accuracy(run, lists.train_of[of], "train_")}
+        first = {"scratch": None, "pretrained": pretrained, "post-pretrained": posttrained, "student": student}
+        for of in SETS:
+            yield from _finetuned(first, of, stages, lists, known)
+    if "synthetic" in asked:
+        make = functools.partial(stages.pretrained, best, "synthetic")
+        yield from _probe("pretrained, synthetic", make, seed, lists, known, baselines=True, sets=("synthetic",))
+        yield from _finetuned({"scratch": None, "pretrained": make}, "synthetic", stages, lists, known)
+
+
+def _finetuned(
+    first: Mapping[str, Callable[[], Path] | None],
+    of: str,
+    stages: Stages,
+    lists: Lists,
+    known: set[tuple[object, ...]],
+) -> Iterator[Row]:
+    """A set's training clips learned from each start; how well they were fitted is in the row."""
+    for name, start in first.items():
+        row = {"model": name, "seed": stages.seed, "test": "unseen", "set": of, "how": "fine-tuned"}
+        if _key(row) not in known:
+            run = stages.finetuned(of, start and start(), name)
+            yield {**row, **_accuracy(run, lists.val_of[of]), **_accuracy(run, lists.train_of[of], "train_")}
 
 
 def _probe(
-    name: str, make: Callable[[], Path], seed: int, lists: Lists, known: set[tuple[object, ...]], baselines: bool
+    name: str,
+    make: Callable[[], Path],
+    seed: int,
+    lists: Lists,
+    known: set[tuple[object, ...]],
+    baselines: bool,
+    sets: Iterable[str] = SETS,
 ) -> Iterator[Row]:
-    """Each source of a set left out once, and unseen sources; `baselines`: also a random encoder and the pixels."""
+    """Unseen sources, and each source of a set left out once; `baselines`: also a random encoder and the pixels."""
     names = [name, "random encoder", "pixels"] if baselines else [name]
-    for of in SETS:
-        for how in PROBED:
-            for test in ("leave one out", "unseen"):
-                rows = [{"model": model, "seed": seed, "test": test, "set": of, "how": how} for model in names]
-                rows = [row for row in rows if _key(row) not in known]
-                if not rows:
-                    continue
-                run = make()
-                listed = (lists.all_of[of], None) if test == "leave one out" else (lists.train_of[of], lists.val_of[of])
-                found = _frozen(run, seed, how, *listed)
-                yield from ({**row, "run": str(run), **found[_role(row["model"])]} for row in rows)
+    for of in sets:
+        for how, test in PROBED:
+            if test == "leave one out" and (of not in lists.all_of or (how, of) == ("attentive", "bg")):
+                continue  # 315 videos seven times over take an attentive probe ten minutes, and 90 are held back
+            rows: list[Row] = [{"model": model, "seed": seed, "test": test, "set": of, "how": how} for model in names]
+            rows = [row for row in rows if _key(row) not in known]
+            if not rows:
+                continue
+            run = make()
+            left_out = test == "leave one out"
+            train, val = (lists.all_of[of], None) if left_out else (lists.train_of[of], lists.val_of[of])
+            found = _frozen(run, seed, how, train, val, {_role(row) for row in rows})
+            yield from ({**row, "run": str(run), **found[_role(row)]} for row in rows)
 
 
 def _tested(
@@ -128,13 +159,13 @@ def _tested(
 ) -> Iterator[Row]:
     """A model that has seen the training labels: its own head, and probes, on unseen sources alone."""
     for of in SETS:
-        for how in PROBED:
+        for how in ("ridge", "attentive"):
             row = {"model": name, "seed": seed, "test": "unseen", "set": of, "how": how}
             if _key(row) not in known:
                 yield {
                     **row,
                     "run": str(make()),
-                    **_frozen(make(), seed, how, lists.train_of[of], lists.val_of[of])["run"],
+                    **_frozen(make(), seed, how, lists.train_of[of], lists.val_of[of], {"run"})["run"],
                 }
     row = {"model": name, "seed": seed, "test": "unseen", "set": "both", "how": "own head"}
     if _key(row) not in known:
@@ -142,17 +173,18 @@ def _tested(
         yield {**row, "run": str(run), **_accuracy(run, lists.val), **_accuracy(run, lists.train, "train_")}
 
 
-def _role(model: str) -> str:
-    return {"random encoder": "random", "pixels": "pixels"}.get(model, "run")
+def _role(row: Row) -> str:
+    return {"random encoder": "random", "pixels": "pixels"}.get(row["model"], "run")
 
 
-def _frozen(source: Path, seed: int, how: str, train: Path, val: Path | None) -> dict[str, Row]:
-    """Accuracy and number of test videos of the run, of a random encoder drawn from `seed`, and of pixels."""
+def _frozen(source: Path, seed: int, how: str, train: Path, val: Path | None, roles: set[str]) -> dict[str, Row]:
+    """Accuracy and number of test videos of `run`, of a `random` encoder drawn from `seed`, and of `pixels`."""
     run, checkpoint = find_checkpoint(source)
     found, random = FrozenEncoder(run, read_weights(checkpoint)), FrozenEncoder(run, None, 1000 + seed)
     encoders: dict[str, Encode] = {"run": found, "random": random, "pixels": pixel_features}
     if how == "attentive":
         encoders = {"run": found.tokens, "random": random.tokens, "pixels": pixel_tokens(run.geometry)}
+    encoders = {name: encode for name, encode in encoders.items() if name in roles}
     parts = [features_of(run, encoders, listed, None, clips=1) for listed in (train, val) if listed is not None]
     results = {}
     for name in encoders:
@@ -162,7 +194,7 @@ def _frozen(source: Path, seed: int, how: str, train: Path, val: Path | None) ->
 
 
 def _accuracy(run: Path, listed: Path, prefix: str = "") -> Row:
-    result = evaluate(run, manifest=listed, out=run / "eval" / listed.stem, clips=1, crops=1, sampling="dense")
+    result = evaluate(run, manifest=listed, out=run / "eval" / listed.stem, clips=1, crops=1, sampling="segments")
     return {f"{prefix}accuracy": result["top1"], f"{prefix}videos": result["videos"]}
 
 

@@ -13,17 +13,22 @@ import torch
 from torchvision.transforms.v2 import functional as pictures
 
 from vmae2_ds.data.decode import read_clip
-from vmae2_ds.data.synthetic import write_video
+from vmae2_ds.data.synthetic import write_synthetic_set, write_video
 from vmae2_ds.errors import DataError
 
 SETS = {"ut": "ut_interaction", "bg": "body_gesture"}
 """Short name -> name of the set's manifest: 6 two-person interactions of 14 sequences, 15 gestures of 7 subjects."""
-CLASSES = {"bg": 15, "ut": 6}
-"""Classes of each; in the union the interactions come behind the gestures."""
-UNION = sum(CLASSES.values())
-SIZE, GOP, FPS = 72, 8, 15
-"""Of the copies that are trained on: every whole frame resized to SIZE x SIZE. A crop of the short side would cut off one of
-two people, and the shape of the original tells the class: width and height alone name 42 % of the interactions right."""
+CLASSES = {"bg": 15, "ut": 6, "synthetic": 12}
+"""Classes of each; in the union of the first two the interactions come behind the gestures."""
+UNION = CLASSES["bg"] + CLASSES["ut"]
+SIZE, FRAMES, GOP, FPS = 64, 32, 8, 8
+"""Of the copies that are trained on: at most FRAMES frames evenly over the clip, whole, resized to SIZE x SIZE. A crop of the
+short side would cut off one of two people, and the shape of the original tells the class: width and height alone name 42 %
+of the interactions right, the number of frames 39 %."""
+SYNTHETIC, SYNTHETIC_LABELLED, SYNTHETIC_VAL = 6000, 480, 240
+"""Synthetic videos: all for pre-training, the first ones for what needs labels, and others for testing."""
+SYNTHETIC_SHARE = 0.75
+"""Of the samples of the mixture."""
 
 
 class Row(NamedTuple):
@@ -43,13 +48,19 @@ class Lists(NamedTuple):
     """Both sets' training clips; labels of the union."""
     val: Path
     all_of: dict[str, Path]
-    """By set, labels from 0: all clips, for leaving one source out."""
+    """By real set, labels from 0: all clips, for leaving one source out."""
     train_of: dict[str, Path]
+    """By set, the synthetic one too: what is learned from with labels."""
     val_of: dict[str, Path]
+    mixture: Path
+    """Both sets' training clips and the synthetic videos."""
+    synthetic: Path
 
 
-def write_lists(data: Path, out: Path, workers: int) -> Lists:
-    """Copy the clips of `data`/actions at SIZE x SIZE into `out`, where they are not there yet, and list them.
+def write_lists(data: Path, out: Path, workers: int, shrink: int = 1) -> Lists:
+    """Copy the clips of `data`/actions at SIZE x SIZE into `out`, make the synthetic videos, and list them all.
+
+    What is there already is left. `shrink` divides the numbers of synthetic videos.
 
     Raises DataError where the sets are not there.
     """
@@ -59,6 +70,10 @@ def write_lists(data: Path, out: Path, workers: int) -> Lists:
     jobs = [(row.path, str(copy)) for row, copy in zip(rows, copies, strict=True) if not copy.is_file()]
     with get_context("spawn").Pool(workers) as pool:
         pool.starmap(_make_square, jobs)
+    synthetic = out.resolve() / "synthetic"
+    if not (synthetic / "labels.txt").is_file():  # written last
+        train, val = (max(12, videos // shrink) for videos in (SYNTHETIC, SYNTHETIC_VAL))
+        write_synthetic_set(synthetic, train, val, size=SIZE, frames=16)
     rows = [row._replace(path=str(copy)) for row, copy in zip(rows, copies, strict=True)]
 
     def some(name: str, split: str | None = None, of: str | None = None) -> Path:
@@ -72,14 +87,37 @@ def write_lists(data: Path, out: Path, workers: int) -> Lists:
         some("train", "train"),
         some("val", "val"),
         {of: some(of, None, of) for of in SETS},
-        {of: some(f"{of}_train", "train", of) for of in SETS},
-        {of: some(f"{of}_val", "val", of) for of in SETS},
+        {of: some(f"{of}_train", "train", of) for of in SETS}
+        | {"synthetic": _write_head(synthetic / "train.csv", SYNTHETIC_LABELLED)},
+        {of: some(f"{of}_val", "val", of) for of in SETS} | {"synthetic": synthetic / "val.csv"},
+        _write_mixture(out / "mixture.toml"),
+        synthetic / "train.csv",
     )
+
+
+def _write_mixture(path: Path) -> Path:
+    sources = {"real": ("train.csv", 1 - SYNTHETIC_SHARE), "synthetic": ("synthetic/train.csv", SYNTHETIC_SHARE)}
+    tables = [
+        f'[[source]]\nname = "{name}"\nmanifest = "{of}"\nshare = {share}\n' for name, (of, share) in sources.items()
+    ]
+    path.write_text("\n".join(['name = "desk"\n', *tables]), encoding="utf-8")
+    return path
+
+
+def _write_head(listed: Path, videos: int) -> Path:
+    lines = listed.read_text(encoding="utf-8").splitlines()
+    head = listed.with_name("labelled.csv")
+    head.write_text("\n".join([*lines[: videos + 1], ""]), encoding="utf-8")
+    return head
+
+
+def _evenly(length: int, fps: float) -> np.ndarray:
+    return np.linspace(0, length - 1, min(length, FRAMES)).round().astype(np.int64)
 
 
 def _make_square(source: str, target: str) -> None:
     torch.set_num_threads(1)
-    frames_THWC = torch.from_numpy(read_clip(source, lambda length, fps: np.arange(length), "pyav"))
+    frames_THWC = torch.from_numpy(read_clip(source, _evenly, "pyav"))
     resized_TCHW = pictures.resize(frames_THWC.permute(0, 3, 1, 2), [SIZE, SIZE], antialias=True)
     torn = Path(target).with_suffix(".part.mp4")
     write_video(torn, resized_TCHW.permute(0, 2, 3, 1).numpy(), FPS, GOP)

@@ -11,13 +11,18 @@ from benchmarks.desk.lists import CLASSES, UNION, Lists
 from vmae2_ds.errors import Vmae2Error
 
 SHAPE = (
-    "--model.patch 6 --model.encoder.depth 6 --model.attention math "
-    "--data.num-frames 8 --data.size 60 --data.workers 1 --train.no-tensorboard --train.log-every 50"
+    "--model.patch 8 --model.encoder.depth 4 --model.encoder.heads 6 --model.attention math "
+    "--data.num-frames 8 --data.size 48 --data.workers 1 --data.reader decord --data.read-timeout-s 0 "
+    "--train.no-tensorboard --train.log-every 50"
 )
-"""8 frames of 60x60 in cubes of 2x6x6: 400 tokens; an encoder of 192 x 6. Small cubes and frames spread over the clip."""
+"""8 frames of 48x48 in cubes of 2x8x8: 144 tokens; an encoder of 192 x 4. Frames are spread over the clip."""
 STUDENT = "--model.encoder.width 96 --model.encoder.heads 3 --model.encoder.mlp 384"
 """A fourth of the teacher's weights."""
-STEPS = {"pretrain": 2000, "posttrain": 300, "distil": 300, "ut": 150, "bg": 150}
+_DUAL = ("--mask.encoder-ratio 0.75", 1e-3, 4000)
+"""Tube mask and running cell mask; peak learning rate; steps."""
+_SYNTHETIC = ("--mask.encoder random --mask.encoder-ratio 0.6 --mask.decoder none", 2e-3, 8000)
+"""Without tubes: what a small patch does is seen from step to step, and a tube mask hides its path from start to end."""
+STEPS = {"posttrain": 1500, "distil": 1500, "ut": 500, "bg": 1000, "synthetic": 1500}
 
 
 class StageFailed(Vmae2Error):
@@ -31,37 +36,45 @@ class Stages:
         """`shrink` divides the number of steps, to try the chain."""
         self.out, self.lists, self.seed, self.shrink = out, lists, seed, shrink
 
-    def pretrained(self, target: str) -> Path:
-        """Dual-masked pre-training on all training clips of both sets; `target` is pixels or normalised."""
-        words = f"{SHAPE} --model.decoder.depth 2 --objective.target {target} --mask.encoder-ratio 0.8 --data.views 1"
-        words += (
-            " --data.crop-scales 1 0.875 0.75 0.66 0.5 --data.flip 0.5 --train.global-batch 16 --train.micro-batch 16"
-        )
-        words += " --optim.base-lr 0.016 --optim.warmup-epochs 8"
-        return self._run("pretrain vit_ti_pretrain_desk", f"pretrain_{target}", "pretrain", self.lists.train, words)
+    def pretrained(self, target: str, data: str = "mixture") -> Path:
+        """Masked pre-training; `target` is pixels or normalised, `data` mixture (all training clips of both sets, and
+        synthetic videos), real or synthetic."""
+        mask, peak, steps = _SYNTHETIC if data == "synthetic" else _DUAL
+        words = f"{SHAPE} {mask} --model.decoder.depth 2 --objective.target {target} --optim.base-lr {16 * peak}"
+        words += " --data.views 1 --data.crop-scales 1 0.9 0.8 0.7 0.6 0.55 --data.flip 0.5 --data.jitter 0.4"
+        listed, warmup_epochs = {  # 150 steps or so
+            "mixture": (self.lists.mixture, 0.4),
+            "real": (self.lists.train, 8),
+            "synthetic": (self.lists.synthetic, 0.4),
+        }[data]
+        words += f" --train.global-batch 16 --train.micro-batch 16 --optim.warmup-epochs {warmup_epochs}"
+        name = f"pretrain_{target}" if data == "mixture" else f"pretrain_{target}_{data}"
+        return self._run("pretrain vit_ti_pretrain_desk", name, steps, listed, words)
 
     def posttrained(self, first: Path | None) -> Path:
         """Supervised on both sets' labels together, from `first` or from scratch."""
         name = "posttrain" if first else "posttrain_scratch"
-        return self._finetune(name, "posttrain", self.lists.train, UNION, first)
+        return self._finetune(name, STEPS["posttrain"], self.lists.train, UNION, first)
 
     def finetuned(self, of: str, first: Path | None, name: str) -> Path:
-        """Fine-tuned on one set's training clips, from `first` or from scratch."""
-        return self._finetune(f"finetune_{of}_{name}", of, self.lists.train_of[of], CLASSES[of], first)
+        """Fine-tuned on one set's training clips, from `first` or from scratch; what is called `student` has its shape."""
+        shape = STUDENT if name == "student" else ""
+        return self._finetune(f"finetune_{of}_{name}", STEPS[of], self.lists.train_of[of], CLASSES[of], first, shape)
 
     def distilled(self, teacher: Path, first: Path | None = None) -> Path:
         """A smaller student of a classifier on the union."""
         words = f"{SHAPE} {STUDENT} {_SUPERVISED} --model.num-classes {UNION} --teacher {teacher}"
-        return self._run("distil vit_ti_distil_desk", "distil", "distil", self.lists.train, words, first)
+        return self._run("distil vit_ti_distil_desk", "distil", STEPS["distil"], self.lists.train, words, first)
 
-    def _finetune(self, name: str, length: str, listed: Path, classes: int, first: Path | None) -> Path:
-        words = f"{SHAPE} {_SUPERVISED} --model.num-classes {classes}"
-        return self._run("finetune vit_ti_finetune_desk", name, length, listed, words, first)
+    def _finetune(self, name: str, steps: int, listed: Path, classes: int, first: Path | None, shape: str = "") -> Path:
+        words = f"{SHAPE} {shape} {_SUPERVISED} --model.num-classes {classes}"
+        return self._run("finetune vit_ti_finetune_desk", name, steps, listed, words, first)
 
-    def _run(self, verb: str, name: str, length: str, listed: Path, words: str, first: Path | None = None) -> Path:
+    def _run(self, verb: str, name: str, steps: int, listed: Path, words: str, first: Path | None = None) -> Path:
         run = self.out / "runs" / f"{name}_seed{self.seed}"
-        steps = max(2, STEPS[length] // self.shrink)
-        command = [*f"{verb} {words}".split(), "--data.manifest", str(listed), "--train.run", str(run)]
+        steps = max(2, steps // self.shrink)
+        kind = "mixture" if listed.suffix == ".toml" else "manifest"
+        command = [*f"{verb} {words}".split(), f"--data.{kind}", str(listed), "--train.run", str(run)]
         command += ["--train.seed", str(self.seed), "--train.max-steps", str(steps), "--train.save-every", "1000"]
         if first is not None:
             command += ["--train.init", str(first)]
