@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import tyro
@@ -14,15 +15,17 @@ from benchmarks.desk.lists import SETS, Lists, write_lists
 from benchmarks.desk.stages import Stages
 from benchmarks.desk.table import markdown
 from benchmarks.record import Row, append_rows, provenance
-from vmae2_ds.downstream.frozen import Encode, FrozenEncoder, features_of, pixel_features, pixel_tokens
-from vmae2_ds.downstream.probe import PROBES, probe_accuracy
+from vmae2_ds.downstream.frozen import FrozenEncoder, features_of
+from vmae2_ds.downstream.probe import PROBES, probe_accuracy, views_of
 from vmae2_ds.errors import Vmae2Error
 from vmae2_ds.train.evaluate import evaluate
 from vmae2_ds.train.report import read_rows
 from vmae2_ds.train.runs import find_checkpoint
 from vmae2_ds.train.zero_weights import read_weights
 
-PROBED = (("ridge", "leave one out"), ("ridge", "unseen"), ("attentive", "leave one out"), ("attentive", "unseen"))
+VIEWS = {"ridge": "mean", "motion": "motion", "attentive": "tokens"}
+"""By how a frozen encoder is probed, what of it: ridge and motion by ridge."""
+TESTS = ("leave one out", "unseen")
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Desk:
     """Lists, small copies, run folders and rows.jsonl."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of pre-training; every later stage of a chain has its seed."""
-    stages: tuple[str, ...] = ("frozen", "posttrain", "distil", "finetune", "synthetic", "real")
+    stages: tuple[str, ...] = ("frozen", "posttrain", "distil", "finetune", "synthetic", "tenth", "real")
     """What to run: pre-training and leave-one-out probes; then what needs labels, tested on unseen subjects and sequences; the
-    synthetic set alone; pre-training without synthetic videos."""
+    synthetic set alone; pre-training with one real clip in ten instead of in four, and with nothing but real clips."""
     best: str = "pixels"
     """The target whose encoder the later stages start from."""
     workers: int = 2
@@ -95,12 +98,12 @@ def _chain(
         for target in ("pixels", "normalised"):
             make = functools.partial(stages.pretrained, target)
             yield from _probe(f"pretrained, {target}", make, seed, lists, known, baselines=target == best)
-    if "real" in asked:
-        make = functools.partial(stages.pretrained, best, "real")
-        yield from _probe("pretrained, no synthetic videos", make, seed, lists, known, baselines=False)
+    for data in ("tenth", "real"):
+        if data in asked:
+            make = functools.partial(stages.pretrained, best, data)
+            yield from _probe(f"pretrained, {data}", make, seed, lists, known, baselines=False)
     if "posttrain" in asked:
         yield from _tested("post-pretrained", posttrained, seed, lists, known)
-        yield from _tested("supervised from scratch", lambda: stages.posttrained(None), seed, lists, known)
     if "distil" in asked:
         yield from _tested("student", student, seed, lists, known)
     if "finetune" in asked:
@@ -140,7 +143,7 @@ def _probe(
     """Unseen sources, and each source of a set left out once; `baselines`: also a random encoder and the pixels."""
     names = [name, "random encoder", "pixels"] if baselines else [name]
     for of in sets:
-        for how, test in PROBED:
+        for how, test in product(VIEWS, TESTS):
             if test == "leave one out" and (of not in lists.all_of or (how, of) == ("attentive", "bg")):
                 continue  # 315 videos seven times over take an attentive probe ten minutes, and 90 are held back
             rows: list[Row] = [{"model": model, "seed": seed, "test": test, "set": of, "how": how} for model in names]
@@ -159,7 +162,7 @@ def _tested(
 ) -> Iterator[Row]:
     """A model that has seen the training labels: its own head, and probes, on unseen sources alone."""
     for of in SETS:
-        for how in ("ridge", "attentive"):
+        for how in VIEWS:
             row = {"model": name, "seed": seed, "test": "unseen", "set": of, "how": how}
             if _key(row) not in known:
                 yield {
@@ -181,14 +184,14 @@ def _frozen(source: Path, seed: int, how: str, train: Path, val: Path | None, ro
     """Accuracy and number of test videos of `run`, of a `random` encoder drawn from `seed`, and of `pixels`."""
     run, checkpoint = find_checkpoint(source)
     found, random = FrozenEncoder(run, read_weights(checkpoint)), FrozenEncoder(run, None, 1000 + seed)
-    encoders: dict[str, Encode] = {"run": found, "random": random, "pixels": pixel_features}
-    if how == "attentive":
-        encoders = {"run": found.tokens, "random": random.tokens, "pixels": pixel_tokens(run.geometry)}
+    encoders = views_of(found, random, VIEWS[how])
     encoders = {name: encode for name, encode in encoders.items() if name in roles}
     parts = [features_of(run, encoders, listed, None, clips=1) for listed in (train, val) if listed is not None]
     results = {}
     for name in encoders:
-        accuracy, videos = probe_accuracy(parts[0][name], parts[1][name] if val else None, PROBES[how])
+        accuracy, videos = probe_accuracy(
+            parts[0][name], parts[1][name] if val else None, PROBES["attentive" if how == "attentive" else "ridge"]
+        )
         results[name] = {"accuracy": accuracy, "videos": videos}
     return results
 

@@ -51,8 +51,8 @@ def test_lists_keep_subjects_apart_and_clips_alike(data: Path, tmp_path: Path) -
         clip = read_clip(row.path, lambda length, fps: np.arange(length))
         assert clip.shape[1:] == (SIZE, SIZE, 3)
         assert len(clip) <= FRAMES
-    mixture = open_mixture(PretrainDataConfig(mixture=str(lists.mixture), reader="pyav"))
-    assert [(source.name, source.share) for source in mixture.sources] == [("real", 0.25), ("synthetic", 0.75)]
+    mixture = open_mixture(PretrainDataConfig(mixture=str(lists.mixtures["tenth"]), reader="pyav"))
+    assert [(source.name, source.share) for source in mixture.sources] == [("real", 0.1), ("synthetic", 0.9)]
     held_back = {row.path for row in val} | {row.path for row in read_manifest(lists.val_of["synthetic"])}
     assert not held_back & {row.path for source in mixture.sources for row in source.manifest}
 
@@ -63,7 +63,12 @@ def test_the_chain_trains_once_and_goes_on(data: Path, tmp_path: Path, capsys: p
     assert main([*words, "--workers", "1"]) == EXIT_OK
     rows = read_rows(tmp_path / "rows.jsonl")
     assert {(row["set"], row["how"], row["test"]) for row in rows} == {
-        *((of, "ridge", test) for of in ("ut", "bg") for test in ("leave one out", "unseen")),
+        *(
+            (of, how, test)
+            for of in ("ut", "bg")
+            for how in ("ridge", "motion")
+            for test in ("leave one out", "unseen")
+        ),
         *(("ut", "attentive", test) for test in ("leave one out", "unseen")),
         ("bg", "attentive", "unseen"),
     }
@@ -73,7 +78,7 @@ def test_the_chain_trains_once_and_goes_on(data: Path, tmp_path: Path, capsys: p
     assert main([*words, "--workers", "1"]) == EXIT_OK
     assert read_rows(tmp_path / "rows.jsonl") == rows
     assert (tmp_path / "runs" / "pretrain_pixels_real_seed0.log").read_text() == first
-    assert "| pretrained, no synthetic videos |" in capsys.readouterr().out
+    assert "| pretrained, real |" in capsys.readouterr().out
 
 
 def test_a_folder_without_the_sets_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

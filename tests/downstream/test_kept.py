@@ -119,3 +119,5 @@ def test_a_list_of_one_source_and_no_epochs_are_refused_before_anything_is_read(
         probe(Path("nowhere.pth"), clips.train)
     with pytest.raises(ConfigError, match="--epochs 0: at least 1"):
         probe(Path("nowhere.pth"), clips.train, epochs=0)
+    with pytest.raises(ConfigError, match="--pool motion: --kind attentive looks at all tokens"):
+        probe(Path("nowhere.pth"), clips.train, kind="attentive", pool="motion")

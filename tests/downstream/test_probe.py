@@ -12,7 +12,7 @@ from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, Tow
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.downstream import probe as probes
-from vmae2_ds.downstream.frozen import Features, FrozenEncoder, features_of, pixel_features, pixel_tokens
+from vmae2_ds.downstream.frozen import Features, FrozenEncoder, features_of, pixel_features, pixel_motion, pixel_tokens
 from vmae2_ds.downstream.probe import PROBES, knn, probe_accuracy, ridge
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
@@ -133,6 +133,37 @@ def test_a_single_frame_s_pixels_are_the_resized_grey_picture() -> None:
     clip_BTHWC[..., 1] = 60
     clip_BTHWC[..., 2] = 90
     torch.testing.assert_close(pixel_features(clip_BTHWC), torch.full((1, 2048), 60.0))
+
+
+def test_motion_is_the_mean_change_of_tokens_in_each_cell(run: PretrainConfig) -> None:
+    """By loops over places and steps; a clip that stands still has none but what the position table adds, the same anywhere."""
+    encoder = FrozenEncoder(run, None, seed=3)
+    clip_BTHWC = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = encoder._encode(clip_BTHWC).reshape(2, 4, 4, 4, 24)
+    rows = {0: (0, 1), 1: (1, 2), 2: (2, 3)}  # of 4 places in 3 cells, as adaptive pooling shares them out
+    for row, column, width in ((0, 0, 5), (2, 1, 23)):
+        changes = [
+            (tokens[1, step, y, x, width] - tokens[1, step - 1, y, x, width]).abs().item()
+            for step in (1, 2, 3)
+            for y in rows[row]
+            for x in rows[column]
+        ]
+        found = encoder.motion(clip_BTHWC).reshape(2, 24, 3, 3)[1, width, row, column]
+        assert found.item() == pytest.approx(np.mean(changes), rel=1e-5)
+    still = pixel_motion(clip_BTHWC[:, :1].expand(-1, 8, -1, -1, -1))
+    assert still.shape == (2, 9)
+    assert not still.any()
+    half = clip_BTHWC[:1].clone()
+    half[:, ::2, 16:] = 0
+    half[:, 1::2, 16:] = 90
+    half[:, :, :16] = 30
+    assert pixel_motion(half).reshape(3, 3)[:, 1].tolist() == pytest.approx([0, 45, 90], abs=2)
+
+
+def test_motion_needs_two_steps(run: PretrainConfig) -> None:
+    short = run.model_copy(update={"data": run.data.model_copy(update={"num_frames": 2, "min_frames": 2})})
+    with pytest.raises(ConfigError, match="2 frames are one step of tokens: nothing moves; pool mean"):
+        FrozenEncoder(short, None).motion(torch.zeros(1, 2, 32, 32, 3, dtype=torch.uint8))
 
 
 def test_tokens_of_a_run_are_the_encoder_s_scaled(run: PretrainConfig, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.views import ViewsDataset
 from vmae2_ds.dist import default_device
-from vmae2_ds.errors import DataError
+from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.block import NORM_EPS
 from vmae2_ds.model.classifier import Classifier
@@ -32,6 +32,8 @@ from vmae2_ds.train.runs import AnyRun
 
 PIXEL_FRAMES, PIXEL_SIZE = 8, 16
 """The clip that pixel features are taken from, in grey."""
+MOTION_CELLS = 3
+"""Cells along height and along width that motion is averaged in."""
 PIXEL_CELL = 8
 """Edge of a cube as a token of pixels; larger ones are averaged down to it."""
 
@@ -57,7 +59,8 @@ class Features(NamedTuple):
 
 
 class FrozenEncoder:
-    """An encoder's view of a clip: called, the mean token behind the norm that the model was trained with; or every token."""
+    """An encoder's view of a clip: called, the mean token behind the norm that the model was trained with; `motion`, where
+    tokens change and how much; `tokens`, every token."""
 
     def __init__(self, run: AnyRun, weights: State | None, seed: int = 0) -> None:
         """`weights` are the run's, under our names; None draws a random encoder from the seed."""
@@ -94,6 +97,21 @@ class FrozenEncoder:
         return self.norm(self._encode(clip_BTHWC).mean(dim=1)).float().cpu()
 
     @torch.inference_mode()
+    def motion(self, clip_BTHWC: Tensor) -> Tensor:
+        """uint8 clips -> (B, 9 D) float32 on the host: how far tokens are from those of one step before at the same place,
+        absolute, averaged over time in each of 3 x 3 cells of the frame.
+
+        Behind the norm, as the mean token. Raises ConfigError for clips of a single step.
+        """
+        steps, rows, columns = self.geometry.grid
+        if steps < 2:
+            raise ConfigError(
+                f"clips of {self.geometry.num_frames} frames are one step of tokens: nothing moves; pool mean"
+            )
+        tokens_BND = self.norm(self._encode(clip_BTHWC)).float()
+        return _motion(tokens_BND.unflatten(1, (steps, rows, columns))).cpu()
+
+    @torch.inference_mode()
     def tokens(self, clip_BTHWC: Tensor) -> Tensor:
         """uint8 clips -> (B, N, D) float32 on the host, every token scaled to mean 0 and deviation 1 over its channels."""
         return _scaled(self._encode(clip_BTHWC)).cpu()
@@ -115,6 +133,18 @@ def pixel_features(clip_BTHWC: Tensor) -> Tensor:
     grey_BTHW = clip_BTHWC.float().mean(dim=-1)
     frames = torch.linspace(0, grey_BTHW.shape[1] - 1, PIXEL_FRAMES).round().long()
     return pictures.resize(grey_BTHW[:, frames], [PIXEL_SIZE, PIXEL_SIZE], antialias=True).flatten(1)
+
+
+def pixel_motion(clip_BTHWC: Tensor) -> Tensor:
+    """What `FrozenEncoder.motion` makes of an encoder, of the clip of `pixel_features`: (B, 9)."""
+    grey_BTHW = pixel_features(clip_BTHWC).unflatten(1, (PIXEL_FRAMES, PIXEL_SIZE, PIXEL_SIZE))
+    return _motion(grey_BTHW.unsqueeze(-1))
+
+
+def _motion(x_BTHWD: Tensor) -> Tensor:
+    """Absolute change from step to step, averaged over time in cells: (B, 9 D)."""
+    change_BDHW = x_BTHWD.diff(dim=1).abs().mean(dim=1).movedim(-1, 1)
+    return F.adaptive_avg_pool2d(change_BDHW, MOTION_CELLS).flatten(1)
 
 
 def pixel_tokens(geometry: ClipGeometry) -> Encode:

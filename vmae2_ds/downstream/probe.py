@@ -20,6 +20,7 @@ from vmae2_ds.downstream.frozen import (
     clip_settings,
     features_of,
     pixel_features,
+    pixel_motion,
     pixel_tokens,
 )
 from vmae2_ds.downstream.kept import kept_features
@@ -49,6 +50,7 @@ def probe(
     val_manifest: Path | None = None,
     root: Path | None = None,
     kind: Literal["ridge", "knn", "linear", "attentive"] = "ridge",
+    pool: Literal["mean", "motion"] = "mean",
     clips: int = 1,
     epochs: int = 50,
     seed: int = 0,
@@ -71,6 +73,8 @@ def probe(
         kind: ridge: least squares on one-hot labels, its penalty by leave-one-out; knn: 20 neighbours by cosine; linear: a
             layer trained by AdamW; attentive: a query trained to attend to all tokens (V-JEPA). The last two try nine
             settings side by side and choose by a held-out part of the training videos.
+        pool: What ridge, knn and linear look at: the mean token; or motion, how much tokens change from step to step in each of
+            3 x 3 cells of the frame.
         clips: Clips of each video, whose features are averaged, or for attentive looked at together.
         epochs: Passes over the training videos of the linear and the attentive probe.
         seed: Of the random encoder, and of what the linear and the attentive probe draw.
@@ -85,15 +89,15 @@ def probe(
     for option, value in (("clips", clips), ("epochs", epochs)):
         if value < 1:
             raise ConfigError(f"--{option} {value}: at least 1")
+    if kind == "attentive" and pool != "mean":
+        raise ConfigError(f"--pool {pool}: --kind attentive looks at all tokens, none are pooled; leave it out")
     if val_manifest is None:
         _check_sources(read_manifest(manifest, root).sources)  # before hours of decoding, not after
     opened = open_model(source)
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
     run = with_options(opened.run, data=asked)
     trained, random = FrozenEncoder(run, opened.weights), FrozenEncoder(run, None, seed)
-    encoders: dict[str, Encode] = {"run": trained, "random": random, "pixels": pixel_features}
-    if kind == "attentive":
-        encoders = {"run": trained.tokens, "random": random.tokens, "pixels": pixel_tokens(run.geometry)}
+    encoders = views_of(trained, random, "tokens" if kind == "attentive" else pool)
     fit = PROBES[kind]
     if isinstance(fit, TrainedProbe):
         fit = replace(fit, epochs=epochs, seed=seed)
@@ -101,7 +105,7 @@ def probe(
     def features(listed: Path) -> dict[str, Features]:
         if cache is None:
             return features_of(run, encoders, listed, root, clips)
-        what = "tokens" if kind == "attentive" else "vectors"
+        what = "tokens" if kind == "attentive" else {"mean": "vectors", "motion": "motion"}[pool]
         names = {"run": trained.identity, "random": random.identity, "pixels": repr(run.geometry)}
         makers = {name: f"{what} of {'pixels ' if name == 'pixels' else ''}{maker}" for name, maker in names.items()}
         return kept_features(cache, makers, run, encoders, listed, root, clips)
@@ -112,6 +116,7 @@ def probe(
     result = {
         "checkpoint": str(opened.checkpoint),
         "kind": kind,
+        "pool": pool,
         "videos": len(tested["run"].label_V),
         "accuracy": {name: _accuracy(found) for name, found in tested.items()},
     }
@@ -128,6 +133,15 @@ def probe(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(written, indent=1))
     return result
+
+
+def views_of(trained: FrozenEncoder, random: FrozenEncoder, view: str) -> dict[str, Encode]:
+    """What a probe looks at, by who says it; `view` is mean, motion or tokens."""
+    if view == "tokens":
+        return {"run": trained.tokens, "random": random.tokens, "pixels": pixel_tokens(trained.geometry)}
+    if view == "motion":
+        return {"run": trained.motion, "random": random.motion, "pixels": pixel_motion}
+    return {"run": trained, "random": random, "pixels": pixel_features}
 
 
 class Tested(NamedTuple):
@@ -235,4 +249,5 @@ PROBES: dict[str, ProbeFn] = {
 def describe(result: dict[str, Any]) -> str:
     """The accuracies in a line."""
     figures = ", ".join(f"{name} {100 * value:.1f} %" for name, value in result["accuracy"].items())
-    return f"{result['kind']} on frozen features of {result['checkpoint']}, {result['videos']} test videos: {figures}"
+    pooled = " (motion)" if result["pool"] == "motion" else ""
+    return f"{result['kind']} on frozen features{pooled} of {result['checkpoint']}, {result['videos']} test videos: {figures}"
