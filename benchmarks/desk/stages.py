@@ -22,7 +22,7 @@ _DUAL = ("--mask.encoder-ratio 0.75", 1e-3, 4000)
 """Tube mask and running cell mask; peak learning rate; steps."""
 _SYNTHETIC = ("--mask.encoder random --mask.encoder-ratio 0.6 --mask.decoder none", 2e-3, 6000)
 """Without tubes: what a small patch does is seen from step to step, and a tube mask hides its path from start to end."""
-STEPS = {"posttrain": 2000, "distil": 1500, "ut": 500, "bg": 500, "synthetic": 1000}
+STEPS = {"posttrain": 2000, "distil": 1500, "ut": 400, "bg": 300, "synthetic": 1000}
 
 
 class StageFailed(Vmae2Error):
