@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -55,10 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run what is asked; exit code 2 for what a user can mend."""
     asked = tyro.cli(Desk, args=argv, prog="python -m benchmarks.desk")
     rows = asked.out / "rows.jsonl"
+    command = shlex.join(["python", "-m", "benchmarks.desk", *(sys.argv[1:] if argv is None else argv)])
     try:
         lists = write_lists(asked.data, asked.out, asked.workers, asked.shrink)
         for row in _measure(asked, lists, _known(rows)):
-            append_rows(rows, [{**provenance(), **row}])
+            append_rows(rows, [{**provenance(), "command": command, **row}])
             print({key: value for key, value in row.items() if key != "run"}, flush=True)
     except Vmae2Error as error:
         print(f"benchmarks.desk: {error}", file=sys.stderr)
@@ -169,7 +171,7 @@ def _probe(
             left_out = test == "leave one out"
             train, val = (lists.all_of[of], None) if left_out else (lists.train_of[of], lists.val_of[of])
             found = _frozen(run, seed, how, train, val, {_role(row) for row in rows})
-            yield from ({**row, "run": str(run), **found[_role(row)]} for row in rows)
+            yield from ({**row, "run": run.name, **found[_role(row)]} for row in rows)
 
 
 def _tested(
@@ -182,13 +184,13 @@ def _tested(
             if _key(row) not in known:
                 yield {
                     **row,
-                    "run": str(make()),
+                    "run": make().name,
                     **_frozen(make(), seed, how, lists.train_of[of], lists.val_of[of], {"run"})["run"],
                 }
     row = {"model": name, "seed": seed, "test": "unseen", "set": "both", "how": "own head"}
     if _key(row) not in known:
         run = make()
-        yield {**row, "run": str(run), **_accuracy(run, lists.val), **_accuracy(run, lists.train, "train_")}
+        yield {**row, "run": run.name, **_accuracy(run, lists.val), **_accuracy(run, lists.train, "train_")}
 
 
 def _role(row: Row) -> str:
