@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from benchmarks.devices import Step, measure_memory
 from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench
+from tests.benchmarks.fresh import in_fresh_process
 from vmae2_ds.config import ModelConfig
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.model.attention import get_attention
@@ -211,8 +211,7 @@ def checkpointing_rows() -> list[Row]:
 
 
 def test_checkpointing_rows() -> None:
-    with get_context("spawn").Pool(1) as fresh:  # other tests leave free heap behind, which hides what a step takes
-        rows = by_variant(fresh.apply(checkpointing_rows))
+    rows = by_variant(in_fresh_process(checkpointing_rows))
     assert tuple(rows) == checkpointing.WAYS
     assert rows["none"]["hfu"] == rows["none"]["mfu"]
     for way, row in rows.items():
