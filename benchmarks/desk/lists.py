@@ -13,12 +13,13 @@ import torch
 from torchvision.transforms.v2 import functional as pictures
 
 from vmae2_ds.data.decode import read_clip
+from vmae2_ds.data.synthetic import CLASSES as MOTIONS
 from vmae2_ds.data.synthetic import write_synthetic_set, write_video
 from vmae2_ds.errors import DataError
 
 SETS = {"ut": "ut_interaction", "bg": "body_gesture"}
 """Short name -> name of the set's manifest: 6 two-person interactions of 14 sequences, 15 gestures of 7 subjects."""
-CLASSES = {"bg": 15, "ut": 6, "synthetic": 12}
+CLASSES = {"bg": 15, "ut": 6, "synthetic": len(MOTIONS)}
 """Classes of each; in the union of the first two the interactions come behind the gestures."""
 UNION = CLASSES["bg"] + CLASSES["ut"]
 SIZE, FRAMES, GOP, FPS = 64, 32, 8, 8

@@ -60,10 +60,10 @@ class Stages:
         shape = STUDENT if name == "student" else ""
         return self._finetune(f"finetune_{of}_{name}", STEPS[of], self.lists.train_of[of], CLASSES[of], first, shape)
 
-    def distilled(self, teacher: Path, first: Path | None = None) -> Path:
+    def distilled(self, teacher: Path) -> Path:
         """A smaller student of a classifier on the union."""
         words = f"{SHAPE} {STUDENT} {_SUPERVISED} --model.num-classes {UNION} --teacher {teacher}"
-        return self._run("distil vit_ti_distil_desk", "distil", STEPS["distil"], self.lists.train, words, first)
+        return self._run("distil vit_ti_distil_desk", "distil", STEPS["distil"], self.lists.train, words)
 
     def _finetune(self, name: str, steps: int, listed: Path, classes: int, first: Path | None, shape: str = "") -> Path:
         words = f"{SHAPE} {shape} {_SUPERVISED} --model.num-classes {classes}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 from benchmarks.case import Bench, Options
 from benchmarks.cases import loader, pipeline
 from benchmarks.record import Row
+from tests.benchmarks.fresh import in_fresh_process
 from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.mixture import open_mixture
 
@@ -66,9 +65,8 @@ def loader_memory() -> list[Row]:
 @pytest.mark.slow
 def test_loader_processes_hold_little_and_do_not_grow() -> None:
     """The issue's bars: 200 MB a worker, 20 KiB a clip; 1,200 small clips here, 3,000 in benchmarks/results."""
-    # In a young process: one that ran tests holds a heap, whose pages become a worker's own as soon as either writes them.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as young:
-        start, growth = young.submit(loader_memory).result()
+    # A heap's pages become a worker's own as soon as either writes them.
+    start, growth = in_fresh_process(loader_memory)
     assert start["config"]["rows"] == 8_000_000
     assert start["values"]["worker_own_bytes"] + start["values"]["reader_own_bytes"] < 200e6
     assert growth["config"]["clips"] == 1200

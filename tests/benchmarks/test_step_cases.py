@@ -12,7 +12,6 @@ from benchmarks.cases.peers import transformers_step
 from benchmarks.harness import spread
 from benchmarks.record import Row
 from benchmarks.steps import DECODER_MASKS, MASKS, Workbench, geometry_of, step_flops
-from tests.benchmarks.fresh import in_fresh_process
 from vmae2_ds.config import MaskConfig
 from vmae2_ds.errors import ConfigError
 
@@ -124,7 +123,7 @@ def test_norms_bring_the_papers_digits() -> None:
 @pytest.mark.slow
 def test_memory_ratio_of_the_paper() -> None:
     """Encoder-only over dual, ViT-B, counted on a fake GPU: 1.92 +- 0.05 as published, far less with a fused kernel."""
-    values = {row["variant"]: row["values"] for row in in_fresh_process(paper.memory, "base")}
+    values = {row["variant"]: row["values"] for row in paper.memory("base")}
     published = [values[f"{mask} math"]["published_held_bytes_counted"] for mask in ("encoder_only", "dual")]
     assert published[0] / published[1] == pytest.approx(1.92, abs=0.05)
     # COST 2a: the published code itself. Ours keeps labels and prediction apart from their error: 2 % more.

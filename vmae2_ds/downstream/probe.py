@@ -97,7 +97,8 @@ def probe(
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
     run = with_options(opened.run, data=asked)
     trained, random = FrozenEncoder(run, opened.weights), FrozenEncoder(run, None, seed)
-    encoders = views_of(trained, random, "tokens" if kind == "attentive" else pool)
+    view = "tokens" if kind == "attentive" else pool
+    encoders = views_of(trained, random, view)
     fit = PROBES[kind]
     if isinstance(fit, TrainedProbe):
         fit = replace(fit, epochs=epochs, seed=seed)
@@ -105,7 +106,7 @@ def probe(
     def features(listed: Path) -> dict[str, Features]:
         if cache is None:
             return features_of(run, encoders, listed, root, clips)
-        what = "tokens" if kind == "attentive" else {"mean": "vectors", "motion": "motion"}[pool]
+        what = "vectors" if view == "mean" else view
         names = {"run": trained.identity, "random": random.identity, "pixels": repr(run.geometry)}
         makers = {name: f"{what} of {'pixels ' if name == 'pixels' else ''}{maker}" for name, maker in names.items()}
         return kept_features(cache, makers, run, encoders, listed, root, clips)
