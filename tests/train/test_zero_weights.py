@@ -70,9 +70,7 @@ def test_an_export_holds_a_few_parameters_at_a_time(tmp_path: Path) -> None:
         made_checkpoint(tmp_path / f"zero{stage}", config, weights, stage, ranks=2)
     made_checkpoint(tmp_path / "first", SMALL, counted(SMALL.model), 3, ranks=2)  # loads what every export needs
     runs = [str(tmp_path / name) for name in ("first", "zero1", "zero3")]
-    env = os.environ | {
-        "MALLOC_MMAP_THRESHOLD_": str(2**17)
-    }  # what is freed is gone: holes in the heap add 0 to 20 MiB
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}  # no holes in the heap: they add 0 to 20 MiB
     done = subprocess.run([sys.executable, "-c", EXPORT, *runs], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for grown, run in list(zip(map(int, done.stdout.split()), runs, strict=True))[1:]:
