@@ -48,7 +48,7 @@ from vmae2_ds.train.spikes import SpikeGuard, check_norm_is_taken
 from vmae2_ds.train.stage import Stage
 from vmae2_ds.train.startup import check_start
 from vmae2_ds.train.stopping import stop_signals
-from vmae2_ds.train.validate import is_due
+from vmae2_ds.train.validate import Validate, Validations
 
 log = logging.getLogger(__name__)
 
@@ -62,199 +62,226 @@ def train_stage(config: AnyRun, stage: Stage) -> Path:
     Raises an AgreedStop on all ranks where the run ends early, saved; another Vmae2Error where it cannot run as asked.
     """
     with ExitStack() as guards:
-        return _train_stage(config, stage, guards)
+        return _Session(config, stage, guards).run()
 
 
-def _train_stage(config: AnyRun, stage: Stage, guards: ExitStack) -> Path:
-    requests = guards.enter_context(stop_signals(config.train.time_limit_s))
-    meeting = meet_ranks(config.train.collective_timeout_s)
-    mixture, hosts = check_start(config, meeting)
-    world = start_ranks(meeting)
-    agreement = Agreement(world)
-    peers = guards.enter_context(PeerWatch(world if config.guard.watch_ranks else World(), agreement))
-    plan = plan_run(config, mixture.num_videos, world.size)
-    ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
-    check_norm_is_taken(config.guard, ds_config)
-    if stage.ema_decay:
-        check_ema(ds_config)
-    validate = None if stage.validation is None else stage.validation(world, agreement)
-    extras = stage.extras(mixture, world, agreement)
-    folder = agreement.from_first(lambda: open_run_folder(config, extras.identity))
-    hang = guards.enter_context(
-        HangSwitch(folder.path, world, 60 * config.guard.hang_minutes, 60 * config.guard.hang_slow_minutes)
-    )
-    peers.on_loss = lambda why: hang.end_in(END_S, why)
-    checkpoint = checkpoint_to_resume(config, folder, world, agreement)
-    engine = build_engine(config, ds_config, fresh=checkpoint is None, make=extras.make_objective)
-    mean = WeightAverage(engine, stage.ema_decay) if stage.ema_decay else None
+class _Session:
+    """One rank's part of a run: made in the order in which ranks agree on things, then `run` once."""
 
-    def load(source: Path) -> dict[str, Any]:
-        source = fitting(engine, source, world, agreement)
-        loaded = load_checkpoint(engine, source, world, agreement)
-        if mean is not None:
-            mean.load(source, world)
+    def __init__(self, config: AnyRun, stage: Stage, guards: ExitStack) -> None:
+        self.config, self.stage = config, stage
+        self.requests = guards.enter_context(stop_signals(config.train.time_limit_s))
+        meeting = meet_ranks(config.train.collective_timeout_s)
+        self.mixture, hosts = check_start(config, meeting)
+        self.world = start_ranks(meeting)
+        self.agreement = Agreement(self.world)
+        watched = self.world if config.guard.watch_ranks else World()
+        peers = guards.enter_context(PeerWatch(watched, self.agreement))
+        self.plan = plan_run(config, self.mixture.num_videos, self.world.size)
+        ds_config = resolve_ds_config(config, self.plan, on_cpu=default_device().type == "cpu")
+        check_norm_is_taken(config.guard, ds_config)
+        if stage.ema_decay:
+            check_ema(ds_config)
+        validate = None if stage.validation is None else stage.validation(self.world, self.agreement)
+        self.extras = stage.extras(self.mixture, self.world, self.agreement)
+        self.folder = self.agreement.from_first(lambda: open_run_folder(config, self.extras.identity))
+        minutes = config.guard.hang_minutes, config.guard.hang_slow_minutes
+        self.hang = guards.enter_context(HangSwitch(self.folder.path, self.world, *(60 * limit for limit in minutes)))
+        peers.on_loss = lambda why: self.hang.end_in(END_S, why)
+        checkpoint = checkpoint_to_resume(config, self.folder, self.world, self.agreement)
+        self.engine = build_engine(config, ds_config, fresh=checkpoint is None, make=self.extras.make_objective)
+        self.mean = WeightAverage(self.engine, stage.ema_decay) if stage.ema_decay else None
+        self.state = TrainState()
+        if checkpoint is not None:
+            self.state = with_rollbacks(TrainState(**self._load(checkpoint)), self.folder.path)
+        kept = self.folder.checkpoints, config.train.keep
+        check_room(self.engine, *kept, self.mean is not None, self.world, self.agreement)
+        self._choose_reader_and_attention()
+        self.dataset = stage.dataset(self.mixture)
+        self.peak = device_peak(self.engine.device, config.train.precision, config.train.peak_flops)
+        if self.world.rank == 0:
+            self._announce()
+            if peers.any_failed:
+                log.warning(
+                    "a rank cannot reach rank 0 on a port of its own: a lost rank is noticed by the collectives alone"
+                )
+            peak = self.peak._asdict() if self.peak else None
+            about = {"attention": self.state.attention, "device": str(self.engine.device), "peak": peak, "hosts": hosts}
+            write_run_files(self.folder, ds_config, about)
+        self._open_logs(validate)
+        place = second_place(config)
+        self.mirror = Mirror(place, self.folder.path) if place is not None and self.world.rank == 0 else None
+        self.saver = Saver(self.engine, self.folder.checkpoints, config.train, self.world, self.mean, self.mirror)
+
+    def run(self) -> Path:
+        """Train, and end as is due; see `train_stage`."""
+        stop: AgreedStop | None = None
+        self.requests.is_training = True
+        try:
+            self._train()
+        except AgreedStop as error:
+            stop = error
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"out of device memory at step {self.state.step} with {self.plan.clips_per_micro_step} clips per micro step "
+                f"({str(error).splitlines()[0]}); lower train.micro_batch (accumulation makes up for it), set "
+                "model.checkpointing all, or take a higher ZeRO stage"
+            ) from error
+        finally:
+            self.reporter.close()
+            if self.validations is not None:
+                self.validations.close()
+        self.hang.slow_from_here("the end")
+        if self.saver.error is not None and not isinstance(stop, SaveFailed):
+            stop = self.saver.unsaved(stop)
+        self._end(is_finished=self.state.step == self.plan.num_steps and stop is None, was_stopped=stop is not None)
+        if stop is not None:
+            raise stop
+        return self.folder.path
+
+    def _load(self, source: Path) -> dict[str, Any]:
+        source = fitting(self.engine, source, self.world, self.agreement)
+        loaded = load_checkpoint(self.engine, source, self.world, self.agreement)
+        if self.mean is not None:
+            self.mean.load(source, self.world)
         return loaded
 
-    state = TrainState()
-    if checkpoint is not None:
-        state = with_rollbacks(TrainState(**load(checkpoint)), folder.path)
-    check_room(engine, folder.checkpoints, config.train.keep, mean is not None, world, agreement)
-    if config.data.reader == "auto":
-        if state.reader is None:
-            state.reader = agreement.from_first(lambda: mixture.choose_reader(config.data.read_timeout_s))
-        mixture = mixture.with_reader(state.reader)
-    dataset = stage.dataset(mixture)
-    if state.attention is None:
-        state.attention = agreement.from_first(lambda: stage.attention(plan, engine.device))
-    engine.objective.model.use_attention(*state.attention)  # type: ignore[operator, union-attr]
-    peak = device_peak(engine.device, config.train.precision, config.train.peak_flops)
-    if world.rank == 0:
-        _announce(config, stage, engine)
-        for line in [*extras.about, *mixture.describe(), *plan.describe()]:
+    def _choose_reader_and_attention(self) -> None:
+        """By measurement where `auto` is asked for, once in the life of a run."""
+        data, state = self.config.data, self.state
+        if data.reader == "auto":
+            if state.reader is None:
+                state.reader = self.agreement.from_first(lambda: self.mixture.choose_reader(data.read_timeout_s))
+            self.mixture = self.mixture.with_reader(state.reader)
+        if state.attention is None:
+            state.attention = self.agreement.from_first(lambda: self.stage.attention(self.plan, self.engine.device))
+        self.engine.objective.model.use_attention(*state.attention)  # type: ignore[operator, union-attr]
+
+    def _announce(self) -> None:
+        _describe(self.config, self.stage, self.engine)
+        for line in [*self.extras.about, *self.mixture.describe(), *self.plan.describe()]:
             log.info("%s", line)
-        log.info("MFU against %s", peak.name if peak else "no known peak: set train.peak_flops to get one")
-        if peers.any_failed:
-            log.warning(
-                "a rank cannot reach rank 0 on a port of its own: a lost rank is noticed by the collectives alone"
-            )
-        log.info("run folder: %s, %s", folder.path, f"going on from step {state.step}" if state.step else "a new run")
-        device = str(engine.device)
-        write_run_files(
-            folder,
-            ds_config,
-            {"attention": state.attention, "device": device, "peak": peak._asdict() if peak else None, "hosts": hosts},
+        log.info("MFU against %s", self.peak.name if self.peak else "no known peak: set train.peak_flops to get one")
+        going_on = f"going on from step {self.state.step}" if self.state.step else "a new run"
+        log.info("run folder: %s, %s", self.folder.path, going_on)
+
+    def _open_logs(self, validate: Validate | None) -> None:
+        tensorboard = self.folder.path / "tensorboard" if self.config.train.tensorboard else None
+        self.reporter = Reporter(
+            self.folder.metrics,
+            tensorboard,
+            self.world,
+            self.plan,
+            self.state.step,
+            training_flops(self.stage.forward_macs) + inference_flops(self.extras.frozen_macs),
+            self.peak.flops if self.peak else None,
+            DataWaitWatch(self.config.data, ranks=int(self.agreement.max(self.world.local_rank)[0]) + 1),
+            self.config.stage,
         )
-    tensorboard = folder.path / "tensorboard" if config.train.tensorboard else None
-    reporter = Reporter(
-        folder.metrics,
-        tensorboard,
-        world,
-        plan,
-        state.step,
-        training_flops(stage.forward_macs) + inference_flops(extras.frozen_macs),
-        peak.flops if peak else None,
-        DataWaitWatch(config.data, ranks=int(agreement.max(world.local_rank)[0]) + 1),
-        config.stage,
-    )
-    validated = None
-    if validate is not None and world.rank == 0:
-        validated = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step)
+        self.validations = None
+        if validate is not None:
+            file = None
+            if self.world.rank == 0:
+                file = MetricsWriter(self.folder.path / "validation.jsonl", tensorboard, self.state.step)
+            self.validations = Validations(validate, self.stage.validate_every, self.plan, file)
+        self.ledger = BadFileLedger(self.folder.path / "bad_files.jsonl")
 
-    ledger = BadFileLedger(folder.path / "bad_files.jsonl")
-    place = second_place(config)
-    mirror = Mirror(place, folder.path) if place is not None and world.rank == 0 else None
-    saver = Saver(engine, folder.checkpoints, config.train, world, mean, mirror)
+    def _train(self) -> None:
+        """Until the last step, over as many rollbacks as are asked for."""
+        actions = SpikeActions(
+            self.folder.path,
+            self.folder.checkpoints,
+            self.config.guard,
+            self.mixture,
+            self.plan,
+            self.config.train.seed,
+            self._load,
+            self.world,
+            self.agreement,
+        )
+        mean = self.mean
+        hooks = LoopHooks(
+            save=self._save,
+            report=self._report,
+            name_bad_files=lambda failures: _try("bad_files.jsonl", lambda: self.ledger.record(failures)),
+            check_bad_share=lambda bad, tried: check_bad_share(bad, tried, self.config.data.max_bad_share),
+            stepped=self._stepped,
+            worker_memory_gib=WorkerMemory().gib,
+            updated=lambda: mean.update() if mean is not None else None,
+            prepare=self.extras.prepare,
+            spiked=actions.spiked,
+        )
+        while True:
+            try:
+                self._train_on(hooks)
+                return
+            except RollBack as back:
+                with self.hang.slow("a rollback"):
+                    self.state = actions.go_back(back)
+                self.reporter.go_back(self.state.step)
+                if self.validations is not None:
+                    self.validations.go_back(self.state.step)
 
-    def report(row: dict[str, Any]) -> None:
-        saver.note(row)
-        reporter.row(row)
-
-    def stepped(step: int) -> None:
-        reporter.progress.step(step)
-        hang.step(step)
-        steps_per_epoch = plan.num_videos / plan.videos_per_step
-        if validate is None or not is_due(step, steps_per_epoch, stage.validate_every, plan.num_steps):
-            return
-        with hang.slow("a validation"):
-            figures = validate(engine)
-        saver.note(figures)
-        if validated is not None:
-            validated.write({"step": step, "epoch": step / steps_per_epoch, **figures})
-            log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
-
-    actions = SpikeActions(
-        folder.path, folder.checkpoints, config.guard, mixture, plan, config.train.seed, load, world, agreement
-    )
-
-    def save(state: TrainState) -> None:
-        with hang.slow("a save"), requests.saving():
-            saver.save(state.step, state.to_dict())
-
-    hooks = LoopHooks(
-        save=save,
-        report=report,
-        name_bad_files=lambda failures: _try("bad_files.jsonl", lambda: ledger.record(failures)),
-        check_bad_share=lambda bad, tried: check_bad_share(bad, tried, config.data.max_bad_share),
-        stepped=stepped,
-        worker_memory_gib=WorkerMemory().gib,
-        updated=lambda: mean.update() if mean is not None else None,
-        prepare=extras.prepare,
-        spiked=actions.spiked,
-    )
-
-    def train_on(state: TrainState) -> None:
+    def _train_on(self, hooks: LoopHooks) -> None:
         loader = make_loader(
-            config,
-            dataset,
-            rank=world.rank,
-            world_size=world.size,
-            accumulation=plan.accumulation,
-            first_step=state.step,
-            num_steps=plan.num_steps,
-            skipped_windows=state.skipped_windows,
+            self.config,
+            self.dataset,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            accumulation=self.plan.accumulation,
+            first_step=self.state.step,
+            num_steps=self.plan.num_steps,
+            skipped_windows=self.state.skipped_windows,
         )
         with closing(loader) as batches:
             train(
-                engine,
+                self.engine,
                 batches,
-                plan,
-                config.train,
-                state,
+                self.plan,
+                self.config.train,
+                self.state,
                 hooks,
-                world,
-                agreement,
-                requests,
-                SpikeGuard(config.guard, world),
-                sources=mixture.names,
-                reseed=stage.has_draws,
+                self.world,
+                self.agreement,
+                self.requests,
+                SpikeGuard(self.config.guard, self.world),
+                sources=self.mixture.names,
+                reseed=self.stage.has_draws,
             )
 
-    stop: AgreedStop | None = None
-    requests.is_training = True
-    try:
-        while True:
-            try:
-                train_on(state)
-                break
-            except RollBack as back:
-                with hang.slow("a rollback"):
-                    state = actions.go_back(back)
-                reporter.go_back(state.step)
-                if validated is not None:
-                    validated.go_back(state.step)
-    except AgreedStop as error:
-        stop = error
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"out of device memory at step {state.step} with {plan.clips_per_micro_step} clips per micro step "
-            f"({str(error).splitlines()[0]}); lower train.micro_batch (accumulation makes up for it), set "
-            "model.checkpointing all, or take a higher ZeRO stage"
-        ) from error
-    finally:
-        reporter.close()
-        if validated is not None:
-            validated.close()
-    hang.slow_from_here("the end")
-    if saver.error is not None and not isinstance(stop, SaveFailed):
-        stop = saver.unsaved(stop)
-    is_finished = state.step == plan.num_steps and stop is None
-    if mean is not None and is_finished:
-        _write_mean(mean, config, folder)
-    if world.rank == 0:
-        if is_finished:
-            finish(folder, {"steps": state.step, "skipped_steps": state.skipped_steps, "time": time.time()})
-        _try("report.html", lambda: write_report(folder.path))
-        if mirror is not None:
-            mirror.close(PATIENCE_S if stop is None else PATIENCE_AT_STOP_S)
-        log.info("run folder: %s", folder.path)
-    agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
-    stop_ranks(world)
-    if stop is not None:
-        raise stop
-    return folder.path
+    def _report(self, row: dict[str, Any]) -> None:
+        self.saver.note(row)
+        self.reporter.row(row)
+
+    def _stepped(self, step: int) -> None:
+        self.reporter.progress.step(step)
+        self.hang.step(step)
+        if self.validations is not None and self.validations.are_due(step):
+            with self.hang.slow("a validation"):
+                figures = self.validations.run(step, self.engine)
+            self.saver.note(figures)
+
+    def _save(self, state: TrainState) -> None:
+        with self.hang.slow("a save"), self.requests.saving():
+            self.saver.save(state.step, state.to_dict())
+
+    def _end(self, is_finished: bool, was_stopped: bool) -> None:
+        """Write what a run leaves behind, and let go of the other ranks together."""
+        if self.mean is not None and is_finished:
+            _write_mean(self.mean, self.config, self.folder)
+        if self.world.rank == 0:
+            if is_finished:
+                steps = {"steps": self.state.step, "skipped_steps": self.state.skipped_steps}
+                finish(self.folder, {**steps, "time": time.time()})
+            _try("report.html", lambda: write_report(self.folder.path))
+            if self.mirror is not None:
+                self.mirror.close(PATIENCE_AT_STOP_S if was_stopped else PATIENCE_S)
+            log.info("run folder: %s", self.folder.path)
+        self.agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
+        stop_ranks(self.world)
 
 
-def _announce(config: AnyRun, stage: Stage, engine: Engine) -> None:
+def _describe(config: AnyRun, stage: Stage, engine: Engine) -> None:
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.objective.parameters())
     t, h, w = config.geometry.grid
     log.info(
@@ -285,10 +312,6 @@ def _write_mean(mean: WeightAverage, config: AnyRun, folder: RunFolder) -> None:
     if weights is not None:
         named = to_layout(weights, config.model)
         _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model))
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _try(name: str, write: Callable[[], object]) -> None:

@@ -1,7 +1,9 @@
-"""Validation while training: the middle clip of every video once, through the engine at any ZeRO stage."""
+"""Validation while training, when it is due: the middle clip of every video once, through the engine at any ZeRO stage."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -15,6 +17,13 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.engine import Engine
+from vmae2_ds.train.metrics import MetricsWriter
+from vmae2_ds.train.plan import RunPlan
+
+log = logging.getLogger(__name__)
+
+Validate = Callable[[Engine], dict[str, Any]]
+"""A row of figures, the same on every rank."""
 
 
 class Validation:
@@ -69,7 +78,42 @@ class Validation:
         }
 
 
+class Validations:
+    """Those of a run: when they are due, their file and their line in the log."""
+
+    def __init__(self, validate: Validate, every_epochs: float, plan: RunPlan, file: MetricsWriter | None) -> None:
+        """`file` on rank 0 alone."""
+        self._validate, self._every_epochs, self._plan, self._file = validate, every_epochs, plan, file
+        self._steps_per_epoch = plan.num_videos / plan.videos_per_step
+
+    def are_due(self, step: int) -> bool:
+        """Whether one follows this step."""
+        return is_due(step, self._steps_per_epoch, self._every_epochs, self._plan.num_steps)
+
+    def run(self, step: int, engine: Engine) -> dict[str, Any]:
+        """All ranks have to ask for it."""
+        figures = self._validate(engine)
+        if self._file is not None:
+            self._file.write({"step": step, "epoch": step / self._steps_per_epoch, **figures})
+            log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
+        return figures
+
+    def go_back(self, step: int) -> None:
+        """Forget what was found after this step."""
+        if self._file is not None:
+            self._file.go_back(step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._file is not None:
+            self._file.close()
+
+
 def is_due(step: int, steps_per_epoch: float, every_epochs: float, last_step: int) -> bool:
     """Whether the step that was just finished is the first after a multiple of `every_epochs`, or the last of all."""
     every = steps_per_epoch * every_epochs
     return step == last_step or int(step / every) > int((step - 1) / every)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
