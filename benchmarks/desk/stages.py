@@ -18,11 +18,16 @@ SHAPE = (
 """8 frames of 48x48 in cubes of 2x8x8: 144 tokens; an encoder of 192 x 4. Frames are spread over the clip."""
 STUDENT = "--model.encoder.width 96 --model.encoder.heads 3 --model.encoder.mlp 384"
 """A fourth of the teacher's weights."""
-_DUAL = ("--mask.encoder-ratio 0.75", 1e-3, 4000)
+_DUAL = ("--mask.encoder-ratio 0.75 --data.crop-scales 1 0.9 0.8 0.7 0.6 0.55 --data.jitter 0.4", 1e-3, 4000)
 """Tube mask and running cell mask; peak learning rate; steps."""
-_SYNTHETIC = ("--mask.encoder random --mask.encoder-ratio 0.6 --mask.decoder none", 2e-3, 6000)
-"""Without tubes: what a small patch does is seen from step to step, and a tube mask hides its path from start to end."""
-STEPS = {"posttrain": 2000, "distil": 1500, "ut": 400, "bg": 300, "synthetic": 1000}
+_SYNTHETIC = (
+    "--mask.encoder random --mask.encoder-ratio 0.6 --mask.decoder none --data.crop-scales 1 0.9 0.8",
+    2e-3,
+    10_000,
+)
+"""Without tubes: what a patch does is seen from step to step, and a tube mask hides its path from start to end. Colours are
+as varied as jitter would make them."""
+STEPS = {"posttrain": 2000, "distil": 1500, "ut": 400, "bg": 300, "synthetic": 1500}
 
 
 class StageFailed(Vmae2Error):
@@ -41,7 +46,7 @@ class Stages:
         training clips of both sets; the others are synthetic), real or synthetic."""
         mask, peak, steps = _SYNTHETIC if data == "synthetic" else _DUAL
         words = f"{SHAPE} {mask} --model.decoder.depth 2 --objective.target {target} --optim.base-lr {16 * peak}"
-        words += " --data.views 1 --data.crop-scales 1 0.9 0.8 0.7 0.6 0.55 --data.flip 0.5 --data.jitter 0.4"
+        words += " --data.views 1 --data.flip 0.5"
         listed, warmup_epochs = {  # 150 steps or so
             **{name: (mixture, 0.4) for name, mixture in self.lists.mixtures.items()},
             "real": (self.lists.train, 8),

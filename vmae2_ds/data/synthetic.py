@@ -1,8 +1,9 @@
 """A labelled video set made from a seed: the class is how a textured patch moves, and no single frame tells it.
 
-For tests and a first run without data. Place, texture, shape and contrast of the moving patch, of the distractors beside
+For tests and a first run without data. Place, texture, shape and contrast of the moving patch, of the distractors behind
 it and of the background are random and say nothing about the class; the frame wraps around at its edges, so that where
 the patch is says nothing either. A linear classifier on pixels is therefore at chance, on one frame or on all of them.
+What does not move as the class says stays where it is: masked pre-training learns what can be foretold.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ CLASSES = (*DIRECTIONS, "spin clockwise", "spin anticlockwise", "orbit clockwise
 """Class names; a label is a position in this tuple."""
 SOURCE = "synthetic"
 NUM_DISTRACTORS = 2
+PATCH_RADII, DISTRACTOR_RADII = (0.2, 0.28), (0.13, 0.19)
+"""From and to, in shares of the size: a patch of two or three cubes of a desk's model, whose path goes through some more."""
 
 
 class SyntheticSet(NamedTuple):
@@ -74,19 +77,16 @@ def write_synthetic_set(
 
 
 def draw_clip(label: int, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
-    """uint8 (T, H, W, 3): background, jittering distractors, and on top the patch that moves as CLASSES[label] says."""
+    """uint8 (T, H, W, 3): background, distractors at rest, and on top the patch that moves as CLASSES[label] says."""
     # one colour a video, shading slowly: the first thing that masked pre-training learns to continue
     background_HWC = rng.uniform(0.25, 0.75, 3) + 0.1 * _texture(rng, size, cells=3)
-    distractors = [_Patch(rng, size) for _ in range(NUM_DISTRACTORS)]
-    patch = _Patch(rng, size)
+    for _ in range(NUM_DISTRACTORS):
+        _Patch(rng, size, DISTRACTOR_RADII).paint(background_HWC, np.zeros(2), 0.0)
+    patch = _Patch(rng, size, PATCH_RADII)
     path = _path(label, rng, frames)
-    # Distractors shake about their place: change between frames alone does not give the patch away.
-    jitter = rng.normal(0, 0.012, (frames, NUM_DISTRACTORS, 2)), rng.normal(0, 0.1, (frames, NUM_DISTRACTORS))
     clip_THWC = np.empty((frames, size, size, 3), dtype=np.uint8)
     for t in range(frames):
         frame_HWC = background_HWC.copy()
-        for number, distractor in enumerate(distractors):
-            distractor.paint(frame_HWC, jitter[0][t, number], jitter[1][t, number])
         patch.paint(frame_HWC, path.offsets[t], path.angles[t])
         clip_THWC[t] = np.clip(frame_HWC * 255, 0, 255).astype(np.uint8)
     return clip_THWC
@@ -119,11 +119,11 @@ def _path(label: int, rng: np.random.Generator, frames: int) -> _Path:
 class _Patch:
     """A textured disc, square or bar at a random place and angle."""
 
-    def __init__(self, rng: np.random.Generator, size: int) -> None:
+    def __init__(self, rng: np.random.Generator, size: int, radii: tuple[float, float]) -> None:
         self.size = size
         self.centre = rng.uniform(0, 1, 2)
         self.angle = rng.uniform(0, 2 * np.pi)
-        self.radius = rng.uniform(0.13, 0.19) * size
+        self.radius = rng.uniform(*radii) * size
         self.texture_HWC = np.clip(0.5 + 0.5 * _texture(rng, 64, cells=5), 0, 1)
         self.inside: Callable[[np.ndarray, np.ndarray], np.ndarray] = _SHAPES[int(rng.integers(len(_SHAPES)))]
 
