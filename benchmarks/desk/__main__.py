@@ -41,9 +41,9 @@ class Desk:
     """Lists, small copies, run folders and rows.jsonl."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of pre-training; every later stage of a chain has its seed."""
-    stages: tuple[str, ...] = ("frozen", "posttrain", "distil", "finetune", "synthetic", "tenth", "real")
+    stages: tuple[str, ...] = ("frozen", "posttrain", "distil", "finetune", "synthetic", "real")
     """What to run: pre-training and leave-one-out probes; then what needs labels, tested on unseen subjects and sequences; the
-    synthetic set alone; pre-training with one real clip in ten instead of in four, and with nothing but real clips."""
+    synthetic set alone; pre-training with nothing but real clips."""
     best: str = "pixels"
     """The target whose encoder the later stages start from."""
     workers: int = 2
@@ -107,10 +107,9 @@ def _chain(
         for target in ("pixels", "normalised"):
             make = functools.partial(stages.pretrained, target)
             yield from _probe(f"pretrained, {target}", make, seed, lists, known, baselines=target == best)
-    for data in ("tenth", "real"):
-        if data in asked:
-            make = functools.partial(stages.pretrained, best, data)
-            yield from _probe(f"pretrained, {data}", make, seed, lists, known, baselines=False)
+    if "real" in asked:
+        make = functools.partial(stages.pretrained, best, "real")
+        yield from _probe("pretrained, real", make, seed, lists, known, baselines=False)
     if "posttrain" in asked:
         yield from _tested("post-pretrained", posttrained, seed, lists, known)
     if "distil" in asked:

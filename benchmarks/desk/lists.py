@@ -28,8 +28,8 @@ short side would cut off one of two people, and the shape of the original tells 
 of the interactions right, the number of frames 39 %."""
 SYNTHETIC, SYNTHETIC_LABELLED, SYNTHETIC_VAL = 6000, 480, 240
 """Synthetic videos: all for pre-training, the first ones for what needs labels, and others for testing."""
-REAL_SHARES = {"quarter": 0.25, "tenth": 0.1}
-"""Of the samples of each mixture; the others are synthetic."""
+REAL_SHARE = 0.1
+"""Of the samples of the mixture; the others are synthetic."""
 
 
 class Row(NamedTuple):
@@ -53,8 +53,8 @@ class Lists(NamedTuple):
     train_of: dict[str, Path]
     """By set, the synthetic one too: what is learned from with labels."""
     val_of: dict[str, Path]
-    mixtures: dict[str, Path]
-    """By real share: both sets' training clips and the synthetic videos."""
+    mixture: Path
+    """Both sets' training clips and the synthetic videos."""
     synthetic: Path
 
 
@@ -91,13 +91,13 @@ def write_lists(data: Path, out: Path, workers: int, shrink: int = 1) -> Lists:
         {of: some(f"{of}_train", "train", of) for of in SETS}
         | {"synthetic": _write_head(synthetic / "train.csv", SYNTHETIC_LABELLED)},
         {of: some(f"{of}_val", "val", of) for of in SETS} | {"synthetic": synthetic / "val.csv"},
-        {name: _write_mixture(out / f"{name}.toml", share) for name, share in REAL_SHARES.items()},
+        _write_mixture(out / "mixture.toml"),
         synthetic / "train.csv",
     )
 
 
-def _write_mixture(path: Path, real: float) -> Path:
-    sources = {"real": ("train.csv", real), "synthetic": ("synthetic/train.csv", 1 - real)}
+def _write_mixture(path: Path) -> Path:
+    sources = {"real": ("train.csv", REAL_SHARE), "synthetic": ("synthetic/train.csv", 1 - REAL_SHARE)}
     tables = [
         f'[[source]]\nname = "{name}"\nmanifest = "{of}"\nshare = {share}\n' for name, (of, share) in sources.items()
     ]

@@ -41,19 +41,19 @@ class Stages:
         """`shrink` divides the number of steps, to try the chain."""
         self.out, self.lists, self.seed, self.shrink = out, lists, seed, shrink
 
-    def pretrained(self, target: str, data: str = "quarter") -> Path:
-        """Masked pre-training; `target` is pixels or normalised, `data` quarter or tenth (what is real of the samples: all
-        training clips of both sets; the others are synthetic), real or synthetic."""
+    def pretrained(self, target: str, data: str = "mixture") -> Path:
+        """Masked pre-training; `target` is pixels or normalised, `data` mixture (all training clips of both sets and the
+        synthetic videos), real or synthetic."""
         mask, peak, steps = _SYNTHETIC if data == "synthetic" else _DUAL
         words = f"{SHAPE} {mask} --model.decoder.depth 2 --objective.target {target} --optim.base-lr {16 * peak}"
         words += " --data.views 1 --data.flip 0.5"
         listed, warmup_epochs = {  # 150 steps or so
-            **{name: (mixture, 0.4) for name, mixture in self.lists.mixtures.items()},
+            "mixture": (self.lists.mixture, 0.4),
             "real": (self.lists.train, 8),
             "synthetic": (self.lists.synthetic, 0.4),
         }[data]
         words += f" --train.global-batch 16 --train.micro-batch 16 --optim.warmup-epochs {warmup_epochs}"
-        name = f"pretrain_{target}" if data == "quarter" else f"pretrain_{target}_{data}"
+        name = f"pretrain_{target}" if data == "mixture" else f"pretrain_{target}_{data}"
         return self._run("pretrain vit_ti_pretrain_desk", name, steps, listed, words)
 
     def posttrained(self, first: Path) -> Path:

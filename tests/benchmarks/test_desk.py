@@ -51,7 +51,7 @@ def test_lists_keep_subjects_apart_and_clips_alike(data: Path, tmp_path: Path) -
         clip = read_clip(row.path, lambda length, fps: np.arange(length))
         assert clip.shape[1:] == (SIZE, SIZE, 3)
         assert len(clip) <= FRAMES
-    mixture = open_mixture(PretrainDataConfig(mixture=str(lists.mixtures["tenth"]), reader="pyav"))
+    mixture = open_mixture(PretrainDataConfig(mixture=str(lists.mixture), reader="pyav"))
     assert [(source.name, source.share) for source in mixture.sources] == [("real", 0.1), ("synthetic", 0.9)]
     held_back = {row.path for row in val} | {row.path for row in read_manifest(lists.val_of["synthetic"])}
     assert not held_back & {row.path for source in mixture.sources for row in source.manifest}
