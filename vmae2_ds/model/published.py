@@ -44,8 +44,8 @@ def read_published(path: Path) -> State:
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in content.items()}
 
 
-def load_plain(path: Path, classes: list[Any], *, mapped: bool = False) -> object:
-    """What torch.save wrote, with its tensors on the CPU, by torch's own reader of plain data: nothing in the file is run.
+def load_plain(path: Path, classes: list[Any], place: Any = "cpu", *, mapped: bool = False) -> object:
+    """What torch.save wrote, with its tensors on `place`, by torch's own reader of plain data: nothing in the file is run.
 
     Args:
         classes: further ones that may stand in it, or (class, "full.name") for one to take the place of another.
@@ -56,7 +56,7 @@ def load_plain(path: Path, classes: list[Any], *, mapped: bool = False) -> objec
     """
     try:
         with torch.serialization.safe_globals(classes):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location=place, weights_only=True, mmap=mapped)
     except _UNREADABLE as error:
         raise CheckpointError(_why_unreadable(path, error)) from error
 

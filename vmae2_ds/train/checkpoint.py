@@ -27,8 +27,9 @@ from vmae2_ds.train.hashed_files import HashedFiles, flush_to_disk, sha256_of
 from vmae2_ds.train.retention import Keep, Saved, survivors
 from vmae2_ds.train.safe_load import read_state
 from vmae2_ds.train.universal import FOLDER as UNIVERSAL
-from vmae2_ds.train.universal import MOMENTS, WholeStates
+from vmae2_ds.train.universal import WholeStates
 from vmae2_ds.train.universal import remove as remove_universal
+from vmae2_ds.train.zero_shards import MOMENTS
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from vmae2_ds.model.layouts import State
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.hashed_files import HashedFiles
 from vmae2_ds.train.safe_load import read_state
-from vmae2_ds.train.universal import MEAN, WholeStates, mean_file
+from vmae2_ds.train.universal import WholeStates
+from vmae2_ds.train.zero_shards import MEAN, mean_file
 
 WEIGHTS = "ema.safetensors"
 """The mean at the end of a run, in its folder, under published names."""

@@ -1,40 +1,42 @@
-"""Checkpoint files are read as tensors and plain values: no code that a file names is run."""
+"""DeepSpeed's files are read as tensors and plain values: no code that a file names is run."""
 
 from __future__ import annotations
 
-import pickle
-import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vmae2_ds.errors import CheckpointError
+from vmae2_ds.model.published import load_plain
+
+CLASSES = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+"""What `get_unsafe_globals_in_checkpoint` lists for ZeRO 1, 2 and 3 (0.19): data holders without behaviour at unpickling."""
+
+
+class _Ignored:
+    """Stands in for DeepSpeed's own classes, which take seconds to import."""
+
+    def __init__(self, *values: object) -> None:
+        del values
 
 
 def read_state(path: Path | str, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
-    """What torch.save wrote to `path`, with torch's restricted unpickler and the three plain classes DeepSpeed 0.19 puts there.
+    """What torch.save wrote to `path`, with DeepSpeed's objects as its engine wants them back; errors as `load_plain`.
 
-    With `mmap` tensors stay on disk until they are touched. Raises CheckpointError where the file asks for anything else,
-    or is damaged.
+    With `mmap` tensors stay on disk until they are touched.
     """
-    with torch.serialization.safe_globals(_deepspeed_classes()):
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-        except pickle.UnpicklingError as error:
-            named = re.search(r"GLOBAL (\S+)", str(error))
-            what = f"names {named[1]}" if named else "is no plain pickle"
-            raise CheckpointError(f"{path} holds more than tensors and plain values: it {what}; not opened") from None
-        except (RuntimeError, EOFError, KeyError) as error:
-            raise CheckpointError(
-                f"{path} is damaged: {str(error).partition(chr(10))[0] or type(error).__name__}"
-            ) from None
+    found = [name.rpartition(".") for name in CLASSES]
+    classes = [getattr(import_module(module), name) for module, _, name in found]
+    return load_plain(Path(path), classes, map_location, mapped=mmap)
 
 
-def _deepspeed_classes() -> list[Any]:
-    """Data holders without behaviour at unpickling: what `get_unsafe_globals_in_checkpoint` lists for ZeRO 1, 2 and 3."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, ZeroStageEnum, fragment_address]
+def read_shard(path: Path) -> Any:
+    """The tensors and plain values in a shard, left in the file until they are touched; DeepSpeed is not needed."""
+    loaded = load_plain(path, [(_Ignored, name) for name in CLASSES], mapped=True)
+    if not isinstance(loaded, dict | list):
+        raise CheckpointError(f"{path} is not a file of a DeepSpeed checkpoint")
+    return loaded

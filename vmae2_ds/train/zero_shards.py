@@ -1,0 +1,199 @@
+"""What ranks wrote of a model and its optimizer, put together one parameter at a time; tensors stay on disk until asked for.
+
+The files are mapped and given back to the system after each parameter, and nothing that they may hold is run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmae2_ds.errors import CheckpointError
+from vmae2_ds.train.safe_load import read_shard
+
+MASTER = "fp32"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MEAN = "ema"
+
+
+def mean_file(rank: int) -> str:
+    """Where a rank keeps its shards of the running mean, in a checkpoint's folder."""
+    return f"ema_rank{rank:05d}.pt"
+
+
+class Fragment(NamedTuple):
+    """A run of elements of one parameter, in one shard of one rank; a parameter's fragments follow each other."""
+
+    rank: int
+    shard: int
+    offset: int
+    numel: int
+
+
+class ZeroShards:
+    """The states of a checkpoint that ranks wrote.
+
+    Args:
+        source: the checkpoint's folder.
+        world_size: ranks that wrote it.
+        stage: their ZeRO stage.
+
+    Raises CheckpointError where a rank's shards are not there, or a file holds anything but plain data and tensors; and
+    KeyError and the like where the files are not as DeepSpeed writes them.
+    """
+
+    def __init__(self, source: Path, world_size: int, stage: int) -> None:
+        self._source, self._stage = source, stage
+        self.shapes: dict[str, torch.Size] = {}
+        """Of the trained parameters, in the order they are stored."""
+        self.frozen: dict[str, torch.Size] = {}
+        """Of the others."""
+        self._fragments: dict[str, list[Fragment]] = {}
+        self._shards: list[dict[str, list[Tensor]]] = []  # by rank: state -> shards
+        self._steps: list[list[Any]] = []  # by rank and shard
+        models = [read_shard(path) for path in self._by_rank("model")[: None if stage == 3 else 1]]
+        self.model = models[0]
+        """What was saved with the model, as rank 0 wrote it."""
+        if stage == 0:
+            self._open_unsplit()
+        else:
+            self._open_split(world_size)
+        self._frozen = self._find_frozen(models)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """State -> whole tensor of the trained parameter `name`: fp32, and as saved exp_avg, exp_avg_sq, ema, step."""
+        whole = {state: self.whole(name, state) for state in self._shards[0]}
+        first = self._fragments[name][0]
+        step = self._steps[first.rank][first.shard]
+        return whole if step is None else {**whole, "step": step.clone()}
+
+    def whole(self, name: str, state: str = MASTER) -> Tensor:
+        """One state of a parameter, or the only one of a frozen one; float32, in its shape."""
+        if name in self._frozen:
+            parts, shape = self._frozen[name], self.frozen[name]
+        else:
+            parts = [self._part(name, state, fragment) for fragment in self._fragments[name]]
+            shape = self.shapes[name]
+        values = torch.empty(sum(part.numel() for part in parts))
+        for place, part in zip(values.split([part.numel() for part in parts]), parts, strict=True):
+            place.copy_(part)
+            _give_back(part)
+        return values[: shape.numel()].view(shape)
+
+    def hyperparameters(self) -> list[dict[str, Any]]:
+        """The optimizer's groups as they were saved."""
+        return self._groups
+
+    def _part(self, name: str, state: str, fragment: Fragment) -> Tensor:
+        shard = self._shards[fragment.rank][state][fragment.shard].detach().flatten()
+        if shard.numel() < fragment.offset + fragment.numel:
+            raise CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
+        return shard.narrow(0, fragment.offset, fragment.numel)
+
+    def _open_unsplit(self) -> None:
+        optimizer = self.model["optimizer"]
+        order = [name for group in optimizer["param_groups"] for name in group["param_names"]]
+        masters = [self.model["module"][name] for name in order]
+        for shard, (name, master) in enumerate(zip(order, masters, strict=True)):
+            self.shapes[name] = master.shape
+            self._fragments[name] = [Fragment(0, shard, 0, master.numel())]
+        self._add_rank(masters, optimizer)
+
+    def _open_split(self, world_size: int) -> None:
+        paths = self._by_rank("optim")
+        if len(paths) != world_size:
+            raise CheckpointError(
+                f"{self._source} has the optimizer shards of {len(paths)} ranks, and {world_size} wrote it"
+            )
+        paddings = None
+        for path in paths:
+            saved = read_shard(path)["optimizer_state_dict"]
+            masters = saved["fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"]
+            paddings = saved.get("param_alignment_paddings")
+            self._add_rank(masters, saved.get("optimizer_state_dict" if self._stage == 3 else "base_optimizer_state"))
+        for shard, shapes in enumerate(self.model["param_shapes"]):
+            self.shapes |= shapes
+            if self._stage == 3:
+                self._place_apart(shard, shapes, world_size)
+            else:
+                self._place_end_to_end(shard, shapes, paddings and paddings[shard])
+
+    def _add_rank(self, masters: list[Tensor], optimizer: dict[str, Any] | None) -> None:
+        """`optimizer`: None where weights alone were kept."""
+        kept = optimizer or {"param_groups": [], "state": {}}
+        self._groups = kept["param_groups"]
+        moments = [kept["state"].get(shard, {}) for shard in range(len(masters))]
+        shards = {MASTER: list(masters)}
+        shards |= {key: [state[key] for state in moments] for key in MOMENTS if all(key in state for state in moments)}
+        mean = self._source / mean_file(len(self._shards))
+        if mean.is_file():
+            shards[MEAN] = read_shard(mean)
+        self._shards.append(shards)
+        self._steps.append([state.get("step") for state in moments])
+
+    def _place_apart(self, shard: int, shapes: Mapping[str, torch.Size], world_size: int) -> None:
+        """Stage 3: each parameter is cut in equal parts, the last ones padded, and each rank strings its parts together."""
+        offset = 0
+        for name, shape in shapes.items():
+            part = math.ceil(shape.numel() / world_size)
+            self._fragments[name] = [
+                Fragment(rank, shard, offset, max(0, min(part, shape.numel() - rank * part)))
+                for rank in range(world_size)
+            ]
+            offset += part
+
+    def _place_end_to_end(self, shard: int, shapes: Mapping[str, torch.Size], paddings: list[int] | None) -> None:
+        """Stages 1 and 2: a group's parameters lie end to end, perhaps with gaps, and that vector is cut among the ranks."""
+        sizes = [shards[MASTER][shard].numel() for shards in self._shards]
+        start = 0
+        for place, (name, shape) in enumerate(shapes.items()):
+            stop = start + shape.numel()
+            if stop > sum(sizes):
+                raise CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
+            self._fragments[name] = found = []
+            before = 0
+            for rank, size in enumerate(sizes):
+                first, last = max(start, before), min(stop, before + size)
+                if first < last:
+                    found.append(Fragment(rank, shard, first - before, last - first))
+                before += size
+            start = stop + (paddings[place] if paddings is not None else 0)
+
+    def _find_frozen(self, models: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
+        """Values by name, by rank; they keep the type they were trained in."""
+        if self._stage < 3:
+            found = {name: value for name, value in self.model["module"].items() if name not in self.shapes}
+            self.frozen = {name: value.shape for name, value in found.items()}
+            return {name: [value.detach().flatten()] for name, value in found.items()}
+        self.frozen = dict(self.model["frozen_param_shapes"] or {})
+        return {name: [x["frozen_param_fragments"][name].detach().flatten() for x in models] for name in self.frozen}
+
+    def _by_rank(self, what: str) -> list[Path]:
+        """Rank 0 first: rank 10 is not behind rank 1."""
+        pattern = f"*_{what}_states.pt"
+        found = self._source.glob(pattern)
+        paths = sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+        if not paths:
+            raise CheckpointError(f"{self._source} has no {pattern}")
+        return paths
+
+
+def _give_back(part: Tensor) -> None:
+    """Let the system have a mapped file's pages again: they stay in its cache, but no longer count as this process's.
+
+    Only for what `read_shard` gave: pages that are no file's would come back as zeros.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    start = part.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    length = part.data_ptr() + part.numel() * part.element_size() - start
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
