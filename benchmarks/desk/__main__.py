@@ -41,9 +41,9 @@ class Desk:
     """Lists, small copies, run folders and rows.jsonl."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of pre-training; every later stage of a chain has its seed."""
-    stages: tuple[str, ...] = ("frozen", "posttrain", "distil", "finetune", "synthetic", "real")
-    """What to run: pre-training and leave-one-out probes; then what needs labels, tested on unseen subjects and sequences; the
-    synthetic set alone; pre-training with nothing but real clips."""
+    stages: tuple[str, ...] = ("frozen", "target", "posttrain", "distil", "finetune", "synthetic", "real")
+    """What to run: pre-training and leave-one-out probes, and with the other target; then what needs labels, tested on unseen
+    subjects and sequences; the synthetic set alone; pre-training with nothing but real clips."""
     best: str = "pixels"
     """The target whose encoder the later stages start from."""
     workers: int = 2
@@ -104,9 +104,11 @@ def _chain(
         return stages.distilled(posttrained())
 
     if "frozen" in asked:
-        for target in ("pixels", "normalised"):
-            make = functools.partial(stages.pretrained, target)
-            yield from _probe(f"pretrained, {target}", make, seed, lists, known, baselines=target == best)
+        yield from _probe(f"pretrained, {best}", pretrained, seed, lists, known, baselines=True)
+    if "target" in asked:
+        other = "normalised" if best == "pixels" else "pixels"
+        make = functools.partial(stages.pretrained, other)
+        yield from _probe(f"pretrained, {other}", make, seed, lists, known, baselines=False)
     if "real" in asked:
         make = functools.partial(stages.pretrained, best, "real")
         yield from _probe("pretrained, real", make, seed, lists, known, baselines=False)
