@@ -122,7 +122,7 @@ def _chain(
             yield from _finetuned(first, of, stages, lists, known)
     if "synthetic" in asked:
         make = functools.partial(stages.pretrained, best, "synthetic")
-        yield from _probe("pretrained, synthetic", make, seed, lists, known, baselines=True, sets=("synthetic",))
+        yield from _probe("pretrained, synthetic", make, seed, lists, known, baselines=True, sets=("synthetic", *SETS))
         yield from _finetuned({"scratch": None, "pretrained": make}, "synthetic", stages, lists, known)
 
 
