@@ -13,8 +13,8 @@ from pathlib import Path
 import tyro
 
 from benchmarks.desk.lists import SETS, Lists, write_lists
-from benchmarks.desk.stages import Stages
-from benchmarks.desk.table import markdown
+from benchmarks.desk.stages import Stages, settle_recipe
+from benchmarks.desk.table import key_of, markdown
 from benchmarks.record import Row, append_rows, provenance
 from vmae2_ds.downstream.frozen import FrozenEncoder, features_of
 from vmae2_ds.downstream.probe import PROBES, probe_accuracy, views_of
@@ -58,10 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     rows = asked.out / "rows.jsonl"
     command = shlex.join(["python", "-m", "benchmarks.desk", *(sys.argv[1:] if argv is None else argv)])
     try:
+        settle_recipe(asked.out, asked.shrink)
         lists = write_lists(asked.data, asked.out, asked.workers, asked.shrink)
         known = _known(rows)
         for row in _measure(asked, lists, known):
-            known.add(_key(row))
+            known.add(key_of(row))
             append_rows(rows, [{**provenance(), "command": command, **row}])
             print({key: value for key, value in row.items() if key != "run"}, flush=True)
     except Vmae2Error as error:
@@ -72,11 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _known(rows: Path) -> set[tuple[object, ...]]:
-    return {_key(row) for row in read_rows(rows)} if rows.exists() else set()
-
-
-def _key(row: Row) -> tuple[object, ...]:
-    return tuple(row[name] for name in ("model", "seed", "test", "set", "how"))
+    return {key_of(row) for row in read_rows(rows)} if rows.exists() else set()
 
 
 def _measure(asked: Desk, lists: Lists, known: set[tuple[object, ...]]) -> Iterator[Row]:
@@ -136,7 +133,7 @@ def _finetuned(
     """A set's training clips learned from each start; how well they were fitted is in the row."""
     for name, start in first.items():
         row = {"model": name, "seed": stages.seed, "test": "unseen", "set": of, "how": "fine-tuned"}
-        if _key(row) not in known:
+        if key_of(row) not in known:
             run = stages.finetuned(of, start and start(), name)
             yield {**row, **_accuracy(run, lists.val_of[of]), **_accuracy(run, lists.train_of[of], "train_")}
 
@@ -147,17 +144,17 @@ def _drawn(shape: Callable[[], Path], lists: Lists, known: set[tuple[object, ...
         {"model": "random encoder", "seed": seed, "test": "leave one out", "set": "ut", "how": how}
         for seed, how in product(range(DRAWS), ("ridge", "motion"))
     ]
-    missing = [row for row in drawn if _key(row) not in known]
+    missing = [row for row in drawn if key_of(row) not in known]
     if not missing:
         return
     run, _ = find_checkpoint(shape())
     encoders = {}
     for row in missing:
         encoder = _random(run, row["seed"])
-        encoders[str(_key(row))] = encoder.motion if row["how"] == "motion" else encoder
+        encoders[str(key_of(row))] = encoder.motion if row["how"] == "motion" else encoder
     found = features_of(run, encoders, lists.all_of["ut"], None, clips=1)  # every video is decoded once
     for row in missing:
-        accuracy, videos = probe_accuracy(found[str(_key(row))], None, PROBES["ridge"])
+        accuracy, videos = probe_accuracy(found[str(key_of(row))], None, PROBES["ridge"])
         yield {**row, "accuracy": accuracy, "videos": videos}
 
 
@@ -180,7 +177,7 @@ def _probe(
                 {"model": model, "seed": 0 if model == "pixels" else seed, "test": test, "set": of, "how": how}
                 for model in names
             ]
-            rows = [row for row in rows if _key(row) not in known]
+            rows = [row for row in rows if key_of(row) not in known]
             if not rows:
                 continue
             run = make()
@@ -197,12 +194,12 @@ def _tested(
     for of in SETS:
         for how in VIEWS:
             row = {"model": name, "seed": seed, "test": "unseen", "set": of, "how": how}
-            if _key(row) not in known:
+            if key_of(row) not in known:
                 run = make()
                 found = _frozen(run, seed, how, lists.train_of[of], lists.val_of[of], {"run"})
                 yield {**row, "run": run.name, **found["run"]}
     row = {"model": name, "seed": seed, "test": "unseen", "set": "both", "how": "own head"}
-    if _key(row) not in known:
+    if key_of(row) not in known:
         run = make()
         yield {**row, "run": run.name, **_accuracy(run, lists.val), **_accuracy(run, lists.train, "train_")}
 

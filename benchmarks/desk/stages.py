@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.desk.lists import CLASSES, UNION, Lists
-from vmae2_ds.errors import Vmae2Error
+from vmae2_ds.errors import ConfigError, Vmae2Error
 
 SHAPE = (
     "--model.patch 8 --model.encoder.depth 4 --model.encoder.heads 6 --model.attention math "
@@ -30,6 +31,17 @@ FINETUNE_STEPS = {"ut": 400, "bg": 300, "synthetic": 1500}
 
 class StageFailed(Vmae2Error):
     """A stage's command did not end with 0."""
+
+
+def settle_recipe(out: Path, shrink: int) -> None:
+    """Note in `out` how its runs are trained. Raises ConfigError where that is not how they would be trained now."""
+    recipe = {"shape": SHAPE, "student": STUDENT, "pre-training": RECIPE, "supervised": _SUPERVISED, "shrink": shrink}
+    text = json.dumps({**recipe, "steps": STEPS, "fine-tuning steps": FINETUNE_STEPS}, indent=1)
+    noted = out / "recipe.json"
+    if noted.is_file() and noted.read_text(encoding="utf-8") != text:
+        raise ConfigError(f"{out} holds runs of another recipe, see {noted}; name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    noted.write_text(text, encoding="utf-8")
 
 
 class Stages:

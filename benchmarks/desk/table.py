@@ -9,8 +9,14 @@ import numpy as np
 from benchmarks.record import Row
 
 
+def key_of(row: Row) -> tuple[object, ...]:
+    """What a row is of; two with the same are the same measurement, by commands that ran beside each other."""
+    return tuple(row[name] for name in ("model", "seed", "test", "set", "how"))
+
+
 def markdown(rows: list[Row]) -> str:
     """A table for each test, a line per model, a column per set and probe: mean (lowest to highest) over seeds, in percent."""
+    rows = list({key_of(row): row for row in rows}.values())
     return "\n\n".join(
         _table(test, [row for row in rows if row["test"] == test]) for test in ("leave one out", "unseen")
     )

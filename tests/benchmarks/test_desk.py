@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.desk.__main__ import main
 from benchmarks.desk.lists import CLASSES, FRAMES, SIZE, write_lists
+from benchmarks.desk.stages import settle_recipe
 from benchmarks.desk.table import markdown
 from vmae2_ds.config import PretrainDataConfig
 from vmae2_ds.data.decode import read_clip
@@ -86,7 +87,15 @@ def test_a_folder_without_the_sets_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "ut_interaction_manifest.csv is not there" in capsys.readouterr().err
 
 
+def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its finished runs would be taken for those of this one."""
+    settle_recipe(tmp_path, 1)
+    settle_recipe(tmp_path, 1)
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path), "--shrink", "2"]) == 2
+    assert "holds runs of another recipe" in capsys.readouterr().err
+
+
 def test_the_table_gives_mean_and_range_over_seeds() -> None:
     row = {"model": "student", "test": "unseen", "set": "ut", "how": "ridge", "videos": 12}
     rows = [{**row, "seed": seed, "accuracy": accuracy} for seed, accuracy in enumerate((0.25, 0.5, 0.75))]
-    assert "| student | 50.0 (25.0 to 75.0; 3) |" in markdown(rows)
+    assert "| student | 50.0 (25.0 to 75.0; 3) |" in markdown([*rows, rows[0]])

@@ -16,7 +16,7 @@ from vmae2_ds.train.zero_weights import read_weights
 
 pytestmark = pytest.mark.slow
 POLICIES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
-POLICIES += ("zero1-bf16", "zero3-bf16", "zero1-head", "zero3-head")
+POLICIES += ("zero1-bf16", "zero3-bf16", "zero1-head", "zero2-head", "zero3-head")
 
 
 @pytest.fixture(scope="module")

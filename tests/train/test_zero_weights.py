@@ -20,6 +20,7 @@ from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, Tow
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.train.checkpoint import WHOLE
+from vmae2_ds.train.zero_shards import ZeroShards
 from vmae2_ds.train.zero_weights import open_weights, read_weights
 
 SMALL = PretrainConfig(
@@ -39,6 +40,51 @@ def test_every_weight_is_put_together(tmp_path: Path, stage: int, ranks: int) ->
     weights = counted(SMALL.model)
     target = made_checkpoint(tmp_path, SMALL, weights, stage, ranks)
     torch.testing.assert_close(read_weights(target), weights, rtol=0, atol=0)
+
+
+def test_gaps_between_parameters_are_passed_over(tmp_path: Path) -> None:
+    weights = counted(SMALL.model)
+    target = made_checkpoint(tmp_path, SMALL, weights, stage=2, ranks=3, gap=3)
+    torch.testing.assert_close(read_weights(target), weights, rtol=0, atol=0)
+
+
+def test_weights_are_read_whatever_became_of_the_optimizer(tmp_path: Path) -> None:
+    """DeepSpeed's elastic_checkpoint writes a list; going on from it would lose Adam's moments, and is refused."""
+    weights = counted(SMALL.model)
+    target = made_checkpoint(tmp_path, SMALL, weights, stage=1, ranks=2)
+    for shard in target.glob("*optim_states.pt"):
+        held = torch.load(shard, weights_only=True)
+        held["optimizer_state_dict"]["base_optimizer_state"] = [{"exp_avg": torch.zeros(3)}]
+        torch.save(held, shard)
+    list_files(target, stage=1, ranks=2)
+    torch.testing.assert_close(read_weights(target), weights, rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match="the optimizer's states are not there, or not as known here"):
+        ZeroShards(target, 2, 1).hyperparameters()
+
+
+def test_a_tensor_that_was_saved_transposed(tmp_path: Path) -> None:
+    """It is copied on the way: what is given back to the system has to be a file's."""
+    turned = torch.randn(300, 400).t()
+    torch.save({"module": {"model.turned": turned}, "optimizer": None}, tmp_path / "mp_rank_00_model_states.pt")
+    list_files(tmp_path, stage=0, ranks=1)
+    assert torch.equal(read_weights(tmp_path)["turned"], turned)
+
+
+@pytest.mark.parametrize("lacks", ["a value", "a rank"])
+def test_frozen_parts_that_are_too_short_are_refused(tmp_path: Path, lacks: str) -> None:
+    target = made_checkpoint(tmp_path, SMALL, counted(SMALL.model), stage=3, ranks=2)
+    models = sorted(target.glob("*model_states.pt"))
+    for path in models:
+        held = torch.load(path, weights_only=True)
+        held["frozen_param_shapes"] = {"model.frozen": torch.Size([10])}
+        held["frozen_param_fragments"] = {"model.frozen": torch.arange(4.0 if lacks == "a value" else 5.0)}
+        torch.save(held, path)
+    if lacks == "a rank":
+        models[1].unlink()
+    list_files(target, stage=3, ranks=2)
+    reason = "the shards end before model.frozen" if lacks == "a value" else r"has \*_model_states.pt of 1 rank\(s\)"
+    with pytest.raises(CheckpointError, match=reason):
+        open_weights(target)["frozen"]
 
 
 EXPORT = """
@@ -112,11 +158,16 @@ def test_a_folder_that_is_not_as_known_is_refused_in_a_line(tmp_path: Path) -> N
     target = made_checkpoint(tmp_path, SMALL, counted(SMALL.model), stage=3, ranks=2)
     whole = json.loads((target / WHOLE).read_text())
     (target / WHOLE).write_text(json.dumps(whole | {"world_size": 3}))
-    with pytest.raises(CheckpointError, match="has the optimizer shards of 2 ranks, and 3 wrote it"):
+    with pytest.raises(CheckpointError, match=r"has \*_model_states.pt of 2 rank\(s\), and of 3 they should be"):
         read_weights(target)
     (target / WHOLE).write_text(json.dumps(whole | {"stage": 1}))
-    with pytest.raises(CheckpointError, match=r"not shards of DeepSpeed as known here \(KeyError"):
+    with pytest.raises(CheckpointError, match=r"has \*_model_states.pt of 2 rank\(s\), and of 1 they should be"):
         read_weights(target)
+    (target / "zero_pp_rank_1_mp_rank_00_model_states.pt").rename(tmp_path / "kept")
+    (target / WHOLE).write_text(json.dumps(whole | {"stage": 0, "files": {}}))
+    with pytest.raises(CheckpointError, match=r"not shards of DeepSpeed as known here \(KeyError\('optimizer'\)"):
+        read_weights(target)
+    (tmp_path / "kept").rename(target / "zero_pp_rank_1_mp_rank_00_model_states.pt")
     (target / WHOLE).write_text("{}")
     with pytest.raises(CheckpointError, match=r"not shards of DeepSpeed as known here \(KeyError\('files'\)"):
         read_weights(target)

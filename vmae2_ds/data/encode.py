@@ -18,6 +18,10 @@ FALLBACK_FPS = Fraction(25)
 """Of a video that does not tell its rate."""
 
 
+X264 = {"preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
+"""One thread; and no macroblock tree, for which libx264 reads memory that it has not written (seen with MALLOC_PERTURB_)."""
+
+
 class Encoded(NamedTuple):
     """What `reencode` wrote."""
 
@@ -33,8 +37,8 @@ def write_frames(
 ) -> int:
     """Encode equally large PyAV frames of even size as H.264 4:2:0, a key frame every `gop` at most; returns how many.
 
-    The same frames give the same bytes anywhere: one thread, and no macroblock tree, for which libx264 reads memory that it
-    has not written (seen with MALLOC_PERTURB_). `kind` is the container, by default what the suffix says.
+    The same frames give the same bytes with the same build of libx264: see X264. `kind` is the container, by default what
+    the suffix says.
     """
     import av
 
@@ -47,13 +51,7 @@ def write_frames(
         stream: Any = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = first.height, first.width
         stream.pix_fmt = "yuv420p"
-        stream.options = {
-            "crf": str(crf),
-            "preset": "veryfast",
-            "g": str(gop),
-            "threads": "1",
-            "x264-params": "mbtree=0",
-        }
+        stream.options = {"crf": str(crf), "g": str(gop), **X264}
         for frame in chain((first,), frames):
             frame.pts, frame.time_base = count, 1 / Fraction(fps)  # numbers stay what they were, whatever the times
             container.mux(stream.encode(frame))

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data.decode import read_clip
-from vmae2_ds.data.encode import Encoded, reencode
+from vmae2_ds.data.encode import X264, Encoded, reencode
 from vmae2_ds.data.ledger import BadFileLedger
 from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, VideoEntry, read_manifest
 from vmae2_ds.data.parallel import in_parallel
@@ -97,7 +97,7 @@ def prepare_manifest(
         seed: Draws the sample.
     """
     opened = read_manifest(manifest, root)
-    settings = {"list": opened.rows.digest, "short_side": short_side, "gop": gop, "crf": crf}
+    settings = {"list": opened.rows.digest, "short_side": short_side, "gop": gop, "crf": crf, "x264": X264}
     with work_folder(out, "prepare", settings):
         jobs = _jobs(opened)
         ledger = BadFileLedger(out / "bad_files.jsonl")

@@ -48,7 +48,7 @@ from vmae2_ds.train.spikes import SpikeGuard, check_norm_is_taken
 from vmae2_ds.train.stage import Stage
 from vmae2_ds.train.startup import check_start
 from vmae2_ds.train.stopping import stop_signals
-from vmae2_ds.train.validate import Validate, Validations
+from vmae2_ds.train.validate import ScheduledValidation, Validate
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ class _Session:
         self.folder = self.agreement.from_first(lambda: open_run_folder(config, self.extras.identity))
         minutes = config.guard.hang_minutes, config.guard.hang_slow_minutes
         self.hang = guards.enter_context(HangSwitch(self.folder.path, self.world, *(60 * limit for limit in minutes)))
-        peers.on_loss = lambda why: self.hang.end_in(END_S, why)
+        hang = self.hang
+        peers.on_loss = lambda why: hang.end_in(END_S, why)
         checkpoint = checkpoint_to_resume(config, self.folder, self.world, self.agreement)
         self.engine = build_engine(config, ds_config, fresh=checkpoint is None, make=self.extras.make_objective)
         self.mean = WeightAverage(self.engine, stage.ema_decay) if stage.ema_decay else None
@@ -129,8 +130,8 @@ class _Session:
             ) from error
         finally:
             self.reporter.close()
-            if self.validations is not None:
-                self.validations.close()
+            if self.validation is not None:
+                self.validation.close()
         self.hang.slow_from_here("the end")
         if self.saver.error is not None and not isinstance(stop, SaveFailed):
             stop = self.saver.unsaved(stop)
@@ -178,12 +179,12 @@ class _Session:
             DataWaitWatch(self.config.data, ranks=int(self.agreement.max(self.world.local_rank)[0]) + 1),
             self.config.stage,
         )
-        self.validations = None
+        self.validation = None
         if validate is not None:
             file = None
             if self.world.rank == 0:
                 file = MetricsWriter(self.folder.path / "validation.jsonl", tensorboard, self.state.step)
-            self.validations = Validations(validate, self.stage.validate_every, self.plan, file)
+            self.validation = ScheduledValidation(validate, self.stage.validate_every, self.plan, file)
         self.ledger = BadFileLedger(self.folder.path / "bad_files.jsonl")
 
     def _train(self) -> None:
@@ -219,8 +220,8 @@ class _Session:
                 with self.hang.slow("a rollback"):
                     self.state = actions.go_back(back)
                 self.reporter.go_back(self.state.step)
-                if self.validations is not None:
-                    self.validations.go_back(self.state.step)
+                if self.validation is not None:
+                    self.validation.go_back(self.state.step)
 
     def _train_on(self, hooks: LoopHooks) -> None:
         loader = make_loader(
@@ -256,9 +257,9 @@ class _Session:
     def _stepped(self, step: int) -> None:
         self.reporter.progress.step(step)
         self.hang.step(step)
-        if self.validations is not None and self.validations.are_due(step):
+        if self.validation is not None and self.validation.are_due(step):
             with self.hang.slow("a validation"):
-                figures = self.validations.run(step, self.engine)
+                figures = self.validation.run(step, self.engine)
             self.saver.note(figures)
 
     def _save(self, state: TrainState) -> None:

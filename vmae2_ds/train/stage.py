@@ -13,9 +13,9 @@ from vmae2_ds.data.datasets import VideoDataset
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.build import Objective, make_objective
-from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.plan import RunPlan
 from vmae2_ds.train.runs import AnyRun
+from vmae2_ds.train.validate import Validate
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Stage:
     """Whether the model draws in its forward pass: stochastic depth, dropout."""
     ema_decay: float = 0.0
     """Of a running mean of the weights; 0: none."""
-    validation: Callable[[World, Agreement], Callable[[Engine], dict[str, Any]]] | None = None
-    """Makes what gives a row of validation figures, the same on every rank."""
+    validation: Callable[[World, Agreement], Validate] | None = None
     validate_every: float = 1.0
     """Epochs between them."""
     extras: Callable[[Mixture, World, Agreement], Extras] = lambda mixture, world, agreement: Extras()

@@ -31,7 +31,7 @@ def convert(source: Path, target: Path, world_size: int, stage: int, world: Worl
     """
     states = ZeroShards(source, world_size, stage)
     files = HashedFiles(target)
-    names = [*states.shapes, *states.frozen]
+    names = [*states.shapes, *states.frozen_shapes]
     for name in names[world.rank :: world.size]:
         tensors = states.tensors(name) if name in states.shapes else {MASTER: states.whole(name)}
         for state, tensor in tensors.items():

@@ -78,8 +78,8 @@ class Validation:
         }
 
 
-class Validations:
-    """Those of a run: when they are due, their file and their line in the log."""
+class ScheduledValidation:
+    """When validation is due in a run, its file and its line in the log."""
 
     def __init__(self, validate: Validate, every_epochs: float, plan: RunPlan, file: MetricsWriter | None) -> None:
         """`file` on rank 0 alone."""

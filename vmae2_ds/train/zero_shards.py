@@ -5,12 +5,13 @@ The files are mapped and given back to the system after each parameter, and noth
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,15 @@ def mean_file(rank: int) -> str:
     return f"ema_rank{rank:05d}.pt"
 
 
+@contextlib.contextmanager
+def as_known(source: Path) -> Iterator[None]:
+    """Turn what a file of another kind makes of the code that reads it into a CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{source}: its files are not shards of DeepSpeed as known here ({error!r})") from None
+
+
 class Fragment(NamedTuple):
     """A run of elements of one parameter, in one shard of one rank; a parameter's fragments follow each other."""
 
@@ -47,27 +57,30 @@ class ZeroShards:
         world_size: ranks that wrote it.
         stage: their ZeRO stage.
 
-    Raises CheckpointError where a rank's shards are not there, or a file holds anything but plain data and tensors; and
-    KeyError and the like where the files are not as DeepSpeed writes them.
+    Raises CheckpointError where a rank's shards are not there, the files are not as DeepSpeed writes them, or one holds
+    anything but plain data and tensors.
     """
 
     def __init__(self, source: Path, world_size: int, stage: int) -> None:
         self._source, self._stage = source, stage
         self.shapes: dict[str, torch.Size] = {}
         """Of the trained parameters, in the order they are stored."""
-        self.frozen: dict[str, torch.Size] = {}
+        self.frozen_shapes: dict[str, torch.Size] = {}
         """Of the others."""
+        self._frozen: dict[str, list[Tensor]] = {}  # by rank
         self._fragments: dict[str, list[Fragment]] = {}
         self._shards: list[dict[str, list[Tensor]]] = []  # by rank: state -> shards
         self._steps: list[list[Any]] = []  # by rank and shard
-        models = [read_shard(path) for path in self._by_rank("model")[: None if stage == 3 else 1]]
-        self.model = models[0]
-        """What was saved with the model, as rank 0 wrote it."""
-        if stage == 0:
-            self._open_unsplit()
-        else:
-            self._open_split(world_size)
-        self._frozen = self._find_frozen(models)
+        self._groups: list[dict[str, Any]] | None = None
+        with as_known(source):
+            models = [read_shard(path) for path in self._by_rank("model", world_size if stage == 3 else 1)]
+            self.model: dict[str, Any] = models[0]
+            """What was saved with the model, as rank 0 wrote it."""
+            if stage == 0:
+                self._open_unsplit()
+            else:
+                self._open_split(world_size)
+            self._find_frozen(models)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """State -> whole tensor of the trained parameter `name`: fp32, and as saved exp_avg, exp_avg_sq, ema, step."""
@@ -79,28 +92,34 @@ class ZeroShards:
     def whole(self, name: str, state: str = MASTER) -> Tensor:
         """One state of a parameter, or the only one of a frozen one; float32, in its shape."""
         if name in self._frozen:
-            parts, shape = self._frozen[name], self.frozen[name]
+            shape = self.frozen_shapes[name]
+            pieces = [(fragment, 0, fragment.numel()) for fragment in self._frozen[name]]
         else:
-            parts = [self._part(name, state, fragment) for fragment in self._fragments[name]]
             shape = self.shapes[name]
-        values = torch.empty(sum(part.numel() for part in parts))
-        for place, part in zip(values.split([part.numel() for part in parts]), parts, strict=True):
-            place.copy_(part)
-            _give_back(part)
+            found = self._fragments[name]
+            pieces = [(self._shards[x.rank][state][x.shard], x.offset, x.numel) for x in found]
+        if any(stored.numel() < offset + numel for stored, offset, numel in pieces):
+            raise self._ends_before(name)
+        values = torch.empty(sum(numel for _, _, numel in pieces))
+        if values.numel() < shape.numel():
+            raise self._ends_before(name)
+        for place, (stored, offset, _) in zip(values.split([numel for _, _, numel in pieces]), pieces, strict=True):
+            _take(place, stored.detach(), offset)
         return values[: shape.numel()].view(shape)
 
     def hyperparameters(self) -> list[dict[str, Any]]:
-        """The optimizer's groups as they were saved."""
+        """The optimizer's groups as they were saved. Raises CheckpointError where weights alone can be read."""
+        if self._groups is None:
+            raise CheckpointError(f"{self._source}: the optimizer's states are not there, or not as known here")
         return self._groups
 
-    def _part(self, name: str, state: str, fragment: Fragment) -> Tensor:
-        shard = self._shards[fragment.rank][state][fragment.shard].detach().flatten()
-        if shard.numel() < fragment.offset + fragment.numel:
-            raise CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
-        return shard.narrow(0, fragment.offset, fragment.numel)
+    def _ends_before(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
 
     def _open_unsplit(self) -> None:
         optimizer = self.model["optimizer"]
+        if optimizer is None:
+            return  # all that there is, is the module's
         order = [name for group in optimizer["param_groups"] for name in group["param_names"]]
         masters = [self.model["module"][name] for name in order]
         for shard, (name, master) in enumerate(zip(order, masters, strict=True)):
@@ -109,13 +128,8 @@ class ZeroShards:
         self._add_rank(masters, optimizer)
 
     def _open_split(self, world_size: int) -> None:
-        paths = self._by_rank("optim")
-        if len(paths) != world_size:
-            raise CheckpointError(
-                f"{self._source} has the optimizer shards of {len(paths)} ranks, and {world_size} wrote it"
-            )
         paddings = None
-        for path in paths:
+        for path in self._by_rank("optim", world_size):
             saved = read_shard(path)["optimizer_state_dict"]
             masters = saved["fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"]
             paddings = saved.get("param_alignment_paddings")
@@ -127,11 +141,12 @@ class ZeroShards:
             else:
                 self._place_end_to_end(shard, shapes, paddings and paddings[shard])
 
-    def _add_rank(self, masters: list[Tensor], optimizer: dict[str, Any] | None) -> None:
-        """`optimizer`: None where weights alone were kept."""
-        kept = optimizer or {"param_groups": [], "state": {}}
-        self._groups = kept["param_groups"]
-        moments = [kept["state"].get(shard, {}) for shard in range(len(masters))]
+    def _add_rank(self, masters: list[Tensor], optimizer: Any) -> None:
+        """Of `optimizer` only Adam's dict of states is known: weights do not need it, and elastic_checkpoint writes a list."""
+        states: dict[int, dict[str, Any]] = {}
+        if isinstance(optimizer, dict):
+            self._groups, states = optimizer["param_groups"], optimizer["state"]
+        moments = [states.get(shard, {}) for shard in range(len(masters))]
         shards = {MASTER: list(masters)}
         shards |= {key: [state[key] for state in moments] for key in MOMENTS if all(key in state for state in moments)}
         mean = self._source / mean_file(len(self._shards))
@@ -157,8 +172,6 @@ class ZeroShards:
         start = 0
         for place, (name, shape) in enumerate(shapes.items()):
             stop = start + shape.numel()
-            if stop > sum(sizes):
-                raise CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
             self._fragments[name] = found = []
             before = 0
             for rank, size in enumerate(sizes):
@@ -168,23 +181,33 @@ class ZeroShards:
                 before += size
             start = stop + (paddings[place] if paddings is not None else 0)
 
-    def _find_frozen(self, models: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
-        """Values by name, by rank; they keep the type they were trained in."""
-        if self._stage < 3:
-            found = {name: value for name, value in self.model["module"].items() if name not in self.shapes}
-            self.frozen = {name: value.shape for name, value in found.items()}
-            return {name: [value.detach().flatten()] for name, value in found.items()}
-        self.frozen = dict(self.model["frozen_param_shapes"] or {})
-        return {name: [x["frozen_param_fragments"][name].detach().flatten() for x in models] for name in self.frozen}
+    def _find_frozen(self, models: list[dict[str, Any]]) -> None:
+        """They keep the type they were trained in."""
+        if self._stage == 3:
+            self.frozen_shapes = dict(self.model["frozen_param_shapes"] or {})
+            self._frozen = {name: [x["frozen_param_fragments"][name] for x in models] for name in self.frozen_shapes}
+        else:
+            self._frozen = {name: [value] for name, value in self.model["module"].items() if name not in self.shapes}
+            self.frozen_shapes = {name: value.shape for name, (value,) in self._frozen.items()}
 
-    def _by_rank(self, what: str) -> list[Path]:
+    def _by_rank(self, what: str, ranks: int) -> list[Path]:
         """Rank 0 first: rank 10 is not behind rank 1."""
         pattern = f"*_{what}_states.pt"
         found = self._source.glob(pattern)
         paths = sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
-        if not paths:
-            raise CheckpointError(f"{self._source} has no {pattern}")
+        if len(paths) != ranks:
+            raise CheckpointError(
+                f"{self._source} has {pattern} of {len(paths)} rank(s), and of {ranks} they should be"
+            )
         return paths
+
+
+def _take(place: Tensor, stored: Tensor, offset: int) -> None:
+    """Fill `place` with the values of a mapped tensor from `offset` on."""
+    part = stored.flatten().narrow(0, offset, place.numel())
+    place.copy_(part)
+    if stored.is_contiguous():  # else `part` is a copy on the heap
+        _give_back(part)
 
 
 def _give_back(part: Tensor) -> None:

@@ -9,7 +9,7 @@ from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.stored import StoredState
 from vmae2_ds.train.checkpoint import WHOLE, why_torn
-from vmae2_ds.train.zero_shards import ZeroShards
+from vmae2_ds.train.zero_shards import ZeroShards, as_known
 
 _PREFIX = "model."  # of an objective's model; what else it may have is not the model's
 
@@ -26,17 +26,15 @@ def open_weights(target: Path) -> StoredState:
 
     Raises CheckpointError where the checkpoint is not whole, or a file holds anything but plain data and tensors.
     """
-    try:
+    with as_known(target):
         reason = why_torn(target)
         if reason is not None:
             raise CheckpointError(f"{target}: not a whole checkpoint: {reason}")
         whole = json.loads((target / WHOLE).read_text())
         shards = ZeroShards(target, whole["world_size"], whole["stage"])
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{target}: its files are not shards of DeepSpeed as known here ({error!r})") from None
     shapes = {
         name.removeprefix(_PREFIX): tuple(shape)
-        for name, shape in (shards.shapes | shards.frozen).items()
+        for name, shape in (shards.shapes | shards.frozen_shapes).items()
         if name.startswith(_PREFIX)
     }
     return StoredState(shapes, lambda name: shards.whole(_PREFIX + name))
