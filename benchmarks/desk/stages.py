@@ -38,8 +38,11 @@ def settle_recipe(out: Path, shrink: int) -> None:
     recipe = {"shape": SHAPE, "student": STUDENT, "pre-training": RECIPE, "supervised": _SUPERVISED, "shrink": shrink}
     text = json.dumps({**recipe, "steps": STEPS, "fine-tuning steps": FINETUNE_STEPS}, indent=1)
     noted = out / "recipe.json"
-    if noted.is_file() and noted.read_text(encoding="utf-8") != text:
-        raise ConfigError(f"{out} holds runs of another recipe, see {noted}; name another folder with --out")
+    found = noted.read_text(encoding="utf-8") if noted.is_file() else None
+    if found != text and (found is not None or (out / "runs").is_dir()):
+        raise ConfigError(
+            f"{out} holds runs of another recipe than {noted.name} would say; name another folder with --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     noted.write_text(text, encoding="utf-8")
 

@@ -17,7 +17,7 @@ from vmae2_ds.data.decode import read_clip
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.data.synthetic import draw_clip, write_video
-from vmae2_ds.errors import EXIT_OK
+from vmae2_ds.errors import EXIT_OK, ConfigError
 from vmae2_ds.train.report import read_rows
 
 SHRINK = 2000
@@ -93,6 +93,9 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, capsys: pytest.Ca
     settle_recipe(tmp_path, 1)
     assert main(["--data", str(tmp_path), "--out", str(tmp_path), "--shrink", "2"]) == 2
     assert "holds runs of another recipe" in capsys.readouterr().err
+    (tmp_path / "before" / "runs").mkdir(parents=True)  # by a version that noted nothing
+    with pytest.raises(ConfigError, match="holds runs of another recipe"):
+        settle_recipe(tmp_path / "before", 1)
 
 
 def test_the_table_gives_mean_and_range_over_seeds() -> None:

@@ -30,6 +30,7 @@ def convert(source: Path, target: Path, world_size: int, stage: int, world: Worl
     DeepSpeed writes it.
     """
     states = ZeroShards(source, world_size, stage)
+    groups = states.hyperparameters()  # on every rank: none is left waiting where there are none
     files = HashedFiles(target)
     names = [*states.shapes, *states.frozen_shapes]
     for name in names[world.rank :: world.size]:
@@ -40,8 +41,7 @@ def convert(source: Path, target: Path, world_size: int, stage: int, world: Worl
                 tensor if state == "step" else {"param": tensor, "cat_dim": 0}, target / "zero" / name / f"{state}.pt"
             )
     if world.rank == 0:
-        step = next((states.tensors(name).get("step") for name in states.shapes), None)
-        groups = states.hyperparameters()
+        step = next((states.step(name) for name in states.shapes), None)
         files.save(
             {
                 "optimizer_state_dict": {"state": {0: {"step": step}}, "param_groups": groups},

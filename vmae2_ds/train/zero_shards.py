@@ -85,9 +85,14 @@ class ZeroShards:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """State -> whole tensor of the trained parameter `name`: fp32, and as saved exp_avg, exp_avg_sq, ema, step."""
         whole = {state: self.whole(name, state) for state in self._shards[0]}
+        step = self.step(name)
+        return whole if step is None else {**whole, "step": step}
+
+    def step(self, name: str) -> Tensor | None:
+        """Adam's counter of the trained parameter `name`; None where it was not saved."""
         first = self._fragments[name][0]
         step = self._steps[first.rank][first.shard]
-        return whole if step is None else {**whole, "step": step.clone()}
+        return None if step is None else step.clone()
 
     def whole(self, name: str, state: str = MASTER) -> Tensor:
         """One state of a parameter, or the only one of a frozen one; float32, in its shape."""
@@ -98,11 +103,9 @@ class ZeroShards:
             shape = self.shapes[name]
             found = self._fragments[name]
             pieces = [(self._shards[x.rank][state][x.shard], x.offset, x.numel) for x in found]
-        if any(stored.numel() < offset + numel for stored, offset, numel in pieces):
-            raise self._ends_before(name)
         values = torch.empty(sum(numel for _, _, numel in pieces))
-        if values.numel() < shape.numel():
-            raise self._ends_before(name)
+        if values.numel() < shape.numel() or any(x.numel() < offset + numel for x, offset, numel in pieces):
+            raise CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
         for place, (stored, offset, _) in zip(values.split([numel for _, _, numel in pieces]), pieces, strict=True):
             _take(place, stored.detach(), offset)
         return values[: shape.numel()].view(shape)
@@ -112,9 +115,6 @@ class ZeroShards:
         if self._groups is None:
             raise CheckpointError(f"{self._source}: the optimizer's states are not there, or not as known here")
         return self._groups
-
-    def _ends_before(self, name: str) -> CheckpointError:
-        return CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
 
     def _open_unsplit(self) -> None:
         optimizer = self.model["optimizer"]
