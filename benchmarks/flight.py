@@ -12,7 +12,7 @@ from pydantic import Field
 
 from benchmarks.record import Row
 from vmae2_ds.config import StrictModel
-from vmae2_ds.train.checkpoint import write_atomically
+from vmae2_ds.disk import write_whole
 
 IN_FLIGHT = ".in_flight.json"
 
@@ -52,7 +52,7 @@ def read_flight(folder: Path) -> Flight | None:
 def write_flight(folder: Path, flight: Flight) -> None:
     """Write it whole; the folder is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / IN_FLIGHT, flight.model_dump_json())
+    write_whole(folder / IN_FLIGHT, flight.model_dump_json())
 
 
 def begin(folder: Path, case: str, group: str, fingerprint: str) -> None:

@@ -20,7 +20,7 @@ COST = sorted(path for path in (PACKAGE / "cost").glob("*.py") if path.stem != "
 
 LAYERS = (
     {"errors"},
-    {"contracts", "dist", "strict"},
+    {"contracts", "dist", "disk", "strict"},
     {"guard_config"},
     {"config"},
     {"finetune_config"},

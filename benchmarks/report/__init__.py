@@ -12,7 +12,7 @@ from benchmarks.report.front import headline, machines, rerun, sources
 from benchmarks.report.page import Section, html_page, markdown_page
 from benchmarks.report.table1 import table1
 from benchmarks.report.table2 import absent, table2
-from vmae2_ds.train.checkpoint import write_atomically
+from vmae2_ds.disk import write_whole
 
 TITLE = "What dual masking saves: benchmarks"
 
@@ -24,7 +24,7 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     pages = {out / "index.html": html_page(TITLE, sections), out / "report.md": markdown_page(TITLE, sections)}
     for path, page in pages.items():
-        write_atomically(path, page)
+        write_whole(path, page)
     return list(pages)
 
 

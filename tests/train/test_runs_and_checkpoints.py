@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from vmae2_ds.config import PretrainConfig
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train import runs
-from vmae2_ds.train.checkpoint import WHOLE, _drop_old, find_newest_whole, tag_of, why_torn, write_atomically
+from vmae2_ds.train.checkpoint import WHOLE, _drop_old, find_newest_whole, tag_of, why_torn
 from vmae2_ds.train.retention import Keep
 from vmae2_ds.train.runs import finish, open_run_folder, write_run_files
 
@@ -188,7 +189,7 @@ def test_a_torn_checkpoint_is_passed_over(damage: Any, reason: str, tmp_path: Pa
 
 
 def test_an_atomic_write_leaves_nothing_else_behind(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "latest", "one")
-    write_atomically(tmp_path / "latest", "two")
+    write_whole(tmp_path / "latest", "one")
+    write_whole(tmp_path / "latest", "two")
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
     assert (tmp_path / "latest").read_text() == "two"

@@ -21,7 +21,8 @@ from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.order import Shuffle
 from vmae2_ds.data.shards import COLUMNS, iterate_members
 from vmae2_ds.data.storage import fetch
-from vmae2_ds.data.work_folder import read_lines, work_folder, write_whole
+from vmae2_ds.data.work_folder import read_lines, work_folder
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError, VideoError
 
 log = logging.getLogger(__name__)

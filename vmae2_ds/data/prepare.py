@@ -26,7 +26,8 @@ from vmae2_ds.data.reader_common import check_is_file
 from vmae2_ds.data.scan import stamp_of
 from vmae2_ds.data.storage import ReadAs, fetch
 from vmae2_ds.data.watchdog import Watchdog
-from vmae2_ds.data.work_folder import read_lines, work_folder, write_whole
+from vmae2_ds.data.work_folder import read_lines, work_folder
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError, VideoError
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
-from vmae2_ds.data.work_folder import write_whole
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError
 
 LABEL_SUFFIX = ".cls"

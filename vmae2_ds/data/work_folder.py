@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError, DataError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -56,16 +57,6 @@ def _check_settings(file: Path, folder: Path, settings: dict[str, Any]) -> None:
     if names:
         different = "; ".join(f"{key}: was {before.get(key)}, now {now.get(key)}" for key in names)
         raise ConfigError(f"{folder} was begun with other settings ({different}); name another --out")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one go: a reader sees the old one or the new one."""
-    half = path.with_name(path.name + ".part")
-    try:
-        half.write_text(text, encoding="utf-8", errors="surrogateescape")
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.disk import write_whole
 from vmae2_ds.downstream.frozen import (
     Encode,
     Features,
@@ -26,7 +27,6 @@ from vmae2_ds.downstream.frozen import (
 from vmae2_ds.downstream.kept import kept_features
 from vmae2_ds.downstream.trained import TrainedProbe
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.train.checkpoint import write_atomically
 from vmae2_ds.train.initial import open_model
 from vmae2_ds.train.runs import with_options
 
@@ -132,7 +132,7 @@ def probe(
         ]
         written = {**result, **about, "clips": clips, "epochs": epochs, "seed": seed, "tested": videos}
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, json.dumps(written, indent=1))
+        write_whole(out, json.dumps(written, indent=1))
     return result
 
 

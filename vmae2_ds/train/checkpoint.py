@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +19,11 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.disk import flush_to_disk, write_whole
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import CheckpointError, SaveFailed
 from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.hashed_files import HashedFiles, flush_to_disk, sha256_of
+from vmae2_ds.train.hashed_files import HashedFiles, sha256_of
 from vmae2_ds.train.retention import Keep, Saved, survivors
 from vmae2_ds.train.safe_load import read_state
 from vmae2_ds.train.universal import FOLDER as UNIVERSAL
@@ -77,7 +77,7 @@ def save_checkpoint(
             shutil.rmtree(target, ignore_errors=True)
         raise SaveFailed(f"the checkpoint of step {step} could not be written to {folder}: {error}")
     if world.rank == 0:
-        files.attempt(lambda: write_atomically(folder / LATEST, tag))
+        files.attempt(lambda: write_whole(folder / LATEST, tag))
         files.attempt(lambda: _drop_old(folder, keep))
         if files.error is not None:  # the checkpoint is whole all the same
             log.warning("%s: %s", folder, files.error)
@@ -103,7 +103,7 @@ def declare_whole(files: HashedFiles, about: dict[str, Any], world: World, agree
             "sha256": {name: found.sha256 for name, found in written.items()},
         }
         try:
-            write_atomically(files.folder / WHOLE, json.dumps({**about, **listed}, indent=1))
+            write_whole(files.folder / WHOLE, json.dumps({**about, **listed}, indent=1))
         except OSError as error:
             return str(error)
         return None
@@ -218,17 +218,6 @@ def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agree
     if loaded is None:
         raise CheckpointError(f"{target}: DeepSpeed could not load it; resume from an older one by removing it")
     return client_state["vmae2"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old content or the new, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    flush_to_disk(path.parent)
 
 
 def _drop_old(folder: Path, keep: Keep) -> None:

@@ -30,10 +30,10 @@ from vmae2_ds.data.answers import (
 from vmae2_ds.data.ledger import check_bad_share
 from vmae2_ds.data.loader import load_samples
 from vmae2_ds.data.mixture import Mixture, identity_of_videos, open_mixture
+from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, default_device
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.train.checkpoint import write_atomically
 from vmae2_ds.train.engine import start_ranks, stop_ranks
 from vmae2_ds.train.metrics import Progress
 from vmae2_ds.train.plan import plan_run
@@ -141,7 +141,7 @@ def _prepare(
     _check_space(folder, index, epochs, missing)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / INDEX).is_file():
-        write_atomically(folder / INDEX, index.model_dump_json(indent=1))
+        write_whole(folder / INDEX, index.model_dump_json(indent=1))
     return index, missing
 
 

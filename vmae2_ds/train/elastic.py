@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vmae2_ds.disk import flush_to_disk
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.train.checkpoint import WHOLE, declare_whole, why_unsound
 from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.hashed_files import flush_to_disk, sha256_of
+from vmae2_ds.train.hashed_files import sha256_of
 from vmae2_ds.train.universal import FOLDER, convert, remove
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vmae2_ds.disk import flush_to_disk
+
 CHUNK = 1 << 22
 """Bytes read at a time for a hash."""
 
@@ -109,12 +111,3 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync a file, or a folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from vmae2_ds.contracts import LossOutput
+from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train.checkpoint import write_atomically
 from vmae2_ds.train.loader_watch import DataWaitWatch
 from vmae2_ds.train.plan import RunPlan
 
@@ -117,7 +117,7 @@ class MetricsWriter:
         path, tensorboard = self._path, self._events
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
-            write_atomically(path, "".join(f"{line}\n" for line in kept))
+            write_whole(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._tensorboard = None
         if tensorboard is not None:

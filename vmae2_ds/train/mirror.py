@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from vmae2_ds.disk import flush_to_disk
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.train.checkpoint import WHOLE, find_newest_whole
-from vmae2_ds.train.hashed_files import flush_to_disk
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

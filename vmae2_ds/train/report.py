@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae2_ds.config import PretrainConfig, RunConfig
+from vmae2_ds.disk import write_whole
 from vmae2_ds.draw import CURVES, Curve, curve_svg, has_values
-from vmae2_ds.train.checkpoint import write_atomically
 from vmae2_ds.train.hang import STACKS
 from vmae2_ds.train.loader_watch import BINDS
 from vmae2_ds.train.metrics import SOURCE_SHARE, SOURCE_VIDEOS, source_columns
@@ -77,7 +77,7 @@ def write_report(folder: Path) -> Path:
         environment=json.dumps(environment, indent=1),
     )
     path = folder / "report.html"
-    write_atomically(path, page)
+    write_whole(path, page)
     return path
 
 

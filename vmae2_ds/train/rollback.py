@@ -18,10 +18,11 @@ from typing import Any
 
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.data.order import positions_of, window_of
+from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.train.checkpoint import LATEST, WHOLE, why_torn, write_atomically
+from vmae2_ds.train.checkpoint import LATEST, WHOLE, why_torn
 from vmae2_ds.train.engine import StepResult
 from vmae2_ds.train.loop import TrainState
 from vmae2_ds.train.plan import RunPlan
@@ -121,7 +122,7 @@ class SpikeActions:
             "skipped_windows": sorted({*state.skipped_windows, *windows}),
             "rolled_back_to": [*state.rolled_back_to, step],
         }
-        write_atomically(self._folder / ROLLBACKS, json.dumps(held, indent=1))
+        write_whole(self._folder / ROLLBACKS, json.dumps(held, indent=1))
         return target
 
     def _note(self, spike: Spike, state: TrainState, action: str, windows: list[int]) -> None:
@@ -174,7 +175,7 @@ def with_rollbacks(state: TrainState, folder: Path) -> TrainState:
 
 def drop_newer(checkpoints: Path, target: Path) -> None:
     """Remove the checkpoints after `target`, so that no resume finds them (rank 0 only)."""
-    write_atomically(checkpoints / LATEST, target.name)
+    write_whole(checkpoints / LATEST, target.name)
     for path in sorted(checkpoints.glob("step*"), reverse=True):
         if path.name > target.name:
             (path / WHOLE).unlink(missing_ok=True)  # from here on it does not count

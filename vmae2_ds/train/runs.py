@@ -23,12 +23,13 @@ from pydantic import ValidationError
 
 from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.data.mixture import identity_of_videos
+from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound, write_atomically
+from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound
 from vmae2_ds.train.ds_config import read_policy
 from vmae2_ds.train.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
 
@@ -193,8 +194,8 @@ def _start(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder
     if not _hold(path):
         raise ConfigError(f"{path} is held by another job; name another train.run")
     (path / "ckpt").mkdir(exist_ok=True)
-    write_atomically(path / "identity.json", json.dumps(identity, indent=1))
-    write_atomically(path / "run.json", config.model_dump_json(indent=1))
+    write_whole(path / "identity.json", json.dumps(identity, indent=1))
+    write_whole(path / "run.json", config.model_dump_json(indent=1))
     return RunFolder(path, None)
 
 
@@ -313,13 +314,13 @@ def write_run_files(folder: RunFolder, ds_config: dict[str, Any], extra: dict[st
     path = folder.path / "env.json"
     before = json.loads(path.read_text()) if path.is_file() else None
     earlier = [*before.pop("earlier"), before] if before else []
-    write_atomically(folder.path / "ds.json", json.dumps(ds_config, indent=1))
-    write_atomically(path, json.dumps({**environment(), **extra, "earlier": earlier}, indent=1))
+    write_whole(folder.path / "ds.json", json.dumps(ds_config, indent=1))
+    write_whole(path, json.dumps({**environment(), **extra, "earlier": earlier}, indent=1))
 
 
 def finish(folder: RunFolder, summary: dict[str, Any]) -> None:
     """Mark the run as finished, so that the same command starts a new one."""
-    write_atomically(folder.path / "finished.json", json.dumps(summary, indent=1))
+    write_whole(folder.path / "finished.json", json.dumps(summary, indent=1))
 
 
 def is_finished(path: Path) -> bool:

@@ -1,0 +1,101 @@
+"""What is written for a user: a file is whole or absent, nothing of theirs is lost, and a place is tried before the work.
+
+The one way to write a file that somebody may read later. A verb calls `check_out_file` or `check_out_folder` first of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from vmae2_ds.errors import ConfigError
+
+TRIED_BYTES = 4096
+"""What a trial writes: a block, so that a full disk says no."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never half of it, also after a power cut."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+    with whole_file(path) as part:
+        part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what shall become `path`: it takes that name once the block has ended well, and is gone otherwise."""
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        yield part
+        flush_to_disk(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file, or a folder's list of names: a renamed file is else lost with the power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_out_file(path: Path, option: str = "--out", inputs: Iterable[str | Path] = ()) -> None:
+    """Raises ConfigError unless a file can be written to `path` and is none of the `inputs`; makes its folder."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; name a file in it")
+    refuse_inputs(path, option, inputs)
+    _try_writing(path.parent, f"{option} {path}")
+
+
+def check_out_folder(
+    path: Path,
+    option: str = "--out",
+    inputs: Iterable[str | Path] = (),
+    is_ours: Callable[[Path], bool] | None = None,
+) -> None:
+    """Raises ConfigError unless files can be written into the folder `path`; makes it.
+
+    Args:
+        path: The folder.
+        option: What the user gave it by.
+        inputs: Files that are read; none of them may lie directly in the folder.
+        is_ours: Whether a folder that is not empty is one that the verb may write into; without it any is.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{option} {path} is a file; name a folder")
+    for source in inputs:
+        if path.exists() and Path(source).parent.exists() and Path(source).parent.samefile(path):
+            raise ConfigError(f"{option} {path} is the folder of {source}, which is read; name another folder")
+    _try_writing(path, f"{option} {path}")
+    if is_ours is not None and any(path.iterdir()) and not is_ours(path):
+        raise ConfigError(f"{option} {path} holds files of something else; name a new or an empty folder")
+
+
+def refuse_inputs(path: Path, option: str, inputs: Iterable[str | Path]) -> None:
+    """Raises ConfigError where `path` is one of the files that are read, under whatever name."""
+    if path.exists():
+        for source in inputs:
+            if os.path.exists(source) and path.samefile(source):
+                raise ConfigError(f"{option} {path} is {source}, which is read; name another file")
+
+
+def _try_writing(folder: Path, said: str) -> None:
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
+    trial = folder / f".vmae2_can_write.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            trial.write_bytes(b"\0" * TRIED_BYTES)
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        for above in made:
+            with contextlib.suppress(OSError):
+                above.rmdir()
+        raise ConfigError(f"{said}: {error.strerror}; name a place that can be written") from None
