@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 import tyro
 
 from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import Masks, PretrainBatch
-from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.dist import default_device
 from vmae2_ds.draw import Reconstruction, animate_reconstruction, draw_curves, draw_reconstruction
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.train.report import read_rows, write_report
-from vmae2_ds.train.runs import find_checkpoint
-from vmae2_ds.train.zero_weights import read_weights
+
+if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
+    from vmae2_ds.data.datasets import PretrainDataset
+    from vmae2_ds.objectives import Reconstruct
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +45,10 @@ def visualize(
         seed: Draws other frames, crops and masks of the same videos.
         out: Folder for the pictures; default: pictures/ in the run folder.
     """
+    from vmae2_ds.data.datasets import PretrainDataset
+    from vmae2_ds.train.report import read_rows, write_report
+    from vmae2_ds.train.runs import find_checkpoint
+
     config, checkpoint = find_checkpoint(source)
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{source} is a {config.stage} run: only a masked autoencoder draws what it does not see")
@@ -75,23 +77,29 @@ def visualize(
 
 def load_objective(config: PretrainConfig, checkpoint: Path) -> Reconstruct:
     """The objective with a checkpoint's float32 weights, on this process's device."""
+    from vmae2_ds.model.mae import MaskedAutoencoder
+    from vmae2_ds.objectives import Reconstruct
+    from vmae2_ds.train.zero_weights import read_weights
+
     shape = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})  # float32, on any machine
     model = MaskedAutoencoder(shape, config.geometry, seed=None)
     model.load_state_dict(read_weights(checkpoint))
     return Reconstruct(model, config.objective, config.geometry).to(default_device()).eval()
 
 
-@torch.no_grad()
 def reconstruct(
     objective: Reconstruct, config: PretrainConfig, dataset: PretrainDataset, count: int
 ) -> Iterator[Reconstruction]:
     """Predictions for `count` videos spread over the data set, one view each, titled with the clip's own loss."""
+    import torch
+
     videos = dataset.mixture.num_videos
     for number in range(min(count, videos)):
         key = dataset.mixture.key_of(videos * number // min(count, videos))
         sample = dataset[key]
         batch = PretrainBatch(*sample[:4]).to(default_device())
-        predicted_BMP, target_BMP = objective.predict(batch)
+        with torch.no_grad():
+            predicted_BMP, target_BMP = objective.predict(batch)
         error_BM = (predicted_BMP - target_BMP).square().mean(-1)
         loss = error_BM[batch.is_supervised_BM].mean().item()
         name = (

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
-from torch import Tensor
 
 from vmae2_ds.config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
-from vmae2_ds.model.layouts import State, best_reading, from_layout, in_layout, to_layout
-from vmae2_ds.model.published import infer_model, named, read_published, write_weights, written_model
-from vmae2_ds.model.transformers_config import config_of_transformers, transformers_config_of
-from vmae2_ds.train.runs import find_checkpoint
-from vmae2_ds.train.zero_weights import open_weights
+
+if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else
+    from torch import Tensor
+
+    from vmae2_ds.model.layouts import State
 
 LayoutName = Literal["published", "transformers", "transformers4", "mmaction2"]
 
@@ -32,6 +30,9 @@ def import_weights(source: tyro.conf.Positional[Path], /, out: Path, size: str |
         out: The .safetensors file to write.
         size: Expected model size (tiny, small, base, large, huge, giant, 6b); default: read from the shapes.
     """
+    from vmae2_ds.model.layouts import to_layout
+    from vmae2_ds.model.published import write_weights
+
     if size is not None and size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
     ours, config, layout = read_any(source)
@@ -62,6 +63,11 @@ def export_weights(
         num_frames: For transformers, frames of the clips that the weights were trained on; default: the run's, 16 for a file.
         size: For transformers, the clips' height and width; default: the run's, 224 for a file.
     """
+    from vmae2_ds.model.layouts import in_layout, to_layout
+    from vmae2_ds.model.published import write_weights
+    from vmae2_ds.train.runs import find_checkpoint
+    from vmae2_ds.train.zero_weights import open_weights
+
     if source.is_dir() and not (source / "config.json").is_file():
         run, checkpoint = find_checkpoint(source)
         config = run.model
@@ -86,6 +92,10 @@ def read_any(source: Path) -> tuple[State, ModelConfig | ClassifierConfig, str]:
 
     Raises CheckpointError where it is of no known layout, or a key of the layout is missing, left over or of another shape.
     """
+    from vmae2_ds.model.layouts import best_reading, from_layout
+    from vmae2_ds.model.published import infer_model, named, read_published, written_model
+    from vmae2_ds.model.transformers_config import config_of_transformers
+
     if not source.is_dir():
         state = read_published(source)
         with named(source):
@@ -115,6 +125,10 @@ def _write_transformers(
     versions: str,
 ) -> None:
     """What `from_pretrained` reads, and a card that says where it comes from."""
+    from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
+    from vmae2_ds.model.published import write_weights
+    from vmae2_ds.model.transformers_config import transformers_config_of
+
     if folder.suffix or folder.is_file():
         raise ConfigError(f"--out {folder}: transformers reads a folder; name one")
     write_weights(state, folder / "model.safetensors", config)

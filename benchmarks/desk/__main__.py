@@ -16,8 +16,8 @@ from benchmarks.desk.lists import SETS, Lists, write_lists
 from benchmarks.desk.stages import Stages, settle_recipe
 from benchmarks.desk.table import key_of, markdown
 from benchmarks.record import Row, append_rows, provenance
-from vmae2_ds.downstream.frozen import FrozenEncoder, features_of
-from vmae2_ds.downstream.probe import PROBES, probe_accuracy, views_of
+from vmae2_ds.downstream.fits import PROBES, probe_accuracy
+from vmae2_ds.downstream.frozen import FrozenEncoder, features_of, views_of
 from vmae2_ds.errors import Vmae2Error
 from vmae2_ds.train.evaluate import evaluate
 from vmae2_ds.train.report import read_rows

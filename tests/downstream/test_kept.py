@@ -15,8 +15,9 @@ from tests.downstream.test_probe import run  # noqa: F401  # the fixture
 from vmae2_ds.config import SIZES, ClassifierConfig, ModelConfig, PretrainConfig
 from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
 from vmae2_ds.downstream import kept
+from vmae2_ds.downstream.fits import PROBES
 from vmae2_ds.downstream.frozen import FrozenEncoder, features_of, pixel_features
-from vmae2_ds.downstream.probe import PROBES, describe, probe
+from vmae2_ds.downstream.probe import describe, probe
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.layouts import our_shapes, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder

@@ -11,9 +11,9 @@ import torch
 from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.synthetic import write_synthetic_set
-from vmae2_ds.downstream import probe as probes
+from vmae2_ds.downstream import fits as probes
+from vmae2_ds.downstream.fits import PROBES, knn, probe_accuracy, ridge
 from vmae2_ds.downstream.frozen import Features, FrozenEncoder, features_of, pixel_features, pixel_motion, pixel_tokens
-from vmae2_ds.downstream.probe import PROBES, knn, probe_accuracy, ridge
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.downstream.test_probe import clusters
+from vmae2_ds.downstream.fits import PROBES, probe_accuracy
 from vmae2_ds.downstream.frozen import Features
 from vmae2_ds.downstream.heads import HEADS, AttentiveHead, attentive_logits, draw
-from vmae2_ds.downstream.probe import PROBES, probe_accuracy
 from vmae2_ds.downstream.trained import TrainedProbe, hold_out
 from vmae2_ds.errors import ConfigError
 

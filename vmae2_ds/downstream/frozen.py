@@ -216,3 +216,12 @@ def features_of(
 def _of_video(clips: Tensor) -> np.ndarray:
     """Clips' vectors (K, F) -> (F,) float64; their tokens (K, N, D) -> (K N, D) float16."""
     return clips.flatten(0, 1).half().numpy() if clips.ndim == 3 else clips.double().mean(dim=0).numpy()
+
+
+def views_of(trained: FrozenEncoder, random: FrozenEncoder, view: str) -> dict[str, Encode]:
+    """What a probe looks at, by who says it; `view` is mean, motion or tokens."""
+    if view == "tokens":
+        return {"run": trained.tokens, "random": random.tokens, "pixels": pixel_tokens(trained.geometry)}
+    if view == "motion":
+        return {"run": trained.motion, "random": random.motion, "pixels": pixel_motion}
+    return {"run": trained, "random": random, "pixels": pixel_features}

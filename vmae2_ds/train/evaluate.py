@@ -5,27 +5,24 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 import tyro
-from torch import Tensor
 
 from vmae2_ds.config import ClassifierConfig
 from vmae2_ds.data.manifest import read_manifest
-from vmae2_ds.data.views import ViewsDataset
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.layouts import State
-from vmae2_ds.objectives import Classify
-from vmae2_ds.train.engine import start_ranks, stop_ranks
-from vmae2_ds.train.initial import open_model
-from vmae2_ds.train.metrics import Progress
-from vmae2_ds.train.runs import with_options
-from vmae2_ds.train.scores import Scores, write_scores
+
+if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
+    from torch import Tensor
+
+    from vmae2_ds.data.views import ViewsDataset
+    from vmae2_ds.model.layouts import State
+    from vmae2_ds.objectives import Classify
+    from vmae2_ds.train.scores import Scores
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +64,11 @@ def evaluate(
         workers: Loader processes per rank; default: the run's.
         labels: A file with a class name a line, for the table and the picture.
     """
+    from vmae2_ds.data.views import ViewsDataset
+    from vmae2_ds.train.engine import start_ranks, stop_ranks
+    from vmae2_ds.train.runs import with_options
+    from vmae2_ds.train.scores import write_scores
+
     config, weights, checkpoint = open_classifier(source)
     config = with_options(
         config,
@@ -116,6 +118,8 @@ def open_classifier(source: Path, data: LabelledDataConfig | None = None) -> tup
 
     `data` says what a file leaves open, the clips that it was trained on; default: 16 frames of 224x224.
     """
+    from vmae2_ds.train.initial import open_model
+
     run, weights, checkpoint = open_model(source, data)
     if not isinstance(run, FinetuneConfig):
         what = f"a {run.stage} run" if source.is_dir() else "a masked autoencoder"
@@ -138,15 +142,20 @@ def classifier_of(config: FinetuneConfig, weights: State | None) -> Classify:
 
 def bare_classifier(config: FinetuneConfig) -> Classify:
     """The objective for inference, its weights as they lie in memory."""
+    from vmae2_ds.model.classifier import Classifier
+    from vmae2_ds.objectives import Classify
+
     model_config: ClassifierConfig = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})
     return Classify(Classifier(model_config, config.geometry, seed=None), 0.0, config.geometry)
 
 
-@torch.inference_mode()
 def score_videos(
     objective: Classify, dataset: ViewsDataset, views_at_once: int, world: World, agreement: Agreement
 ) -> Scores | None:
     """Every video's scores on rank 0, in the order of the list; None elsewhere. Rank r scores rows r, r + ranks, ..."""
+    from vmae2_ds.train.metrics import Progress
+    from vmae2_ds.train.scores import Scores
+
     rows = range(world.rank, len(dataset), world.size)
     progress = Progress(world, 0, len(rows), "evaluate")
     done: list[tuple[int, int, np.ndarray]] = []
@@ -175,9 +184,12 @@ def score_videos(
 
 def _score(objective: Classify, clip_KTHWC: Tensor, views_at_once: int) -> np.ndarray:
     """Mean softmax over a video's views: (C,) float32."""
+    import torch
+
     device = next(objective.parameters()).device
     chunks = clip_KTHWC.split(views_at_once)
-    prob_KC = torch.cat([objective.logits(chunk.to(device)).softmax(dim=-1) for chunk in chunks])
+    with torch.inference_mode():
+        prob_KC = torch.cat([objective.logits(chunk.to(device)).softmax(dim=-1) for chunk in chunks])
     return prob_KC.double().mean(dim=0).float().cpu().numpy()
 
 

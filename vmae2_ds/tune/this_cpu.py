@@ -6,12 +6,10 @@ import os
 import time
 
 import psutil
-import torch
 
 from vmae2_ds.cost.assumptions import Assumptions, Range
 from vmae2_ds.cost.cluster import CPU_KEY
 from vmae2_ds.cost.hardware import Accelerator
-from vmae2_ds.train.peak import measure_matmul
 
 CPU_ASSUMPTIONS = Assumptions(
     source="priors for ranks on a CPU (docs/BENCHMARKS.md, dual_masking)",
@@ -32,6 +30,10 @@ interpreter with torch and DeepSpeed takes 0.75 GiB."""
 
 def this_cpu(num_ranks: int) -> Accelerator:
     """One rank's share of this machine: a timed matrix product and copy, and an equal part of the memory."""
+    import torch
+
+    from vmae2_ds.train.peak import measure_matmul
+
     cores = max(1, (os.cpu_count() or 1) // num_ranks)
     threads = torch.get_num_threads()
     torch.set_num_threads(cores)
@@ -53,6 +55,8 @@ def this_cpu(num_ranks: int) -> Accelerator:
 
 def _measure_bandwidth(size: int = 2**26, repeats: int = 3) -> float:
     """GB/s, read and written, of adding in place over 256 MB."""
+    import torch
+
     values = torch.zeros(size)
     best_s = float("inf")
     for _ in range(repeats + 1):

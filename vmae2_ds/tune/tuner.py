@@ -12,8 +12,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
@@ -160,6 +158,8 @@ def _measure_best(
 def _cluster_here(cluster: Cluster) -> Cluster:
     if cluster.on_cpu:
         return cluster
+    import torch
+
     devices = torch.cuda.device_count()
     if devices == 0:
         raise ConfigError("--measure: this machine has no GPU; run it where the GPUs are, or plan with --gpu cpu")
