@@ -20,7 +20,7 @@ COST = sorted(path for path in (PACKAGE / "cost").glob("*.py") if path.stem != "
 
 LAYERS = (
     {"errors"},
-    {"contracts", "dist", "disk", "strict"},
+    {"contracts", "dist", "disk", "ranges", "strict"},
     {"guard_config"},
     {"config"},
     {"finetune_config"},
@@ -54,6 +54,7 @@ WITHOUT_TORCH = (
     "errors",
     "contracts",
     "strict",
+    "ranges",
     "guard_config",
     "config",
     "finetune_config",
