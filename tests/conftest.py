@@ -8,6 +8,22 @@ from collections.abc import Iterator
 import pytest
 import torch.nn.functional as F
 
+from tests.strict_skips import ALLOWED, StrictSkips, read_allowed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--strict-skips",
+        action="store_true",
+        default=os.environ.get("CI", "").lower() in ("1", "true"),
+        help=f"print every skip, and fail for one that {ALLOWED} does not allow (default under CI=true)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--strict-skips") and not hasattr(config, "workerinput"):  # xdist's workers report to the first
+        config.pluginmanager.register(StrictSkips(read_allowed(ALLOWED)))
+
 
 @pytest.fixture(autouse=True)
 def environment_put_back() -> Iterator[None]:

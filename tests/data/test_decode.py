@@ -15,11 +15,18 @@ import av
 import numpy as np
 import pytest
 
-from vmae2_ds.data.decode import installed_readers, read_clip, read_frames
+from vmae2_ds.data.decode import READERS, installed_readers, read_clip, read_frames
 from vmae2_ds.errors import ConfigError, VideoError
 
 LIMIT_S = 60.0
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+EVERY_READER = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in installed_readers(), reason=f"needs {name}"))
+    for name in sorted(READERS)
+]
+"""One that is not here is a skip by name."""
 
 
 def within_limit(function: Callable[..., Any], *args: Any) -> Any:
@@ -81,7 +88,7 @@ SEEKS_WRONGLY = {"open-gop.mkv", "mpeg4-b-frames.avi", "transport.ts"}
 """decord 0.6.0 returns other frames than those asked for, without an error (docs/DATA.md)."""
 
 
-@pytest.mark.parametrize("reader", installed_readers())
+@pytest.mark.parametrize("reader", EVERY_READER)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_frames_asked_for(tmp_path: Path, kind: str, reader: str, request: pytest.FixtureRequest) -> None:
     if reader != "pyav" and kind in SEEKS_WRONGLY:
@@ -94,7 +101,7 @@ def test_the_frames_asked_for(tmp_path: Path, kind: str, reader: str, request: p
         assert numbers(read_frames(path, np.array(asked), reader)) == asked
 
 
-@pytest.mark.parametrize("reader", installed_readers())
+@pytest.mark.parametrize("reader", EVERY_READER)
 def test_choose_sees_the_length_once_and_frames_are_plain_arrays(tmp_path: Path, reader: str) -> None:
     path = write_numbered(tmp_path / "a b, é.mp4")
     lengths: list[int] = []
@@ -108,7 +115,7 @@ def test_choose_sees_the_length_once_and_frames_are_plain_arrays(tmp_path: Path,
     assert (frames.shape, frames.dtype, numbers(frames)) == ((2, 32, 64, 3), np.uint8, [49, 0])
 
 
-@pytest.mark.parametrize("reader", installed_readers())
+@pytest.mark.parametrize("reader", EVERY_READER)
 def test_frames_that_are_not_there(tmp_path: Path, reader: str) -> None:
     path = write_numbered(tmp_path / "five.mp4", frames=5)
     for asked in ([5], [-1], [0, 99]):
@@ -116,7 +123,7 @@ def test_frames_that_are_not_there(tmp_path: Path, reader: str) -> None:
             read_frames(path, np.array(asked), reader)
 
 
-@pytest.mark.parametrize("reader", installed_readers())
+@pytest.mark.parametrize("reader", EVERY_READER)
 def test_what_is_no_video(tmp_path: Path, reader: str) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video\n")
