@@ -172,6 +172,9 @@ class DataConfig(StrictModel):
     """Sources of the mixture that this run does not have; the others take their share."""
     root: Path | None = None
     """Folder that relative paths start from; default: the manifest's, or the mixture file's, folder."""
+    ignore_columns: tuple[str, ...] | None = None
+    """Columns of the lists to leave out; without a name all that are none of ours. Default: a list with further columns is
+    refused."""
     reader: Literal["auto"] | ReaderName = "pyav"
     """Video reader: pyav, decord, torchcodec, module:function of your own, or auto (measured on these videos at the start)."""
     read_timeout_s: float = Field(30, ge=0)

@@ -27,6 +27,9 @@ class LabelledDataConfig(DataConfig):
     """Random resized crop: smallest and largest width over height."""
     flip: float = Field(0.5, ge=0, le=1)
     """Share of clips mirrored left to right; 0 wherever a label has a side, as in SSv2."""
+    labels: Path | None = None
+    """A file with a class name a line, in the order of the labels: lists may then name classes instead of numbers, and the
+    names are kept with the run."""
     val_manifest: Path | None = None
     """List of validation videos, each seen once in the middle; default: none, the run reports its training loss alone."""
     val_root: Path | None = None

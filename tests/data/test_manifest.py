@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmae2_ds.data.index import index_manifest
+from vmae2_ds.data.lists import ListForm, csv_line, list_form
 from vmae2_ds.data.manifest import DEFAULT_SOURCE, VideoEntry, manifest_digest, read_manifest
-from vmae2_ds.errors import DataError
+from vmae2_ds.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -81,11 +82,31 @@ BAD = {
         "unknown column 'xyzzy'",
         "out of path, label, source, start, frames, shard",
     ),
-    "no header": ("a.mp4,3\n", 1, "unknown column 'a.mp4'", "the first line must name the columns"),
-    "semicolons": ("path;label\na.mp4;3\n", 1, "unknown column 'path;label'", "separated by commas"),
+    "further columns": (
+        "path,label_id,label,subject,a b\na.mp4,1,1,x,y\n",
+        1,
+        "unknown columns 'label_id', 'subject', 'a b'",
+        "remove them, or give --data.ignore-columns label_id subject 'a b' (--ignore-columns",
+    ),
+    "further columns, no path": (
+        "video,lable\na.mp4,1\n",
+        1,
+        "'video', 'lable'; and no column 'path'",
+        "'label' by 'lable'",
+    ),
+    "no header": ("a.mp4,3\n", 1, "no header line", "put the first line 'path,label' on top"),
+    "paths alone": ("/x/y z.mp4\n/x/b.mp4\n", 1, "no header line", "put the first line 'path' on top"),
+    "no header, odd cells": ("3,b.mkv,dog\n", 1, "no header line", "put a first line on top"),
+    "semicolons": ("path;label\na.mp4;3\n", 1, "columns separated by ';'", "save it with commas: path,label"),
+    "tabs": ("path\tlabel\na.mp4\t3\n", 1, "columns separated by tabs", "save it with commas: path,label"),
+    "bars": ("label|path\n3|a.mp4\n", 1, "columns separated by '|'", "save it with commas: label,path"),
+    "spaces": ("path label\na.mp4 3\n", 1, "columns separated by spaces", "save it with commas: path,label"),
+    "semicolons, no header": ("a.mp4;dog\n", 1, "no header line, and cells separated by ';'", "save it with commas"),
     "no path": ("label\n1\n", 1, "no column 'path'", "name the column"),
     "twice": ("path,label,label\na.mp4,1,1\n", 1, "'label' given twice", "once"),
-    "label": ("path,label\na.mp4,1\na.mp4,dog\n", 3, "label='dog'", "a class number"),
+    "label": ("path,label\na.mp4,1\na.mp4,dog\n", 3, "label='dog'", "one a line: --data.labels FILE (--labels"),
+    "label of other digits": ("path,label\na.mp4,1_0\n", 2, "label='1_0'", "a class number"),
+    "published label of other digits": ("a.mp4 \u00b2\n", 1, "separated by spaces", "save it with commas"),
     "negative label": ("path,label\na.mp4,-1\n", 2, "label='-1'", "a class number"),
     "huge label": ("path,label\na.mp4,4000000000\n", 2, "label='4000000000'", "a class number"),
     "start": ("path,start\na.mp4,-4\n", 2, "start='-4'", "counted from 0"),
@@ -101,7 +122,7 @@ BAD = {
     "published start": ("a.mp4 5 -1\n", 1, "does not end in '0 -1'", "CSV with start"),
     "published label": ("a.mp4 -1\n", 1, "label=-1", "from 0"),
     "utf-16": ("path\na.mp4\n".encode("utf-16"), 1, "UTF-16", "save it as UTF-8"),
-    "a video": (b"\0\0\0\x20ftypisom", 1, "not a text file", "takes a CSV"),
+    "a video": (b"\0\0\0\x20ftypisom", 1, "not a text file", "a CSV or a published list"),
 }
 
 
@@ -126,7 +147,7 @@ def test_empty(folder: Path, text: str) -> None:
 
 def test_absent_or_a_folder(folder: Path) -> None:
     for path in (folder / "none.csv", folder):
-        with pytest.raises(DataError, match=re.escape(str(path)) + ".*check --data.manifest"):
+        with pytest.raises(DataError, match=re.escape(str(path)) + ".*name a list of videos"):
             read_manifest(path)
 
 
@@ -147,10 +168,10 @@ def test_videos_in_shards(folder: Path) -> None:
 
 def test_frame_folders(folder: Path) -> None:
     (folder / "v").mkdir()
-    (entry,) = read_manifest(write(folder, "v 1 300\n"), frame_folders=True)
+    (entry,) = read_manifest(write(folder, "v 1 300\n"), form=ListForm(frame_folders=True))
     assert entry == VideoEntry(f"{folder}/v", None, DEFAULT_SOURCE, 1, 300)
     with pytest.raises(DataError, match=r"list.csv:1: .*a line is: folder, first frame, frames"):
-        read_manifest(write(folder, "v 1 0\n"), frame_folders=True)
+        read_manifest(write(folder, "v 1 0\n"), form=ListForm(frame_folders=True))
 
 
 def test_a_large_manifest_stays_small(folder: Path) -> None:
@@ -161,6 +182,105 @@ def test_a_large_manifest_stays_small(folder: Path) -> None:
     assert tracemalloc.get_traced_memory()[0] / rows < 60
     tracemalloc.stop()
     assert manifest[rows - 1].label == (rows - 1) % 710
+
+
+# --- cells, further columns, class names -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "path"),
+    [
+        ("path", '" lead.mp4"', " lead.mp4"),
+        ("path,label", '"tail.mp4 ",', "tail.mp4 "),
+        ("path,label", '"tab\t",3', "tab\t"),
+        ("path", '" a ""quoted"", title "', ' a "quoted", title '),
+        ("path", '"two\nlines "', "two\nlines "),
+        ("label,path", '3," behind.mp4"', " behind.mp4"),
+        ("label,path", '"3 "," behind.mp4 "', " behind.mp4 "),
+        ("label,path", ' 3, a "b" ', 'a "b"'),
+        ("path,label", " plain.mp4\t,", "plain.mp4"),
+        ("path,label", "no\u00a0break\u3000,", "no\u00a0break\u3000"),
+    ],
+)
+def test_what_is_quoted_is_kept_as_it_is_and_blanks_elsewhere_mean_nothing(
+    folder: Path, header: str, line: str, path: str
+) -> None:
+    (folder / path).touch()
+    (entry,) = read_manifest(write(folder, f"{header}\n{line}\n"))
+    assert entry.path == f"{folder}/{path}"
+
+
+ANY_PATH = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=20)
+
+
+@given(paths=st.lists(ANY_PATH, min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_a_written_list_gives_back_every_path(tmp_path_factory: pytest.TempPathFactory, paths: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("set")
+    text = csv_line(("path", "label", "source")) + "".join(csv_line(("x://" + path, None, path)) for path in paths)
+    (folder / "list.csv").write_bytes(text.encode())
+    assert [(entry.path, entry.source) for entry in read_manifest(folder / "list.csv")] == [
+        ("x://" + path, path) for path in paths
+    ]
+    with (folder / "list.csv").open(newline="", encoding="utf-8") as file:  # and it is CSV to others
+        assert [row[2] for row in csv.reader(file)][1:] == paths
+
+
+FURTHER = "subject,path,label,notes\ns1,a.mp4,3,x\n"
+
+
+@pytest.mark.parametrize("ignored", [(), ("notes", "subject"), ("subject", "notes", "absent")])
+def test_further_columns_are_left_out_where_asked(folder: Path, ignored: tuple[str, ...]) -> None:
+    (entry,) = read_manifest(write(folder, FURTHER), form=list_form(ignored))
+    assert entry[:3] == (f"{folder}/a.mp4", 3, DEFAULT_SOURCE)
+
+
+def test_only_the_columns_named_are_left_out_ours_too(folder: Path) -> None:
+    with pytest.raises(DataError, match="unknown column 'notes' in"):
+        read_manifest(write(folder, FURTHER), form=list_form(("subject",)))
+    (entry,) = read_manifest(write(folder, "path,label\na.mp4,dog\n"), form=list_form(("label",)))
+    assert entry.label is None
+    with pytest.raises(DataError, match="no column 'path'"):
+        read_manifest(write(folder, "path,label\na.mp4,1\n"), form=list_form(("path",)))
+
+
+def names_file(folder: Path, text: str) -> Path:
+    (folder / "labels.txt").write_text(text, encoding="utf-8")
+    return folder / "labels.txt"
+
+
+def test_names_of_classes_become_their_numbers(folder: Path) -> None:
+    form = list_form(labels=names_file(folder, "\ufeffcat\r\nhot dog\nfox, red\n\n"))
+    text = 'path,label\na.mp4,hot dog\na.mp4,"fox, red"\na.mp4,cat\na.mp4,1\na.mp4,\n'
+    assert [entry.label for entry in read_manifest(write(folder, text), form=form)] == [1, 2, 0, 1, None]
+
+
+def test_all_unknown_names_are_told_at_once_with_their_rows(folder: Path) -> None:
+    form = list_form(labels=names_file(folder, "cat\ndog\n"))
+    rows = ["dogs", "cow", "cat", "cow", "dogs", "dogs"]
+    with pytest.raises(DataError) as refusal:
+        read_manifest(write(folder, "path,label\n" + "".join(f"a.mp4,{name}\n" for name in rows)), form=form)
+    assert "(2 names) does not name: 'dogs' (3 rows, meant 'dog'?), 'cow' (2 rows)" in str(refusal.value)
+    many = "path,label\n" + "".join(f"a.mp4,x{number}y\n" for number in range(11))
+    with pytest.raises(DataError, match="and 3 more; mend the list"):
+        read_manifest(write(folder, many), form=form)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("\n\n", "names no class"), ("cat\n\ndog\n", "line 2 is empty"), ("cat\ndog\ncat\n", "'cat' is named twice")],
+)
+def test_a_file_of_names_that_is_none_is_refused(folder: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        list_form(labels=names_file(folder, text))
+    with pytest.raises(ConfigError, match=r"--labels .*none\.txt: No such file"):
+        list_form(labels=folder / "none.txt")
+
+
+def test_a_number_that_is_the_name_of_another_class_is_no_label(folder: Path) -> None:
+    form = list_form(labels=names_file(folder, "1\n0\n"))
+    with pytest.raises(DataError, match=r"list.csv:2: label='1'.*also the name of class 0"):
+        read_manifest(write(folder, "path,label\na.mp4,1\n"), form=form)
 
 
 ROWS = st.lists(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +16,12 @@ from tyro.conf import Positional
 
 from vmae2_ds.config import ReaderName
 from vmae2_ds.data.check_report import write_report
+from vmae2_ds.data.lists import csv_line, list_form
 from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.scan import DecodeName, Look, Scanned, scan
 from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.data.verdicts import CheckedManifest, Judged, judge
+from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def check_manifest(
     min_frames: int = 2,
     classes: int | None = None,
     labels: Path | None = None,
+    ignore_columns: tuple[str, ...] | None = None,
     workers: int | None = None,
     timeout_s: float = 30,
     bench: bool = False,
@@ -64,7 +67,8 @@ def check_manifest(
         stride: Step between its frames.
         min_frames: A video, or part of one, with fewer is too short.
         classes: Labels must be below this.
-        labels: A file with a line a class; labels must be lines of it.
+        labels: A file with a class name a line: labels must be its names, or numbers of its lines from 0.
+        ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
         workers: Files looked at at once; default: the cores.
         timeout_s: A read that takes longer is given up.
         bench: Measure the readers on a sample of the files, and say which to take.
@@ -72,11 +76,12 @@ def check_manifest(
         seed: Draws the sample and the pictures.
         strict: End with an error where any row is bad.
     """
-    opened = read_manifest(manifest, root, frame_folders=kind == "frames")
-    if labels is not None:
-        if classes is not None:
-            raise ConfigError("--classes and --labels say the same thing twice; keep one")
-        classes = _count_lines(labels)
+    if labels is not None and classes is not None:
+        raise ConfigError("--classes and --labels say the same thing twice; keep one")
+    form = list_form(ignore_columns, labels, frame_folders=kind == "frames")
+    if form.names is not None:
+        classes = len(form.names.names)
+    opened = read_manifest(manifest, root, form=form)
     out.mkdir(parents=True, exist_ok=True)
     how = ReadAs(kind, template, reader)
     look = Look(how, decode, num_frames, stride, timeout_s)
@@ -120,12 +125,11 @@ def _write_lists(manifest: Manifest, judged: list[Judged], out: Path) -> None:
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
-    half = path.with_suffix(".csv.part")
-    with half.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    half.replace(path)
+    with (
+        whole_file(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        file.writelines(csv_line(row) for row in chain((header,), rows))
 
 
 def _warnings(manifest: Manifest, found: dict[str, Scanned]) -> list[str]:
@@ -162,16 +166,6 @@ def _bench(manifest: Manifest, judged: list[Judged], how: ReadAs, timeout_s: flo
         return "no reader was measured: there is no good video file"
     rows = np.random.default_rng(seed).permutation(good)[:16]
     return str(choose_reader([manifest[int(row)] for row in rows], how, timeout_s))
-
-
-def _count_lines(path: Path) -> int:
-    try:
-        count = sum(bool(line.strip()) for line in path.read_text().splitlines())
-    except OSError as error:
-        raise ConfigError(f"--labels {path}: {error.strerror}") from None
-    if not count:
-        raise ConfigError(f"--labels {path} names no class; it needs a line a class")
-    return count
 
 
 class _Progress:

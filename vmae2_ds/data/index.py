@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
+from vmae2_ds.data.lists import list_form
 from vmae2_ds.data.manifest import write_index
 from vmae2_ds.errors import DataError
 
@@ -24,7 +25,12 @@ class IndexedList(NamedTuple):
 
 
 def index_manifest(
-    manifest: Positional[Path], out: Path, root: Path | None = None, frame_folders: bool = False
+    manifest: Positional[Path],
+    out: Path,
+    root: Path | None = None,
+    frame_folders: bool = False,
+    ignore_columns: tuple[str, ...] | None = None,
+    labels: Path | None = None,
 ) -> IndexedList:
     """Index a list of videos, so that 100 million rows are opened in no time and take no memory.
 
@@ -35,8 +41,10 @@ def index_manifest(
         out: folder to write; give it as the manifest afterwards.
         root: folder that relative paths start from; default: the list's folder.
         frame_folders: the list has the published form of raw frames: folder, first frame, number of frames.
+        ignore_columns: columns of the list to leave out; without a name all that are none of ours.
+        labels: a file with a class name a line: the list may name classes instead of numbers.
     """
     if manifest.is_dir():
         raise DataError(f"{manifest} is a folder; vmae2 data index takes a list (CSV or published)")
-    rows = write_index(manifest, out, root, frame_folders=frame_folders)
+    rows = write_index(manifest, out, root, form=list_form(ignore_columns, labels, frame_folders=frame_folders))
     return IndexedList(out, rows.videos, rows.sources)

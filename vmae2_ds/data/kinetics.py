@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
-from vmae2_ds.data.lists import ListedVideo, read_list
+from vmae2_ds.data.lists import ListedVideo, csv_line, read_list
 from vmae2_ds.errors import ConfigError, DataError
 
 PUBLISHED = {
@@ -274,6 +274,4 @@ def _read_labelled(path: Path, names: list[str]) -> Iterator[KineticsVideo]:
 
 def _write_list(path: Path, videos: Iterable[tuple[str, int]]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "label"))
-        writer.writerows(videos)
+        file.writelines(csv_line(row) for row in (("path", "label"), *videos))

@@ -12,7 +12,7 @@ from vmae2_ds.contracts import LabelledBatch, ReadFailure
 from vmae2_ds.data.augment import check_policy, draw_mixing, erase, paste_boxes, rand_augment
 from vmae2_ds.data.datasets import VideoDataset
 from vmae2_ds.data.manifest import Manifest, VideoEntry
-from vmae2_ds.data.mixture import Mixture
+from vmae2_ds.data.mixture import Mixture, class_names_of
 from vmae2_ds.data.order import SampleKey
 from vmae2_ds.data.seeding import Purpose
 from vmae2_ds.data.transforms import crop_resize, draw_resized_crop
@@ -44,6 +44,7 @@ class LabelledDataset(VideoDataset[LabelledSample]):
         """
         super().__init__(config.data, config.train.seed, mixture)
         self.data, self.augment = config.data, config.augment
+        check_names(config)
         for source in mixture.sources if needs_labels else ():
             check_labels(source.manifest, config.model.num_classes)
         if self.augment.rand_augment:
@@ -87,6 +88,16 @@ class LabelledDataset(VideoDataset[LabelledSample]):
         ).clone()  # the frames are the reader's
         erase(clip_TSSC, self.augment.erase, self._generator(Purpose.ERASE, key, view))
         return clip_TSSC
+
+
+def check_names(config: FinetuneConfig) -> None:
+    """Raises ConfigError where `data.labels` names more or fewer classes than the model has."""
+    names = class_names_of(config.data)
+    if names is not None and len(names.names) != config.model.num_classes:
+        raise ConfigError(
+            f"data.labels={names.file} names {len(names.names)} classes, and the model has num_classes="
+            f"{config.model.num_classes}; set --model.num-classes {len(names.names)}, or give the file of its classes"
+        )
 
 
 def check_labels(manifest: Manifest, num_classes: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from vmae2_ds.data.lists import ListedVideo, read_list
+from vmae2_ds.data.lists import PLAIN, ListedVideo, ListForm, read_list
 from vmae2_ds.errors import DataError
 
 DEFAULT_SOURCE = "default"
@@ -133,8 +133,10 @@ class Manifest:
         )
 
 
-def read_manifest(path: str | Path, root: str | Path | None = None, *, frame_folders: bool = False) -> Manifest:
+def read_manifest(path: str | Path, root: str | Path | None = None, *, form: ListForm = PLAIN) -> Manifest:
     """Read a list of videos, or open an indexed one; relative paths start from `root`, by default the list's folder.
+
+    An index was made with a form of its own, and has numbers for labels.
 
     Raises DataError, naming file and line, for anything it cannot take literally, and where none of the first few
     videos exists (a wrong root). A single missing video is left to the loader, which skips, counts and names it.
@@ -144,7 +146,7 @@ def read_manifest(path: str | Path, root: str | Path | None = None, *, frame_fol
         manifest = _open_index(path, root)
     else:
         table, paths = bytearray(), bytearray()
-        rows = _write_rows(read_list(path, frame_folders=frame_folders), path, table.extend, paths.extend)
+        rows = _write_rows(read_list(path, form), path, table.extend, paths.extend)
         where = str(path.parent if root is None else root)
         manifest = Manifest(str(path), where, rows, bytes(table), bytes(paths))
     _refuse_wrong_root(manifest)
@@ -214,7 +216,7 @@ def _refuse_wrong_root(manifest: Manifest) -> None:
     if not any("://" in path or os.path.exists(path) for path in tried):
         raise DataError(
             f"{manifest.file}: none of its first {len(tried)} videos exists, for example {tried[0]!r}; "
-            f"relative paths start from {manifest.root!r}: set --data.root to the folder they belong to"
+            f"relative paths start from {manifest.root!r}: set --data.root (--root in other verbs) to the folder they belong to"
         )
 
 
@@ -231,7 +233,7 @@ class _FileBytes:
         return os.pread(self._file.fileno(), part.stop - part.start, part.start)
 
 
-def write_index(path: Path, out: Path, root: Path | None = None, *, frame_folders: bool = False) -> ManifestRows:
+def write_index(path: Path, out: Path, root: Path | None = None, *, form: ListForm = PLAIN) -> ManifestRows:
     """Turn the list `path` into the folder `out`, which `read_manifest` opens at once however many rows it has.
 
     Raises DataError as `read_manifest` does; a folder without `index.json` is no manifest, so half of one is never read.
@@ -239,7 +241,7 @@ def write_index(path: Path, out: Path, root: Path | None = None, *, frame_folder
     out.mkdir(parents=True, exist_ok=True)
     (out / INDEX).unlink(missing_ok=True)
     with (out / "rows.bin").open("wb") as table, (out / "paths.bin").open("wb") as paths:
-        rows = _write_rows(read_list(path, frame_folders=frame_folders), path, table.write, paths.write)
+        rows = _write_rows(read_list(path, form), path, table.write, paths.write)
         sizes = {"rows_bytes": table.tell(), "paths_bytes": paths.tell()}
     where = str((path.parent if root is None else root).resolve())
     text = json.dumps({"format": 1, "list": str(path), "root": where, **rows._asdict(), **sizes}, indent=1)

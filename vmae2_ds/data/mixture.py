@@ -13,11 +13,14 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from vmae2_ds.config import DataConfig, ReaderName, StrictModel
+from vmae2_ds.data.class_names import ClassNames, read_class_names
+from vmae2_ds.data.lists import ListForm
 from vmae2_ds.data.manifest import Manifest, manifest_digest, read_manifest
 from vmae2_ds.data.order import SampleKey, SampleOrder
 from vmae2_ds.data.reader_choice import choose_reader
 from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.finetune_config import LabelledDataConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -195,9 +198,10 @@ class Mixture(NamedTuple):
 def open_mixture(data: DataConfig) -> Mixture:
     """The videos named by `data.manifest` or `data.mixture`; raises ConfigError or DataError."""
     if data.manifest is not None:
-        return Mixture.of_manifest(read_manifest(data.manifest, data.root), data.reader)
+        return Mixture.of_manifest(read_manifest(data.manifest, data.root, form=form_of(data)), data.reader)
     config, base = _read_mixture(data)
-    opened = [(source, _open_source(source, base)) for source in config.source]
+    form = form_of(data)
+    opened = [(source, _open_source(source, base, form)) for source in config.source]
     weights = [source.share or source.weight or len(manifest) for source, manifest in opened]
     sources = [
         Source(
@@ -214,15 +218,29 @@ def open_mixture(data: DataConfig) -> Mixture:
     return Mixture(str(data.mixture), tuple(sources))
 
 
+def class_names_of(data: DataConfig) -> ClassNames | None:
+    """The names that `data.labels` gives; raises ConfigError."""
+    labels = data.labels if isinstance(data, LabelledDataConfig) else None
+    return None if labels is None else read_class_names(labels, "--data.labels")
+
+
+def form_of(data: DataConfig) -> ListForm:
+    """How the lists of a run are read; raises ConfigError."""
+    return ListForm(ignore_columns=data.ignore_columns, names=class_names_of(data))
+
+
 def identity_of_videos(data: DataConfig) -> dict[str, Any]:
-    """What decides which video every position of a run is: the lists' content, and how sources are mixed and read.
+    """What decides which video every position of a run is, and of which class: the lists' and the names' content, and how
+    sources are mixed and read.
 
     Raises ConfigError as `open_mixture` does; a list that is not there has no content.
     """
+    names = class_names_of(data)
+    named = {} if names is None else {"labels": names.digest}
     if data.manifest is not None:
-        return {"manifest": manifest_digest(data.manifest)}
+        return {"manifest": manifest_digest(data.manifest), **named}
     if data.mixture is None:
-        return {"manifest": None}
+        return {"manifest": None, **named}
     config, base = _read_mixture(data)
     sources = {
         f"source {source.name!r}": {
@@ -231,7 +249,7 @@ def identity_of_videos(data: DataConfig) -> dict[str, Any]:
         }
         for source in config.source
     }
-    return {"the sources' order": list(sources), **sources}
+    return {"the sources' order": list(sources), **sources, **named}
 
 
 def ready_mixtures() -> dict[str, Path]:
@@ -288,9 +306,9 @@ def _parse_mixture(path: Path, ready: dict[str, Path]) -> MixtureConfig:
         raise ConfigError(f"{path}: {f'{where}: ' if where else ''}{message}{known}") from None
 
 
-def _open_source(source: SourceConfig, base: Path) -> Manifest:
+def _open_source(source: SourceConfig, base: Path, form: ListForm) -> Manifest:
     root = None if source.root is None else base / source.root
-    manifest = read_manifest(base / source.manifest, root, frame_folders=source.kind == "frames")
+    manifest = read_manifest(base / source.manifest, root, form=form._replace(frame_folders=source.kind == "frames"))
     if manifest.is_packed != (source.kind == "shards"):
         has = "has the columns shard, offset, bytes" if manifest.is_packed else "has no columns shard, offset, bytes"
         raise ConfigError(f"source {source.name!r} has kind = {source.kind!r}, but {manifest.file} {has}")

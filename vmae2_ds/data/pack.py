@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -17,9 +16,11 @@ from tyro.conf import Positional
 
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data.ledger import BadFileLedger
+from vmae2_ds.data.list_header import COLUMNS
+from vmae2_ds.data.lists import csv_line, list_form
 from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.order import Shuffle
-from vmae2_ds.data.shards import COLUMNS, iterate_members
+from vmae2_ds.data.shards import iterate_members
 from vmae2_ds.data.storage import fetch
 from vmae2_ds.data.work_folder import read_lines, work_folder
 from vmae2_ds.disk import write_whole
@@ -70,6 +71,8 @@ def pack_manifest(
     shard_mib: int = 1024,
     shuffle: int | None = None,
     verify: bool = False,
+    labels: Path | None = None,
+    ignore_columns: tuple[str, ...] | None = None,
 ) -> PackedManifest:
     """Copy the videos of a manifest into tar shards of about equal size, for storage that dislikes many small files.
 
@@ -84,8 +87,10 @@ def pack_manifest(
         shard_mib: A shard is closed once it holds this many MiB.
         shuffle: Seed of a random order inside the shards, for readers that go from front to end; default: the list's order.
         verify: Read finished shards again and compare their checksums; else their sizes.
+        labels: A file with a class name a line: the list may name classes instead of numbers.
+        ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
-    opened = read_manifest(manifest, root)
+    opened = read_manifest(manifest, root, form=list_form(ignore_columns, labels))
     settings = {"list": opened.rows.digest, "shard_mib": shard_mib, "shuffle": shuffle}
     with work_folder(out, "pack", settings):
         firsts = _first_rows(opened)
@@ -230,16 +235,14 @@ def _write_manifest(out: Path, manifest: Manifest, firsts: list[int], shards: li
                 where[int(key)] = (shard.shard, offset, size)
     first = {manifest[row].name: row for row in firsts}
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    text.write(csv_line(COLUMNS))
     rows = 0
     for row in range(len(manifest)):
         video = manifest.listed(row)
         found = where.get(first[manifest[row].name])
         if found is not None:
             source = "" if video.source == DEFAULT_SOURCE else video.source
-            cells = (video.path, video.label, source, video.start or None, video.frames, *found)
-            writer.writerow(["" if cell is None else cell for cell in cells])
+            text.write(csv_line((video.path, video.label, source, video.start or None, video.frames, *found)))
             rows += 1
     write_whole(out / "manifest.csv", text.getvalue())
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -19,6 +18,7 @@ from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data.decode import read_clip
 from vmae2_ds.data.encode import X264, Encoded, reencode
 from vmae2_ds.data.ledger import BadFileLedger
+from vmae2_ds.data.lists import csv_line, list_form
 from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, VideoEntry, read_manifest
 from vmae2_ds.data.parallel import in_parallel
 from vmae2_ds.data.reader_choice import clip_cost
@@ -79,6 +79,8 @@ def prepare_manifest(
     timeout_s: float = 1800,
     sample: int = 8,
     seed: int = 0,
+    labels: Path | None = None,
+    ignore_columns: tuple[str, ...] | None = None,
 ) -> Prepared:
     """Re-encode the videos of a manifest as H.264 with a key frame every few frames, upright, small, without sound.
 
@@ -96,8 +98,10 @@ def prepare_manifest(
         timeout_s: A video that takes longer is given up.
         sample: Videos read before and after, to tell what it brings.
         seed: Draws the sample.
+        labels: A file with a class name a line: the list may name classes instead of numbers.
+        ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
-    opened = read_manifest(manifest, root)
+    opened = read_manifest(manifest, root, form=list_form(ignore_columns, labels))
     settings = {"list": opened.rows.digest, "short_side": short_side, "gop": gop, "crf": crf, "x264": X264}
     with work_folder(out, "prepare", settings):
         jobs = _jobs(opened)
@@ -213,15 +217,13 @@ def _encode(source: VideoEntry, target: str, settings: tuple[int, int, int]) -> 
 def _write_manifest(out: Path, manifest: Manifest, targets: dict[str, str]) -> int:
     """manifest.csv with every row whose file was prepared; returns how many."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "source", "start", "frames"])
+    text.write(csv_line(["path", "label", "source", "start", "frames"]))
     rows = 0
     for row in range(len(manifest)):
         video, target = manifest.listed(row), targets.get(manifest[row].name)
         if target is not None:
             source = "" if video.source == DEFAULT_SOURCE else video.source
-            cells = (target, video.label, source, video.start or None, video.frames)
-            writer.writerow(["" if cell is None else cell for cell in cells])
+            text.write(csv_line((target, video.label, source, video.start or None, video.frames)))
             rows += 1
     write_whole(out / "manifest.csv", text.getvalue())
     return rows

@@ -15,28 +15,12 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
+from vmae2_ds.data.list_header import COLUMNS, VIDEO_SUFFIXES
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError
 
 LABEL_SUFFIX = ".cls"
 """Member of a sample that holds its class number, as webdataset has it."""
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".avi",
-    ".mkv",
-    ".webm",
-    ".mov",
-    ".ts",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".flv",
-    ".wmv",
-    ".ogv",
-    ".3gp",
-    ".video",
-)
-COLUMNS = ("path", "label", "source", "start", "frames", "shard", "offset", "bytes")
 
 
 class Member(NamedTuple):

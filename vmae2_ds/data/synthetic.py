@@ -8,7 +8,6 @@ What does not move as the class says stays where it is: masked pre-training lear
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 import tyro
 
 from vmae2_ds.data.encode import write_frames
+from vmae2_ds.data.lists import csv_line
 
 # T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
 
@@ -63,14 +63,13 @@ def write_synthetic_set(
     for split, (name, count) in enumerate((("train", train_videos), ("val", val_videos))):
         (folder / name).mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "label", "source"))
+            file.write(csv_line(("path", "label", "source")))
             for number in range(count):
                 label = number % len(CLASSES)
                 path = f"{name}/{number:05d}.mp4"
                 rng = np.random.default_rng((seed, split, number))
                 write_video(folder / path, draw_clip(label, rng, size, frames), fps)
-                writer.writerow((path, label, SOURCE))
+                file.write(csv_line((path, label, SOURCE)))
     labels = folder / "labels.txt"
     labels.write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
     return SyntheticSet(folder / "train.csv", folder / "val.csv", labels)

@@ -23,7 +23,7 @@ from vmae2_ds.train.checkpoint import WHOLE, find_newest_whole
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-RUN_FILES = ("run.json", "identity.json", "finished.json", "rollbacks.json")
+RUN_FILES = ("run.json", "identity.json", "finished.json", "rollbacks.json", "labels.txt")
 RETRY_AFTER_S = (2.0, 15.0, 60.0)
 WAY_OUT = "mend it, or start anew with --train.resume never"
 KEPT_THERE = 2

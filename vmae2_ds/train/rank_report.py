@@ -17,7 +17,7 @@ import torch
 
 import vmae2_ds
 from vmae2_ds.data.manifest import manifest_digest
-from vmae2_ds.data.mixture import Mixture
+from vmae2_ds.data.mixture import Mixture, class_names_of
 from vmae2_ds.dist import default_device
 from vmae2_ds.train.ds_config import read_policy
 from vmae2_ds.train.runs import AnyRun, installed_versions
@@ -94,6 +94,9 @@ def _lists(config: AnyRun, mixture: Mixture) -> dict[str, str]:
     val = getattr(config.data, "val_manifest", None)
     if val is not None:
         lists[str(val)] = f"sha256 {(manifest_digest(val) or 'none')[:8]}"
+    names = class_names_of(config.data)
+    if names is not None:
+        lists[str(names.file)] = f"sha256 {names.digest[:8]}"
     policy = repr(sorted(_flat(read_policy(config.train.ds_config))))
     return {**lists, f"train.ds_config {config.train.ds_config}": f"sha256 {_digest(policy.encode())}"}
 

@@ -1,6 +1,6 @@
 """The run folder: which one a command means, what it holds, and whether a resumed run is still the same run.
 
-runs/<recipe>/<time>_<commit>/  run.json identity.json ds.json env.json metrics.jsonl bad_files.jsonl
+runs/<recipe>/<time>_<commit>/  run.json identity.json labels.txt ds.json env.json metrics.jsonl bad_files.jsonl
                                 tensorboard/ ckpt/ pictures/ report.html
 """
 
@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from vmae2_ds.config import PretrainConfig, RunConfig
-from vmae2_ds.data.mixture import identity_of_videos
+from vmae2_ds.data.mixture import class_names_of, identity_of_videos
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.distil_config import DistilConfig
@@ -36,6 +36,8 @@ from vmae2_ds.train.mirror import SecondPlace, fetch_newest, fetch_run_files, kn
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+NAMES = "labels.txt"
+"""The names of a run's classes, one a line, where `data.labels` gave them."""
 
 AnyRun = PretrainConfig | FinetuneConfig
 Run = TypeVar("Run", bound=RunConfig)
@@ -52,11 +54,12 @@ MAY_CHANGE = {
     | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s", "time_limit"}
     # how the same global batch and the same states are split: elastic.py goes on from there
     | {"micro_batch", "ds_config", "ds_zero_init"},
-    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s"},
+    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels"},
     "distil": {"teacher", "teacher_sharded", "cache", "cache_dtype"},
     "guard": set(GuardConfig.model_fields),
 }
-"""Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is is in its identity."""
+"""Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is, and what the classes
+are called, is in its identity."""
 
 
 class RunFolder(NamedTuple):
@@ -195,6 +198,8 @@ def _start(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder
         raise ConfigError(f"{path} is held by another job; name another train.run")
     (path / "ckpt").mkdir(exist_ok=True)
     write_whole(path / "identity.json", json.dumps(identity, indent=1))
+    if (names := class_names_of(config.data)) is not None:
+        write_whole(path / NAMES, names.text)
     write_whole(path / "run.json", config.model_dump_json(indent=1))
     return RunFolder(path, None)
 
@@ -242,6 +247,7 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
     ]
     said = {
         "manifest": f"data.manifest: the content of {config.data.manifest}",
+        "labels": f"data.labels: the names in {getattr(config.data, 'labels', None)}",
         "ds_config": f"train.ds_config: in the content of {config.train.ds_config} more than how states are split",
         "teacher": "--teacher: the model that answers",
         "answers": "distil.cache: where the teacher's answers come from",

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.mixture import form_of
 from vmae2_ds.data.views import ViewsDataset
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import ConfigError
@@ -33,7 +34,7 @@ class Validation:
         data = config.data
         if data.val_manifest is None:
             raise ConfigError("no validation list: set data.val_manifest")
-        manifest = read_manifest(data.val_manifest, data.val_root or data.root)
+        manifest = read_manifest(data.val_manifest, data.val_root or data.root, form=form_of(data))
         self.dataset = ViewsDataset(config, manifest, None)
         self._videos_at_once = config.train.micro_batch * data.views
         self._world, self._agreement = world, agreement

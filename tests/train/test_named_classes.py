@@ -1,0 +1,74 @@
+"""Lists that name classes: which label a name is belongs to the run, and the names stay with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmae2_ds.config import ClassifierConfig
+from vmae2_ds.data.labelled import check_names
+from vmae2_ds.data.mixture import open_mixture
+from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.train.rank_report import report_of
+from vmae2_ds.train.runs import open_run_folder
+
+Make = Callable[..., FinetuneConfig]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text("path,label,who\na.mp4,walk,1\nb.mp4,run,2\n")
+    (tmp_path / "names.txt").write_text("run\nwalk\nsit\n")
+
+    def make(num_classes: int = 3, run: Path | None = None, **data: object) -> FinetuneConfig:
+        asked = {"manifest": tmp_path / "list.csv", "labels": tmp_path / "names.txt", "ignore_columns": (), **data}
+        return FinetuneConfig(
+            model=ClassifierConfig.of_size("tiny", num_classes=num_classes),
+            data=LabelledDataConfig.model_validate(asked),
+            train=FinetuneTrainConfig(run=run or tmp_path / "run"),
+        )
+
+    return make
+
+
+def test_a_run_s_lists_may_name_classes_and_have_columns_of_their_own(make: Make) -> None:
+    (source,) = open_mixture(make().data).sources
+    assert [entry.label for entry in source.manifest] == [1, 0]
+    with pytest.raises(DataError, match=r"unknown column 'who'.*--data.ignore-columns who"):
+        open_mixture(make(ignore_columns=None).data)
+    with pytest.raises(DataError, match=r"label='walk'.*--data.labels FILE"):
+        open_mixture(make(labels=None).data)
+
+
+def test_every_source_of_a_mixture_is_read_with_the_names(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "mix.toml").write_text('[[source]]\nname = "x"\nmanifest = "list.csv"\n')
+    (source,) = open_mixture(make(manifest=None, mixture=str(tmp_path / "mix.toml")).data).sources
+    assert [entry.label for entry in source.manifest] == [1, 0]
+
+
+def test_a_model_of_another_number_of_classes_is_refused(make: Make) -> None:
+    check_names(make())
+    with pytest.raises(ConfigError, match=r"names 3 classes.*num_classes=400; set --model.num-classes 3"):
+        check_names(make(num_classes=400))
+
+
+def test_the_names_are_kept_with_the_run_and_decide_whether_it_is_the_same(make: Make, tmp_path: Path) -> None:
+    folder = open_run_folder(make()).path
+    assert (folder / "labels.txt").read_text() == "run\nwalk\nsit\n"
+    (tmp_path / "moved.txt").write_text("run\r\nwalk\r\nsit")
+    assert open_run_folder(make(labels=tmp_path / "moved.txt")).path == folder
+    (tmp_path / "other.txt").write_text("walk\nrun\nsit\n")
+    with pytest.raises(ConfigError, match=r"data.labels: the names in .*other.txt has changed"):
+        open_run_folder(make(labels=tmp_path / "other.txt"))
+
+
+def test_hosts_with_other_names_are_told_apart(make: Make, tmp_path: Path) -> None:
+    config = make()
+    before = report_of(config, open_mixture(config.data), sees_folder=True)
+    (tmp_path / "names.txt").write_text("walk\nrun\nsit\n")
+    assert report_of(config, open_mixture(config.data), sees_folder=True).lists != before.lists
