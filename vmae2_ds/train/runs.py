@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 NAMES = "labels.txt"
 """The names of a run's classes, one a line, where `data.labels` gave them."""
+NO_CODE = ("*.md", "*.jsonl", "*.png", "benchmarks/reports")
+"""Of a checkout: pages, measured rows and reports of them."""
 
 AnyRun = PretrainConfig | FinetuneConfig
 Run = TypeVar("Run", bound=RunConfig)
@@ -360,14 +362,18 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def commit() -> str | None:
-    """Short commit of the checkout this package runs from, `+` where it has changes; None outside a checkout."""
-    here = Path(__file__).parent
+def commit(folder: Path = Path(__file__).parent) -> str | None:
+    """Short commit of the checkout that `folder` lies in, `+` where its code has changes; None outside a checkout.
+
+    Pages and measured rows are no code: a benchmark that appends to a tracked file does not spoil its own next row.
+    """
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        code = [":(top)", *(f":(top,exclude){path}" for path in NO_CODE)]
+        changed = git("status", "--porcelain", "-uno", "--", *code)
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
