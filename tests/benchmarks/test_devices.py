@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from subprocess import PIPE
+
 import pytest
 import torch
 
-from benchmarks.devices import attentions_on, clock_timer, find_device, keep_freed_memory, measure_memory
+from benchmarks.devices import attentions_on, clock_timer, family_cpu_s, find_device, keep_freed_memory, measure_memory
 from vmae2_ds.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -29,6 +34,17 @@ def test_kernels_that_can_run() -> None:
 def test_a_timer_takes_differences_of_its_clock() -> None:
     moments = iter([10.0, 12.5])
     assert clock_timer(lambda: next(moments))(lambda: None) == 2.5
+
+
+def test_the_family_s_clock_counts_what_a_child_does() -> None:
+    program = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=PIPE, stdout=PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with_child = family_cpu_s() - time.process_time()
+        child.communicate(b"\n")
+    assert with_child > 0.25
+    assert family_cpu_s() - time.process_time() < 0.25
 
 
 @pytest.mark.parametrize("mib", [64, 200])
