@@ -1,4 +1,7 @@
-"""The cube embedding, forward and backward: all cubes of a float clip and then a choice, against visible cubes from uint8."""
+"""The cube embedding, forward and backward: all cubes of a float clip and then a choice, against visible cubes from uint8.
+
+And cutting visible cubes out of a clip alone: whole runs of neighbouring values, against indexing a 7-D view of the clip.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +123,9 @@ WAYS = {
 
 
 def groups(bench: Bench) -> Iterator[Group]:
-    """By size and precision."""
+    """By size and precision; cutting out alone by batch size."""
+    for batch_size in bench.options.batch_sizes:
+        yield Group(f"gather{batch_suffix(batch_size)}", partial(measure_gather, bench, batch_size))
     for size in bench.options.sizes:
         for precision in bench.options.precisions:
             for batch_size in bench.options.batch_sizes:
@@ -150,6 +155,37 @@ def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> l
             held = count_held_bytes(way.forward(embedding))
             row |= {"values": {"input_bytes": pixels * way.pixel_bytes, "held_bytes": held}, "kind": "counted"}
     return rows
+
+
+def measure_gather(bench: Bench, batch_size: int) -> list[Row]:
+    """The visible cubes of a batch by both ways; the cubes are those of every size with patches of 16."""
+    geometry = geometry_of("base")
+    batch = make_batch(MASKS["dual"], geometry, batch_size).to(bench.device)
+    clip_BTHWC, visible_BV = batch.clip_BTHWC, batch.visible_BV
+    config = {"batch_size": batch_size, "visible": visible_BV.shape[1], "clip": list(clip_BTHWC.shape[1:4])}
+    variants = [
+        Variant(name, lambda cut=cut: partial(_cut, cut, clip_BTHWC, visible_BV, geometry), config)  # type: ignore[misc]
+        for name, cut in (("indexed view", index_view), ("runs", gather_cubes))
+    ]
+    return timed(variants, bench, "indexed view", memory=False)
+
+
+def _cut(
+    cut: Callable[[Tensor, Tensor, ClipGeometry], Tensor],
+    clip_BTHWC: Tensor,
+    visible_BV: Tensor,
+    geometry: ClipGeometry,
+) -> None:
+    cut(clip_BTHWC, visible_BV, geometry)
+
+
+def index_view(clip_BTHWC: Tensor, index_BV: Tensor, geometry: ClipGeometry) -> Tensor:
+    """`gather_cubes` as one would write it first: (B, V, P)."""
+    (steps, rows, columns), (tubelet, patch) = geometry.grid, (geometry.tubelet, geometry.patch)
+    cubes = clip_BTHWC.view(-1, steps, tubelet, rows, patch, columns, patch, 3)
+    clip_BV = torch.arange(len(index_BV), device=index_BV.device)[:, None].expand_as(index_BV)
+    where = index_BV // (rows * columns), index_BV // columns % rows, index_BV % columns
+    return cubes[clip_BV, where[0], :, where[1], :, where[2]].flatten(2)
 
 
 def _step(embedding: Embedding, way: Way) -> Step:

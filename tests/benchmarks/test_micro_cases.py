@@ -19,6 +19,7 @@ from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench
 from tests.benchmarks.fresh import in_fresh_process
 from vmae2_ds.config import ModelConfig
+from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.model.attention import get_attention
 from vmae2_ds.train import spikes
@@ -110,6 +111,22 @@ def test_embedding_rows() -> None:
     pixels = 16 * 224 * 224 * 3
     assert rows["published"]["values"]["input_bytes"] == 4 * pixels
     assert rows["visible"]["values"] == {"input_bytes": pixels, "held_bytes": 4 * 160 * 1536}  # the projection's input
+
+
+def test_both_ways_cut_out_the_same_cubes() -> None:
+    geometry = ClipGeometry(4, 48, 32, 2, 16)
+    clip_BTHWC = torch.randint(0, 256, (3, 4, 48, 32, 3), dtype=torch.uint8)
+    index_BV = torch.stack([torch.randperm(geometry.num_cubes)[:5] for _ in range(3)])
+    assert torch.equal(
+        embed.index_view(clip_BTHWC, index_BV, geometry), embed.gather_cubes(clip_BTHWC, index_BV, geometry)
+    )
+
+
+def test_cutting_out_is_timed_alone() -> None:
+    rows = embed.measure_gather(ONCE, batch_size=1)
+    assert [row["variant"] for row in rows] == ["indexed view", "runs"]
+    assert not any(row["error"] for row in rows)
+    assert rows[0]["speedup"]["median"] == 1
 
 
 # --- optimizer -------------------------------------------------------------------------------------------------------
