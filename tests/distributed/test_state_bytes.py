@@ -17,6 +17,9 @@ from vmae2_ds.cost.zero import ZeroPolicy
 pytestmark = pytest.mark.slow
 
 STATES_TOLERANCE = 0.02  # activations of 32 tokens, and which gradient stands where when a bucket is full
+OFFLOAD_TOLERANCE = {
+    "bf16 stage 1 offload": 0.03
+}  # the share that is on its way to the host while gradients accumulate
 COMM_TOLERANCE = 1e-3  # flags and norms: some bytes a step
 
 BUCKET = 20_000_000  # below the 52 M parameters: several reductions
@@ -41,6 +44,7 @@ def small(precision: str, stage: int, accumulation: int, checkpointing: str = "n
 STATES = {
     "fp32 stage 0": wide("fp32", 0),
     "bf16 stage 1": wide("bf16", 1, overlap_comm=False),
+    "bf16 stage 1 offload": wide("bf16", 1, accumulation=2, offload_optimizer=True),
     "bf16 stage 2": wide("bf16", 2, overlap_comm=True),
     "bf16 stage 2 offload": wide("bf16", 2, accumulation=2, offload_optimizer=True),
     "bf16 stage 3": wide("bf16", 3, overlap_comm=True, sub_group=5_000_000),
@@ -97,7 +101,8 @@ def test_bytes_alive(measured: dict[int, dict[str, Any]], world_size: int, name:
     states = predicted(STATES[name], world_size)
     fullest = max(rank[moment] for rank in measured[world_size][name])
     # a rank's GPU is host memory here
-    assert getattr(states, moment) + states.host == pytest.approx(fullest, rel=STATES_TOLERANCE)
+    tolerance = OFFLOAD_TOLERANCE.get(name, STATES_TOLERANCE)
+    assert getattr(states, moment) + states.host == pytest.approx(fullest, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", sorted(COMM))
