@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from tests.golden_data import golden_json
 from vmae2_ds.config import MaskConfig
 from vmae2_ds.contracts import ClipGeometry, Masks
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.masking import count_masks, make_masks
+from vmae2_ds.masking import count_masks, make_masks, passes_over_hidden
 
 GOLDEN = golden_json("masks.json")
 PUBLISHED = ClipGeometry(16, 224, 224, 2, 16)
@@ -142,3 +144,44 @@ def test_random_masks_hide_every_cube_equally_often(axis: str) -> None:
 def test_refuses_what_the_mask_cannot_be(config: MaskConfig, geometry: ClipGeometry, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         count_masks(config, geometry)
+
+
+@settings(max_examples=200, deadline=None)
+@given(config=CONFIGS, geometry=GEOMETRIES, seed=st.integers(0, 2**32 - 1))
+def test_the_passes_decode_every_hidden_cube_with_masks_of_the_same_kind(
+    config: MaskConfig, geometry: ClipGeometry, seed: int
+) -> None:
+    try:
+        counts = count_masks(config, geometry)
+    except ConfigError:
+        return
+    masks = draw(config, geometry, seed)
+    passes = passes_over_hidden(config, geometry, masks, np.random.default_rng(seed))
+    hidden = np.setdiff1d(np.arange(geometry.num_cubes), masks.visible_V)
+    decoded = [np.setdiff1d(one.decode_M, masks.visible_V) for one in passes]
+    np.testing.assert_array_equal(np.unique(np.concatenate(decoded)), hidden)
+    assert passes[0] is masks
+    for one in passes:
+        np.testing.assert_array_equal(one.visible_V, masks.visible_V)
+        assert len(one.decode_M) == counts.decode, "as many mask tokens as in training"
+        assert (np.diff(one.decode_M) > 0).all()
+        np.testing.assert_array_equal(one.is_supervised_M, np.isin(one.decode_M, hidden))
+    kept_share = 1.0 if config.decoder == "none" else 1 - config.decoder_ratio
+    if config.decoder in ("none", "running_cell") or (kept_share * geometry.grid[0]).is_integer():
+        assert len(passes) == math.ceil(1 / kept_share)
+    if kept_share in (1.0, 0.5) and len(passes) == math.ceil(1 / kept_share) and geometry.num_cubes % 2 == 0:
+        assert sum(map(len, decoded)) == len(hidden), "complements: each cube once"
+
+
+@pytest.mark.parametrize("case", GOLDEN["running_cell"], ids=lambda c: f"{c['ratio']}")
+def test_the_passes_of_the_running_cell_are_published_maps(case: dict) -> None:
+    geometry, config = geometry_of(case["grid"]), MaskConfig(decoder_ratio=case["ratio"])
+    published = {tuple(map(tuple, phase)) for phase in case["cells_2x2_by_map_and_time"]}
+    for seed in range(8):
+        masks = draw(config, geometry, seed)
+        found = []
+        for one in passes_over_hidden(config, geometry, masks, np.random.default_rng(0)):
+            cell_THW = ~is_kept(one.decode_M, geometry)[:, :2, :2]
+            found.append(tuple(map(tuple, cell_THW.reshape(8, 4).astype(int).tolist())))
+        assert set(found) <= published
+        assert len(set(found)) == len(found) == {0.25: 2, 0.5: 2, 0.75: 4}[case["ratio"]]

@@ -51,6 +51,36 @@ def make_masks(config: MaskConfig, geometry: ClipGeometry, rng: np.random.Genera
     return Masks(np.flatnonzero(is_visible_N), decode_M, ~is_visible_N[decode_M])
 
 
+def passes_over_hidden(
+    config: MaskConfig, geometry: ClipGeometry, masks: Masks, rng: np.random.Generator
+) -> list[Masks]:
+    """Decoder masks that between them decode every cube which the encoder does not see; the clip's own `masks` come first.
+
+    Each is one that `make_masks` might have drawn for this encoder mask, so the decoder meets what it was trained on. Where
+    the decoder keeps k of n units (corners of a running cell, tubelet steps, cubes), ceil(n / k) passes cover all: other
+    phases of the running cell, else further units in an order that `rng` draws. Where k does not divide n the last pass
+    has units of earlier ones again.
+    """
+    if config.decoder == "none":
+        return [masks]
+    unit_N, num_units = _units(config.decoder, geometry)
+    own = np.unique(unit_N[masks.decode_M])
+    rest = np.setdiff1d(np.arange(num_units), own)
+    # of a running cell any three corners of four are a phase, and so are the two that a phase of two leaves
+    own, rest = rng.permutation(own), rng.permutation(rest)
+    is_visible_N = np.zeros(geometry.num_cubes, dtype=bool)
+    is_visible_N[masks.visible_V] = True
+    passes = [masks]
+    for begin in range(0, len(rest), len(own)):
+        kept = np.concatenate([rest, own])[begin : begin + len(own)]
+        is_decoded_N = np.isin(unit_N, kept)
+        if config.decoder_tokens == "disjoint":
+            is_decoded_N = is_decoded_N & ~is_visible_N
+        decode_M = np.flatnonzero(is_decoded_N)
+        passes.append(Masks(masks.visible_V, decode_M, ~is_visible_N[decode_M]))
+    return passes
+
+
 @lru_cache(maxsize=64)
 def count_masks(config: MaskConfig, geometry: ClipGeometry) -> MaskCounts:
     """Closed form of the counts that `make_masks` gives.
@@ -149,11 +179,26 @@ def _keep_running_cell(ratio: float, geometry: ClipGeometry, rng: np.random.Gene
     Corner c (row-major) at step t with phase f is hidden where (c + t + f + 1) mod 4 < 4 * ratio; the phase is drawn
     per clip (pattern of the published generator: golden masks.json).
     """
-    num_steps, height, width = geometry.grid
     phase = rng.integers(CELL)
+    turn_N = (_corners(geometry) + phase + 1) % CELL
+    return (turn_N >= CELL * ratio).reshape(geometry.grid[0], -1)
+
+
+def _corners(geometry: ClipGeometry) -> np.ndarray:
+    """c + t of every cube (N,): its corner of the 2x2 cell (row-major), moved on by one with each tubelet step."""
+    num_steps, height, width = geometry.grid
     corner_HW = 2 * (np.arange(height)[:, None] % 2) + np.arange(width) % 2
-    turn_THW = corner_HW + np.arange(num_steps)[:, None, None] + phase + 1
-    return (turn_THW % CELL >= CELL * ratio).reshape(num_steps, -1)
+    return (corner_HW + np.arange(num_steps)[:, None, None]).ravel()
+
+
+def _units(name: str, geometry: ClipGeometry) -> tuple[np.ndarray, int]:
+    """What a decoder mask keeps or hides as one: the unit of every cube (N,), and how many units there are."""
+    num_steps, height, width = geometry.grid
+    if name == "running_cell":
+        return _corners(geometry) % CELL, CELL
+    if name == "frame":
+        return np.repeat(np.arange(num_steps), height * width), num_steps
+    return np.arange(geometry.num_cubes), geometry.num_cubes
 
 
 KeepFn = Callable[[float, ClipGeometry, np.random.Generator], np.ndarray]
