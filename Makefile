@@ -38,7 +38,7 @@ quickstart: quickstart_data/train.csv ## make videos, pre-train with dual maskin
 		--train.runs runs/quickstart --train.save-every 50 --objective.target pixels --optim.warmup-epochs 3
 	$(BIN)/vmae2 visualize runs/quickstart/vit_ti_pretrain_desk
 	@echo; echo "videos   quickstart_data/"; echo "runs     runs/quickstart/vit_ti_pretrain_desk/TIME_COMMIT/ (metrics.jsonl, ckpt/)"
-	@echo "report   report.html in the run's folder"; echo "pictures pictures/ in the run's folder, named above"
+	@echo "report   report.html in the run's folder"; echo "pictures pictures/STEP/ in the run's folder, named above"
 
 quickstart_data/train.csv: | venv
 	$(BIN)/vmae2 data synth quickstart_data

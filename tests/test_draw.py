@@ -12,18 +12,16 @@ from PIL import Image
 
 from vmae2_ds.config import MaskConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.draw import (
-    CURVES,
+from vmae2_ds.draw import CURVES, curve_svg, draw_curves, has_values
+from vmae2_ds.draw_clips import (
     GREY,
+    DecodedPass,
     Reconstruction,
     animate_reconstruction,
     caption_of,
     clip_of,
     cubes_of,
-    curve_svg,
-    draw_curves,
     draw_reconstruction,
-    has_values,
     picture_rows,
     put_statistics_back,
 )
@@ -44,7 +42,7 @@ def perfect(clip_THWC: np.ndarray, target: str, **mask: object) -> Reconstructio
     masks = make_masks(MaskConfig(encoder_ratio=0.75, **mask), GEOMETRY, np.random.default_rng(0))
     true_MP = torch.from_numpy(cubes_of(clip_THWC, GEOMETRY)[masks.decode_M]).float() / 255
     predicted_MP = normalise_cubes(true_MP[None], GEOMETRY)[0] if target == "normalised" else true_MP
-    return Reconstruction(clip_THWC, predicted_MP.numpy(), masks, GEOMETRY, target, "a clip")
+    return Reconstruction(clip_THWC, [DecodedPass(masks, predicted_MP.numpy())], GEOMETRY, target, "a clip")
 
 
 def test_cubes_are_the_models(clip_THWC: np.ndarray) -> None:

@@ -26,7 +26,7 @@ LAYERS = (
     {"finetune_config"},
     {"distil_config"},
     {"model", "masking", "recipes", "finetune_recipes", "cost", "draw"},
-    {"data", "objectives", "distil_recipes"},
+    {"data", "draw_clips", "objectives", "distil_recipes"},
     {"train"},
     {"weights"},
     {"downstream", "launch", "tune", "visualize"},
@@ -42,7 +42,7 @@ DOORS = {
     "av": {"data.encode", "data.probe", "data.reader_common", "data.reader_pyav", "data.synthetic"},
     "flash_attn": {"model.attention"},
     "timm": {"model.block", "data.augment"},
-    "matplotlib": {"draw"},
+    "matplotlib": {"draw", "draw_clips"},
     "transformers": set(),
 }
 """Package -> the modules that may import it."""

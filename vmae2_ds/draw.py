@@ -1,4 +1,4 @@
-"""Pictures from plain arrays: masks and reconstructions of a clip, and curves of a run. The only file with matplotlib.
+"""Pictures from plain arrays: curves of a run, histograms, confusion matrices. Pictures of clips are in draw_clips.py.
 
 Colours are Okabe and Ito's, told apart by people who are colour-blind; grey means "nothing here" in every picture.
 """
@@ -6,171 +6,19 @@ Colours are Okabe and Ito's, told apart by people who are colour-blind; grey mea
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, Masks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# T frames, H x W pixels, C = 3 colours, N cubes, V visible, M decoded, P = 3 * tubelet * patch * patch values in a cube,
-# in the order t, h, w, c; cubes are numbered t-major, then h, then w.
-
-GREY = 0.82
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"
-SEEN_TWICE = np.array([0.0, 0.447, 0.698])  # BLUE as numbers
-
-CAPTIONS = {
-    "normalised": (
-        "The target is each cube normalised by its own mean and deviation. To draw the prediction, the mean and deviation"
-        " of the true cube are put back: brightness and contrast of a cube are given, its structure is predicted."
-    ),
-    "pixels": "The target is plain pixels: everything in a reconstructed cube is predicted.",
-}
-
-
-class Reconstruction(NamedTuple):
-    """One clip and what the model made of it."""
-
-    clip_THWC: np.ndarray
-    """uint8 pixels, or floats in [0, 1]."""
-    predicted_MP: np.ndarray
-    """The decoder's output at `masks.decode_M`, as the objective sees it."""
-    masks: Masks
-    geometry: ClipGeometry
-    target: Literal["normalised", "pixels"]
-    title: str = ""
-
-
-def cubes_of(clip_THWC: np.ndarray, geometry: ClipGeometry) -> np.ndarray:
-    """Cut a clip into its cubes: (T, H, W, 3) -> (N, P)."""
-    steps, rows, columns = geometry.grid
-    cut = clip_THWC.reshape(steps, geometry.tubelet, rows, geometry.patch, columns, geometry.patch, 3)
-    return cut.transpose(0, 2, 4, 1, 3, 5, 6).reshape(geometry.num_cubes, geometry.cube_values)
-
-
-def clip_of(cubes_NP: np.ndarray, geometry: ClipGeometry) -> np.ndarray:
-    """Put cubes back together: (N, P) -> (T, H, W, 3)."""
-    cut = cubes_NP.reshape(*geometry.grid, geometry.tubelet, geometry.patch, geometry.patch, 3)
-    return cut.transpose(0, 3, 1, 4, 2, 5, 6).reshape(geometry.num_frames, geometry.height, geometry.width, 3)
-
-
-def put_statistics_back(normalised_MP: np.ndarray, true_MP: np.ndarray) -> np.ndarray:
-    """Undo the target's normalisation with the true cubes' mean and unbiased deviation per colour: (M, P) -> (M, P)."""
-    values_MQC = true_MP.reshape(len(true_MP), -1, 3)
-    mean_M1C = values_MQC.mean(axis=1, keepdims=True)
-    std_M1C = values_MQC.std(axis=1, ddof=1, keepdims=True)
-    return (normalised_MP.reshape(values_MQC.shape) * (std_M1C + TARGET_EPS) + mean_M1C).reshape(true_MP.shape)
-
-
-def picture_rows(clip: Reconstruction) -> dict[str, np.ndarray]:
-    """The five pictures of a clip by their label, each (T, H, W, 3) floats in [0, 1].
-
-    Only supervised cubes are drawn as predicted: at a cube that the encoder saw the decoder's output was never trained.
-    """
-    pixels_THWC = clip.clip_THWC / 255 if clip.clip_THWC.dtype == np.uint8 else clip.clip_THWC
-    true_NP = cubes_of(pixels_THWC.astype(np.float32), clip.geometry)
-    visible_V, decode_M, is_supervised_M = clip.masks
-    predicted_MP = clip.predicted_MP.astype(np.float32)
-    if clip.target == "normalised":
-        predicted_MP = put_statistics_back(predicted_MP, true_NP[decode_M])
-    supervised = decode_M[is_supervised_M]
-
-    nothing_NP = np.full_like(true_NP, GREY)
-    seen_NP, decoded_NP, predicted_NP = nothing_NP.copy(), nothing_NP.copy(), nothing_NP.copy()
-    seen_NP[visible_V] = true_NP[visible_V]
-    decoded_NP[decode_M] = 0.4 * true_NP[decode_M] + 0.6 * np.tile(SEEN_TWICE, clip.geometry.cube_values // 3)
-    decoded_NP[supervised] = true_NP[supervised]
-    predicted_NP[supervised] = predicted_MP[is_supervised_M]
-    pasted_NP = predicted_NP.copy()
-    pasted_NP[visible_V] = true_NP[visible_V]
-    rows = {
-        "clip": true_NP,
-        "seen by\nthe encoder": seen_NP,
-        "asked of\nthe decoder": decoded_NP,
-        "predicted": predicted_NP,
-        "predicted\n+ seen": pasted_NP,
-    }
-    return {label: clip_of(cubes_NP, clip.geometry).clip(0, 1) for label, cubes_NP in rows.items()}
-
-
-def caption_of(clip: Reconstruction) -> str:
-    """What the grey, the blue and the predicted cubes are, with their counts."""
-    visible, decoded, supervised = len(clip.masks.visible_V), len(clip.masks.decode_M), clip.masks.is_supervised_M.sum()
-    text = f"The encoder sees {visible} of {clip.geometry.num_cubes} cubes; the loss is on {supervised}; grey: no cube."
-    if decoded > supervised:
-        text += f" Blue: {decoded - supervised} cubes that both have, not in the loss."
-    return f"{text} {CAPTIONS[clip.target]}"
-
-
-def draw_reconstruction(clip: Reconstruction, path: Path, max_columns: int = 8) -> None:
-    """Write a still picture: one row per view of the clip, frames spread over the clip as columns."""
-    from matplotlib.figure import Figure
-
-    rows = picture_rows(clip)
-    num_columns = min(max_columns, clip.geometry.num_frames)
-    shown = np.linspace(0, clip.geometry.num_frames - 1, num_columns).round().astype(int)
-    panel, label_width = 1.15, 1.0  # inches
-    panel_height = panel * clip.geometry.height / clip.geometry.width
-    width = label_width + num_columns * panel
-    caption = _wrap(caption_of(clip), width)
-    below, above = 0.12 + 0.16 * (1 + caption.count("\n")), 0.2 + 0.2 * bool(clip.title)
-    height = above + len(rows) * panel_height + below
-    figure = Figure(figsize=(width, height), dpi=160)
-    grid = figure.add_gridspec(
-        len(rows), num_columns, left=label_width / width, right=1 - 0.05 / width, top=1 - above / height,
-        bottom=below / height, wspace=0.03, hspace=0.03,
-    )  # fmt: skip
-    for row, (label, frames_THWC) in enumerate(rows.items()):
-        for column, frame in enumerate(shown):
-            axes = figure.add_subplot(grid[row, column])
-            axes.imshow(frames_THWC[frame], interpolation="nearest")
-            _without_ticks(axes)
-            if row == 0:
-                axes.set_title(f"frame {frame}", fontsize=7, pad=2)
-            if column == 0:
-                axes.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=4)
-    if clip.title:
-        figure.text(0.5, 1 - 0.07 / height, clip.title, ha="center", va="top", fontsize=9)
-    figure.text(0.05 / width, 0.05 / height, caption, ha="left", va="bottom", fontsize=7, color=BLACK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def animate_reconstruction(clip: Reconstruction, path: Path, frames_per_s: float = 4) -> None:
-    """Write the same views side by side as an endless animation; the suffix chooses GIF or WebP."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    rows = picture_rows(clip)
-    panel = 1.5
-    height = panel * clip.geometry.height / clip.geometry.width + 0.25
-    figure = Figure(figsize=(len(rows) * panel, height), dpi=120)
-    canvas = FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=1 - 0.24 / height, wspace=0.03)
-    images = []
-    for column, (label, frames_THWC) in enumerate(rows.items()):
-        axes = figure.add_subplot(1, len(rows), column + 1)
-        images.append(axes.imshow(frames_THWC[0], interpolation="nearest"))
-        _without_ticks(axes)
-        axes.set_title(label.replace("\n", " "), fontsize=8, pad=3)
-    pictures = []
-    for frame in range(clip.geometry.num_frames):
-        for image, frames_THWC in zip(images, rows.values(), strict=True):
-            image.set_data(frames_THWC[frame])
-        canvas.draw()
-        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 / frames_per_s, loop=0)
 
 
 @dataclass(frozen=True)
@@ -282,8 +130,8 @@ def draw_confusion(matrix_CC: np.ndarray, names: Sequence[str], path: Path) -> N
     accuracy = matrix_CC.trace() / max(1, matrix_CC.sum())
     axes.set_title(f"{matrix_CC.sum():,} videos, {100 * accuracy:.1f} % right")
     if is_named:
-        axes.set_xticks(range(num_classes), names, rotation=90)
-        axes.set_yticks(range(num_classes), names)
+        axes.set_xticks(range(num_classes), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(num_classes), names, parse_math=False)
     for label, predicted in np.argwhere(matrix_CC) if is_named else []:
         colour = "white" if share_CC[label, predicted] > 0.5 else BLACK
         axes.text(
@@ -337,13 +185,3 @@ def svg_of(figure: Figure, title: str) -> str:
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Title": title}, transparent=True)
     return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def _without_ticks(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-
-
-def _wrap(text: str, width_inches: float) -> str:
-    return "\n".join(textwrap.wrap(text, max(30, int(width_inches * 17))))

@@ -1,26 +1,39 @@
-"""`vmae2 visualize`: clips of a run as its model sees and completes them."""
+"""`vmae2 visualize`: clips as a masked autoencoder sees and completes them."""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import tyro
 
 from vmae2_ds.config import PretrainConfig
-from vmae2_ds.contracts import Masks, PretrainBatch
+from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
 from vmae2_ds.data.mixture import open_mixture
+from vmae2_ds.disk import check_out_folder, write_whole
 from vmae2_ds.dist import default_device
-from vmae2_ds.draw import Reconstruction, animate_reconstruction, draw_curves, draw_reconstruction
+from vmae2_ds.draw import draw_curves
+from vmae2_ds.draw_clips import DecodedPass, Reconstruction, animate_reconstruction, draw_reconstruction
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.masking import count_masks, passes_over_hidden
+from vmae2_ds.ranges import MOST_SEED, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
+    from torch import Tensor
+
     from vmae2_ds.data.datasets import PretrainDataset
+    from vmae2_ds.model.layouts import State
     from vmae2_ds.objectives import Reconstruct
 
 log = logging.getLogger(__name__)
+
+MOST_CLIPS = 10_000
+_OURS = re.compile(r"clip\d+\.(png|gif)|curves\.png|pictures\.json")
 
 
 def visualize(
@@ -31,90 +44,197 @@ def visualize(
     clips: int = 6,
     seed: int = 0,
     out: Path | None = None,
+    num_frames: int | None = None,
+    size: int | None = None,
+    stride: int | None = None,
+    encoder_ratio: float | None = None,
+    decoder: Literal["none", "running_cell", "frame", "random"] | None = None,
+    decoder_ratio: float | None = None,
+    target: Literal["normalised", "pixels"] | None = None,
 ) -> Path:
-    """Draw clips of a run as its model sees and completes them, a PNG and an animation each, and its curves.
+    """Draw clips as a masked autoencoder sees and completes them, a PNG and an animation each, and a run's curves.
 
     Rows: the clip, what the encoder sees, what the decoder has to fill, the reconstruction alone, and with the visible
-    cubes pasted in. Returns the folder.
+    cubes pasted in; then the whole frame: every hidden cube, decoded in as many passes of the decoder's mask as cover all.
+    Returns the folder.
 
     Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), or runs/.../ckpt/stepN.
-        manifest: Videos to draw; default: the run's own.
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or the file
+            of a masked autoencoder: published, of transformers, or one that vmae2 import wrote.
+        manifest: Videos to draw; default: the run's own. A file has none: give it.
         root: Folder that the manifest's relative paths start from.
         clips: Number of videos, spread over the manifest.
         seed: Draws other frames, crops and masks of the same videos.
-        out: Folder for the pictures; default: pictures/ in the run folder.
+        out: Folder for the pictures; default: pictures/STEP in the run folder, FILE_pictures/ beside a file.
+        num_frames: Frames of a clip; default: the run's, 16 for a file.
+        size: Clip height and width in pixels; default: the run's, 224 for a file.
+        stride: Step between frames; default: the run's, 4 for a file.
+        encoder_ratio: Share of cubes hidden from the encoder; default: the run's, 0.9 for a file.
+        decoder: The decoder's mask; default: the run's, running_cell for a file.
+        decoder_ratio: Share of cubes that one pass of the decoder leaves out; default: the run's, 0.5 for a file.
+        target: What the decoder speaks; default: the run's, normalised (as published) for a file.
     """
     from vmae2_ds.data.datasets import PretrainDataset
     from vmae2_ds.train.report import read_rows, write_report
-    from vmae2_ds.train.runs import find_checkpoint
+    from vmae2_ds.train.runs import with_options
+    from vmae2_ds.train.zero_weights import read_weights
 
-    config, checkpoint = find_checkpoint(source)
-    if not isinstance(config, PretrainConfig):
-        raise ConfigError(f"{source} is a {config.stage} run: only a masked autoencoder draws what it does not see")
-    run = checkpoint.parent.parent
+    check_ranges(clips=(clips, 1, MOST_CLIPS), seed=(seed, 0, MOST_SEED))
+    data = {"num_frames": num_frames, "size": size, "stride": stride}
+    mask = {"encoder_ratio": encoder_ratio, "decoder": decoder, "decoder_ratio": decoder_ratio}
+    found = _find(source, manifest)
+    config = with_options(found.config, data=data, mask=mask, objective={"target": target})
+    count_masks(config.mask, config.geometry)  # refuses what no mask can be
+    asked = {**data, **mask, "target": target, "seed": seed or None}
+    folder = out or found.pictures / _label(found, manifest, asked)
+    inputs = [path for path in (manifest, config.data.manifest) if path is not None]
+    check_out_folder(folder, inputs=inputs, is_ours=lambda path: all(_OURS.fullmatch(x.name) for x in path.iterdir()))
     if manifest is not None:
         config = config.changed(data={"manifest": manifest, "root": root, "mixture": None, "leave_out": ()})
     elif root is not None:
         config = config.changed(data={"root": root})
-    out = out or run / "pictures"
-    out.mkdir(parents=True, exist_ok=True)
-    objective = load_objective(config, checkpoint)
-    pictures = reconstruct(
-        objective,
-        config,
-        PretrainDataset(_for_drawing(config, seed), open_mixture(config.data).with_reader("pyav")),
-        clips,
-    )
-    for number, picture in enumerate(pictures):
-        draw_reconstruction(picture, out / f"clip{number:02d}.png")
-        animate_reconstruction(picture, out / f"clip{number:02d}.gif")
-        log.info("%s: %s", out / f"clip{number:02d}.png", picture.title)
-    draw_curves(read_rows(run / "metrics.jsonl"), out / "curves.png")
-    write_report(run)
-    return out
+    drawing = _for_drawing(config, seed)
+    dataset = PretrainDataset(drawing, open_mixture(config.data).with_reader("pyav"))
+    objective = load_objective(config, read_weights(found.checkpoint) if found.weights is None else found.weights)
+    drawn: list[dict[str, Any]] = []
+    written: list[Path] = []
+    for number, view in enumerate(reconstruct(objective, drawing, dataset, clips)):
+        still, moving = (folder / f"clip{number:02d}{suffix}" for suffix in (".png", ".gif"))
+        draw_reconstruction(view.picture, still)
+        animate_reconstruction(view.picture, moving)
+        log.info("%s: %s", still, view.picture.title)
+        written += [still, moving]
+        drawn.append({"picture": still.name, "animation": moving.name, **view.about})
+    for stale in {path for path in folder.glob("clip*") if _OURS.fullmatch(path.name)} - set(written):
+        stale.unlink()  # of an earlier call for more clips
+    settings = {
+        **config.data.model_dump(include=set(data)),
+        **config.mask.model_dump(),
+        **config.objective.model_dump(),
+    }
+    about = {"checkpoint": str(found.checkpoint), "seed": seed, **settings, "clips": drawn}
+    write_whole(folder / "pictures.json", json.dumps(about, indent=1) + "\n")
+    if found.run is not None:
+        draw_curves(read_rows(found.run / "metrics.jsonl"), folder / "curves.png")
+        if out is None:
+            write_report(found.run)
+    return folder
 
 
-def load_objective(config: PretrainConfig, checkpoint: Path) -> Reconstruct:
-    """The objective with a checkpoint's float32 weights, on this process's device."""
+class _Found(NamedTuple):
+    """What SOURCE means."""
+
+    config: PretrainConfig
+    checkpoint: Path
+    run: Path | None
+    """The run folder; a file has none."""
+    weights: State | None
+    """A file's, which are read to know the model; a run's are read after everything else was looked at."""
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of folders of pictures."""
+        if self.run is not None:
+            return self.run / "pictures"
+        return self.checkpoint.with_name(f"{self.checkpoint.stem}_pictures")
+
+
+def _find(source: Path, manifest: Path | None) -> _Found:
+    """Raises ConfigError or CheckpointError where `source` is no masked autoencoder, or a file without a list of videos."""
+    from vmae2_ds.train.initial import open_model
+    from vmae2_ds.train.runs import find_checkpoint
+
+    run: Path | None = None
+    if source.is_dir():
+        (config, checkpoint), weights = find_checkpoint(source), None
+        run = checkpoint.parent.parent
+    else:
+        if manifest is None and source.is_file():
+            raise ConfigError(f"{source} is a file, which names no videos; give --manifest LIST")
+        config, weights, checkpoint = open_model(source)
+    if not isinstance(config, PretrainConfig):
+        what = f"a {config.stage} run" if run else "a classifier"
+        raise ConfigError(f"{source} is {what}: only a masked autoencoder draws what it does not see")
+    return _Found(config, checkpoint, run, weights)
+
+
+def _label(found: _Found, manifest: Path | None, asked: dict[str, Any]) -> str:
+    """A folder's name that tells these pictures from others of the same model: the step, the list, and what was asked."""
+    words = [found.checkpoint.name] * (found.run is not None) + ([manifest.stem] if manifest is not None else [])
+    words += [f"{name.replace('_', '-')}-{value}" for name, value in asked.items() if value is not None]
+    return "_".join(words)
+
+
+def load_objective(config: PretrainConfig, weights: State) -> Reconstruct:
+    """The objective with these weights in float32, on this process's device."""
     from vmae2_ds.model.mae import MaskedAutoencoder
     from vmae2_ds.objectives import Reconstruct
-    from vmae2_ds.train.zero_weights import read_weights
 
     shape = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})  # float32, on any machine
     model = MaskedAutoencoder(shape, config.geometry, seed=None)
-    model.load_state_dict(read_weights(checkpoint))
+    model.load_state_dict(weights)
     return Reconstruct(model, config.objective, config.geometry).to(default_device()).eval()
+
+
+class DrawnClip(NamedTuple):
+    """One clip, ready to be drawn, and what is kept about it."""
+
+    picture: Reconstruction
+    about: dict[str, Any]
 
 
 def reconstruct(
     objective: Reconstruct, config: PretrainConfig, dataset: PretrainDataset, count: int
-) -> Iterator[Reconstruction]:
-    """Predictions for `count` videos spread over the data set, one view each, titled with the clip's own loss."""
-    import torch
-
+) -> Iterator[DrawnClip]:
+    """Predictions for `count` videos spread over the data set, one view each, titled with the video and the clip's loss."""
     videos = dataset.mixture.num_videos
     for number in range(min(count, videos)):
         key = dataset.mixture.key_of(videos * number // min(count, videos))
         sample = dataset[key]
-        batch = PretrainBatch(*sample[:4]).to(default_device())
+        masks = Masks(*(tensor[0].numpy() for tensor in sample[1:4]))
+        rng = np.random.default_rng((config.train.seed, number))
+        passes = passes_over_hidden(config.mask, config.geometry, masks, rng)
+        decoded, losses = decode_passes(objective, sample.clip_KTHWC, passes)
+        path = dataset.entry_of(key, attempt=len(sample.failures)).name
+        yield DrawnClip(
+            Reconstruction(
+                clip_THWC=sample.clip_KTHWC[0].numpy(),
+                passes=decoded,
+                geometry=config.geometry,
+                target=config.objective.target,
+                title=title_of(path, sample.failures, losses),
+            ),
+            {"video": path, "unused": [one._asdict() for one in sample.failures], **losses},
+        )
+
+
+def decode_passes(
+    objective: Reconstruct, clip_1THWC: Tensor, passes: list[Masks]
+) -> tuple[list[DecodedPass], dict[str, float]]:
+    """What each pass predicts; and the mean squared error over the first pass's supervised cubes (`loss`, as in training)
+    and over all that some pass supervises (`loss_hidden`), each cube once, as the first pass that decodes it has it."""
+    import torch
+
+    decoded, error_N = [], np.full(objective.geometry.num_cubes, np.nan)
+    for masks in passes:
+        batch = PretrainBatch.of_clips(clip_1THWC, [masks]).to(default_device())
         with torch.no_grad():
             predicted_BMP, target_BMP = objective.predict(batch)
-        error_BM = (predicted_BMP - target_BMP).square().mean(-1)
-        loss = error_BM[batch.is_supervised_BM].mean().item()
-        name = (
-            Path(dataset.mixture.sources[key.source].manifest[key.row].path).name
-            if not sample.failures
-            else "a replacement"
-        )
-        yield Reconstruction(
-            clip_THWC=sample.clip_KTHWC[0].numpy(),
-            predicted_MP=predicted_BMP[0].float().cpu().numpy(),
-            masks=Masks(*(tensor[0].numpy() for tensor in sample[1:4])),
-            geometry=config.geometry,
-            target=config.objective.target,
-            title=f"{name}, loss {loss:.3f}",
-        )
+        error_M = (predicted_BMP.float() - target_BMP).square().mean(dim=-1)[0].double().cpu().numpy()
+        decoded.append(DecodedPass(masks, predicted_BMP[0].float().cpu().numpy()))
+        is_new_M = masks.is_supervised_M & np.isnan(error_N[masks.decode_M])
+        error_N[masks.decode_M[is_new_M]] = error_M[is_new_M]
+    own = passes[0].decode_M[passes[0].is_supervised_M]
+    return decoded, {"loss": float(error_N[own].sum() / max(1, len(own))), "loss_hidden": float(np.nanmean(error_N))}
+
+
+def title_of(path: str, failures: list[ReadFailure], losses: dict[str, float]) -> str:
+    """The video, what of the list it stands in for and why, and its losses."""
+    shown = f"{Path(path).name}, loss {losses['loss']:.3f}, over all hidden cubes {losses['loss_hidden']:.3f}"
+    if not failures:
+        return shown
+    named = ", ".join(f"{Path(one.path).name} ({one.reason})" for one in failures)
+    return f"{named} could not be used; in {'its' if len(failures) == 1 else 'their'} place: {shown}"
 
 
 def _for_drawing(config: PretrainConfig, seed: int) -> PretrainConfig:

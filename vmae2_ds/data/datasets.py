@@ -87,7 +87,7 @@ class VideoDataset(Dataset[S]):
         failures: list[ReadFailure] = []
         source = self.mixture.sources[key.source]
         for attempt in range(MAX_ATTEMPTS):
-            entry = source.manifest[self._row(key, attempt)]
+            entry = self.entry_of(key, attempt)
             name = source.name or entry.source
             try:
                 frames_THWC = self._read(entry, source, name, key, attempt)
@@ -99,6 +99,10 @@ class VideoDataset(Dataset[S]):
             f"{source.manifest.file}: none of {MAX_ATTEMPTS} videos drawn for epoch {key.epoch}, row {key.row} could be "
             f"used; the last: {failures[-1].path}: {failures[-1].reason}; check --data.root and the files"
         )
+
+    def entry_of(self, key: SampleKey, attempt: int = 0) -> VideoEntry:
+        """The video that is tried after `attempt` others could not be used."""
+        return self.mixture.sources[key.source].manifest[self._row(key, attempt)]
 
     def _generator(self, purpose: Purpose, key: SampleKey, view: int = 0, attempt: int = 0) -> np.random.Generator:
         return generator(purpose, self.seed, key.epoch, key.row, view, attempt, key.source)

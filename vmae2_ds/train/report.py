@@ -230,9 +230,10 @@ def _setting(value: Any) -> str:
 
 def _picture_files(folder: Path) -> list[Path]:
     """The newest stills of `vmae2 visualize`; the animations beside them are too large for a page."""
-    return sorted((folder / "pictures").glob("clip*.png"), key=lambda path: path.stat().st_mtime)[-MOST_PICTURES:]
+    return sorted((folder / "pictures").rglob("clip*.png"), key=lambda path: path.stat().st_mtime)[-MOST_PICTURES:]
 
 
 def _picture(path: Path) -> dict[str, str]:
     data = base64.b64encode(path.read_bytes()).decode()
-    return {"alt": path.stem.replace("_", " "), "data": f"data:image/png;base64,{data}"}
+    name = f"{path.parent.name} {path.stem}".removeprefix("pictures ")
+    return {"alt": name.replace("_", " "), "data": f"data:image/png;base64,{data}"}
