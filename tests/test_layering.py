@@ -19,17 +19,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 COST = sorted(path for path in (PACKAGE / "cost").glob("*.py") if path.stem != "__init__")
 
 LAYERS = (
-    {"errors"},
-    {"contracts", "dist", "disk", "ranges", "strict"},
-    {"guard_config"},
+    {"errors", "spelling"},
+    {"contracts", "dist", "disk", "options", "ranges", "refusals", "strict", "terminal"},
+    {"guard_config", "one_voice"},
     {"config"},
     {"finetune_config"},
     {"distil_config"},
     {"model", "masking", "recipes", "finetune_recipes", "cost", "draw"},
     {"data", "draw_clips", "objectives", "distil_recipes"},
     {"train"},
-    {"weights"},
+    {"parse", "weights"},
     {"downstream", "launch", "tune", "visualize"},
+    {"verbs"},
     {"cli"},
     {"__main__"},
 )
@@ -52,7 +53,13 @@ LAZY = {"deepspeed", "decord", "torchcodec", "av", "flash_attn", "matplotlib"}
 
 WITHOUT_TORCH = (
     "errors",
+    "cli",
+    "verbs",
     "contracts",
+    "data.lists",
+    "data.manifest",
+    "data.mixture",
+    "train.first_look",
     "strict",
     "ranges",
     "guard_config",

@@ -12,7 +12,21 @@ from typing_extensions import Self
 
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.strict import StrictModel, TimeSpan, seconds_of
+from vmae2_ds.strict import (
+    LONG_S,
+    MANY,
+    Amount,
+    Count,
+    Part,
+    PartBelow1,
+    Seed,
+    Size,
+    StrictModel,
+    TimeSpan,
+    Whole,
+    seconds_of,
+    switched_off_by,
+)
 
 ReaderName = Annotated[
     str,
@@ -23,16 +37,26 @@ AttentionName = Literal["auto", "flash", "sdpa", "math"]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
 
 
+Layer = Annotated[int, Field(ge=1, le=2**20)]
+"""Channels, heads or blocks: a million of them is no model."""
+ClipLength = Annotated[int, Field(ge=1, le=100_000)]
+"""Frames of a clip, or steps between them."""
+Edge = Annotated[int, Field(ge=1, le=2**14)]
+"""Pixels along one side of a clip or a cube."""
+Workers = Annotated[int, Field(ge=0, le=1024)]
+"""Processes of one rank."""
+
+
 class TowerConfig(StrictModel):
     """One transformer tower: the encoder or the decoder."""
 
-    width: int = Field(gt=0)
+    width: Layer
     """Token width D."""
-    depth: int = Field(gt=0)
+    depth: Layer
     """Number of blocks."""
-    heads: int = Field(gt=0)
+    heads: Layer
     """Attention heads; must divide the width."""
-    mlp: int = Field(gt=0)
+    mlp: Layer
     """Hidden width of the MLP."""
 
     @model_validator(mode="after")
@@ -66,18 +90,18 @@ class EncoderConfig(StrictModel):
 
     encoder: TowerConfig
     """Encoder blocks."""
-    patch: int = Field(16, gt=0)
+    patch: Edge = 16
     """Cube edge in pixels."""
-    tubelet: int = Field(2, gt=0)
+    tubelet: ClipLength = 2
     """Cube length in frames."""
-    positions_from: tuple[int, int] | None = None
+    positions_from: tuple[ClipLength, Edge] | None = None
     """Frames and size of another clip, as in "16 224", whose position table is interpolated to this one's grid; default: this
     clip's own table (published)."""
     attention: AttentionName = "auto"
     """Attention kernel. A name never falls back; auto measures once for this device, dtype and shape, and logs it."""
-    checkpoint_every: int = Field(2, gt=0)
+    checkpoint_every: Layer = 2
     """With checkpointing=every_k: one block in this many is recomputed."""
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: PartBelow1 = 0.0
     """Stochastic depth rate at the last encoder block, rising linearly from 0 (published pre-training: 0)."""
 
     @property
@@ -116,13 +140,13 @@ class ModelConfig(EncoderConfig):
 class ClassifierConfig(EncoderConfig):
     """The encoder with a head: it sees all cubes."""
 
-    num_classes: int = Field(400, ge=2)
+    num_classes: int = Field(400, ge=2, le=2**24)
     """Classes C; labels are 0 .. C-1."""
     checkpointing: Literal["none", "every_k", "all", "deepspeed"] = "none"
     """Activation checkpointing: recompute no block, one in every_k, all, or all through DeepSpeed's own."""
-    head_dropout: float = Field(0.0, ge=0, lt=1)
+    head_dropout: PartBelow1 = 0.0
     """Dropout in front of the head."""
-    head_init_scale: float = Field(1e-3, gt=0)
+    head_init_scale: Size = 1e-3
     """The head's first weights are drawn and multiplied by this."""
 
     @property
@@ -144,11 +168,11 @@ class MaskConfig(StrictModel):
 
     encoder: Literal["tube", "random", "frame"] = "tube"
     """Encoder mask: the same cells in every frame, independent cubes, or whole frames."""
-    encoder_ratio: float = Field(0.9, ge=0, lt=1)
+    encoder_ratio: PartBelow1 = 0.9
     """Share of cubes hidden from the encoder."""
     decoder: Literal["none", "running_cell", "frame", "random"] = "running_cell"
     """Decoder mask; none decodes every cube hidden from the encoder (VideoMAE V1, encoder-only masking)."""
-    decoder_ratio: float = Field(0.5, ge=0, lt=1)
+    decoder_ratio: PartBelow1 = 0.5
     """Share of cubes that are not decoded; running_cell takes 0.25, 0.5 or 0.75."""
     decoder_tokens: Literal["official", "disjoint"] = "official"
     """official: a mask token at every decoder-visible cube (published); disjoint: only where the encoder saw nothing."""
@@ -177,28 +201,28 @@ class DataConfig(StrictModel):
     refused."""
     reader: Literal["auto"] | ReaderName = "pyav"
     """Video reader: pyav, decord, torchcodec, module:function of your own, or auto (measured on these videos at the start)."""
-    read_timeout_s: float = Field(30, ge=0)
+    read_timeout_s: float = Field(30, ge=0, le=LONG_S, json_schema_extra=switched_off_by("0"))
     """A read that takes longer is given up and its reader killed; 0: read without this guard, inside the loader's process."""
-    num_frames: int = Field(16, gt=0)
+    num_frames: ClipLength = 16
     """Frames in a clip."""
-    size: int = Field(224, gt=0)
+    size: Edge = 224
     """Clip height and width in pixels."""
     sampling: Literal["stride", "dense", "segments", "spread"] = "stride"
     """stride: frames a fixed step apart (published pre-training); dense: evenly over num_frames x stride frames (published
     fine-tuning); segments: one of each of num_frames equal parts (SSv2); spread: evenly over 60 to 100 % of the video."""
-    stride: int = Field(4, gt=0)
+    stride: ClipLength = 4
     """Step between frames, for sampling=stride and dense."""
-    source_strides: dict[str, int] = Field({})
+    source_strides: dict[str, ClipLength] = Field({})
     """Step by manifest source, where it differs (published: 2 for SSv2)."""
-    min_frames: int = Field(2, gt=0)
+    min_frames: Count = 2
     """A video with fewer frames is skipped, counted and named as too short."""
-    views: int = Field(4, gt=0)
+    views: int = Field(4, ge=1, le=1024)
     """Clips cut from one decoded video, each with its own crop and masks (repeated sampling, published num_sample)."""
-    workers: int = Field(8, ge=0)
-    """Loader processes per rank."""
-    prefetch: int = Field(2, gt=0)
+    workers: Workers = 8
+    """Loader processes per rank; a warning tells where they are more than four for each core."""
+    prefetch: int = Field(2, ge=1, le=1024)
     """Micro batches each worker reads ahead."""
-    max_bad_share: float = Field(0.1, ge=0, le=1)
+    max_bad_share: Part = 0.1
     """The run stops when more than this share of the videos tried could not be read."""
 
     @model_validator(mode="after")
@@ -213,11 +237,16 @@ class DataConfig(StrictModel):
 class PretrainDataConfig(DataConfig):
     """Videos, how clips are drawn from them, and how they are fed."""
 
-    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    crop_scales: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (
+        1.0,
+        0.875,
+        0.75,
+        0.66,
+    )
     """Multi-scale crop: edges as shares of the short side."""
-    flip: float = Field(0.0, ge=0, le=1)
+    flip: Part = 0.0
     """Share of clips mirrored left to right (published: none; wrong wherever a label or a motion has a side, as in SSv2)."""
-    jitter: float = Field(0.0, ge=0, lt=1)
+    jitter: PartBelow1 = 0.0
     """Brightness and contrast of a clip are multiplied by up to 1 - jitter or 1 + jitter (published: none). For small sets,
     whose scenes are otherwise learned by heart."""
     crop_on: Literal["workers", "device"] = "workers"
@@ -227,36 +256,36 @@ class PretrainDataConfig(DataConfig):
 class OptimConfig(StrictModel):
     """AdamW, and a cosine schedule with warm-up, stepped per optimizer step."""
 
-    base_lr: float = Field(1.5e-4, gt=0)
+    base_lr: Size = 1.5e-4
     """Learning rate for lr_batch videos; peak = base_lr x (global_batch / views) / lr_batch (published rule)."""
-    min_lr: float = Field(1e-5, ge=0)
+    min_lr: Amount = 1e-5
     """Final learning rate, scaled by the same rule."""
-    lr_batch: int = Field(256, gt=0)
+    lr_batch: Count = 256
     """Batch the base learning rate is given for."""
-    warmup_epochs: float = Field(30, ge=0)
+    warmup_epochs: Amount = 30
     """Linear warm-up from 0, in epochs over the manifest."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[PartBelow1, PartBelow1] = (0.9, 0.95)
     """AdamW decay rates of the two moments."""
-    eps: float = Field(1e-8, gt=0)
+    eps: Size = 1e-8
     """AdamW epsilon."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: Amount = 0.05
     """Weight decay; biases, norms and the mask token have none (published groups)."""
-    clip_grad: float = Field(0.0, ge=0)
+    clip_grad: float = Field(0.0, ge=0, le=1e30, json_schema_extra=switched_off_by("0"))
     """Largest global gradient norm; 0 does not clip."""
 
 
 class TrainConfig(StrictModel):
     """The loop: batch identity, length, precision, ZeRO policy, checkpoints."""
 
-    global_batch: int = Field(1024, gt=0)
+    global_batch: Count = 1024
     """Clips per optimizer step = micro_batch x accumulation x ranks x views; checked exactly."""
-    micro_batch: int = Field(8, gt=0)
+    micro_batch: Count = 8
     """Videos per rank in one forward pass; the device sees micro_batch x views clips."""
-    epochs: float = Field(300, gt=0)
+    epochs: Size = 300
     """Passes over the manifest (each video gives `views` clips a pass)."""
-    max_steps: int | None = Field(None, gt=0)
+    max_steps: Count | None = None
     """Length in optimizer steps instead of epochs; the schedule follows."""
-    stop_after_steps: int | None = Field(None, gt=0)
+    stop_after_steps: Count | None = None
     """Save and stop after this step while the schedule keeps its full length; resume goes on."""
     time_limit: TimeSpan | None = None
     """Save and stop (exit code 75) in time for a save to end this long after the process started: 23:50:00, 1-12:00:00 (days
@@ -267,7 +296,7 @@ class TrainConfig(StrictModel):
     """ZeRO policy: a name from ds_configs/ or the path of a JSON file."""
     ds_zero_init: bool = False
     """Build the model partitioned (zero.Init), for models that do not fit on one host; needs ZeRO stage 3."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seeds weights, sample order, crops, masks and stochastic depth."""
     compile: Literal["none", "inductor", "aot_eager"] = "none"
     """torch.compile through the engine: inductor for speed (needs a compiler), aot_eager to see that it traces."""
@@ -279,27 +308,27 @@ class TrainConfig(StrictModel):
     """auto: go on from the newest whole checkpoint of this recipe's newest unfinished run; never: start a new run."""
     init: Path | None = None
     """Start from these weights (a published checkpoint or our export), not from a fresh initialisation."""
-    save_every: int = Field(1000, gt=0)
+    save_every: Count = 1000
     """Checkpoint every this many steps, and at the end."""
-    keep: int = Field(2, ge=2)
+    keep: int = Field(2, ge=2, le=MANY)
     """Newest whole checkpoints kept."""
-    keep_every_hours: float = Field(0, ge=0)
+    keep_every_hours: float = Field(0, ge=0, le=LONG_S / 3600, json_schema_extra=switched_off_by("0"))
     """Keep beside them one in as many hours; 0: none."""
     keep_best: Literal["loss", "val_loss", "val_top1", "val_top5"] | None = None
     """Keep beside them the one with the best of this figure of the log (a loss: the lowest)."""
     copy_to: str | None = None
     """Copy each checkpoint there in the background (a folder or any fsspec URL), and resume from there where they are gone."""
-    max_failed_saves: int = Field(3, gt=0)
+    max_failed_saves: Count = 3
     """Saves in a row that may fail (disk full, read-only) before the run stops; each costs only itself."""
-    log_every: int = Field(10, gt=0)
+    log_every: Count = 10
     """Steps between rows in metrics.jsonl; each row averages them."""
     tensorboard: bool = True
     """Write TensorBoard events beside metrics.jsonl."""
-    max_nonfinite_steps: int = Field(20, ge=0)
+    max_nonfinite_steps: Whole = 20
     """Skipped steps (non-finite loss or gradient) after which the run stops with a checkpoint."""
-    collective_timeout_s: float = Field(1800, ge=1)
+    collective_timeout_s: float = Field(1800, ge=1, le=LONG_S)
     """Seconds that ranks wait for each other, at the start and in every collective, before they take one for lost."""
-    peak_flops: float | None = Field(None, gt=0)
+    peak_flops: float | None = Field(None, gt=0, le=1e30)
     """Peak FLOP/s of one device for MFU; default: the table of known GPUs, or on a CPU a measured matrix product."""
 
     @property

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, model_validator
 
-from vmae2_ds.config import StrictModel
+from vmae2_ds.config import ClipLength, Edge, StrictModel
 from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.strict import Amount, Part
 
 
 class DistilSettings(StrictModel):
@@ -22,17 +23,17 @@ class DistilSettings(StrictModel):
     teacher_sharded: bool = False
     """Every rank holds its part of the teacher and gathers a layer's weights while it runs, as ZeRO-3 does; for a teacher that
     does not fit beside the student."""
-    teacher_frames: int | None = Field(None, gt=0)
+    teacher_frames: ClipLength | None = None
     """Frames of the clip that the teacher sees, evenly out of the student's; default: its run's, for a file the student's."""
-    teacher_size: int | None = Field(None, gt=0)
+    teacher_size: Edge | None = None
     """Height and width that the clip is resized to for the teacher; default: its run's, for a file the student's."""
     teacher_head_map: Path | None = None
     """JSON list (of merge-kinetics): which class of the teacher's head each of the student's classes is, as in K710 -> K400."""
-    alpha: float = Field(1.0, ge=0, le=1)
+    alpha: Part = 1.0
     """Weight of the teacher's class probabilities; labels have 1 - alpha. At 1 videos need no labels."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-3, le=1e3)
     """Both sides' logits are divided by it, and the divergence is multiplied by its square."""
-    feature_weight: float = Field(0.0, ge=0)
+    feature_weight: Amount = 0.0
     """Weight of 1 - cosine between the teacher's pooled feature and the student's, projected to its width; 0: none."""
     cache: Path | None = None
     """Folder of the teacher's answers: `vmae2 distil-cache` fills it, and with it a run needs no teacher."""

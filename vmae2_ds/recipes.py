@@ -189,4 +189,4 @@ def get_recipe(name: str) -> PretrainConfig:
 
 def describe_recipe(recipe: Callable[[], RunConfig]) -> str:
     """The recipe's docstring: command, hardware, time, score, source."""
-    return (inspect.getdoc(recipe) or "").replace("\nCommand:", "\n\nCommand:")
+    return inspect.getdoc(recipe) or ""

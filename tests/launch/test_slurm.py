@@ -163,7 +163,7 @@ def test_what_sbatch_would_misread_is_refused(option: str, value: str) -> None:
     ("args", "parts"),
     [
         (["--nodes", "7"], ["train.global_batch=8192", "56 rank(s)"]),
-        (["--nodes", "0"], ["SlurmArguments.nodes", "greater than 0"]),
+        (["--nodes", "0"], ["--nodes 0: at least 1"]),
         ([], ["--nodes"]),
         (["--nodes", "8", "--train.ds-config", "zero9"], ["zero9"]),
         (["--nodes", "8", "--data.vews", "3"], ["--data.vews"]),

@@ -6,7 +6,6 @@ A name that is not in the table is never matched to a similar entry: a 4090 Lapt
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from vmae2_ds.config import StrictModel
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.spelling import did_you_mean
 
 NumberFormat = Literal["bf16", "fp16", "tf32", "fp32"]
 
@@ -165,11 +165,10 @@ def get_accelerator(name: str) -> Accelerator:
     known = _BY_KEY.get(name.casefold()) or find_accelerator(name)
     if known is not None:
         return known
-    near = difflib.get_close_matches(name.casefold(), _BY_KEY, n=1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
+    guess = did_you_mean(name.casefold(), _BY_KEY)
     raise ConfigError(
-        f"--gpu {name!r} is not in the table; {guess}known: {', '.join(_BY_KEY)}; describe another one in a file and give "
-        f"its path: echo '{FILE_EXAMPLE}' > gpu.json"
+        f"--gpu {name!r} is not in the table; {guess and guess + ' '}known: {', '.join(_BY_KEY)}; "
+        f"describe another one in a file and give its path: echo '{FILE_EXAMPLE}' > gpu.json"
     )
 
 

@@ -229,6 +229,14 @@ def form_of(data: DataConfig) -> ListForm:
     return ListForm(ignore_columns=data.ignore_columns, names=class_names_of(data))
 
 
+def lists_of(data: DataConfig) -> list[Path]:
+    """The lists and indexed folders that `open_mixture` would read. Raises ConfigError where none is named."""
+    if data.manifest is not None:
+        return [data.manifest]
+    config, base = _read_mixture(data)
+    return [base / source.manifest for source in config.source]
+
+
 def identity_of_videos(data: DataConfig) -> dict[str, Any]:
     """What decides which video every position of a run is, and of which class: the lists' and the names' content, and how
     sources are mixed and read.

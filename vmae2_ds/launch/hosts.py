@@ -36,7 +36,7 @@ class HostsArguments(StrictModel):
     """How hosts are reached: pdsh and openmpi from this one; ssh and torchrun with a line for each host."""
     master_addr: str | None = None
     """Name or address by which all hosts find the first; default: as the hostfile has it."""
-    master_port: int = Field(DEFAULT_PORT, gt=0, lt=2**16)
+    master_port: int = Field(DEFAULT_PORT, ge=1, lt=2**16)
     """A port of the first host that all others may reach."""
     interface: str | None = None
     """Network interface (the same name on every host) that OpenMPI talks over; DeepSpeed would say eth0."""

@@ -16,6 +16,7 @@ from vmae2_ds.config import RunConfig, StrictModel
 from vmae2_ds.dist import SLURM_PORTS
 from vmae2_ds.errors import EXIT_HUNG, EXIT_PREEMPTED, ConfigError
 from vmae2_ds.launch.check import bash_words, check_run, check_words, environment_of, refuse_unless
+from vmae2_ds.strict import Whole
 
 _WORD = r"[\w.@:+=/%,&|*()\[\]-]+"
 """What may stand behind `#SBATCH --option=`: sbatch reads those lines by rules of its own."""
@@ -27,9 +28,9 @@ class SlurmArguments(StrictModel):
     Example: vmae2 launch slurm vit_g_pretrain_hybrid --nodes 8 --out job.sh --data.manifest /data/all.csv; sbatch job.sh
     """
 
-    nodes: int = Field(gt=0)
+    nodes: int = Field(ge=1, le=10**6)
     """Hosts."""
-    gpus_per_node: int = Field(8, gt=0)
+    gpus_per_node: int = Field(8, ge=1, le=1024)
     """GPUs, and so ranks, of each host."""
     time: str = "24:00:00"
     """Time limit of one start, as SLURM takes it; the run goes on in the next."""
@@ -43,7 +44,7 @@ class SlurmArguments(StrictModel):
     """Quality of service."""
     constraint: str | None = None
     """Features that the hosts need to have."""
-    cpus_per_task: int = Field(12, gt=0)
+    cpus_per_task: int = Field(12, ge=1, le=2**16)
     """Cores of each rank; more than --data.workers."""
     mem: str = "0"
     """Host memory of each node; 0: all of it."""
@@ -59,11 +60,11 @@ class SlurmArguments(StrictModel):
     """Image for srun's --container-image (pyxis)."""
     container_mounts: str | None = None
     """Its mounts, HOST:INSIDE,..."""
-    notice: int = Field(600, ge=30)
+    notice: int = Field(600, ge=30, le=65535)
     """Seconds before the time limit at which the ranks are told to save and stop; more than a step and a save take."""
-    max_requeues: int = Field(100, ge=0)
+    max_requeues: Whole = 100
     """Starts after the first, for whatever reason, that the script asks for by itself."""
-    max_losses: int = Field(5, ge=0)
+    max_losses: Whole = 5
     """Starts in a row that may end with a lost or hung rank before the job stops for good."""
     print_: Annotated[bool, tyro.conf.arg(name="print")] = False
     """Print the script; what happens anyway without --out and --submit."""

@@ -14,8 +14,13 @@ from vmae2_ds.cost.cluster import CPU_KEY, Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.strict import LONG_S, Count, Whole
 from vmae2_ds.tune.this_cpu import CPU_ASSUMPTIONS, this_cpu
 
+Ranks = Annotated[int, Field(ge=1, le=10**6)]
+"""GPUs, or the machines they are in."""
+Given = Annotated[float, Field(ge=1e-3, le=1e6)] | None
+"""An amount that the command line may say: GiB, Gbit/s, cores."""
 HYBRID_VIDEOS = 1_348_000
 """Clips of UnlabeledHybrid, which the *_hybrid recipes are made for (PAPER A6)."""
 
@@ -26,21 +31,21 @@ class PlanArguments(StrictModel):
     Example: vmae2 plan vit_g_pretrain_hybrid --gpus 64 --gpu a100-80g --train.micro-batch 16
     """
 
-    gpus: int
+    gpus: Ranks
     """GPUs in all (ranks)."""
     gpu: str
     """A key of the table (a100-80g, h100, rtx-4090, ...), a name as torch gives it, a JSON file, or cpu for this machine."""
-    nodes: int | None = None
+    nodes: Ranks | None = None
     """Nodes the GPUs are spread over; default: 8 GPUs a node."""
-    memory: float | None = Field(None, gt=0)
+    memory: Given = None
     """GiB of each GPU that may be used; default: 98.5 % of what it has."""
-    network_gbit: float | None = Field(None, gt=0)
+    network_gbit: Given = None
     """Network of one GPU, one way: its node's bandwidth over the node's GPUs, in Gbit/s; default: 50 to 400, expected 200."""
-    cores_per_gpu: float | None = Field(None, gt=0)
+    cores_per_gpu: Given = None
     """CPU cores that read data for one GPU; default: 8 to 16, expected 12."""
-    host_memory: float | None = Field(None, gt=0)
+    host_memory: Given = None
     """GiB of host memory for one GPU, for offload; default: 64 to 256, expected 128."""
-    videos: int | None = Field(None, gt=0)
+    videos: Count | None = None
     """Videos in the data set; default: counted in --data.manifest, or 1,348,000 for the hybrid recipes."""
     calibration: Path | None = None
     """Assumptions as JSON, such as `tune --measure` writes."""
@@ -60,11 +65,11 @@ class TuneArguments(PlanArguments):
     """Also ZeRO++ with quantised weights and gradients: less traffic, and not quite the same training."""
     offload: bool = True
     """Also optimizer states, and weights, in host memory."""
-    measure: int = Field(0, ge=0)
+    measure: Whole = 0
     """Run the best so many settings for a few steps on the GPUs at hand, and refit the assumptions."""
     hostfile: Path | None = None
     """DeepSpeed hostfile for --measure; default: the GPUs of this machine."""
-    measure_timeout: float = Field(900, gt=0)
+    measure_timeout: float = Field(900, ge=1, le=LONG_S)
     """Seconds after which a measured setting is given up."""
 
 
@@ -84,8 +89,6 @@ def assumptions_of(arguments: PlanArguments) -> Assumptions:
 
 def cluster_of(arguments: PlanArguments, assumptions: Assumptions) -> Cluster:
     """The machines asked for. Raises ConfigError."""
-    if arguments.gpus < 1:
-        raise ConfigError(f"--gpus {arguments.gpus}: at least 1")
     gpu = this_cpu(arguments.gpus) if arguments.gpu == CPU_KEY else get_accelerator(arguments.gpu)
     return make_cluster(gpu, arguments.gpus, arguments.nodes, arguments.memory, assumptions.usable_memory)
 

@@ -1,0 +1,66 @@
+"""Where a command's words go: terminals of any width and encoding, log files, and pipes whose reader may leave."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import shutil
+import sys
+
+from vmae2_ds.errors import ConfigError
+
+PLAIN = "vmae2_ds.plain"
+"""Name of the way that a character is written which the terminal's encoding does not have."""
+_LOOK_ALIKES = {**dict.fromkeys("─━", "-"), **dict.fromkeys("│┃", "|"), **dict.fromkeys("╭╮╰╯├┤┬┴┼", "+"), "•": "*"}
+
+
+def open_to_any_encoding() -> None:
+    """From now on no character can stop a message: rules become - and |, letters (of a path, say) their \\x escapes."""
+    codecs.register_error(PLAIN, _in_plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it was closed, something else where somebody replaced it
+            stream.reconfigure(errors=PLAIN)
+
+
+def _in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    return "".join(_LOOK_ALIKES.get(one) or _escaped(one) for one in lost), error.end
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def say(text: str) -> None:
+    """Print to standard output, now. A reader that has left (`| head`) has seen enough, which is no error.
+
+    Raises ConfigError where standard output cannot be written: a full disk.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nobody_reads()
+    except OSError as error:
+        nobody_reads()
+        raise ConfigError(f"standard output: {error.strerror}; what was to be said is lost") from None
+
+
+def nobody_reads() -> None:
+    """Standard output goes nowhere from now on, so that the interpreter can close it at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(text: str) -> None:
+    """One line on standard error, where anybody still reads that."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def columns() -> int | None:
+    """Width of the terminal that reads standard output, or what COLUMNS says; None in a file or a pipe: no limit."""
+    if sys.stdout is None or not (os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty()):
+        return None
+    return shutil.get_terminal_size((250, 24)).columns

@@ -1,0 +1,83 @@
+"""What is wrong with a run and can be seen without torch: nobody waits for its import to learn of a slip."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmae2_ds.config import PretrainConfig, RunConfig
+from vmae2_ds.data.lists import read_list
+from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.mixture import form_of, lists_of, open_mixture
+from vmae2_ds.dist import LOCAL_SIZES, NODES, World, map_rank_variables
+from vmae2_ds.distil_config import DistilConfig
+from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.masking import count_masks
+from vmae2_ds.train.ds_config import read_policy
+from vmae2_ds.train.plan import plan_run
+
+log = logging.getLogger(__name__)
+
+SMALL_BYTES = 8 * 2**20
+"""Lists up to this size are read whole, in half a second; of longer ones the first line, as the run itself reads them."""
+WORKERS_A_CORE = 4
+
+
+def first_look(config: RunConfig) -> None:
+    """Raises ConfigError or DataError for what the run would refuse once torch is there; warns of too many workers.
+
+    What only the command line decides is looked at everywhere. Files are looked at where all ranks are on this host, so
+    that all of them end alike; on several hosts the start-up check reads them, and names the host where one is amiss.
+    """
+    geometry = config.geometry
+    _ = config.model.positions_geometry
+    if isinstance(config, PretrainConfig):
+        count_masks(config.mask, geometry)
+    lists = lists_of(config.data)
+    world = map_rank_variables({**os.environ})
+    if world.local_rank == 0:
+        _warn_of_workers(config, _ranks_here(world, os.environ))
+    if _on_one_host(world, os.environ):
+        _look_at_files(config, lists, world)
+
+
+def _on_one_host(world: World, env: Mapping[str, str]) -> bool:
+    return world.size == _ranks_here(world, env) or any(env.get(name) == "1" for name in NODES)
+
+
+def _ranks_here(world: World, env: Mapping[str, str]) -> int:
+    """Ranks on this host; 1 where nothing says."""
+    said = env.get(LOCAL_SIZES.get(world.launcher, ""), "") or env.get("LOCAL_SIZE", "")  # `deepspeed` has its own
+    return int(said) if said.isdigit() else 1
+
+
+def _warn_of_workers(config: RunConfig, ranks: int) -> None:
+    cores = os.cpu_count() or 1
+    if config.data.workers * ranks > WORKERS_A_CORE * cores:
+        log.warning(
+            "--data.workers %d: %d rank(s) here start %d loader processes on %d cores; more than %d for each core only wait",
+            config.data.workers, ranks, config.data.workers * ranks, cores, WORKERS_A_CORE,
+        )  # fmt: skip
+
+
+def _look_at_files(config: RunConfig, lists: list[Path], world: World) -> None:
+    starts = {"--train.init": config.train.init}
+    if isinstance(config, FinetuneConfig):
+        starts["--train.head-map"] = config.train.head_map
+        if config.data.val_manifest is not None:
+            read_manifest(config.data.val_manifest, config.data.val_root or config.data.root, form=form_of(config.data))
+    if isinstance(config, DistilConfig):
+        starts |= {"--teacher": config.distil.teacher, "--distil.teacher-head-map": config.distil.teacher_head_map}
+    for option, path in starts.items():
+        if path is not None and not path.exists():
+            raise ConfigError(f"{option} {path}: there is no such file or folder")
+    read_policy(config.train.ds_config)
+    if sum(path.stat().st_size for path in lists if path.is_file()) <= SMALL_BYTES:
+        plan_run(config, open_mixture(config.data).num_videos, world.size)
+        return
+    for path in lists:
+        if not path.is_dir() and next(iter(read_list(path, form_of(config.data))), None) is None:
+            raise DataError(f"{path}: the list is empty")
