@@ -161,7 +161,7 @@ def test_videos_in_shards(folder: Path) -> None:
     header = "path,shard,offset,bytes\n"
     (entry,) = read_manifest(write(folder, header + "k/a.mp4,a.mp4,512,900\n"))
     assert entry == VideoEntry("k/a.mp4", None, DEFAULT_SOURCE, 0, None, f"{folder}/a.mp4", 512, 900)
-    assert entry.name == f"{folder}/a.mp4:k/a.mp4"
+    assert entry.name == f"{folder}/a.mp4:k/a.mp4@512+900"
     (entry,) = read_manifest(write(folder, header + "k/a.mp4,s3://b/0.tar,0,9\n"))
     assert entry.shard == "s3://b/0.tar"
 

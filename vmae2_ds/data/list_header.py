@@ -17,21 +17,10 @@ COLUMNS = ("path", "label", "source", "start", "frames", "shard", "offset", "byt
 PACKED = ("shard", "offset", "bytes")
 """Columns of a list of tar shards: all of them or none."""
 VIDEO_SUFFIXES = (
-    ".mp4",
-    ".avi",
-    ".mkv",
-    ".webm",
-    ".mov",
-    ".ts",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".flv",
-    ".wmv",
-    ".ogv",
-    ".3gp",
-    ".video",
-)
+    ".mp4", ".avi", ".mkv", ".webm", ".mov", ".ts", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".3gp", ".video",
+    ".3g2", ".asf", ".divx", ".f4v", ".m2ts", ".m2v", ".mpe", ".mts", ".mxf", ".nut", ".qt", ".vob", ".y4m",
+    ".h264", ".264", ".h265", ".265", ".hevc", ".ivf",
+)  # fmt: skip
 """What files of videos are called, in shards and out of them."""
 _SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'", " ": "spaces"}
 _KNOWN = f"the first line must name the columns, separated by commas, out of {', '.join(COLUMNS)}"

@@ -211,7 +211,7 @@ _NUMBERS = (
     ("start", 0, 2**31, "the first frame to use, counted from 0"),
     ("frames", 1, 2**31, "the number of frames to use, or empty for all"),
     ("offset", 0, 2**63, "the byte of the shard at which the video starts"),
-    ("bytes", 1, 2**63, "the number of bytes of the video inside the shard"),
+    ("bytes", 0, 2**63, "the number of bytes of the video inside the shard"),
 )
 """Column, least value, the first value too large, meaning."""
 

@@ -47,8 +47,8 @@ class VideoEntry(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
-        return self.path if self.shard is None else f"{self.shard}:{self.path}"
+        """Its identity, and what messages call it. In a shard the place belongs to it: members may share a name."""
+        return self.path if self.shard is None else f"{self.shard}:{self.path}@{self.offset}+{self.size}"
 
 
 class ManifestRows(NamedTuple):

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data.ledger import BadFileLedger
-from vmae2_ds.data.list_header import COLUMNS
+from vmae2_ds.data.list_header import COLUMNS, VIDEO_SUFFIXES
 from vmae2_ds.data.lists import csv_line, list_form
 from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.order import Shuffle
@@ -29,7 +29,7 @@ from vmae2_ds.errors import DataError, VideoError
 log = logging.getLogger(__name__)
 
 UNKNOWN_SUFFIX = "video"
-"""Of a file whose name has none."""
+"""Of a file whose name has none of a video."""
 KEY_DIGITS = 9
 
 
@@ -198,7 +198,7 @@ def _write_shard(
                 except VideoError as error:
                     ledger.record([ReadFailure(entry.name, str(error))])
                     continue
-                suffix = os.path.splitext(entry.path)[1].lstrip(".").lower() or UNKNOWN_SUFFIX
+                suffix = _suffix_of(entry.path)
                 sample: dict[str, str | bytes] = {"__key__": f"{row:0{KEY_DIGITS}d}", suffix: video}
                 if entry.label is not None:
                     sample["cls"] = str(entry.label).encode()
@@ -211,6 +211,12 @@ def _write_shard(
     finally:
         half.unlink(missing_ok=True)
     return Shard(name, begin, end, videos, hashing.size, hashing.digest.hexdigest())
+
+
+def _suffix_of(path: str) -> str:
+    """Of the member: one that index-shards takes for a video, and never that of a label."""
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix[1:] if suffix in VIDEO_SUFFIXES else UNKNOWN_SUFFIX
 
 
 def _content(path: str, video: str | bytes) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import io
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,21 +15,23 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
+from vmae2_ds.data.class_names import ClassNames, read_class_names
 from vmae2_ds.data.list_header import COLUMNS, VIDEO_SUFFIXES
+from vmae2_ds.data.lists import csv_line
+from vmae2_ds.data.tar_samples import Found, videos_in
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError
 
-LABEL_SUFFIX = ".cls"
-"""Member of a sample that holds its class number, as webdataset has it."""
-
-
-class Member(NamedTuple):
-    """A video inside a shard."""
-
-    name: str
-    offset: int
-    size: int
-    label: int | None
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "ZIP",
+}
+"""What a shard that is no plain tar file begins with."""
+SHOWN = 3
+"""Shards of a kind that are named."""
 
 
 class IndexedShards(NamedTuple):
@@ -39,51 +41,103 @@ class IndexedShards(NamedTuple):
     shards: int
     videos: int
     labelled: int
+    left_out: dict[str, int]
+    """Members that are no videos of use, by why."""
+    notes: list[str]
+    """What else is worth knowing."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.videos} videos in {self.shards} shards, {self.labelled} with a label: give {self.out} as the manifest, "
-            'in a mixture file with kind = "shards"'
-        )
+        left_out = "".join(f"; {why}: {count}, left out" for why, count in self.left_out.items())
+        lines = [
+            f"{_counted(self.videos, 'video')} in {_counted(self.shards, 'shard')}, {self.labelled} with a label{left_out}",
+            *self.notes,
+            f'give {self.out} as the manifest, in a mixture file with kind = "shards"',
+        ]
+        return "\n".join(lines)
 
 
-def index_shards(shards: Positional[str], out: Path, workers: int = 8) -> IndexedShards:
+def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: Path | None = None) -> IndexedShards:
     """List the videos of tar shards that something else wrote, so that they can be read in any order.
 
-    Nothing is unpacked: a manifest says in which shard, from which byte, and how many bytes each video has.
+    Nothing is unpacked: a manifest says in which shard, from which byte, and how many bytes each video has. Labels are taken
+    from the .cls or .class member of a video's sample, else from "label", "cls" or "class" in its .json, or from a .txt that is
+    a number.
 
     Args:
         shards: Path or URL (fsspec) of one shard, or of many with {000..127} or, on disk, * in its name.
         out: The manifest to write, a CSV file; shards below its folder are named relative to it.
         workers: Shards read at once.
+        labels: A file with a class name a line: labels may be names instead of numbers.
     """
+    names = None if labels is None else read_class_names(labels)
     paths = expand(shards)
+    found: list[Found] = []
+    refused: list[DataError] = []
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(scan_shard, paths))
+        for one in pool.map(lambda path: _scanned(path, names), paths):
+            if isinstance(one, DataError):
+                refused.append(one)
+            else:
+                found.append(one)
+    if refused:
+        raise _refusal(refused, len(paths))
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    text.write(csv_line(COLUMNS))
     folder = out.parent.resolve()
-    for path, members in zip(paths, found, strict=True):
-        inside = "://" not in path and Path(path).resolve().is_relative_to(folder)
-        shard = (
-            str(Path(path).resolve().relative_to(folder))
-            if inside
-            else path
-            if "://" in path
-            else os.path.abspath(path)
-        )
-        for member in members:
-            label = "" if member.label is None else member.label
-            writer.writerow([member.name, label, "", "", "", shard, member.offset, member.size])
-    videos = [member for members in found for member in members]
+    for path, one in zip(paths, found, strict=True):
+        shard = _relative_to(folder, path)
+        for member in one.videos:
+            text.write(csv_line([member.name, member.label, "", "", "", shard, member.offset, member.size]))
+    videos = [member for one in found for member in one.videos]
+    left_out, no_labels = Counter[str](), Counter[str]()
+    for one in found:
+        left_out += one.left_out
+        no_labels += one.no_labels
     if not videos:
+        why = "".join(f"; {why}: {count}" for why, count in left_out.items())
         raise DataError(
-            f"{shards}: no video in {len(paths)} shard(s); looked for members that end in {', '.join(VIDEO_SUFFIXES)}"
+            f"{shards}: no video in {_counted(len(paths), 'shard')}{why}; looked for members that end in "
+            f"{', '.join(VIDEO_SUFFIXES)}"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, text.getvalue())
-    return IndexedShards(out, len(paths), len(videos), sum(member.label is not None for member in videos))
+    labelled = sum(member.label is not None for member in videos)
+    return IndexedShards(out, len(paths), len(videos), labelled, dict(left_out), _notes(paths, found, no_labels, names))
+
+
+def _notes(paths: list[str], found: list[Found], no_labels: Counter[str], names: ClassNames | None) -> list[str]:
+    notes = []
+    if empty := [path for path, one in zip(paths, found, strict=True) if not one.videos]:
+        more = ", ..." if len(empty) > SHOWN else ""
+        notes.append(f"{_counted(len(empty), 'shard')} without a video: {', '.join(empty[:SHOWN])}{more}")
+    if no_labels and names is None:
+        shown = ", ".join(map(repr, list(no_labels)[:SHOWN]))
+        notes.append(
+            f"{_counted(no_labels.total(), 'label')} that are no class numbers, for example {shown}: these videos have none; "
+            "--labels FILE says which number a name is"
+        )
+    elif no_labels and names is not None:
+        notes.append(f"{names.describe_unknown(no_labels)}: these videos have none")
+    return notes
+
+
+def _counted(number: int, one: str) -> str:
+    return f"{number} {one}{'' if number == 1 else 's'}"
+
+
+def _relative_to(folder: Path, shard: str) -> str:
+    """A shard as a list in `folder` names it."""
+    if "://" in shard:
+        return shard
+    place = Path(shard).resolve()
+    return str(place.relative_to(folder)) if place.is_relative_to(folder) else os.path.abspath(shard)
+
+
+def _refusal(refused: list[DataError], shards: int) -> DataError:
+    if shards == 1:
+        return refused[0]
+    more = "; ..." if len(refused) > SHOWN else ""
+    return DataError(f"{len(refused)} of {shards} shards cannot be read: {'; '.join(map(str, refused[:SHOWN]))}{more}")
 
 
 def expand(shards: str) -> list[str]:
@@ -104,27 +158,36 @@ def expand(shards: str) -> list[str]:
     return paths
 
 
-def scan_shard(path: str) -> list[Member]:
-    """The videos of one shard in their order, with the labels beside them. Raises DataError where it is no sound tar file."""
+def _scanned(path: str, names: ClassNames | None) -> Found | DataError:
+    try:
+        return scan_shard(path, names)
+    except DataError as error:
+        return error
+
+
+def scan_shard(path: str, names: ClassNames | None = None) -> Found:
+    """The videos of one shard in their order, with the labels beside them; an empty file has none.
+
+    Raises DataError where it is no sound tar file.
+    """
     import fsspec
 
-    labels: dict[str, int] = {}
-    videos: list[tuple[str, int, int]] = []
     try:
-        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, suffix = os.path.splitext(member.name)
-                if not member.isfile():
-                    continue
-                if suffix.lower() in VIDEO_SUFFIXES:
-                    videos.append((member.name, member.offset_data, member.size))
-                elif suffix == LABEL_SUFFIX and (held := tar.extractfile(member)) is not None:
-                    labels[key] = int(held.read())
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a tar shard that can be read: {str(error).strip() or type(error).__name__}"
-        ) from None
-    return [Member(name, offset, size, labels.get(os.path.splitext(name)[0])) for name, offset, size in videos]
+        with fsspec.open(path, "rb") as file:
+            head = file.read(8)
+            if not head:
+                return Found([], Counter(), Counter())
+            if kind := next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None):
+                raise DataError(
+                    f"{path}: a {kind} file; the videos of a compressed shard have no place to be read from: unpack it to a "
+                    "plain .tar (gunzip and its like leave the members together)"
+                )
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                return videos_in(tar, names)
+    except (OSError, tarfile.TarError, ValueError, ImportError) as error:
+        told = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise DataError(f"{path}: not a tar shard that can be read: {told}") from None
 
 
 def iterate_members(path: Path) -> Iterator[tuple[str, int, int]]:

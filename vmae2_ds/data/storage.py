@@ -40,6 +40,8 @@ def fetch(entry: VideoEntry) -> Video:
     """A local file's path as it is; else the video's content. Raises VideoError."""
     if entry.shard is None:
         return entry.path if "://" not in entry.path else _read_url(entry.path, None, None)
+    if not entry.size:  # a failed download costs its video, not the list
+        raise VideoError("an empty member of its shard")
     if "://" in entry.shard:
         data = _read_url(entry.shard, entry.offset, entry.offset + entry.size)
     else:
