@@ -16,8 +16,9 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import LAYOUTS, State, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.model.source import read_all
 from vmae2_ds.train.evaluate import evaluate
-from vmae2_ds.weights import export_weights, import_weights, read_any
+from vmae2_ds.weights import export_weights, import_weights
 
 GEOMETRY = ClipGeometry(4, 32, 32, 2, 16)
 ENCODER = SIZES["tiny"][0].model_copy(update={"depth": 2})
@@ -50,12 +51,12 @@ def test_out_by_file_and_in_again_is_bit_exact(tmp_path: Path, layout: str, stag
     said = export_weights(tmp_path / "first.pth", out, layout)  # type: ignore[arg-type]
     assert f"tensors of layout {layout}" in said
     for source in (out, out / "model.safetensors") if is_folder else (out,):
-        found, read_config, read_layout = read_any(source)
+        found, (_, read_config, _), read_layout = read_all(source)
         assert (read_config, read_layout) == (config, layout)
         torch.testing.assert_close(found, ours, rtol=0, atol=0)
     said = import_weights(out, tmp_path / "third.safetensors", size=None)
     assert f"{len(ours)} tensors of layout {layout}, none missing, none extra" in said
-    torch.testing.assert_close(read_any(tmp_path / "third.safetensors")[0], ours, rtol=0, atol=0)
+    torch.testing.assert_close(read_all(tmp_path / "third.safetensors").state, ours, rtol=0, atol=0)
 
 
 def test_a_transformers_folder_has_all_that_is_needed(tmp_path: Path) -> None:
@@ -87,12 +88,12 @@ def test_our_own_files_tell_a_model_of_any_width(tmp_path: Path, stage: str) -> 
     config = MODELS[stage].model_copy(update={"encoder": tower})
     ours = drawn(config)
     write_weights(to_layout(ours, config), tmp_path / "w.safetensors", config)
-    found, read_config, _ = read_any(tmp_path / "w.safetensors")
+    found, (_, read_config, _), _ = read_all(tmp_path / "w.safetensors")
     assert read_config == config
     torch.testing.assert_close(found, ours, rtol=0, atol=0)
     write_weights(to_layout(ours, config), tmp_path / "w.pth", config)
     with pytest.raises(CheckpointError, match="number of heads of the encoder of width 48"):
-        read_any(tmp_path / "w.pth")
+        read_all(tmp_path / "w.pth")
 
 
 def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ ReaderName = Annotated[
     StringConstraints(pattern=r"^(pyav|decord|torchcodec|[\w.]+:\w+)$"),
 ]
 """A video reader: one of ours, or `module:function` of the user's own."""
+ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
+"""A verb's `--config`: a JSON file with fields of a model config."""
 AttentionName = Literal["auto", "flash", "sdpa", "math"]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
 
@@ -161,6 +163,17 @@ class ClassifierConfig(EncoderConfig):
         """The published encoder called `size` (a key of SIZES), with fields changed."""
         encoder, _, patch = SIZES[size]
         return cls.model_validate({"encoder": encoder, "patch": patch, **changes})
+
+
+class HeadlessConfig(ClassifierConfig):
+    """A classifier whose head was taken off, the norm behind the pooling kept, as the authors' hub repositories have it."""
+
+    num_classes: int = Field(0, ge=0, le=0)
+    """None."""
+
+
+AnyModel = ModelConfig | ClassifierConfig
+"""What a file of weights can hold."""
 
 
 class MaskConfig(StrictModel):

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vmae2_ds.config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config import SIZES, AnyModel, ClassifierConfig, ConfigFile
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.disk import check_out_file, check_out_folder
 from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.ranges import MOST_FRAMES, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else
     from torch import Tensor
 
-    from vmae2_ds.model.layouts import State
+    from vmae2_ds.model.about import About
 
 LayoutName = Literal["published", "transformers", "transformers4", "mmaction2"]
+MOST_EDGE = 100_000
+"""Pixels of a clip's height or width that an option takes."""
+VERSIONS = {"transformers": "5.6 or newer", "transformers4": "up to 5.5, or 5.18 and newer"}
+"""Of transformers, by the layout that they read."""
 
 
-def import_weights(source: tyro.conf.Positional[Path], /, out: Path, size: str | None = None) -> str:
+def import_weights(
+    source: tyro.conf.Positional[Path],
+    /,
+    out: Path,
+    size: str | None = None,
+    model_config: ConfigFile = None,
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+) -> str:
     """Check a checkpoint against its key layout, every key accounted for, and write it as .safetensors for --train.init.
 
     Args:
@@ -29,18 +42,29 @@ def import_weights(source: tyro.conf.Positional[Path], /, out: Path, size: str |
             of mmaction2, or a folder with config.json and model.safetensors. No code in it is run.
         out: The .safetensors file to write.
         size: Expected model size (tiny, small, base, large, huge, giant, 6b); default: read from the shapes.
+        model_config: A JSON file with what the weights do not show, such as {"encoder": {"heads": 8}} for a width that nobody
+            published: fields of the model config, some or all, a run.json, or a transformers config.json.
+        dtype: Floating point type of the tensors that are written. keep: each as the source has it.
     """
-    from vmae2_ds.model.layouts import to_layout
-    from vmae2_ds.model.published import write_weights
+    from vmae2_ds.model.layouts import in_layout
+    from vmae2_ds.model.published import check_ending, write_weights
+    from vmae2_ds.model.source import read_all, read_given
+    from vmae2_ds.model.transformers_folder import describe
 
     if size is not None and size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
-    ours, config, layout = read_any(source)
-    if size is not None and (config.encoder, config.patch) != (SIZES[size][0], SIZES[size][2]):
-        raise CheckpointError(f"{source} is not of size {size}: it has {_describe(config)}")
-    write_weights(to_layout(ours, config), out, config)
+    check_ending(out)
+    check_out_file(out, inputs=_files_of(source))
+    read = read_all(source, read_given(model_config))
+    model = read.found.model
+    if size is not None and (model.encoder, model.patch) != (SIZES[size][0], SIZES[size][2]):
+        raise CheckpointError(f"{source} is not of size {size}: it has {describe(model)}")
+    theirs, types = _in_dtype(in_layout(read.state, model), dtype)
+    with _disk(out):
+        write_weights(theirs, out, model, read.found.about)
     return (
-        f"{source}: {len(ours)} tensors of layout {layout}, none missing, none extra; {_describe(config)}; wrote {out}"
+        f"{source}: {len(read.state)} tensors of layout {read.layout}, none missing, none extra; {describe(model)}; {types}; "
+        f"wrote {out}"
     )
 
 
@@ -51,6 +75,10 @@ def export_weights(
     layout: LayoutName = "published",
     num_frames: int | None = None,
     size: int | None = None,
+    model_config: ConfigFile = None,
+    labels: Path | None = None,
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "float32",
+    force: bool = False,
 ) -> str:
     """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in float32.
 
@@ -60,113 +88,101 @@ def export_weights(
             which gets model.safetensors, config.json, preprocessor_config.json and a model card.
         layout: published; transformers, which versions from 5.6 on read, or transformers4, for those up to 5.5 and from 5.18
             on (5.6 to 5.17 would lose its q and v biases); mmaction2, which OpenTAD reads as well.
-        num_frames: For transformers, frames of the clips that the weights were trained on; default: the run's, 16 for a file.
-        size: For transformers, the clips' height and width; default: the run's, 224 for a file.
+        num_frames: For transformers, frames of the clips that the weights were trained on; default: the run's, for a file what
+            it says, or 16.
+        size: For transformers, the clips' height and width; default: the run's, for a file what it says, or 224.
+        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
+        labels: A file with a class name a line, for a classifier; default: the run's labels.txt, or what the file says.
+        dtype: Floating point type of the tensors that are written. keep: each as the source has it (a run's: float32).
+        force: For transformers, write into a folder that holds something else, and replace the four files there.
     """
-    from vmae2_ds.model.layouts import in_layout, to_layout
-    from vmae2_ds.model.published import write_weights
+    from vmae2_ds.model.layouts import in_layout
+    from vmae2_ds.model.published import check_ending, write_weights
+    from vmae2_ds.model.source import read_given
+    from vmae2_ds.model.transformers_folder import describe, lost_positions, refuse_others, write_folder
+
+    check_ranges(num_frames=(num_frames, 1, MOST_FRAMES), size=(size, 1, MOST_EDGE))
+    is_folder = layout in VERSIONS
+    if is_folder:
+        if out.suffix in (".safetensors", ".pth", ".pt", ".bin") or out.is_file():
+            raise ConfigError(f"--out {out}: transformers reads a folder; name one")
+        check_out_folder(out, inputs=_files_of(source), is_ours=None if force else refuse_others)
+    else:
+        check_ending(out)
+        check_out_file(out, inputs=_files_of(source))
+    ours, model, about, checkpoint = _weights_of(source, read_given(model_config))
+    if labels is not None:
+        about = about._replace(labels=_names_in(labels, model))
+    theirs, types = _in_dtype(in_layout(ours, model, layout), dtype)
+    with _disk(out):
+        if is_folder:
+            clip = about.clip or {}
+            frames, edge = num_frames or clip.get("num_frames", 16), size or clip.get("size", 224)
+            geometry = ClipGeometry(frames, edge, edge, model.tubelet, model.patch)
+            about = about._replace(clip={**clip, "num_frames": frames, "size": edge})
+            write_folder(theirs, model, about, geometry, out, str(checkpoint), VERSIONS[layout])
+        else:
+            write_weights(theirs, out, model, about)
+    lost = lost_positions(model).strip() if is_folder else ""
+    said = f"{checkpoint}: {len(theirs)} tensors of layout {layout}; {describe(model)}; {types}; wrote {out}"
+    return f"{said}. {lost}" if lost else said
+
+
+def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], AnyModel, About, Path]:
+    """Ours, the model, what is known of it, and the checkpoint."""
+    from vmae2_ds.config import PretrainConfig
+    from vmae2_ds.model.about import CLIP_FIELDS, About
+    from vmae2_ds.model.source import read_all
+    from vmae2_ds.train.initial import is_run, labels_of
     from vmae2_ds.train.runs import find_checkpoint
     from vmae2_ds.train.zero_weights import open_weights
 
-    if source.is_dir() and not (source / "config.json").is_file():
-        run, checkpoint = find_checkpoint(source)
-        config = run.model
-        theirs: Mapping[str, Tensor] = in_layout(open_weights(checkpoint), config, layout)
-        frames, edge = run.data.num_frames, run.data.size
-    else:
-        ours, config, _ = read_any(source)
-        theirs = to_layout(ours, config, layout)
-        checkpoint, frames, edge = source, 16, 224
-    if layout in ("transformers", "transformers4"):
-        frames, edge = num_frames or frames, size or edge
-        geometry = ClipGeometry(frames, edge, edge, config.tubelet, config.patch)
-        versions = "5.6 or newer" if layout == "transformers" else "up to 5.5, or 5.18 and newer"
-        _write_transformers(theirs, config, geometry, out, str(checkpoint), versions)
-    else:
-        write_weights(theirs, out, config)
-    return f"{checkpoint}: {len(theirs)} tensors of layout {layout}; {_describe(config)}; wrote {out}"
+    names = labels_of(source)
+    labels = None if names is None else tuple(names)
+    if not is_run(source):
+        read = read_all(source, given)
+        return read.state, read.found.model, read.found.about._replace(labels=labels), source
+    if given is not None:
+        raise ConfigError(f"--config is for files: the run {source} says what its model is; leave it out")
+    run, checkpoint = find_checkpoint(source)
+    target = run.objective.target if isinstance(run, PretrainConfig) else None
+    clip = run.data.model_dump(include=set(CLIP_FIELDS))
+    return open_weights(checkpoint), run.model, About(run.model, target, labels, clip), checkpoint
 
 
-def read_any(source: Path) -> tuple[State, ModelConfig | ClassifierConfig, str]:
-    """Our state dict, the model and the key layout of a file, or of a folder as transformers writes it.
+def _names_in(file: Path, model: AnyModel) -> tuple[str, ...]:
+    from vmae2_ds.train.initial import read_names
 
-    Raises CheckpointError where it is of no known layout, or a key of the layout is missing, left over or of another shape.
-    """
-    from vmae2_ds.model.layouts import best_reading, from_layout
-    from vmae2_ds.model.published import infer_model, named, read_published, written_model
-    from vmae2_ds.model.transformers_config import config_of_transformers
+    if not isinstance(model, ClassifierConfig) or not model.num_classes:
+        raise ConfigError(f"--labels {file} is for classifiers, and this model has no classes; leave it out")
+    return tuple(read_names(file, model.num_classes, "--labels"))
 
+
+def _in_dtype(state: Mapping[str, Tensor], dtype: str) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors in that type, and a word on what they are and were."""
+    import torch
+
+    from vmae2_ds.model.stored import dtypes_of, in_dtype
+
+    before = ", ".join(sorted({str(found).removeprefix("torch.") for found in dtypes_of(state).values()}))
+    if dtype == "keep":
+        return state, f"{before} kept"
+    return in_dtype(state, getattr(torch, dtype)), dtype if before == dtype else f"{dtype} (was {before})"
+
+
+def _files_of(source: Path) -> Iterator[Path]:
+    """Every file that reading `source` may need, its run's own among them; looked up only where --out exists."""
     if not source.is_dir():
-        state = read_published(source)
-        with named(source):
-            noted = written_model(source)
-            if noted is not None:
-                layout = best_reading(state, noted).layout
-                return from_layout(state, noted, layout), noted, layout
-            found = infer_model(state)
-            bare = {name.removeprefix(found.prefix): tensor for name, tensor in state.items()}
-            return from_layout(bare, found.config, found.layout), found.config, found.layout
+        yield source
+        return
+    top = source.parent.parent if (source.parent.parent / "run.json").is_file() else source
+    yield from (path for path in top.rglob("*") if path.is_file())
+
+
+@contextlib.contextmanager
+def _disk(out: Path) -> Iterator[None]:
+    """What the disk refuses is one line."""
     try:
-        config = config_of_transformers(json.loads((source / "config.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}: no config.json that can be read ({error})") from None
-    state = read_published(source / "model.safetensors")
-    layout = "transformers4" if any(name.endswith(".q_bias") for name in state) else "transformers"
-    with named(source):
-        return from_layout(state, config, layout), config, layout
-
-
-def _write_transformers(
-    state: Mapping[str, Tensor],
-    config: EncoderConfig,
-    geometry: ClipGeometry,
-    folder: Path,
-    source: str,
-    versions: str,
-) -> None:
-    """What `from_pretrained` reads, and a card that says where it comes from."""
-    from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
-    from vmae2_ds.model.published import write_weights
-    from vmae2_ds.model.transformers_config import transformers_config_of
-
-    if folder.suffix or folder.is_file():
-        raise ConfigError(f"--out {folder}: transformers reads a folder; name one")
-    write_weights(state, folder / "model.safetensors", config)
-    fields = transformers_config_of(config, geometry)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-    edge = {"shortest_edge": geometry.height}
-    crop = {"height": geometry.height, "width": geometry.width}
-    preprocessor = {
-        "image_processor_type": "VideoMAEImageProcessor", "do_resize": True, "size": edge, "do_center_crop": True,
-        "crop_size": crop, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
-    }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    (folder / "README.md").write_text(_card(config, geometry, fields["architectures"][0], source, versions))
-
-
-def _card(config: EncoderConfig, geometry: ClipGeometry, architecture: str, source: str, versions: str) -> str:
-    task = "video-classification" if isinstance(config, ClassifierConfig) else "video-feature-extraction"
-    cubes = f"cubes of {config.tubelet}x{config.patch}x{config.patch}"
-    return f"""---
-library_name: transformers
-tags: [video, videomae]
-pipeline_tag: {task}
----
-
-# VideoMAE V2: {_describe(config)}
-
-Load with `{architecture}.from_pretrained(FOLDER)` of transformers {versions}. Clips: {geometry.num_frames} frames of
-{geometry.height}x{geometry.width}, normalised with ImageNet's mean and deviation, {cubes}.
-
-Written by vmae2_ds from `{source}`. Training data, licence and intended use are not in the weights: say them here before you
-publish this folder.
-"""
-
-
-def _describe(config: EncoderConfig) -> str:
-    encoder = f"encoder {config.encoder.width}x{config.encoder.depth}"
-    if isinstance(config, ModelConfig):
-        return f"{encoder}, decoder {config.decoder.width}x{config.decoder.depth}, patch {config.patch}"
-    assert isinstance(config, ClassifierConfig), f"a model of {type(config).__name__}"
-    return f"{encoder}, {config.num_classes} classes, patch {config.patch}"
+        yield
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror or error}; nothing was written") from None

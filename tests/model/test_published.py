@@ -56,7 +56,7 @@ def test_export_of_a_fresh_classifier_has_exactly_the_published_keys_and_shapes(
 def test_the_config_of_every_size_is_read_from_its_shapes(size: str) -> None:
     config = ModelConfig.of_size(size)
     state = {name: torch.empty(shape, device="meta") for name, shape in layout_shapes(config).items()}
-    assert infer_model(state) == (config, "published", "")
+    assert infer_model(state) == (config, "published")
 
 
 @pytest.fixture

@@ -22,9 +22,10 @@ from vmae2_ds.model.embed import every_cube, gather_cubes, normalise_pixels
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.model.source import read_all
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.initial import load_for
-from vmae2_ds.weights import export_weights, read_any
+from vmae2_ds.weights import export_weights
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (pip extra: hf)")
 SAME = {"rtol": 1e-4, "atol": 1e-4}
@@ -121,7 +122,7 @@ def test_a_classifier_of_theirs_here(
     config = transformers.VideoMAEConfig.from_pretrained(tmp_path / "hf")
     theirs = drawn_like_ours(transformers.VideoMAEForVideoClassification(config))
     theirs.save_pretrained(tmp_path / "theirs")
-    state, read_config, _ = read_any(tmp_path / "theirs")
+    state, (_, read_config, _), _ = read_all(tmp_path / "theirs")
     assert isinstance(read_config, ClassifierConfig)
     ours = Classifier(read_config, geometry, seed=None).eval()
     ours.load_state_dict(state)
@@ -146,7 +147,7 @@ def test_an_autoencoder_of_theirs_here(autoencoder: ModelConfig, geometry: ClipG
     config = transformers.VideoMAEConfig.from_pretrained(tmp_path / "hf")
     theirs = drawn_like_ours(transformers.VideoMAEForPreTraining(config))
     theirs.save_pretrained(tmp_path / "theirs")
-    state, read_config, _ = read_any(tmp_path / "theirs")
+    state, (_, read_config, _), _ = read_all(tmp_path / "theirs")
     assert isinstance(read_config, ModelConfig)
     ours = MaskedAutoencoder(read_config, geometry, seed=None).eval()
     ours.load_state_dict(state)

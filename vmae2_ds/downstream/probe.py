@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
+from vmae2_ds.config import ConfigFile
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
@@ -32,6 +33,7 @@ def probe(
     workers: int | None = None,
     cache: Path | None = None,
     out: Path | None = None,
+    model_config: ConfigFile = None,
 ) -> dict[str, Any]:
     """Accuracy of a probe on frozen features of a trained encoder, of a random one of its shape, and of pixels.
 
@@ -49,13 +51,14 @@ def probe(
         clips: Clips of each video, whose features are averaged, or for attentive looked at together.
         epochs: Passes over the training videos of the linear and the attentive probe.
         seed: Of the random encoder, and of what the linear and the attentive probe draw.
-        num_frames: Frames of a clip; default: the run's, 16 for a file.
-        size: Clip height and width in pixels; default: the run's, 224 for a file.
-        stride: Step between frames for stride and dense; default: the run's, 4 for a file.
+        num_frames: Frames of a clip; default: the run's, for a file what it says, or 16.
+        size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
+        stride: Step between frames for stride and dense; default: the run's, for a file what it says, or 4.
         sampling: How frames are taken; default: the run's, for a file that of its kind of model.
         workers: Loader processes; default: the run's.
         cache: Folder that keeps the features, for this and other probes of the same encoders and videos.
         out: A JSON file for the figures and every test video's label and predictions.
+        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
     from vmae2_ds.downstream.fits import PROBES, accuracy, check_sources, probe_predictions
     from vmae2_ds.downstream.frozen import (
@@ -67,6 +70,7 @@ def probe(
     )
     from vmae2_ds.downstream.kept import kept_features
     from vmae2_ds.downstream.trained import TrainedProbe
+    from vmae2_ds.model.source import read_given
     from vmae2_ds.train.initial import open_model
     from vmae2_ds.train.runs import with_options
 
@@ -77,7 +81,7 @@ def probe(
         raise ConfigError(f"--pool {pool}: --kind attentive looks at all tokens, none are pooled; leave it out")
     if val_manifest is None:
         check_sources(read_manifest(manifest, root).sources)  # before hours of decoding, not after
-    opened = open_model(source)
+    opened = open_model(source, given=read_given(model_config))
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
     run = with_options(opened.run, data=asked)
     trained, random = FrozenEncoder(run, opened.weights), FrozenEncoder(run, None, seed)

@@ -34,7 +34,7 @@ class Classifier(SeededModel):
         self.encoder = Encoder(config, geometry, final_norm=False)
         self.fc_norm = nn.LayerNorm(config.encoder.width, eps=NORM_EPS)
         self.head_drop = nn.Dropout(config.head_dropout)
-        self.head = Linear(config.encoder.width, config.num_classes)
+        self.head = Linear(config.encoder.width, config.num_classes) if config.num_classes else nn.Identity()
         self.use_attention("sdpa" if config.attention == "auto" else config.attention)
         self.encoder.blocks.recomputed = frozenset(config.recomputed_blocks)
         if config.checkpointing != "deepspeed":
@@ -51,7 +51,7 @@ class Classifier(SeededModel):
         return self.fc_norm(self.encoder(cubes_BNP).mean(dim=1))
 
     def classify(self, feature_BD: Tensor) -> Tensor:
-        """`features` to logits (B, C)."""
+        """`features` to logits (B, C); without a head the features themselves."""
         return self.head(self.head_drop(feature_BD))
 
     def use_attention(self, encoder: str) -> None:

@@ -14,22 +14,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config import ClassifierConfig, EncoderConfig, HeadlessConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model.stored import Shape, StoredState, shapes_of
+from vmae2_ds.model.stored import Shape, StoredState, dtypes_of, shapes_of
 
 State = dict[str, Tensor]
 Names = tuple[str, ...]
 """Their names of one of our parameters: one, or three for a packed projection that they keep as q, k and v."""
 
 EMBED_WEIGHT = "encoder.embed.proj.weight"
-PREFIXES = ("", "model.", "backbone.", "encoder.")
-"""What others put before every name of a state dict."""
-_SPELLINGS = (*(prefix.__add__ for prefix in PREFIXES), lambda name: name.removeprefix("videomae."))
-"""How a name may stand in a file: behind a prefix, or as transformers' VideoMAEModel, an encoder by itself, saves its own."""
+_INSIDE = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+_WRAPPERS = re.compile(rf"^(module\.|{_INSIDE})+|\b{_INSIDE}")
+"""What DDP puts before names, and torch.compile, FSDP and checkpointing into them."""
+_OWNERS = re.compile(r"^((module|model|backbone|encoder|videomae)\.)+")
+"""What a model that holds the encoder puts before its names. A head or a decoder may have it or not, key by key."""
 SHOWN = 5
 """Keys of each kind in an error."""
 
@@ -68,18 +69,48 @@ def in_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = 
             tensor = tensor.view(width, tubelet, patch, patch, colours).permute(0, 4, 1, 2, 3)
         return tensor.chunk(len(names[ours]))[number].contiguous()
 
-    return StoredState(layout_shapes(config, layout), read)
+    dtypes = dtypes_of(state)
+    return StoredState(layout_shapes(config, layout), read, {name: dtypes[ours] for name, (ours, _) in where.items()})
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> State:
+    """A state dict without what training tools put into names. Raises CheckpointError where two names become one."""
+    return {short: state[name] for short, name in shortened(state, lambda name: _WRAPPERS.sub("", name)).items()}
+
+
+def bare(name: str) -> str:
+    """A name as it is compared with others: without wrappers, and without the model that holds it.
+
+    Prefixes come off key by key, as the published loader does it (run_class_finetuning.py:557-592): some keys of a file may
+    have one and others not.
+    """
+    return _OWNERS.sub("", _WRAPPERS.sub("", name))
+
+
+def shortened(state: Mapping[str, Tensor], shorten: Callable[[str], str]) -> dict[str, str]:
+    """Short name -> name in the state dict. Raises CheckpointError where two names become one."""
+    names: dict[str, str] = {}
+    for name in state:
+        other = names.setdefault(shorten(name), name)
+        if other != name:
+            raise CheckpointError(
+                f"{other} and {name} are both {shorten(name)} once prefixes come off; take one of them out of the file"
+            )
+    return names
 
 
 def from_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> State:
-    """Our state dict from theirs.
+    """Our state dict from theirs; prefixes as in `bare`.
 
     Raises:
-        CheckpointError: with what is missing, extra or of another shape.
+        CheckpointError: with what is missing, extra, of another shape, or there twice.
         ConfigError: as `to_layout`.
     """
-    state = {name: tensor for name, tensor in state.items() if not name.endswith(_KEY_BIAS)}
-    _check(shapes_of(state), layout_shapes(config, layout), f"the {layout} key map")
+    expected = layout_shapes(config, layout)
+    spelt = {bare(name): name for name in expected}
+    names = shortened({name: tensor for name, tensor in state.items() if not name.endswith(_KEY_BIAS)}, bare)
+    state = {spelt.get(short, name): state[name] for short, name in names.items()}
+    _check(shapes_of(state), expected, f"the {layout} key map")
     return {name: _taken(state, name, theirs) for name, theirs in _names(config, layout).items()}
 
 
@@ -99,13 +130,13 @@ class Reading(NamedTuple):
 
     layout: str
     stage: str
-    """pre-training or classifier: whose names the layout gave it."""
+    """pre-training or classifier, by what is in it."""
     state: State
     """What was found, under our names, in whatever shape it is there."""
     missing: Names
     """Their names of what a model needs and the state dict lacks."""
     unused: Names
-    """Their names that were not needed."""
+    """Its names that were not needed."""
 
     def describe(self) -> str:
         """How near it is, for an error: the first keys that differ."""
@@ -116,28 +147,29 @@ class Reading(NamedTuple):
 
 
 def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> Reading:
-    """The known layout, stage and prefix under which `state` has the most of this model's parameters."""
+    """The known layout under which `state` has the most of this model's parameters; prefixes as in `bare`.
+
+    Raises CheckpointError where two names become one without their prefixes, or weights are whole numbers.
+    """
+    short = {short: state[name] for short, name in shortened(state, bare).items()}
     shapes = our_shapes(config)
-    own = isinstance(config, ClassifierConfig)
-    stages = (own, not own)  # of two that fit as well, the one that is asked for
-    best: tuple[int, str, str, dict[str, Names]] | None = None
+    is_classifier = "mask_token" not in short
+    best: tuple[int, str, dict[str, Names]] | None = None
     for layout, about in LAYOUTS.items():
-        for is_classifier in stages:
-            for spelt in _SPELLINGS:
-                names = {name: tuple(map(spelt, about.names(name, is_classifier))) for name in shapes}
-                found = sum(all(theirs in state for theirs in wanted) for wanted in names.values())
-                if best is None or found > best[0]:
-                    best = found, layout, "classifier" if is_classifier else "pre-training", names
+        names = {name: about.names(name, is_classifier) for name in shapes}
+        found = sum(all(bare(x) in short for x in theirs) for theirs in names.values())
+        if best is None or found > best[0]:
+            best = found, layout, names
     assert best is not None, "there are layouts"
-    _, layout, stage, names = best
-    there = {name: theirs for name, theirs in names.items() if all(x in state for x in theirs)}
+    _, layout, names = best
+    there = {name: tuple(map(bare, theirs)) for name, theirs in names.items() if all(bare(x) in short for x in theirs)}
     used = {x for theirs in there.values() for x in theirs}
     return Reading(
         layout,
-        stage,
-        {name: _taken(state, name, theirs) for name, theirs in there.items()},
-        tuple(x for theirs in names.values() for x in theirs if x not in state),
-        tuple(x for x in state if x not in used),
+        "classifier" if is_classifier else "pre-training",
+        {name: _taken(short, name, theirs) for name, theirs in there.items()},
+        tuple(x for theirs in names.values() for x in theirs if bare(x) not in short),
+        tuple(name for name in state if bare(name) not in used),
     )
 
 
@@ -217,7 +249,7 @@ def _transformers(name: str, bias: str) -> Names:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "published": Layout("VideoMAE V2's own", _published, (ModelConfig, ClassifierConfig)),
+    "published": Layout("VideoMAE V2's own", _published, (ModelConfig, ClassifierConfig, HeadlessConfig)),
     "transformers": Layout(
         "Hugging Face transformers, versions 5.6 and newer",
         lambda name, classifier: _transformers(name, "{layer}.bias"),
@@ -228,16 +260,23 @@ LAYOUTS: dict[str, Layout] = {
         lambda name, classifier: _transformers(name, "{letter}_bias"),
         (ModelConfig, ClassifierConfig),
     ),
-    "mmaction2": Layout("mmaction2 and OpenTAD, backbone and head", _mmaction, (ClassifierConfig,)),
+    "mmaction2": Layout("mmaction2 and OpenTAD, backbone and head", _mmaction, (ClassifierConfig, HeadlessConfig)),
 }
 """Layouts by name."""
+
+
+_NO_PLACE = {
+    False: ("a masked autoencoder", "a classifier"),
+    True: ("an encoder without a head", "a classifier with one"),
+}
 
 
 def _names(config: EncoderConfig, layout: str) -> dict[str, Names]:
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown key layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     if type(config) not in LAYOUTS[layout].stages:
-        raise ConfigError(f"the key layout {layout} has no place for a masked autoencoder, only for a classifier")
+        what, instead = _NO_PLACE[isinstance(config, ClassifierConfig)]
+        raise ConfigError(f"the key layout {layout} has no place for {what}, only for {instead}")
     is_classifier = isinstance(config, ClassifierConfig)
     return {name: LAYOUTS[layout].names(name, is_classifier) for name in our_shapes(config)}
 

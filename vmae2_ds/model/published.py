@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -12,36 +11,45 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vmae2_ds.config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
+from vmae2_ds.config import SIZES, AnyModel, ClassifierConfig, EncoderConfig, HeadlessConfig, ModelConfig
+from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.model.layouts import EMBED_WEIGHT, LAYOUTS, PREFIXES, Layout, State, best_reading
+from vmae2_ds.model.about import About, model_of_fields, read_about
+from vmae2_ds.model.layouts import EMBED_WEIGHT, LAYOUTS, Layout, State, bare, best_reading, shortened, unwrapped
 from vmae2_ds.model.stored import save_safetensors
+
+WRAPPERS = ("model", "module", "state_dict")
+"""What a state dict may lie in: torch's and the published code's, DeepSpeed's, mmengine's."""
 
 
 def read_published(path: Path) -> State:
     """The tensors of a published .pth/.pt/.bin or .safetensors file on the CPU, under bare published keys.
 
-    Opens the wrappers `model` (torch) and `module` (DeepSpeed) and strips what DDP and torch.compile put before names.
-    Raises CheckpointError as `load_plain`, and where the file holds no state dict of plain tensors.
+    Opens the wrappers `model` (torch), `module` (DeepSpeed) and `state_dict` (mmengine), and takes out what DDP, FSDP and
+    torch.compile put into names. Raises CheckpointError as `load_plain`, where the file holds no state dict of plain
+    tensors, and where two names become one.
     """
     # Published files carry their command line as an argparse.Namespace: plain data.
     content = _load_safetensors(path) if path.suffix == ".safetensors" else load_plain(path, [argparse.Namespace])
-    for wrapper in ("model", "module"):
+    for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(x, Tensor) for x in content.values()):
-        raise CheckpointError(f"{path} holds no state dict: expected tensors, or `model` or `module` with tensors")
+        raise CheckpointError(
+            f"{path} holds no state dict: expected tensors, or `model`, `module` or `state_dict` with tensors"
+        )
     for name, tensor in content.items():
         if not isinstance(name, str) or tensor.layout is not torch.strided or tensor.is_quantized:
             raise CheckpointError(f"{path}: {name!r} is not the name of a plain, dense tensor")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{path}: {name} claims {tuple(tensor.shape)} values, more than the file holds")
-    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in content.items()}
+    with named(path):
+        return unwrapped(content)
 
 
 def load_plain(path: Path, classes: list[Any], place: Any = "cpu", *, mapped: bool = False) -> object:
@@ -100,39 +108,43 @@ def _why_unreadable(path: Path, error: BaseException) -> str:
     return f"{cannot}: it is {pickled} (it starts with {start[:16]!r})"
 
 
-def write_weights(state: Mapping[str, Tensor], out: Path, config: EncoderConfig) -> None:
-    """Write published tensors to `out`; its ending decides the format. A stored state is read tensor by tensor for
-    .safetensors, and at once for .pth."""
+WRITTEN = (".safetensors", ".pth", ".pt")
+"""Endings of files of weights."""
+
+
+def write_weights(state: Mapping[str, Tensor], out: Path, config: EncoderConfig, about: About | None = None) -> None:
+    """Write published tensors to `out`, whole or not at all; its ending decides the format. A stored state is read tensor by
+    tensor for .safetensors, whose header also says what `about` does, and at once for .pth.
+
+    Raises OSError where the disk does not take it.
+    """
+    check_ending(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
-        # transformers asks for the first
-        save_safetensors(state, out, {"format": "pt", "model": config.model_dump_json()})
-    elif out.suffix in (".pth", ".pt"):
-        torch.save({"model": dict(state)}, out)
-    else:
+        assert isinstance(config, ModelConfig | ClassifierConfig), f"a model of {type(config).__name__}"
+        save_safetensors(state, out, (about or About())._replace(model=config).metadata())
+        return
+    with whole_file(out) as part, part.open("wb") as file:
+        try:
+            torch.save({"model": dict(state)}, file)
+        except RuntimeError as error:  # torch's zip writer then only says where it was; what the disk said is behind it
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+def check_ending(out: Path) -> None:
+    """Raises ConfigError where the name says no format that can be written."""
+    if out.suffix not in WRITTEN:
         raise ConfigError(f"--out {out}: the name must end in .safetensors, .pth or .pt")
 
 
-def written_model(path: Path) -> ModelConfig | ClassifierConfig | None:
-    """The model that `write_weights` noted in a .safetensors file; None for files that somebody else wrote."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            noted = json.loads((file.metadata() or {}).get("model", ""))
-        return (ModelConfig if "decoder" in noted else ClassifierConfig).model_validate(noted)
-    except (SafetensorError, ValueError, TypeError):  # read_published says what is wrong with a damaged one
-        return None
-
-
-def model_of(path: Path) -> ModelConfig | ClassifierConfig:
+def model_of(path: Path, given: Mapping[str, Any] | None = None) -> AnyModel:
     """The model that a file belongs to: noted in it, or read from its names and shapes. Errors as `infer_model`."""
-    noted = written_model(path)
+    noted = read_about(path).model
     if noted is not None:
-        return noted
+        return with_given(noted.model_dump(), given)
     state = read_published(path)
     with named(path):
-        return infer_model(state).config
+        return infer_model(state, given).config
 
 
 @contextlib.contextmanager
@@ -147,23 +159,27 @@ def named(source: Path) -> Iterator[None]:
 class Inferred(NamedTuple):
     """The model that a state dict belongs to, and how its keys are written."""
 
-    config: ModelConfig | ClassifierConfig
+    config: AnyModel
     layout: str
-    prefix: str
 
 
-def infer_model(state: Mapping[str, Tensor]) -> Inferred:
+def infer_model(state: Mapping[str, Tensor], given: Mapping[str, Any] | None = None) -> Inferred:
     """Tell model and layout from keys and shapes; the number of heads is looked up by width in SIZES.
 
+    Args:
+        given: Fields of the model config that the user knows better, or that no tensor shows, such as the numbers of heads.
+
     Raises:
-        CheckpointError: no layout has an embedding, a block and a head there, or the width's number of heads is not known.
+        CheckpointError: no layout has an embedding and a block there, and a head or the norm in front of it; or the number
+            of heads is neither known for the width nor given.
+        ConfigError: `given` is not of such a model.
     """
-    for prefix in PREFIXES:
-        for layout, about in LAYOUTS.items():
-            for config in about.stages:
-                found = _read_shapes(state, prefix, about, is_classifier=config is ClassifierConfig)
-                if found is not None:
-                    return Inferred(found, layout, prefix)
+    found = {short: state[name] for short, name in shortened(state, bare).items()}
+    for layout, about in LAYOUTS.items():
+        for kind in about.stages:
+            config = _read_shapes(found, about, kind, given or {})
+            if config is not None:
+                return Inferred(config, layout)
     depth = 1 + max((int(number) for name in state for number in re.findall(r"\.(\d{1,3})\.", name)), default=0)
     tower = SIZES["tiny"][0].model_copy(update={"depth": depth})
     some_model = (ClassifierConfig(encoder=tower), ModelConfig(encoder=tower, decoder=SIZES["tiny"][1]))
@@ -173,32 +189,58 @@ def infer_model(state: Mapping[str, Tensor]) -> Inferred:
     )
 
 
-def _read_shapes(
-    state: Mapping[str, Tensor], prefix: str, layout: Layout, *, is_classifier: bool
-) -> ModelConfig | ClassifierConfig | None:
-    def shape(ours: str) -> tuple[int, ...]:
-        return tuple(state[prefix + layout.names(ours, is_classifier)[0]].shape)
+_LAST = {ModelConfig: "decoder.head.weight", ClassifierConfig: "head.weight", HeadlessConfig: "fc_norm.weight"}
+"""What tells the kinds of models apart."""
 
-    def tower(side: str, heads: Mapping[int, int]) -> TowerConfig:
+
+def _read_shapes(
+    state: Mapping[str, Tensor], layout: Layout, kind: type[EncoderConfig], given: Mapping[str, Any]
+) -> AnyModel | None:
+    is_classifier = kind is not ModelConfig
+
+    def shape(ours: str) -> tuple[int, ...]:
+        return tuple(state[bare(layout.names(ours, is_classifier)[0])].shape)
+
+    def tower(side: str, heads: Mapping[int, int]) -> dict[str, int]:
         mlp, width = shape(f"{side}.blocks.0.mlp.fc1.weight")
         depth = 0
-        while prefix + layout.names(f"{side}.blocks.{depth}.norm1.weight", is_classifier)[0] in state:
+        while bare(layout.names(f"{side}.blocks.{depth}.norm1.weight", is_classifier)[0]) in state:
             depth += 1
-        if width not in heads:
+        said = given.get(side)
+        found = (said.get("heads") if isinstance(said, Mapping) else None) or heads.get(width)
+        if found is None:
             raise CheckpointError(
                 f"the number of heads of the {side} of width {width} is not in its weights; known widths are "
-                f"{sorted(heads)}; give the model config yourself"
+                f'{sorted(heads)}; give it with --config FILE, a JSON file such as {{"{side}": {{"heads": 8}}}}'
             )
-        return TowerConfig(width=width, depth=depth, heads=heads[width], mlp=mlp)
+        return {"width": width, "depth": depth, "heads": found, "mlp": mlp}
 
     try:
         _, _, tubelet, patch, _ = shape(EMBED_WEIGHT)
         shape("encoder.blocks.0.attn.qkv.q_bias")  # what tells transformers 4 and 5 apart
-        last = shape("head.weight" if is_classifier else "decoder.head.weight")
+        last = shape(_LAST[kind])
         encoder = tower("encoder", {tower.width: tower.heads for tower, _, _ in SIZES.values()})
-        if is_classifier:
-            return ClassifierConfig(encoder=encoder, patch=patch, tubelet=tubelet, num_classes=last[0])
-        decoder = tower("decoder", {tower.width: tower.heads for _, tower, _ in SIZES.values()})
-        return ModelConfig(encoder=encoder, decoder=decoder, patch=patch, tubelet=tubelet)
+        fields: dict[str, Any] = {"encoder": encoder, "patch": patch, "tubelet": tubelet}
+        if kind is ModelConfig:
+            fields["decoder"] = tower("decoder", {tower.width: tower.heads for _, tower, _ in SIZES.values()})
+        else:
+            fields["num_classes"] = last[0] if kind is ClassifierConfig else 0
     except (KeyError, ValueError):  # not this layout: a key that is not there, or of another kind
         return None
+    return with_given(fields, given)
+
+
+def with_given(fields: Mapping[str, Any], given: Mapping[str, Any] | None) -> AnyModel:
+    """The model of these fields with what the user gave in their place; towers field by field. Raises ConfigError."""
+    given = given or {}
+    if len({"decoder", "num_classes"} & {*fields, *given}) > 1:
+        has = "a decoder" if "decoder" in fields else "classes"
+        raise ConfigError(f"--config is of another kind of model: the file has {has}")
+    merged = dict(fields)
+    for name, value in given.items():
+        before = merged.get(name)
+        merged[name] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    try:
+        return model_of_fields(merged)
+    except ConfigError as error:
+        raise ConfigError(f"--config: {error}") from None

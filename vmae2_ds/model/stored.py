@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from vmae2_ds.disk import whole_file
+from vmae2_ds.errors import CheckpointError
 
 Shape = tuple[int, ...]
 
@@ -21,10 +23,17 @@ _DTYPES = {
 
 
 class StoredState(Mapping[str, Tensor]):
-    """A state dict of float32 tensors of which only names and shapes are in memory: each is read whenever it is asked for."""
+    """A state dict of which only names, shapes and dtypes are in memory: a tensor is read whenever it is asked for."""
 
-    def __init__(self, shapes: Mapping[str, Shape], read: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        read: Callable[[str], Tensor],
+        dtypes: Mapping[str, torch.dtype] | None = None,
+    ) -> None:
+        """`dtypes`: of every tensor; default: all float32."""
         self.shapes, self._read = dict(shapes), read
+        self.dtypes = dict.fromkeys(self.shapes, torch.float32) if dtypes is None else dict(dtypes)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.shapes:
@@ -43,16 +52,38 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:
     return state.shapes if isinstance(state, StoredState) else {name: tuple(x.shape) for name, x in state.items()}
 
 
+def dtypes_of(state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Dtypes by name, without reading a stored tensor."""
+    return state.dtypes if isinstance(state, StoredState) else {name: x.dtype for name, x in state.items()}
+
+
+def in_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> StoredState:
+    """The same tensors in another floating point type, each converted when it is asked for.
+
+    Reading one raises CheckpointError where finite values become infinite.
+    """
+
+    def read(name: str) -> Tensor:
+        tensor = state[name]
+        converted = tensor.to(dtype)
+        if not converted.isfinite().all() and tensor.isfinite().all():
+            largest, short = tensor.abs().max().item(), str(dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{name} holds {largest:g}, and {short} ends at {torch.finfo(dtype).max:g}; take float32 or bfloat16"
+            )
+        return converted
+
+    shapes = shapes_of(state)
+    return StoredState(shapes, read, dict.fromkeys(shapes, dtype))
+
+
 def save_safetensors(state: Mapping[str, Tensor], out: Path, metadata: Mapping[str, str]) -> None:
     """Write a state dict tensor by tensor; `out` is there only once it is whole.
 
     The library's `save_file` wants every tensor in memory. Wide types come first, as there, so that each starts where its
     type may.
     """
-    shapes = shapes_of(state)
-    dtypes = dict.fromkeys(shapes, torch.float32)
-    if not isinstance(state, StoredState):
-        dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    shapes, dtypes = shapes_of(state), dtypes_of(state)
     names = sorted(shapes, key=lambda name: -dtypes[name].itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
@@ -61,16 +92,9 @@ def save_safetensors(state: Mapping[str, Tensor], out: Path, metadata: Mapping[s
         header[name] = {"dtype": _DTYPES[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    part = out.with_name(f".{out.name}.part{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                tensor = state[name].detach().cpu().contiguous()
-                assert (tensor.dtype, tuple(tensor.shape)) == (dtypes[name], shapes[name]), (
-                    f"{name} as the header has it"
-                )
-                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(out) as part, part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = state[name].detach().cpu().contiguous()
+            assert (tensor.dtype, tuple(tensor.shape)) == (dtypes[name], shapes[name]), f"{name} as the header has it"
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

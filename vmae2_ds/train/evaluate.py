@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
 
-from vmae2_ds.config import ClassifierConfig
+from vmae2_ds.config import ClassifierConfig, ConfigFile
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import ConfigError, DataError
@@ -43,6 +44,7 @@ def evaluate(
     stride: int | None = None,
     workers: int | None = None,
     labels: Path | None = None,
+    model_config: ConfigFile = None,
 ) -> dict[str, Any]:
     """Test a classifier on every video of a list, several views each: top-1, top-5, per class, confusion matrix, scores.
 
@@ -58,18 +60,21 @@ def evaluate(
         sampling: dense (Kinetics) or segments (SSv2); default: the run's.
         max_bad_share: Fail when more than this share of the videos cannot be read; each is named either way.
         precision: Default: the run's, bf16 for a file.
-        num_frames: Frames of a clip; default: the run's, 16 for a file.
-        size: Clip height and width in pixels; default: the run's, 224 for a file.
-        stride: Step between frames for dense sampling; default: the run's, 4 for a file.
+        num_frames: Frames of a clip; default: the run's, for a file what it says, or 16.
+        size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
+        stride: Step between frames for dense sampling; default: the run's, for a file what it says, or 4.
         workers: Loader processes per rank; default: the run's.
-        labels: A file with a class name a line, for the table and the picture.
+        labels: A file with a class name a line, for table and picture; default: the run's labels.txt, or what a file says.
+        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
     from vmae2_ds.data.views import ViewsDataset
+    from vmae2_ds.model.source import read_given
     from vmae2_ds.train.engine import start_ranks, stop_ranks
+    from vmae2_ds.train.initial import labels_of
     from vmae2_ds.train.runs import with_options
     from vmae2_ds.train.scores import write_scores
 
-    config, weights, checkpoint = open_classifier(source)
+    config, weights, checkpoint = open_classifier(source, given=read_given(model_config))
     config = with_options(
         config,
         data={"num_frames": num_frames, "size": size, "stride": stride, "workers": workers},
@@ -78,7 +83,7 @@ def evaluate(
     )
     listed = read_manifest(manifest, root)
     dataset = ViewsDataset(config, listed, config.test)
-    names = class_names(labels, config.model.num_classes)
+    names = (None if labels else labels_of(source)) or class_names(labels, config.model.num_classes)
     world = start_ranks()
     agreement = Agreement(world)
     objective = classifier_of(config, weights)
@@ -113,17 +118,24 @@ def evaluate(
     return {**result, "folder": str(out)}
 
 
-def open_classifier(source: Path, data: LabelledDataConfig | None = None) -> tuple[FinetuneConfig, State, Path]:
+def open_classifier(
+    source: Path, data: LabelledDataConfig | None = None, given: Mapping[str, Any] | None = None
+) -> tuple[FinetuneConfig, State, Path]:
     """The config, our weights and the checkpoint that `source` means. Raises ConfigError or CheckpointError.
 
-    `data` says what a file leaves open, the clips that it was trained on; default: 16 frames of 224x224.
+    `data` says what a file leaves open, the clips that it was trained on; default: 16 frames of 224x224. `given`: as of
+    `open_model`.
     """
     from vmae2_ds.train.initial import open_model
 
-    run, weights, checkpoint = open_model(source, data)
+    run, weights, checkpoint = open_model(source, data, given)
     if not isinstance(run, FinetuneConfig):
         what = f"a {run.stage} run" if source.is_dir() else "a masked autoencoder"
         raise ConfigError(f"{source} is {what}, which has no classes; fine-tune it: --train.init {source}")
+    if not run.model.num_classes:
+        raise ConfigError(
+            f"{source} is an encoder without a head, which has no classes; fine-tune it: --train.init {source}"
+        )
     return run, weights, checkpoint
 
 
@@ -197,13 +209,9 @@ def class_names(file: Path | None, num_classes: int) -> list[str]:
     """A name a line, as many as there are classes; numbers without a file. Raises ConfigError."""
     if file is None:
         return [str(label) for label in range(num_classes)]
-    try:
-        names = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--labels {file}: {error}") from None
-    if len(names) != num_classes:
-        raise ConfigError(f"--labels {file} has {len(names)} names, and the model has {num_classes} classes")
-    return names
+    from vmae2_ds.train.initial import read_names
+
+    return read_names(file, num_classes, "--labels")
 
 
 def describe(result: dict[str, Any]) -> str:

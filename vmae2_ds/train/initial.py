@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from pydantic import ValidationError
 
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig, PretrainConfig
+from vmae2_ds.config import (
+    ClassifierConfig,
+    DataConfig,
+    EncoderConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    PretrainDataConfig,
+)
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.model.about import read_about
 from vmae2_ds.model.layouts import State, best_reading, our_shapes, some
-from vmae2_ds.model.published import model_of, named, read_published
+from vmae2_ds.model.published import named, read_published
+from vmae2_ds.model.source import Found, find_weights
+from vmae2_ds.model.transformers_folder import is_weights_folder, weights_in
 from vmae2_ds.train.runs import AnyRun, find_checkpoint, read_run_config
 from vmae2_ds.train.zero_weights import read_weights
 
 log = logging.getLogger(__name__)
 
 HEAD = ("head.weight", "head.bias")
+LABELS = "labels.txt"
+"""In a run's folder: a class name a line."""
+Data = TypeVar("Data", bound=DataConfig)
 
 
 class LoadReport(NamedTuple):
@@ -51,22 +67,37 @@ def initial_weights(config: AnyRun) -> State:
         head_map = read_head_map(config.train.head_map, config.model.num_classes)
     weights, report = load_for(config.train.init, config.model, head_map)
     log.info("%s: %s", config.train.init, report)
+    if report.new:
+        log.warning("%s does not have these; they are drawn anew: %s", config.train.init, ", ".join(report.new))
     if (other := _other_clip(config)) is not None:
         log.info("%s: %s", config.train.init, other)
     return weights
 
 
 def _other_clip(config: AnyRun) -> str | None:
-    """What becomes of positions where the run that the weights come from had other clips; None where nothing does."""
-    if config.train.init is None or not config.train.init.is_dir() or config.model.positions_from is not None:
+    """What becomes of positions where the weights were trained on other clips; None where nothing does, or nobody knows."""
+    if config.train.init is None or config.model.positions_from is not None:
         return None
-    before, now = find_checkpoint(config.train.init)[0].data, config.data
-    if (before.num_frames, before.size) == (now.num_frames, now.size):
+    before = _clip_of(config.train.init)
+    frames, size = before.get("num_frames"), before.get("size")
+    now = config.data
+    if None in (frames, size) or (frames, size) == (now.num_frames, now.size):
         return None
     return (
-        f"its clips had {before.num_frames} frames of {before.size}, these have {now.num_frames} of {now.size}: positions are "
-        f"rebuilt, as published; --model.positions-from {before.num_frames} {before.size} interpolates them instead"
+        f"its clips had {frames} frames of {size}, these have {now.num_frames} of {now.size}: positions are "
+        f"rebuilt, as published; --model.positions-from {frames} {size} interpolates them instead"
     )
+
+
+def _clip_of(source: Path) -> Mapping[str, Any]:
+    if is_run(source):
+        return find_checkpoint(source)[0].data.model_dump()
+    return (read_about(source) if source.is_file() else find_weights(source).about).clip or {}
+
+
+def is_run(source: Path) -> bool:
+    """Whether it is a run, a checkpoint of one or a folder of runs, and no weights that lie by themselves."""
+    return source.is_dir() and not is_weights_folder(source)
 
 
 def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = None) -> tuple[State, LoadReport]:
@@ -78,12 +109,12 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
     Raises CheckpointError as `initial_weights`, ConfigError for a head map that the head does not have.
     """
     shapes = our_shapes(config)
-    if source.is_dir():
+    if is_run(source):
         found = read_weights(find_checkpoint(source)[1])
         reading = f"it is a run of {len(found)} tensors"
         unused = [name for name in found if name not in shapes]
     else:
-        state = read_published(source)
+        state = read_published(weights_in(source) if source.is_dir() else source)
         with named(source):
             read = best_reading(state, config)
         found, unused = read.state, list(read.unused)
@@ -114,29 +145,80 @@ class OpenedModel(NamedTuple):
     checkpoint: Path
 
 
-def open_model(source: Path, data: LabelledDataConfig | None = None) -> OpenedModel:
-    """The model of a run (its newest whole checkpoint), of one checkpoint, or of a file of any known key layout.
+def open_model(
+    source: Path, data: LabelledDataConfig | None = None, given: Mapping[str, Any] | None = None
+) -> OpenedModel:
+    """The model of a run (its newest whole checkpoint), of one checkpoint, of a file of any known key layout, or of a folder
+    as transformers has it.
 
-    `data`: the clips of a classifier whose file does not say them.
+    Args:
+        data: The clips of a classifier whose file does not say them.
+        given: Fields of the model config that a file does not show, as of `read_given`.
 
     Raises ConfigError or CheckpointError where there is none, or a part of it is missing.
     """
-    if source.is_dir():
+    if is_run(source):
         run, checkpoint = find_checkpoint(source)
+        if given is not None:
+            raise ConfigError(f"--config is for files: the run {source} says what its model is; leave it out")
         return OpenedModel(run, read_weights(checkpoint), checkpoint)
-    if (source.parent / "run.json").is_file():  # a run's own mean of the weights
+    file = source
+    if not source.is_dir() and (source.parent / "run.json").is_file():  # a run's own mean of the weights
         run = read_run_config(source.parent)
     else:
-        model = model_of(source)
-        run = (
-            FinetuneConfig(model=model, data=data or LabelledDataConfig())
-            if isinstance(model, ClassifierConfig)
-            else PretrainConfig(model=model)
-        )
-    weights, report = load_for(source, run.model)
+        found = find_weights(source, given)
+        file, run = found.file, _run_of(found, data)
+    weights, report = load_for(file, run.model)
     if report.new:
         raise CheckpointError(f"{source} does not hold the whole model: {report}")
-    return OpenedModel(run, weights, source)
+    return OpenedModel(run, weights, file)
+
+
+def _run_of(found: Found, data: LabelledDataConfig | None) -> AnyRun:
+    """A run's config around a model without a run: clips as the file says them, else as published."""
+    clip = found.about.clip or {}
+    if isinstance(found.model, ClassifierConfig):
+        return FinetuneConfig(model=found.model, data=_with_clip(data or LabelledDataConfig(), clip))
+    objective = ObjectiveConfig.model_validate({"target": found.about.target or "normalised"})
+    return PretrainConfig(model=found.model, data=_with_clip(PretrainDataConfig(), clip), objective=objective)
+
+
+def _with_clip(data: Data, clip: Mapping[str, Any]) -> Data:
+    try:
+        return type(data).model_validate(data.model_dump() | dict(clip))
+    except ValidationError:  # a header of somebody else's making
+        return data
+
+
+def labels_of(source: Path) -> list[str] | None:
+    """The names of the classes of what `open_model` opens, where they are known: a run's labels.txt, or what a file says.
+
+    Raises ConfigError where they are not as many as the classes.
+    """
+    folder = None
+    if is_run(source):
+        folder = find_checkpoint(source)[1].parent.parent
+    elif source.is_file() and (source.parent / "run.json").is_file():
+        folder = source.parent
+    if folder is None:
+        labels = (read_about(source) if source.is_file() else find_weights(source).about).labels
+        return None if labels is None else list(labels)
+    model = read_run_config(folder).model
+    if not (folder / LABELS).is_file() or not isinstance(model, ClassifierConfig):
+        return None
+    return read_names(folder / LABELS, model.num_classes)
+
+
+def read_names(file: Path, num_classes: int, option: str = "") -> list[str]:
+    """A class name a line, as many as there are classes. Raises ConfigError, which names the `option` that gave the file."""
+    said = f"{option} {file}".strip()
+    try:
+        names = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{said}: {error}") from None
+    if len(names) != num_classes:
+        raise ConfigError(f"{said} has {len(names)} names, and the model has {num_classes} classes")
+    return names
 
 
 def read_head_map(file: Path, num_classes: int, setting: str = "train.head_map") -> list[int]:

@@ -293,8 +293,11 @@ def with_options(config: Run, **sections: Mapping[str, object]) -> Run:
     given = {
         name: {key: value for key, value in fields.items() if value is not None} for name, fields in sections.items()
     }
+    fields = config.changed(**given).model_dump()
+    if "model" not in given:
+        fields["model"] = config.model  # as it is: a model without a head is a kind of its own
     try:
-        return type(config).model_validate(config.changed(**given).model_dump())
+        return type(config).model_validate(fields)
     except ValidationError as error:
         wrong = error.errors()[0]
         option = "-".join(str(part) for part in wrong["loc"][1:]).replace("_", "-") or "options"
