@@ -162,6 +162,8 @@ class _Session:
         _describe(self.config, self.stage, self.engine)
         for line in [*self.extras.about, *self.mixture.describe(), *self.plan.describe()]:
             log.info("%s", line)
+        for warning in self.plan.warnings():
+            log.warning("%s", warning)
         log.info("MFU against %s", self.peak.name if self.peak else "no known peak: set train.peak_flops to get one")
         going_on = f"going on from step {self.state.step}" if self.state.step else "a new run"
         log.info("run folder: %s, %s", self.folder.path, going_on)
