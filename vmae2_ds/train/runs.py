@@ -29,6 +29,7 @@ from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.guard_config import GuardConfig
+from vmae2_ds.strict import StrictModel
 from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound
 from vmae2_ds.train.ds_config import read_policy
 from vmae2_ds.train.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
@@ -235,7 +236,7 @@ def identity_of(config: RunConfig) -> dict[str, Any]:
 def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:
     """What changes the result and differs from the run in folder `path`, as "a.b: was x, now y"."""
     try:
-        before = read_run_config(path).model_dump(mode="json")
+        before = _as_written(path).model_dump(mode="json")
         identity_before = json.loads((path / "identity.json").read_text())
     except (OSError, ValueError, ConfigError) as error:
         return [f"{path} cannot be read ({str(error).splitlines()[0]})"]
@@ -272,7 +273,29 @@ def _beyond_splitting(policy: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_run_config(path: Path) -> AnyRun:
-    """The config of the run in folder `path`; raises ConfigError."""
+    """The config of the run in folder `path`, its relative paths taken from where the run was started; raises ConfigError."""
+    config = _as_written(path)
+    try:
+        started_in = Path(json.loads((path / "env.json").read_text())["cwd"])
+    except (OSError, ValueError, KeyError, TypeError):  # of before it was kept, or torn
+        return config
+    paths = {
+        name: {key: there for key, value in section if (there := _found_from(started_in, key, value)) is not None}
+        for name, section in config
+        if isinstance(section, StrictModel)
+    }
+    return config.changed(**paths)
+
+
+def _found_from(folder: Path, key: str, value: object) -> Path | str | None:
+    """A setting that names a file relative to `folder`, from there; None for all others, and where it is gone."""
+    if (not isinstance(value, Path) and key != "mixture") or value is None:
+        return None
+    path = folder / str(value)
+    return None if not path.exists() else str(path) if isinstance(value, str) else path
+
+
+def _as_written(path: Path) -> AnyRun:
     file = path / "run.json"
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder: it has no run.json")
@@ -344,6 +367,7 @@ def environment() -> dict[str, Any]:
     packages = ("vmae2_ds", "torch", "deepspeed", "decord", "numpy", "torchvision", "flash-attn")
     return {
         "command": sys.argv,
+        "cwd": str(Path.cwd()),
         "commit": commit(),
         "host": platform.node(),
         "platform": platform.platform(),
