@@ -81,6 +81,17 @@ class RunFolder(NamedTuple):
         """One JSON row per logged step."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody removed it while it is trained into; a file system that does not answer has not lost it."""
+        try:
+            (self.path / "run.json").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            pass
+        return False
+
 
 def open_run_folder(config: RunConfig, more: Mapping[str, Any] | None = None) -> RunFolder:
     """Find or make the folder of this run, and hold it until this process ends (rank 0 only).
