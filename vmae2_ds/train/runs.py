@@ -9,13 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import metadata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -32,6 +27,7 @@ from vmae2_ds.guard_config import GuardConfig
 from vmae2_ds.strict import StrictModel
 from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound
 from vmae2_ds.train.ds_config import read_policy
+from vmae2_ds.train.environment import commit, environment
 from vmae2_ds.train.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
 
 log = logging.getLogger(__name__)
@@ -39,8 +35,6 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 NAMES = "labels.txt"
 """The names of a run's classes, one a line, where `data.labels` gave them."""
-NO_CODE = ("*.md", "*.jsonl", "*.png", "benchmarks/reports")
-"""Of a checkout: pages, measured rows and reports of them."""
 
 AnyRun = PretrainConfig | FinetuneConfig
 Run = TypeVar("Run", bound=RunConfig)
@@ -371,47 +365,3 @@ def finish(folder: RunFolder, summary: dict[str, Any]) -> None:
 def is_finished(path: Path) -> bool:
     """True where the run in folder `path` reached its last step."""
     return (path / "finished.json").is_file()
-
-
-def environment() -> dict[str, Any]:
-    """Command, commit, machine and versions, for the run folder."""
-    packages = ("vmae2_ds", "torch", "deepspeed", "decord", "numpy", "torchvision", "flash-attn")
-    return {
-        "command": sys.argv,
-        "cwd": str(Path.cwd()),
-        "commit": commit(),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": installed_versions(packages),
-        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Version by name of those of `packages` that are installed."""
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def commit(folder: Path = Path(__file__).parent) -> str | None:
-    """Short commit of the checkout that `folder` lies in, `+` where its code has changes; None outside a checkout.
-
-    Pages and measured rows are no code: a benchmark that appends to a tracked file does not spoil its own next row.
-    """
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        code = [":(top)", *(f":(top,exclude){path}" for path in NO_CODE)]
-        changed = git("status", "--porcelain", "-uno", "--", *code)
-        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
