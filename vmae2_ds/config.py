@@ -150,6 +150,15 @@ class ClassifierConfig(EncoderConfig):
     """Dropout in front of the head."""
     head_init_scale: Size = 1e-3
     """The head's first weights are drawn and multiplied by this."""
+    positions: Literal["own", "published_resize"] = "own"
+    """own: the clip's own position table, or that of positions_from; published_resize: what the published fine-tuning script
+    makes of the table for other clips than 16 frames of 224, which weights that it trained at 64 frames of 266 need."""
+
+    @model_validator(mode="after")
+    def _one_table(self) -> ClassifierConfig:
+        if self.positions != "own" and self.positions_from is not None:
+            raise ValueError(f"positions={self.positions} and positions_from={self.positions_from}: keep one of them")
+        return self
 
     @property
     def recomputed_blocks(self) -> range:
@@ -163,13 +172,6 @@ class ClassifierConfig(EncoderConfig):
         """The published encoder called `size` (a key of SIZES), with fields changed."""
         encoder, _, patch = SIZES[size]
         return cls.model_validate({"encoder": encoder, "patch": patch, **changes})
-
-
-class HeadlessConfig(ClassifierConfig):
-    """A classifier whose head was taken off, the norm behind the pooling kept, as the authors' hub repositories have it."""
-
-    num_classes: int = Field(0, ge=0, le=0)
-    """None."""
 
 
 AnyModel = ModelConfig | ClassifierConfig

@@ -15,6 +15,13 @@ Sides = tuple[Annotated[float, Field(ge=0.01, le=100)], Annotated[float, Field(g
 Areas = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 
 
+class HeadlessConfig(ClassifierConfig):
+    """A classifier whose head was taken off, the norm behind the pooling kept, as the authors' hub repositories have it."""
+
+    num_classes: int = Field(0, ge=0, le=0)
+    """None."""
+
+
 class LabelledDataConfig(DataConfig):
     """Labelled videos, how clips are drawn from them, and how they are fed."""
 

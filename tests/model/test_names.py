@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.model.test_layouts import model_of
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, HeadlessConfig, ModelConfig, TowerConfig
+from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.downstream.frozen import FrozenEncoder
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig
+from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, HeadlessConfig
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, normalise_pixels
 from vmae2_ds.model.layouts import LAYOUTS, State, bare, to_layout

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmae2_ds.config import ClassifierConfig, EncoderConfig
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.errors import ConfigError
 
 # B clips, T frames, H x W pixels, C = 3 colours, N cubes, V of them chosen, D width.
 # P = tubelet * patch * patch * 3 values in a cube, always in the order t, h, w, c, as they lie in the clip.
@@ -95,6 +99,54 @@ def position_table(geometry: ClipGeometry, width: int, built_for: ClipGeometry |
     return fitted_NDTHW[0].flatten(1).T.contiguous()
 
 
+PUBLISHED_FRAMES, PUBLISHED_SIZE = 16, 224
+"""The clip that the published fine-tuning script takes every position table to be of."""
+
+
+def is_resized(config: EncoderConfig) -> bool:
+    """Whether a model has `published_resize` for its positions."""
+    return isinstance(config, ClassifierConfig) and config.positions == "published_resize"
+
+
+def published_resize(geometry: ClipGeometry, width: int) -> Tensor:
+    """What the published fine-tuning script puts in place of this clip's sinusoid table: (N, D) float32.
+
+    It resizes a table as if it were of 16 frames, but that table is already of the new clip (run_class_finetuning.py:634-674,
+    PAPER C 15). For 64 frames of 266 the 32 x 19 x 19 rows are read as 8 x 38 x 38, a view in which neighbours are none;
+    shrunk to 8 x 19 x 19 (bicubic) and stretched to 32 x 19 x 19 (linear). For 16 frames nothing changes, at any size.
+
+    Raises ConfigError for clips that the script fails on. It works for 16 frames, and at other sizes than 224 for 64 and 144.
+    """
+    steps, rows, columns = geometry.grid
+    table_ND = sinusoid_table(geometry.num_cubes, width)
+    thought = PUBLISHED_FRAMES // geometry.tubelet
+    if geometry.height != PUBLISHED_SIZE:
+        view_TDHW = _as_square(table_ND, thought, geometry).permute(0, 3, 1, 2)
+        resized_TDHW = F.interpolate(view_TDHW, size=(rows, columns), mode="bicubic", align_corners=False)
+        table_ND = resized_TDHW.permute(0, 2, 3, 1).flatten(0, 2)
+    if geometry.num_frames != PUBLISHED_FRAMES:
+        view_XT = _as_square(table_ND, thought, geometry).flatten(1).T[None]
+        table_ND = F.interpolate(view_XT, size=steps, mode="linear")[0].T.reshape(-1, width)
+    if len(table_ND) != geometry.num_cubes:
+        raise ConfigError(_not_published(geometry))
+    return table_ND.contiguous()
+
+
+def _as_square(table_ND: Tensor, steps: int, geometry: ClipGeometry) -> Tensor:
+    """(N, D) -> (steps, edge, edge, D), whatever the rows are."""
+    edge = math.isqrt(len(table_ND) // steps) if steps else 0
+    if steps * edge * edge != len(table_ND):
+        raise ConfigError(_not_published(geometry))
+    return table_ND.reshape(steps, edge, edge, -1)
+
+
+def _not_published(geometry: ClipGeometry) -> str:
+    return (
+        f"positions=published_resize: the published script fails on clips of {geometry.num_frames} frames of "
+        f"{geometry.height}x{geometry.width}, so no weights of it have them; leave it out"
+    )
+
+
 def positions_at(table_ND: Tensor, index_BV: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows of a position table, cast after the gather: (B, V, D)."""
     return F.embedding(index_BV, table_ND).to(dtype)
@@ -103,10 +155,12 @@ def positions_at(table_ND: Tensor, index_BV: Tensor, dtype: torch.dtype) -> Tens
 class CubeEmbed(nn.Module):
     """Linear projection of cubes plus fixed positions; a Conv3d with kernel = stride, on the chosen cubes only."""
 
-    def __init__(self, geometry: ClipGeometry, width: int, positions_from: ClipGeometry | None = None) -> None:
+    def __init__(
+        self, geometry: ClipGeometry, width: int, positions_from: ClipGeometry | None = None, *, resized: bool = False
+    ) -> None:
         super().__init__()
         self.proj = Linear(geometry.cube_values, width)  # weight (D, P): the published Conv3d's, in t, h, w, c order
-        table_ND = position_table(geometry, width, positions_from)
+        table_ND = published_resize(geometry, width) if resized else position_table(geometry, width, positions_from)
         self.register_buffer("positions_ND", table_ND, persistent=False)
         self.positions_ND: Tensor
 

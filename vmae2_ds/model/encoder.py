@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vmae2_ds.config import EncoderConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.block import NORM_EPS, Blocks
-from vmae2_ds.model.embed import CubeEmbed
+from vmae2_ds.model.embed import CubeEmbed, is_resized
 
 # B clips, V of a clip's cubes, P values in a cube, D width.
 
@@ -22,7 +22,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, geometry: ClipGeometry, *, final_norm: bool = True) -> None:
         super().__init__()
         width = config.encoder.width
-        self.embed = CubeEmbed(geometry, width, config.positions_geometry)
+        self.embed = CubeEmbed(geometry, width, config.positions_geometry, resized=is_resized(config))
         self.blocks = Blocks(config.encoder, config.drop_path)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if final_norm else nn.Identity()
 

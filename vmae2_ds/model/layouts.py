@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, HeadlessConfig, ModelConfig
+from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.finetune_config import HeadlessConfig
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.stored import Shape, StoredState, dtypes_of, shapes_of
@@ -285,7 +286,8 @@ def our_shapes(config: EncoderConfig) -> dict[str, Shape]:
     """Our parameters' shapes; they do not depend on the clip, so one cube will do."""
     geometry = ClipGeometry(config.tubelet, config.patch, config.patch, config.tubelet, config.patch)
     # the kernel has no part in it, and may be missing here; nor has the clip that positions come from
-    anywhere = config.model_copy(update={"attention": "sdpa", "positions_from": None})
+    own = {"positions": "own"} if isinstance(config, ClassifierConfig) else {}
+    anywhere = config.model_copy(update={"attention": "sdpa", "positions_from": None, **own})
     with torch.device("meta"):
         model: MaskedAutoencoder | Classifier
         if isinstance(anywhere, ClassifierConfig):

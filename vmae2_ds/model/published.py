@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vmae2_ds.config import SIZES, AnyModel, ClassifierConfig, EncoderConfig, HeadlessConfig, ModelConfig
+from vmae2_ds.config import SIZES, AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.finetune_config import HeadlessConfig
 from vmae2_ds.model.about import About, model_of_fields, read_about
 from vmae2_ds.model.layouts import EMBED_WEIGHT, LAYOUTS, Layout, State, bare, best_reading, shortened, unwrapped
 from vmae2_ds.model.stored import save_safetensors

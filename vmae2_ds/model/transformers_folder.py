@@ -16,7 +16,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.about import About, said_beside
-from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
+from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD, is_resized
 from vmae2_ds.model.stored import save_safetensors
 from vmae2_ds.model.transformers_config import transformers_config_of
 
@@ -120,7 +120,7 @@ def _classes(about: About) -> str:
 
 def lost_positions(config: EncoderConfig) -> str:
     """What transformers cannot be told of a model's positions, as a line; nothing where it computes the same."""
-    if config.positions_from is None and getattr(config, "positions", "own") == "own":
+    if config.positions_from is None and not is_resized(config):
         return ""
     return "Its positions are not the clip's own table, which transformers builds: it computes something else.\n"
 

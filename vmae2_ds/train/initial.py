@@ -23,6 +23,7 @@ from vmae2_ds.config import (
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.about import read_about
+from vmae2_ds.model.embed import is_resized
 from vmae2_ds.model.layouts import State, best_reading, our_shapes, some
 from vmae2_ds.model.published import named, read_published
 from vmae2_ds.model.source import Found, find_weights
@@ -76,7 +77,8 @@ def initial_weights(config: AnyRun) -> State:
 
 def _other_clip(config: AnyRun) -> str | None:
     """What becomes of positions where the weights were trained on other clips; None where nothing does, or nobody knows."""
-    if config.train.init is None or config.model.positions_from is not None:
+    model = config.model
+    if config.train.init is None or model.positions_from is not None or is_resized(model):
         return None
     before = _clip_of(config.train.init)
     frames, size = before.get("num_frames"), before.get("size")

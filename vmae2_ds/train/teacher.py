@@ -21,7 +21,7 @@ from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
-from vmae2_ds.model.embed import unit_pixels
+from vmae2_ds.model.embed import is_resized, unit_pixels
 from vmae2_ds.model.layouts import State
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.engine import FrozenShards
@@ -47,6 +47,8 @@ class TeacherCard(NamedTuple):
         model = self.config.model.model_dump(
             mode="json", include={"encoder", "patch", "tubelet", "positions_from", "num_classes"}
         )
+        if is_resized(self.config.model):  # only then: what was noted before there was a choice stays true
+            model["positions"] = self.config.model.positions
         clip = self.config.data.model_dump(include={"num_frames", "size"})
         return {"weights": self.digest, "precision": self.config.train.precision, **clip, **model}
 

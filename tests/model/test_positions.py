@@ -1,0 +1,117 @@
+"""`positions=published_resize` against PAPER.md C 15 in float64: a table of the new clip, read as one of 16 frames."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.model.test_classifier import linear_by_hand
+from vmae2_ds.config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model.embed import published_resize, sinusoid_table
+from vmae2_ds.model.layouts import to_layout
+from vmae2_ds.model.published import write_weights
+from vmae2_ds.train.initial import open_model
+from vmae2_ds.train.teacher import TeacherCard
+from vmae2_ds.weights import import_weights
+
+WIDTH = 24
+
+
+def sinusoid(rows: int) -> np.ndarray:
+    """(rows, WIDTH) float64: sin(n / 10000^(2i / D)) in channel 2i, cos in 2i + 1 (arXiv 1706.03762, section 3.5)."""
+    angle = np.arange(rows)[:, None] / 10000 ** (2 * np.arange(WIDTH // 2) / WIDTH)
+    return np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(rows, WIDTH)
+
+
+def cubic_by_hand(values: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Cubic convolution with a = -3/4 (Keys 1981), cells' middles aligned, the last value held beyond the ends."""
+    old, a = values.shape[axis], -0.75
+
+    def kernel(x: np.ndarray) -> np.ndarray:
+        x = np.abs(x)
+        near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+        return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+    place = (np.arange(size) + 0.5) * old / size - 0.5
+    weight = np.zeros((size, old))
+    for tap in range(-1, 3):
+        cell = np.floor(place) + tap
+        np.add.at(weight, (np.arange(size), np.clip(cell, 0, old - 1).astype(int)), kernel(place - cell))
+    return np.moveaxis(np.tensordot(weight, values, (1, axis)), 0, axis)
+
+
+def by_hand(frames: int, cells: int, edge: int) -> np.ndarray:
+    """The rows of a clip of `frames` and `cells` x `cells` cubes, read as 8 steps of `edge` x `edge`."""
+    table = sinusoid(frames // 2 * cells**2).reshape(8, edge, edge, WIDTH)
+    table = cubic_by_hand(cubic_by_hand(table, cells, 1), cells, 2)
+    return linear_by_hand(table, frames // 2, 0).reshape(-1, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "edge"),
+    [
+        (ClipGeometry(64, 266, 266, 2, 14), 38),  # the paper's: 32 x 19 x 19 rows read as 8 x 38 x 38
+        (ClipGeometry(64, 48, 48, 2, 16), 6),
+        (ClipGeometry(144, 32, 32, 2, 16), 6),  # 72 steps of 2 x 2
+        (ClipGeometry(4, 28, 28, 2, 14), 1),  # 2 steps of 2 x 2: it does not fail, whatever that is good for
+    ],
+)
+def test_other_clips_get_what_the_published_script_makes_of_their_table(geometry: ClipGeometry, edge: int) -> None:
+    found_ND = published_resize(geometry, WIDTH)
+    expected_ND = by_hand(geometry.num_frames, geometry.grid[1], edge)
+    assert found_ND.dtype == torch.float32
+    np.testing.assert_allclose(found_ND.numpy(), expected_ND, rtol=0, atol=2e-6)
+    assert np.abs(expected_ND - sinusoid(geometry.num_cubes)).max() > 0.5  # and that is not the clip's own
+
+
+@pytest.mark.parametrize("size", [224, 266, 112])
+def test_at_16_frames_it_is_the_clip_s_own_table(size: int) -> None:
+    geometry = ClipGeometry(16, size, size, 2, 14)
+    torch.testing.assert_close(published_resize(geometry, WIDTH), sinusoid_table(geometry.num_cubes, WIDTH))
+
+
+@pytest.mark.parametrize(("frames", "size"), [(32, 224), (32, 266), (64, 224), (8, 266), (4, 42)])
+def test_a_clip_that_the_published_script_fails_on_is_refused(frames: int, size: int) -> None:
+    """The first three are those that PAPER.md names."""
+    with pytest.raises(ConfigError, match=f"script fails on clips of {frames} frames of {size}x{size}"):
+        published_resize(ClipGeometry(frames, size, size, 2, 14), WIDTH)
+
+
+TINY = SIZES["tiny"][0].model_copy(update={"depth": 1})
+RESIZED = ClassifierConfig(encoder=TINY, num_classes=3, positions="published_resize")
+
+
+def test_a_classifier_has_it_by_name_and_a_file_keeps_the_name(tmp_path: Path) -> None:
+    geometry = ClipGeometry(64, 32, 32, 2, 16)
+    model = Classifier(RESIZED, geometry)
+    assert torch.equal(model.encoder.embed.positions_ND, published_resize(geometry, TINY.width))
+    own: EncoderConfig = RESIZED.model_copy(update={"positions": "own"})
+    write_weights(to_layout(model.state_dict(), own), tmp_path / "published.pth", own)
+    (tmp_path / "c.json").write_text(json.dumps({"positions": "published_resize"}))
+    import_weights(tmp_path / "published.pth", tmp_path / "w.safetensors", model_config=tmp_path / "c.json")
+    assert open_model(tmp_path / "w.safetensors").run.model == RESIZED
+
+
+def test_it_goes_without_positions_from_and_is_no_choice_of_pre_training() -> None:
+    with pytest.raises(ValueError, match="keep one of them"):
+        ClassifierConfig(encoder=TINY, positions="published_resize", positions_from=(16, 224))
+    with pytest.raises(ValueError, match="Extra inputs"):
+        ModelConfig.of_size("tiny", positions="published_resize")
+
+
+def test_a_teacher_of_other_positions_is_another_teacher() -> None:
+    data = LabelledDataConfig(num_frames=64, size=32)
+    cards = [
+        TeacherCard(Path("t"), FinetuneConfig(model=RESIZED.model_copy(update={"positions": name}), data=data), 0, "x")
+        for name in ("own", "published_resize")
+    ]
+    assert cards[0].identity() != cards[1].identity()
+    assert "positions" not in cards[0].identity()  # as what was noted before there was a choice
