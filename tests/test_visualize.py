@@ -24,6 +24,7 @@ from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
 from vmae2_ds.visualize import decode_passes, visualize
+from vmae2_ds.weights import export_weights
 
 GEOMETRY = ClipGeometry(8, 32, 32, 2, 8)
 N = GEOMETRY.num_cubes
@@ -116,17 +117,27 @@ def test_a_file_is_drawn_as_the_run_that_it_came_from(
     first = visualize(tmp_path / "run")
     assert first == tmp_path / "run" / "pictures" / "step00000001"
     shape = {"num_frames": 8, "size": 32}
-    second = visualize(file, manifest=clips.val, **shape)
+    second = visualize(file, manifest=clips.val, clips=1, **shape)
     assert second.parent == file.with_name("small_pictures")
     of_run, of_file = drawn_in(first), drawn_in(second)
     assert [Path(one["video"]).name for one in of_run["clips"]] == ["00000.mp4", "00001.mp4"]
-    assert of_run["clips"] == of_file["clips"]
+    of_one = of_run["clips"][:1]
+    assert of_file["clips"] == of_one
     assert of_file["target"] == "normalised"
     names = {path.name for path in second.iterdir()}
-    assert names == {"clip00.png", "clip00.gif", "clip01.png", "clip01.gif", "pictures.json"}
+    assert names == {"clip00.png", "clip00.gif", "pictures.json"}
     with Image.open(second / "clip00.gif") as moving:
         assert moving.n_frames == 8
     assert "step00000001 clip00" in (tmp_path / "run" / "report.html").read_text()
+    # what transformers reads, and the published key names: the same numbers
+    export_weights(file, tmp_path / "hf", "transformers", **shape)
+    export_weights(file, tmp_path / "published.pth")
+    fields = tmp_path / "fields.json"
+    fields.write_text(MODEL.model_dump_json())
+    of_folder = visualize(tmp_path / "hf", manifest=clips.val, clips=1)
+    assert of_folder.parent == tmp_path / "hf_pictures"
+    of_published = visualize(tmp_path / "published.pth", manifest=clips.val, model_config=fields, clips=1, **shape)
+    assert drawn_in(of_folder)["clips"] == drawn_in(of_published)["clips"] == of_one
     # another draw of the same step lies beside the first, and asking again for the first takes its place
     other = visualize(tmp_path / "run", seed=1, decoder_ratio=0.75, clips=1)
     assert other == first.with_name("step00000001_decoder-ratio-0.75_seed-1")
@@ -166,7 +177,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_written(
     clips: SyntheticSet, file: Path, weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="is a file, which names no videos; give --manifest"):
+    with pytest.raises(ConfigError, match="is no run, which would name its videos; give --manifest"):
         visualize(file, out=out)
     config = ClassifierConfig(encoder=MODEL.encoder, num_classes=3, patch=8)
     classifier = Classifier(config, GEOMETRY, seed=0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config import ConfigFile, PretrainConfig
 from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.disk import check_out_folder, write_whole
@@ -51,6 +51,7 @@ def visualize(
     decoder: Literal["none", "running_cell", "frame", "random"] | None = None,
     decoder_ratio: float | None = None,
     target: Literal["normalised", "pixels"] | None = None,
+    model_config: ConfigFile = None,
 ) -> Path:
     """Draw clips as a masked autoencoder sees and completes them, a PNG and an animation each, and a run's curves.
 
@@ -60,19 +61,20 @@ def visualize(
 
     Args:
         source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or the file
-            of a masked autoencoder: published, of transformers, or one that vmae2 import wrote.
+            or folder of a masked autoencoder: published, of transformers, or one that vmae2 import wrote.
         manifest: Videos to draw; default: the run's own. A file has none: give it.
         root: Folder that the manifest's relative paths start from.
         clips: Number of videos, spread over the manifest.
         seed: Draws other frames, crops and masks of the same videos.
         out: Folder for the pictures; default: pictures/STEP in the run folder, FILE_pictures/ beside a file.
-        num_frames: Frames of a clip; default: the run's, 16 for a file.
-        size: Clip height and width in pixels; default: the run's, 224 for a file.
-        stride: Step between frames; default: the run's, 4 for a file.
+        num_frames: Frames of a clip; default: the run's, for a file what it says, or 16.
+        size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
+        stride: Step between frames; default: the run's, for a file what it says, or 4.
         encoder_ratio: Share of cubes hidden from the encoder; default: the run's, 0.9 for a file.
         decoder: The decoder's mask; default: the run's, running_cell for a file.
         decoder_ratio: Share of cubes that one pass of the decoder leaves out; default: the run's, 0.5 for a file.
-        target: What the decoder speaks; default: the run's, normalised (as published) for a file.
+        target: What the decoder predicts; default: the run's, for a file what it says, or normalised, as published.
+        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
     from vmae2_ds.data.datasets import PretrainDataset
     from vmae2_ds.train.report import read_rows, write_report
@@ -82,7 +84,7 @@ def visualize(
     check_ranges(clips=(clips, 1, MOST_CLIPS), seed=(seed, 0, MOST_SEED))
     data = {"num_frames": num_frames, "size": size, "stride": stride}
     mask = {"encoder_ratio": encoder_ratio, "decoder": decoder, "decoder_ratio": decoder_ratio}
-    found = _find(source, manifest)
+    found = _find(source, manifest, model_config)
     config = with_options(found.config, data=data, mask=mask, objective={"target": target})
     count_masks(config.mask, config.geometry)  # refuses what no mask can be
     asked = {**data, **mask, "target": target, "seed": seed or None}
@@ -124,6 +126,7 @@ def visualize(
 class _Found(NamedTuple):
     """What SOURCE means."""
 
+    source: Path
     config: PretrainConfig
     checkpoint: Path
     run: Path | None
@@ -136,26 +139,29 @@ class _Found(NamedTuple):
         """Folder of folders of pictures."""
         if self.run is not None:
             return self.run / "pictures"
-        return self.checkpoint.with_name(f"{self.checkpoint.stem}_pictures")
+        name = self.source.name if self.source.is_dir() else self.source.stem
+        return self.source.absolute().with_name(f"{name}_pictures")
 
 
-def _find(source: Path, manifest: Path | None) -> _Found:
+def _find(source: Path, manifest: Path | None, model_config: Path | None) -> _Found:
     """Raises ConfigError or CheckpointError where `source` is no masked autoencoder, or a file without a list of videos."""
-    from vmae2_ds.train.initial import open_model
+    from vmae2_ds.model.source import read_given
+    from vmae2_ds.train.initial import is_run, open_model
     from vmae2_ds.train.runs import find_checkpoint
 
+    given = read_given(model_config)
     run: Path | None = None
-    if source.is_dir():
+    if is_run(source) and given is None:
         (config, checkpoint), weights = find_checkpoint(source), None
         run = checkpoint.parent.parent
     else:
-        if manifest is None and source.is_file():
-            raise ConfigError(f"{source} is a file, which names no videos; give --manifest LIST")
-        config, weights, checkpoint = open_model(source)
+        if manifest is None and source.exists() and not is_run(source):
+            raise ConfigError(f"{source} is no run, which would name its videos; give --manifest LIST")
+        config, weights, checkpoint = open_model(source, given=given)
     if not isinstance(config, PretrainConfig):
         what = f"a {config.stage} run" if run else "a classifier"
         raise ConfigError(f"{source} is {what}: only a masked autoencoder draws what it does not see")
-    return _Found(config, checkpoint, run, weights)
+    return _Found(source, config, checkpoint, run, weights)
 
 
 def _label(found: _Found, manifest: Path | None, asked: dict[str, Any]) -> str:
