@@ -70,6 +70,16 @@ def evaluate(args: list[str]) -> None:
         say(describe(result))
 
 
+def predict(args: list[str]) -> None:
+    """Name videos that have no labels, with scores: vmae2 predict RUN_OR_FILE VIDEO_FOLDER_OR_LIST ... [--json] [--out DIR]."""
+    from vmae2_ds.downstream.predict import predict as run
+
+    found = call(run, "vmae2 predict", args)
+    if found is not None:  # on rank 0
+        say(found.shown)
+        found.finish()
+
+
 def probe(args: list[str]) -> None:
     """A probe on frozen features, beside a random encoder and pixels: vmae2 probe RUN_OR_FILE --manifest FILE."""
     from vmae2_ds.downstream.probe import describe
@@ -216,6 +226,7 @@ VERBS: dict[str, Verb] = {
     "distil": distil,
     "distil-cache": distil_cache,
     "evaluate": evaluate,
+    "predict": predict,
     "probe": probe,
     "visualize": visualize,
     "data synth": data_synth,

@@ -38,6 +38,8 @@ class ListForm(NamedTuple):
     """Columns to leave out; empty: all that are none of ours; None: further columns are refused."""
     names: ClassNames | None = None
     """What labels that are no numbers mean."""
+    label_is_read: bool = True
+    """Whether labels are looked at; else no video has one."""
 
 
 PLAIN = ListForm()
@@ -134,7 +136,8 @@ def _read_csv(path: Path, file: TextIO, form: ListForm) -> Iterator[ListedVideo]
         for row in reader:
             if row:
                 cells = _cells(path, reader.line_num, row, len(header), columns, lines.record)
-                label = _label(path, reader.line_num, cells.pop("label", ""), form.names, row, unknown)
+                cell = cells.pop("label", "") if form.label_is_read else ""
+                label = _label(path, reader.line_num, cell, form.names, row, unknown)
                 yield _csv_row(path, reader.line_num, row, cells, label)
             lines.record = ""
     except csv.Error as error:

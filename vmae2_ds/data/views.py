@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vmae2_ds.data.labelled import check_labels
 from vmae2_ds.data.loader import STALL_S, iterate, start_worker
-from vmae2_ds.data.manifest import Manifest
+from vmae2_ds.data.manifest import Manifest, VideoEntry
 from vmae2_ds.data.sampling import VIEWS, middle_clip
 from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.data.transforms import crop_resize, view_crops
@@ -28,6 +28,7 @@ class ViewedVideo(NamedTuple):
 
     row: int
     label: int
+    """-1 where it has none."""
     clip_KTHWC: Tensor | None
     """uint8 (K, T, S, S, 3), clip by clip, crop by crop."""
     reason: str | None
@@ -36,9 +37,18 @@ class ViewedVideo(NamedTuple):
 class ViewsDataset(Dataset[ViewedVideo]):
     """`dataset[row]`: every view that `views` names of the manifest's video, or with None one crop of the middle clip."""
 
-    def __init__(self, config: FinetuneConfig, manifest: Manifest, views: ViewsConfig | None) -> None:
-        """Raises ConfigError for labels that the model has no class for."""
-        check_labels(manifest, config.model.num_classes)
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        manifest: Manifest | Sequence[VideoEntry],
+        views: ViewsConfig | None,
+    ) -> None:
+        """A manifest's videos have labels, entries by themselves need none.
+
+        Raises ConfigError for labels that the model has no class for.
+        """
+        if isinstance(manifest, Manifest):
+            check_labels(manifest, config.model.num_classes)
         self.data, self.manifest, self.views = config.data, manifest, views
         reader = "pyav" if self.data.reader == "auto" else self.data.reader
         self._how = ReadAs(reader=reader)
@@ -49,7 +59,7 @@ class ViewsDataset(Dataset[ViewedVideo]):
 
     def __getitem__(self, row: int) -> ViewedVideo:
         entry = self.manifest[row]
-        assert entry.label is not None, "check_labels was asked first"
+        label = -1 if entry.label is None else entry.label
         indices_KT = np.empty((0, 0), np.int64)
 
         def choose(length: int, fps: float) -> np.ndarray:
@@ -65,12 +75,12 @@ class ViewsDataset(Dataset[ViewedVideo]):
         try:
             frames_THWC = self._reader.read(entry, self._how, choose)
         except VideoError as error:
-            return ViewedVideo(row, entry.label, None, f"{entry.name}: {error}")
+            return ViewedVideo(row, label, None, f"{entry.name}: {error}")
         place = np.searchsorted(np.unique(indices_KT), indices_KT)
         frames = torch.from_numpy(frames_THWC)
         boxes = view_crops(frames.shape[1], frames.shape[2], self.views.crops if self.views else 1)
         views = [crop_resize(frames[list(clip)], box, self.data.size) for clip in place for box in boxes]
-        return ViewedVideo(row, entry.label, torch.stack(views), None)
+        return ViewedVideo(row, label, torch.stack(views), None)
 
     def _indices(self, length: int, stride: int) -> np.ndarray:
         if self.views is None:
@@ -79,7 +89,7 @@ class ViewsDataset(Dataset[ViewedVideo]):
 
     def iterate(self, rows: Sequence[int]) -> Generator[ViewedVideo, None, None]:
         """These rows in order, read by `data.workers` processes. Raises DataError where one of them dies or hangs."""
-        workers = self.data.workers
+        workers = min(self.data.workers, len(rows))
         loader = DataLoader(
             self,
             sampler=rows,

@@ -162,14 +162,22 @@ def bare_classifier(config: FinetuneConfig) -> Classify:
 
 
 def score_videos(
-    objective: Classify, dataset: ViewsDataset, views_at_once: int, world: World, agreement: Agreement
+    objective: Classify,
+    dataset: ViewsDataset,
+    views_at_once: int,
+    world: World,
+    agreement: Agreement,
+    what: str = "evaluate",
 ) -> Scores | None:
-    """Every video's scores on rank 0, in the order of the list; None elsewhere. Rank r scores rows r, r + ranks, ..."""
+    """Every video's scores on rank 0, in the order of the list; None elsewhere. Rank r scores rows r, r + ranks, ...
+
+    `what` is what progress is reported under.
+    """
     from vmae2_ds.train.metrics import Progress
     from vmae2_ds.train.scores import Scores
 
     rows = range(world.rank, len(dataset), world.size)
-    progress = Progress(world, 0, len(rows), "evaluate")
+    progress = Progress(world, 0, len(rows), what)
     done: list[tuple[int, int, np.ndarray]] = []
     failures: list[tuple[int, str]] = []
     for number, video in enumerate(dataset.iterate(rows), start=1):
