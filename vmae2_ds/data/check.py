@@ -21,6 +21,7 @@ from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.scan import DecodeName, Look, Scanned, scan
 from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.data.verdicts import CheckedManifest, Judged, judge
+from vmae2_ds.data.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -81,18 +82,20 @@ def check_manifest(
     form = list_form(ignore_columns, labels, frame_folders=kind == "frames")
     if form.names is not None:
         classes = len(form.names.names)
+    check_work_folder(out, "check", (manifest, labels), root=root)
     opened = read_manifest(manifest, root, form=form)
-    out.mkdir(parents=True, exist_ok=True)
+    check_work_folder(out, "check", root=opened.root)
     how = ReadAs(kind, template, reader)
     look = Look(how, decode, num_frames, stride, timeout_s)
-    found = scan(opened, look, out / "checked.jsonl", workers or os.cpu_count() or 1, _Progress().tell)
-    judged = list(judge(opened, found, how, min_frames, classes))
-    _write_lists(opened, judged, out)
-    warnings = [*_warnings(opened, found), *_advice(found, num_frames * stride)]
-    verdicts = Counter(str(row.verdict) for row in judged if row.verdict is not None)
-    readers = _bench(opened, judged, how, timeout_s, seed) if bench else ""
-    result = CheckedManifest(out, len(opened), len(found), dict(verdicts), warnings, readers)
-    write_report(result, opened, found, judged, look, pictures, seed)
+    with work_folder(out, "check", {"list": os.path.abspath(manifest)}):
+        found = scan(opened, look, out / "checked.jsonl", workers or os.cpu_count() or 1, _Progress().tell)
+        judged = list(judge(opened, found, how, min_frames, classes))
+        _write_lists(opened, judged, out)
+        warnings = [*_warnings(opened, found), *_advice(found, num_frames * stride)]
+        verdicts = Counter(str(row.verdict) for row in judged if row.verdict is not None)
+        readers = _bench(opened, judged, how, timeout_s, seed) if bench else ""
+        result = CheckedManifest(out, len(opened), len(found), dict(verdicts), warnings, readers)
+        write_report(result, opened, found, judged, look, pictures, seed)
     if strict and result.bad:
         raise DataError(f"{result.bad} of {result.rows} rows of {manifest} are bad: see {out}/bad.csv and report.html")
     return result

@@ -8,7 +8,6 @@ import json
 import math
 import statistics
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from vmae2_ds.data.sampling import sample_stride
 from vmae2_ds.data.scan import Look, Scanned, key_of
 from vmae2_ds.data.verdicts import CheckedManifest, Judged
 from vmae2_ds.data.watchdog import Watchdog
+from vmae2_ds.disk import write_whole
 from vmae2_ds.draw import histogram_svg
 from vmae2_ds.errors import VideoError
 
@@ -68,7 +68,7 @@ def write_report(
         "rows_by_source": dict(rows_by_source),
         "by_source": sources,
     }
-    _write(result.out / "report.json", json.dumps(about, indent=1))
+    write_whole(result.out / "report.json", json.dumps(about, indent=1))
     facts = [scanned.facts for scanned in found.values() if scanned.facts is not None]
     jinja = Environment(loader=PackageLoader("vmae2_ds.data", "."), autoescape=True, undefined=StrictUndefined)
     page = jinja.get_template("check_report.html").render(
@@ -83,7 +83,7 @@ def write_report(
         strips=draw_strips(manifest, judged, look, pictures, seed),
         look=look,
     )
-    _write(result.out / "report.html", page)
+    write_whole(result.out / "report.html", page.encode("utf-8", "backslashreplace"))
 
 
 def statistics_by_source(manifest: Manifest, found: dict[str, Scanned], look: Look) -> dict[str, dict[str, Any]]:
@@ -154,9 +154,3 @@ def _quantity(facts: VideoFacts, name: str) -> float:
 def _quartiles(values: list[float]) -> dict[str, float]:
     low, high = (float(np.quantile(values, share)) for share in (0.25, 0.75))
     return {"median": statistics.median(values), "low": low, "high": high, "least": min(values), "most": max(values)}
-
-
-def _write(path: Path, text: str) -> None:
-    half = path.with_suffix(path.suffix + ".part")
-    half.write_text(text, encoding="utf-8", errors="backslashreplace")
-    half.replace(path)

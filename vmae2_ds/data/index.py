@@ -8,7 +8,9 @@ from typing import NamedTuple
 from tyro.conf import Positional
 
 from vmae2_ds.data.lists import list_form
-from vmae2_ds.data.manifest import write_index
+from vmae2_ds.data.manifest import check_index_of, is_index_or_half, write_index
+from vmae2_ds.data.work_folder import full_disk_is_told
+from vmae2_ds.disk import check_out_folder
 from vmae2_ds.errors import DataError
 
 
@@ -46,5 +48,9 @@ def index_manifest(
     """
     if manifest.is_dir():
         raise DataError(f"{manifest} is a folder; vmae2 data index takes a list (CSV or published)")
-    rows = write_index(manifest, out, root, form=list_form(ignore_columns, labels, frame_folders=frame_folders))
+    form = list_form(ignore_columns, labels, frame_folders=frame_folders)
+    check_out_folder(out, inputs=[path for path in (manifest, labels) if path is not None], is_ours=is_index_or_half)
+    check_index_of(out, manifest)
+    with full_disk_is_told(out):
+        rows = write_index(manifest, out, root, form=form)
     return IndexedList(out, rows.videos, rows.sources)

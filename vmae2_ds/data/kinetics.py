@@ -15,6 +15,8 @@ from typing import NamedTuple
 from tyro.conf import Positional
 
 from vmae2_ds.data.lists import ListedVideo, csv_line, read_list
+from vmae2_ds.data.work_folder import check_work_folder, work_folder
+from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
 
 PUBLISHED = {
@@ -31,6 +33,8 @@ PUBLISHED = {
 
 TEMPLATE = "{split}/{id}_{start:06}_{end:06}.mp4"
 """Where the usual download scripts put a video of an official CSV."""
+
+JOB = "merge-kinetics"
 
 _NAMED_BY_ID = re.compile(r"([A-Za-z0-9_-]{11})(?:_\d+_\d+)?")  # abc-_345678 or abc-_345678_000010_000020
 _OFFICIAL = {"train": ("train",), "val": ("val", "validate", "validation")}  # what official CSVs call a split
@@ -95,6 +99,10 @@ def merge_kinetics(
     newest_first = {name: files for name, files in (("k700", k700), ("k600", k600), ("k400", k400)) if files}
     if not newest_first:
         raise ConfigError("no set named: give --k400, --k600, --k700, each with TRAIN_LIST VAL_LIST CLASS_NAMES")
+    inputs = [path for files in newest_first.values() for path in files] + [
+        path for path in (classes, class_merges) if path
+    ]
+    check_work_folder(out, JOB, inputs, option="FOLDER")
     names_of = {name: _read_names(files[2]) for name, files in newest_first.items()}
     renames = {} if class_merges is None else _read_merges(class_merges)
     if classes is None:
@@ -108,22 +116,22 @@ def merge_kinetics(
     }
 
     kept, counts = _merge(newest_first, names_of, class_of, root, template)
-
-    out.mkdir(parents=True, exist_ok=True)
-    for split, videos in kept.items():
-        _write_list(out / f"{split}.csv", videos.values())
-    (out / "labels.txt").write_text("".join(f"{name}\n" for name in merged_names), encoding="utf-8")
-    for name, names in names_of.items():
-        head = [class_of[name][class_name] for class_name in names]
-        (out / f"head_{len(merged_names)}to{name[1:]}.json").write_text(json.dumps(head, indent=1) + "\n")
     counts |= {
         "classes renamed": len({name for names in names_of.values() for name in names} & renames.keys()),
         "classes": len(merged_names),
         "train": len(kept["train"]),
         "val": len(kept["val"]),
     }
-    report = {name: {"here": count, "published": PUBLISHED.get(name)} for name, count in counts.items()}
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    settings = {name: [str(path.absolute()) for path in files] for name, files in newest_first.items()}
+    with work_folder(out, JOB, settings, option="FOLDER"):
+        for split, videos in kept.items():
+            _write_list(out / f"{split}.csv", videos.values())
+        write_whole(out / "labels.txt", "".join(f"{name}\n" for name in merged_names))
+        for name, names in names_of.items():
+            head = [class_of[name][class_name] for class_name in names]
+            write_whole(out / f"head_{len(merged_names)}to{name[1:]}.json", json.dumps(head, indent=1) + "\n")
+        report = {name: {"here": count, "published": PUBLISHED.get(name)} for name, count in counts.items()}
+        write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
     return MergedKinetics(out, counts)
 
 
@@ -273,5 +281,5 @@ def _read_labelled(path: Path, names: list[str]) -> Iterator[KineticsVideo]:
 
 
 def _write_list(path: Path, videos: Iterable[tuple[str, int]]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         file.writelines(csv_line(row) for row in (("path", "label"), *videos))

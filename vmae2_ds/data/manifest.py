@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vmae2_ds.data.lists import PLAIN, ListedVideo, ListForm, read_list
-from vmae2_ds.errors import DataError
+from vmae2_ds.disk import whole_file, write_whole
+from vmae2_ds.errors import ConfigError, DataError
 
 DEFAULT_SOURCE = "default"
 """Source of videos whose manifest names none."""
@@ -237,18 +238,38 @@ def write_index(path: Path, out: Path, root: Path | None = None, *, form: ListFo
     """Turn the list `path` into the folder `out`, which `read_manifest` opens at once however many rows it has.
 
     Raises DataError as `read_manifest` does; a folder without `index.json` is no manifest, so half of one is never read.
+    Who has an earlier index open goes on reading it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / INDEX).unlink(missing_ok=True)
-    with (out / "rows.bin").open("wb") as table, (out / "paths.bin").open("wb") as paths:
-        rows = _write_rows(read_list(path, form), path, table.write, paths.write)
-        sizes = {"rows_bytes": table.tell(), "paths_bytes": paths.tell()}
+    with whole_file(out / "rows.bin") as rows_part, whole_file(out / "paths.bin") as paths_part:
+        with rows_part.open("wb") as table, paths_part.open("wb") as paths:
+            rows = _write_rows(read_list(path, form), path, table.write, paths.write)
+            sizes = {"rows_bytes": table.tell(), "paths_bytes": paths.tell()}
+        (out / INDEX).unlink(missing_ok=True)
     where = str((path.parent if root is None else root).resolve())
-    text = json.dumps({"format": 1, "list": str(path), "root": where, **rows._asdict(), **sizes}, indent=1)
-    half = out / f"{INDEX}.part"
-    half.write_text(text)
-    half.replace(out / INDEX)
+    about = {"format": 1, "list": str(path.absolute()), "root": where, **rows._asdict(), **sizes}
+    write_whole(out / INDEX, json.dumps(about, indent=1))
     return rows
+
+
+def is_index_or_half(folder: Path) -> bool:
+    """Whether a folder that is not empty is an index, or one that was stopped on the way."""
+    parts = tuple(f".{name}.part" for name in (INDEX, "rows.bin", "paths.bin"))
+    return (folder / INDEX).is_file() or all(path.name.startswith(parts) for path in folder.iterdir())
+
+
+def check_index_of(folder: Path, path: Path) -> None:
+    """Raises ConfigError where `folder` is the index of another list than `path`, or its index.json of something else."""
+    if not (folder / INDEX).is_file():
+        return
+    try:
+        before = str(json.loads((folder / INDEX).read_text())["list"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"--out {folder}: its {INDEX} is damaged, or of something else; name another folder, or remove that file"
+        ) from None
+    if os.path.abspath(before) != os.path.abspath(path):
+        raise ConfigError(f"--out {folder} is the index of {before}; name another folder")
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.order import Shuffle
 from vmae2_ds.data.shards import iterate_members
 from vmae2_ds.data.storage import fetch
-from vmae2_ds.data.work_folder import read_lines, work_folder
+from vmae2_ds.data.work_folder import check_work_folder, read_lines, work_folder
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError, VideoError
 
@@ -90,8 +90,12 @@ def pack_manifest(
         labels: A file with a class name a line: the list may name classes instead of numbers.
         ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
-    opened = read_manifest(manifest, root, form=list_form(ignore_columns, labels))
+    form = list_form(ignore_columns, labels)
+    check_work_folder(out, "pack", (manifest, labels), root=root)
+    opened = read_manifest(manifest, root, form=form)
+    check_work_folder(out, "pack", root=opened.root)
     settings = {"list": opened.rows.digest, "shard_mib": shard_mib, "shuffle": shuffle}
+    settings |= {"root": os.path.abspath(opened.root), "labels": form.names and form.names.digest}
     with work_folder(out, "pack", settings):
         firsts = _first_rows(opened)
         places: Sequence[int] = range(len(firsts))

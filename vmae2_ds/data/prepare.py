@@ -26,9 +26,9 @@ from vmae2_ds.data.reader_common import check_is_file
 from vmae2_ds.data.scan import stamp_of
 from vmae2_ds.data.storage import ReadAs, fetch
 from vmae2_ds.data.watchdog import Watchdog
-from vmae2_ds.data.work_folder import read_lines, work_folder
+from vmae2_ds.data.work_folder import check_work_folder, read_lines, work_folder
 from vmae2_ds.disk import write_whole
-from vmae2_ds.errors import DataError, VideoError
+from vmae2_ds.errors import ConfigError, DataError, VideoError
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +101,16 @@ def prepare_manifest(
         labels: A file with a class name a line: the list may name classes instead of numbers.
         ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
-    opened = read_manifest(manifest, root, form=list_form(ignore_columns, labels))
+    form = list_form(ignore_columns, labels)
+    check_work_folder(out, "prepare", (manifest, labels), root=root)
+    opened = read_manifest(manifest, root, form=form)
+    check_work_folder(out, "prepare", root=opened.root)
     settings = {"list": opened.rows.digest, "short_side": short_side, "gop": gop, "crf": crf, "x264": X264}
+    settings["labels"] = form.names and form.names.digest
     with work_folder(out, "prepare", settings):
-        jobs = _jobs(opened)
+        by_name = _jobs(opened)
+        jobs = list({job.target: job for job in by_name.values()}.values())
+        _refuse_sources(jobs, out)
         ledger = BadFileLedger(out / "bad_files.jsonl")
         done = {line["target"]: line for line in read_lines(out / "prepared.jsonl")}
         kept = {job.target for job in jobs if _is_current(job, done.get(job.target), out)}
@@ -132,7 +138,7 @@ def prepare_manifest(
         there = [job for job in jobs if job.target in done]
         if not there:
             raise DataError(f"{manifest}: none of its {len(jobs)} videos could be prepared; see {out}/bad_files.jsonl")
-        rows = _write_manifest(out, opened, {job.source.name: job.target for job in there})
+        rows = _write_manifest(out, opened, {name: job.target for name, job in by_name.items() if job.target in done})
         facts = [done[job.target] for job in there]
         result = Prepared(
             out,
@@ -149,22 +155,63 @@ def prepare_manifest(
         return result
 
 
-def _jobs(manifest: Manifest) -> list[_Job]:
-    """One a file. The tree below the root is kept; what lies elsewhere goes into a folder named by a hash of where."""
+def _jobs(manifest: Manifest) -> dict[str, _Job]:
+    """By the name of the video; names of one file share a job, and two files never share a target.
+
+    The tree below the root is kept; what lies elsewhere goes into a folder named by a hash of where.
+    """
     jobs: dict[str, _Job] = {}
+    taken: dict[str, _Job] = {}
     for entry in manifest:
-        if entry.name not in jobs:
-            jobs[entry.name] = _Job(entry, _target(entry, manifest.root))
-    return list(jobs.values())
+        if entry.name in jobs:
+            continue
+        job = _Job(entry, _target(entry, manifest.root))
+        other = taken.get(job.target)
+        if other is not None and not _is_same_file(
+            other.source, entry
+        ):  # x.avi becomes x.avi.mp4, which may be there too
+            job = _Job(entry, _elsewhere(entry))
+        jobs[entry.name] = taken.setdefault(job.target, job)
+    return jobs
+
+
+def _is_same_file(one: VideoEntry, other: VideoEntry) -> bool:
+    try:
+        return one.shard is None and other.shard is None and os.path.samefile(one.path, other.path)
+    except OSError:
+        return False
+
+
+def _refuse_sources(jobs: list[_Job], out: Path) -> None:
+    """Raises ConfigError where a copy would replace a video that is read, under whatever name."""
+    sources = {place: job.source.name for job in jobs if (place := _place_of(job.source.shard or job.source.path))}
+    for job in jobs:
+        place = _place_of(out / job.target)
+        if place is not None and (source := sources.get(place)):
+            raise ConfigError(f"{out / job.target} is {source}, which is read; name another --out")
+
+
+def _place_of(path: str | Path) -> tuple[int, int] | None:
+    """Of what lies there now."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _target(entry: VideoEntry, root: str) -> str:
     inside = os.path.relpath(entry.path, root) if entry.shard is None and "://" not in entry.path else entry.path
     if entry.shard is not None or inside.startswith("..") or os.path.isabs(inside) or "://" in inside:
-        where = hashlib.sha256(os.fsencode(entry.name)).hexdigest()[:16]
-        inside = os.path.join("elsewhere", where, os.path.basename(entry.path))
+        return _elsewhere(entry)
     # the old suffix stays in front of the new one: a.avi and a.mp4 do not become one file
     return inside if inside.endswith(".mp4") else f"{inside}.mp4"
+
+
+def _elsewhere(entry: VideoEntry) -> str:
+    where = hashlib.sha256(os.fsencode(entry.name)).hexdigest()[:16]
+    name = os.path.basename(entry.path)
+    return os.path.join("elsewhere", where, name if name.endswith(".mp4") else f"{name}.mp4")
 
 
 def _is_current(job: _Job, line: dict[str, Any] | None, out: Path) -> bool:

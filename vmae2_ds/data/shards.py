@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +19,9 @@ from vmae2_ds.data.class_names import ClassNames, read_class_names
 from vmae2_ds.data.list_header import COLUMNS, VIDEO_SUFFIXES
 from vmae2_ds.data.lists import csv_line
 from vmae2_ds.data.tar_samples import Found, videos_in
-from vmae2_ds.disk import write_whole
-from vmae2_ds.errors import DataError
+from vmae2_ds.data.work_folder import full_disk_is_told
+from vmae2_ds.disk import check_out_file, write_whole
+from vmae2_ds.errors import ConfigError, DataError
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -30,6 +31,7 @@ _COMPRESSED = {
     b"PK\x03\x04": "ZIP",
 }
 """What a shard that is no plain tar file begins with."""
+_HEADER = csv_line(COLUMNS).encode()
 SHOWN = 3
 """Shards of a kind that are named."""
 
@@ -71,6 +73,7 @@ def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: P
     """
     names = None if labels is None else read_class_names(labels)
     paths = expand(shards)
+    _check_out(out, [*paths, *([] if labels is None else [labels])])
     found: list[Found] = []
     refused: list[DataError] = []
     with ThreadPoolExecutor(workers) as pool:
@@ -99,10 +102,20 @@ def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: P
             f"{shards}: no video in {_counted(len(paths), 'shard')}{why}; looked for members that end in "
             f"{', '.join(VIDEO_SUFFIXES)}"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, text.getvalue())
+    with full_disk_is_told(out):
+        write_whole(out, text.getvalue())
     labelled = sum(member.label is not None for member in videos)
     return IndexedShards(out, len(paths), len(videos), labelled, dict(left_out), _notes(paths, found, no_labels, names))
+
+
+def _check_out(out: Path, inputs: Sequence[str | Path]) -> None:
+    """Raises ConfigError where the list cannot be written, or something else than such a list is there."""
+    check_out_file(out, inputs=inputs)
+    if out.exists():
+        with out.open("rb") as file:
+            is_ours = file.read(len(_HEADER)) == _HEADER
+        if not is_ours:
+            raise ConfigError(f"--out {out} is there and no list of index-shards; name another file, or remove it")
 
 
 def _notes(paths: list[str], found: list[Found], no_labels: Counter[str], names: ClassNames | None) -> list[str]:

@@ -17,6 +17,8 @@ import tyro
 
 from vmae2_ds.data.encode import write_frames
 from vmae2_ds.data.lists import csv_line
+from vmae2_ds.data.work_folder import check_work_folder, work_folder
+from vmae2_ds.disk import write_whole
 
 # T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
 
@@ -60,19 +62,33 @@ def write_synthetic_set(
         frames: Frames in a video.
         fps: Frames per second.
     """
-    for split, (name, count) in enumerate((("train", train_videos), ("val", val_videos))):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            file.write(csv_line(("path", "label", "source")))
+    settings = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed, "size": size}
+    settings |= {"frames": frames, "fps": fps}
+    check_work_folder(folder, "synth", option="FOLDER")
+    with work_folder(folder, "synth", settings, option="FOLDER"):
+        for split, (name, count) in enumerate((("train", train_videos), ("val", val_videos))):
+            lines = [csv_line(("path", "label", "source"))]
+            (folder / name).mkdir(exist_ok=True)
             for number in range(count):
                 label = number % len(CLASSES)
                 path = f"{name}/{number:05d}.mp4"
-                rng = np.random.default_rng((seed, split, number))
-                write_video(folder / path, draw_clip(label, rng, size, frames), fps)
-                file.write(csv_line((path, label, SOURCE)))
-    labels = folder / "labels.txt"
-    labels.write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
-    return SyntheticSet(folder / "train.csv", folder / "val.csv", labels)
+                if not (folder / path).is_file():
+                    rng = np.random.default_rng((seed, split, number))
+                    _write_video_whole(folder / path, draw_clip(label, rng, size, frames), fps)
+                lines.append(csv_line((path, label, SOURCE)))
+            write_whole(folder / f"{name}.csv", "".join(lines))
+        write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in CLASSES))
+    return SyntheticSet(folder / "train.csv", folder / "val.csv", folder / "labels.txt")
+
+
+def _write_video_whole(path: Path, images: np.ndarray, fps: int) -> None:
+    """Under its name once it is whole; on the way it has the suffix by which libav knows what to write."""
+    part = path.with_name(f".part.{path.name}")
+    try:
+        write_video(part, images, fps)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def draw_clip(label: int, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:

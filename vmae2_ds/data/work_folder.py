@@ -6,57 +6,94 @@ import contextlib
 import errno
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.disk import write_whole
+from vmae2_ds.disk import check_out_folder, write_whole
 from vmae2_ds.errors import ConfigError, DataError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """No space, quota used up, file larger than allowed."""
+LOCK = ".lock"
+
+
+def check_work_folder(
+    folder: Path, job: str, inputs: Iterable[Path | None] = (), option: str = "--out", root: str | Path | None = None
+) -> None:
+    """Raises ConfigError unless `folder` is new, empty, or one that this job began; it holds nothing that is read.
+
+    Called first of all, before a long list is read; it leaves nothing behind.
+
+    Args:
+        folder: What the job writes into.
+        job: Its name; JOB.json in the folder says that it is the job's.
+        inputs: Files that are read.
+        option: What the folder was given by.
+        root: The folder that the paths of the list start from.
+    """
+    if root is not None and folder.exists() and Path(root).exists() and folder.samefile(root):
+        raise ConfigError(f"{option} {folder} is the folder that the list's paths start from; name another folder")
+    files = [path for path in inputs if path is not None]
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
+    check_out_folder(folder, option, files, lambda path: (path / f"{job}.json").is_file() or _names(path) <= {LOCK})
+    for above in made:
+        above.rmdir()
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 @contextlib.contextmanager
-def work_folder(folder: Path, job: str, settings: dict[str, Any]) -> Iterator[None]:
-    """Make or go on with `folder`, held for as long as the block runs.
+def work_folder(folder: Path, job: str, settings: dict[str, Any], option: str = "--out") -> Iterator[None]:
+    """Make or go on with `folder`, held for as long as the block runs; `check_work_folder` was asked first.
 
     A full disk inside the block becomes a DataError. Raises ConfigError where another process holds the folder, or a job
     with other settings filled it.
     """
-    try:
+    file, text = folder / f"{job}.json", json.dumps(settings, indent=1)
+    _check_settings(file, folder, json.loads(text), option)  # before a lock is left in a folder of something else
+    with full_disk_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
+        with (folder / LOCK).open("w") as lock:
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 raise ConfigError(
-                    f"{folder} is held by another vmae2 data {job}; wait for it or name another --out"
+                    f"{folder} is held by another vmae2 data {job}; wait for it or name another {option}"
                 ) from None
-            _check_settings(folder / f"{job}.json", folder, settings)
+            _check_settings(file, folder, json.loads(text), option)
+            if not file.is_file():
+                write_whole(file, text)
             yield
+
+
+@contextlib.contextmanager
+def full_disk_is_told(place: Path) -> Iterator[None]:
+    """A disk that has no room inside the block becomes a DataError."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise DataError(
-            f"{folder}: {error.strerror}, while writing; what is finished stays: make room, and the same command goes on"
+            f"{place}: {error.strerror}, while writing; what is finished stays: make room, and the same command goes on"
         ) from error
 
 
-def _check_settings(file: Path, folder: Path, settings: dict[str, Any]) -> None:
-    text = json.dumps(settings, indent=1)
+def _check_settings(file: Path, folder: Path, now: dict[str, Any], option: str) -> None:
     if not file.is_file():
-        write_whole(file, text)
         return
     try:
         before = json.loads(file.read_text())
-    except ValueError:
-        raise ConfigError(f"{file} is damaged; name another --out, or remove {folder}") from None
-    now = json.loads(text)
+        assert isinstance(before, dict), "settings are an object"
+    except (ValueError, AssertionError):
+        raise ConfigError(f"{file} is damaged, or of something else; name another {option}") from None
     names = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if names:
         different = "; ".join(f"{key}: was {before.get(key)}, now {now.get(key)}" for key in names)
-        raise ConfigError(f"{folder} was begun with other settings ({different}); name another --out")
+        raise ConfigError(f"{folder} was begun with other settings ({different}); name another {option}")
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
