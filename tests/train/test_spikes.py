@@ -100,6 +100,41 @@ def test_switched_off_it_sees_only_what_is_not_finite() -> None:
     assert rank.step(norm=math.inf) == Spike("the gradient norm", math.inf, None)
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("on_spike", ["warn", "skip", "rollback"])
+def test_a_loss_that_is_not_finite_is_noticed_from_the_first_step_though_its_gradient_is(
+    on_spike: str, loss: float
+) -> None:
+    """As of an overflow behind a clamp: nothing but the loss shows it. Only with `warn` its update is applied all the same."""
+    rank = Rank(2, on_spike=on_spike)
+    spike = rank.guard.look_at_losses(rank.recent, [1.0, loss])
+    assert str(spike) == f"the loss of rank 1 is not finite ({loss})"
+    assert rank.guard.largest_norm(rank.recent, spike) == (math.inf if on_spike == "warn" else 0.0)
+    assert rank.step(1.0, loss, norm=1.0) is not None
+    assert rank.recent == {}, "nothing later is compared with it"
+    assert rank.step(1.0, 1.0) is None
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+@pytest.mark.parametrize("on_spike", ["off", "warn", "skip", "rollback"])
+def test_a_gradient_that_is_not_finite_is_noticed_whatever_is_switched_off(on_spike: str, norm: float) -> None:
+    rank = Rank(on_spike=on_spike)
+    spike = rank.step(1.0, norm=norm)
+    assert str(spike) == f"the gradient norm is not finite ({norm})"
+    assert rank.recent == {}
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "what"), [(1.49, 9.9, None), (1.51, 1.0, "the loss"), (1.0, 10.1, "the gradient norm")]
+)
+def test_losses_and_norms_have_a_ratio_each(loss: float, norm: float, what: str | None) -> None:
+    """Values that do not scatter: the defaults are 1.5 for losses, 10 for norms."""
+    rank = Rank(on_spike="skip", history=8)
+    assert not any(rank.step(1.0, norm=1.0) for _ in range(8))
+    spike = rank.step(loss, norm=norm)
+    assert (spike and spike.what) == what
+
+
 def test_a_policy_without_norms_is_refused() -> None:
     policy = {"zero_optimization": {"stage": 1, "compute_grad_norm": False}}
     check_norm_is_taken(GuardConfig(on_spike="warn"), policy)
