@@ -197,6 +197,11 @@ def fetch_newest(place: SecondPlace, run: str, checkpoints: Path) -> Path | None
         except CheckpointError as error:
             log.warning("%s: passed over", error)
             continue
+        for path in (
+            *unfinished.rglob("*"),
+            unfinished,
+        ):  # else a power cut leaves right names and sizes, and nothing in them
+            flush_to_disk(path)
         shutil.rmtree(checkpoints / name, ignore_errors=True)  # one that is not whole
         unfinished.rename(checkpoints / name)
         flush_to_disk(checkpoints)
