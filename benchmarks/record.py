@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import torch
 
+from vmae2_ds.train.environment import commit, installed_versions
 from vmae2_ds.train.report import read_rows as read_lines
-from vmae2_ds.train.runs import commit, installed_versions
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]

@@ -20,7 +20,7 @@ COST = sorted(path for path in (PACKAGE / "cost").glob("*.py") if path.stem != "
 
 LAYERS = (
     {"errors", "spelling"},
-    {"contracts", "dist", "disk", "options", "ranges", "refusals", "strict", "terminal"},
+    {"contracts", "dist", "disk", "options", "progress", "ranges", "refusals", "strict", "terminal"},
     {"guard_config", "one_voice"},
     {"config"},
     {"finetune_config"},
@@ -62,6 +62,7 @@ WITHOUT_TORCH = (
     "train.first_look",
     "strict",
     "ranges",
+    "progress",
     "guard_config",
     "config",
     "finetune_config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -36,6 +37,12 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 def tracked_files(folder: str, *suffixes: str) -> set[str]:
     listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return {name for name in listed.splitlines() if name.endswith(suffixes)}
+
+
+def test_no_deepspeed_is_taken_that_applies_steps_that_are_not_finite() -> None:
+    """Releases up to 0.19.2 do so under bf16 unless they are told otherwise."""
+    (bound,) = re.findall(r'"deepspeed>=([\d.]+)"', (ROOT / "setup.py").read_text())
+    assert tuple(map(int, bound.split("."))) >= (0, 19, 3)
 
 
 def test_every_module_template_and_mixture_is_in_the_wheel(wheel_names: set[str]) -> None:

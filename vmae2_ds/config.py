@@ -298,6 +298,9 @@ class TrainConfig(StrictModel):
     """Videos per rank in one forward pass; the device sees micro_batch x views clips."""
     epochs: Size = 300
     """Passes over the manifest (each video gives `views` clips a pass)."""
+    epoch_steps: Literal["whole", "exact"] = "exact"
+    """Steps of one pass, which epochs and warm-up are counted in. whole: those that fit into the manifest, its rest not counted
+    (published, and in the published recipes); exact: with the fraction, as also where not one fits."""
     max_steps: Count | None = None
     """Length in optimizer steps instead of epochs; the schedule follows."""
     stop_after_steps: Count | None = None

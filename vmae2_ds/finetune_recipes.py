@@ -89,7 +89,10 @@ class PublishedRun(NamedTuple):
                 clip_grad=self.clip_grad,
             ),
             train=FinetuneTrainConfig(
-                global_batch=self.gpus * self.micro_batch * VIEWS, micro_batch=self.micro_batch, epochs=self.epochs
+                global_batch=self.gpus * self.micro_batch * VIEWS,
+                micro_batch=self.micro_batch,
+                epochs=self.epochs,
+                epoch_steps="whole",
             ),
             test=ViewsConfig(clips=2, sampling="segments") if by_segments else ViewsConfig(),
         )

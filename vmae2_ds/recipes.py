@@ -48,6 +48,7 @@ def _hybrid(
             global_batch=gpus * micro_batch * views,
             micro_batch=micro_batch,
             epochs=epochs,
+            epoch_steps="whole",
             ds_config=ds_config,
             ds_zero_init=ds_zero_init,
         ),

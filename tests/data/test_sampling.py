@@ -95,6 +95,33 @@ def test_a_short_video_repeats_its_last_sampled_frame_not_its_last_frame() -> No
     assert stride_indices(1, 3, 4, start=0).tolist() == [0, 0, 0]
 
 
+def _published(length: int, num_frames: int, stride: int, start: int) -> list[int]:
+    """The published rule as a walk: 1-based, it steps on only while the next place lies before the last frame."""
+    frames, offset = [], start + 1
+    for _ in range(num_frames):
+        frames.append(offset - 1)
+        if offset + stride < length:
+            offset += stride
+    return frames
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_every_length_and_start_is_sampled_by_the_published_rule(stride: int) -> None:
+    for length in range(1, 201):
+        starts = count_starts(length, 16, stride)
+        for start in {0, 1, 2, 3, starts // 2, starts - 1, length - 2, length - 1} & set(range(length)):
+            found = stride_indices(length, 16, stride, start).tolist()
+            assert found == _published(length, 16, stride, start), (length, start)
+
+
+def test_the_last_frame_of_a_video_is_never_sampled_after_the_first() -> None:
+    rng = np.random.default_rng(0)
+    assert SAMPLERS["stride"](17, 16, 4, rng).tolist() == [0, 4, 8, 12] + 12 * [12]
+    assert SAMPLERS["stride"](3, 4, 2, rng).tolist() == [0, 0, 0, 0]
+    assert SAMPLERS["stride"](16, 16, 1, rng).tolist() == [*range(15), 14]
+    assert SAMPLERS["stride"](2, 3, 1, rng).tolist() == SAMPLERS["stride"](1, 3, 1, rng).tolist() == [0, 0, 0]
+
+
 def test_every_start_is_drawn() -> None:
     rng = np.random.default_rng(0)
     starts = {int(sample_stride(20, 4, 4, rng)[0]) for _ in range(200)}

@@ -75,6 +75,26 @@ def test_a_read_only_folder_is_told_before_training(zygote: Zygote, small_disk: 
     assert "Traceback" not in log
 
 
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [(2, ("--train.log-every", "100")), (1, ("--train.tensorboard",))],
+    ids=["found by a save", "found by a row, with TensorBoard"],
+)
+def test_a_run_whose_folder_is_removed_ends_with_one_line(
+    ranks: int, options: tuple[str, ...], zygote: Zygote, tmp_path: Path, manifest: Path
+) -> None:
+    """And leaves no folder with checkpoints that are nobody's."""
+    run = Run(zygote, tmp_path / "run", manifest, *options)
+    trouble = {"VMAE2_TEST_TROUBLE": f"remove:0:{SAVE_EVERY + 1}"}
+    processes = run.start("tests.distributed.trouble", trouble, ranks=ranks)
+    assert [process.wait(240) for process in processes] == [EXIT_NOT_SAVED] * ranks
+    assert not run.folder.exists()
+    log = run.log(0).read_text()
+    (line,) = [line for line in log.splitlines() if line.startswith("vmae2: ")]
+    assert f"the run folder {run.folder} was removed while it trained: stopped at step " in line
+    assert "Traceback" not in log
+
+
 def test_a_second_job_on_a_run_folder_is_turned_away(zygote: Zygote, tmp_path: Path, manifest: Path) -> None:
     run = Run(zygote, tmp_path / "run", manifest)
     first = run.start(ranks=1)

@@ -52,6 +52,7 @@ def by_heart(clips: SyntheticSet, tmp_path_factory: pytest.TempPathFactory) -> P
     run = tmp_path_factory.mktemp("runs") / "by_heart"
     code, text = vmae2(*tiny_finetuning(clips.train, run, steps=150))
     assert code == EXIT_OK, text
+    assert "no --train.init: from random weights" in text
     return run
 
 
@@ -140,6 +141,7 @@ def test_a_run_starts_from_a_run_and_tells_what_it_took(clips: SyntheticSet, tmp
     code, text = vmae2(*words, *shape, "--train.init", tmp_path / "pre")
     assert code == EXIT_OK, text
     assert "28 tensors used, 4 drawn anew (fc_norm.weight, fc_norm.bias, head.weight, head.bias)" in text
+    assert "no --train.init" not in text
     code, text = vmae2(*words, "--train.init", tmp_path / "pre", "--train.run", tmp_path / "other")
     assert code == EXIT_USER_ERROR
     assert "does not fit this model" in text

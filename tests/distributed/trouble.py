@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -49,12 +51,19 @@ def nan(out: LossOutput) -> LossOutput:
     return out._replace(loss=float("nan") * out.loss)
 
 
+def remove(out: LossOutput) -> LossOutput:
+    """Somebody tidies up: the run folder is gone while the run goes on."""
+    shutil.rmtree(sys.argv[sys.argv.index("--train.run") + 1])
+    return out
+
+
 TROUBLES: dict[str, Callable[[LossOutput], LossOutput]] = {
     "sleep": sleep,
     "hold_the_lock": hold_the_lock,
     "die": die,
     "spike": spike,
     "nan": nan,
+    "remove": remove,
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.train.runs import commit
+from vmae2_ds.train.environment import commit
 
 
 @pytest.fixture

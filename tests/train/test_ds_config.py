@@ -46,6 +46,17 @@ def test_bf16_is_enabled_where_asked() -> None:
     assert resolve(with_train(ds_config="zero2", precision="fp32"))["bf16"]["enabled"] is False
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_bf16_run_asks_deepspeed_to_drop_what_is_not_finite(stage: int, tmp_path: Path) -> None:
+    """Up to 0.19.2 DeepSpeed's own value was false: the policy must not leave it open, nor another say otherwise."""
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    assert resolve(with_train(ds_config=str(path)))["bf16"]["check_grad_overflow"] is True
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, "bf16": {"check_grad_overflow": False}}))
+    with pytest.raises(ConfigError, match=r"bf16\.check_grad_overflow=False but the run needs True"):
+        resolve(with_train(ds_config=str(path)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -19,7 +19,7 @@ from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train import runs
 from vmae2_ds.train.checkpoint import WHOLE, _drop_old, find_newest_whole, tag_of, why_torn
 from vmae2_ds.train.retention import Keep
-from vmae2_ds.train.runs import finish, open_run_folder, write_run_files
+from vmae2_ds.train.runs import find_checkpoint, finish, open_run_folder, read_run_config, write_run_files
 
 
 def config_in(folder: Path, **changes: Any) -> PretrainConfig:
@@ -135,6 +135,51 @@ def test_every_start_leaves_its_environment(tmp_path: Path) -> None:
     environment = json.loads((folder.path / "env.json").read_text())
     assert environment["device"] == "three"
     assert [start["device"] for start in environment["earlier"]] == ["one", "two"]
+
+
+def test_a_run_s_relative_paths_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    for folder in (there, elsewhere):
+        folder.mkdir()
+    (there / "all.csv").write_text("path\na.mp4\n")
+    monkeypatch.chdir(there)
+    config = changed(config_in(Path("runs"), init=Path("gone.pth")), "data", manifest=Path("all.csv"))
+    folder = open_run_folder(config)
+    write_run_files(folder, {}, {})
+    write_checkpoint(folder.path, 10)
+    run = folder.path.absolute()
+    monkeypatch.chdir(elsewhere)
+    found, _ = find_checkpoint(run)
+    assert found.data.manifest == there / "all.csv"
+    assert found.train.init == Path("gone.pth")  # what is not there stays as it was typed, for the message
+    monkeypatch.chdir(there)
+    again = open_run_folder(config)
+    assert again.path.absolute() == run  # the same words in the same folder are the same run
+    (run / "env.json").write_text('{"command": []}')  # as runs of before had it
+    assert find_checkpoint(run)[0].data.manifest == Path("all.csv")
+
+
+def test_a_mixture_file_of_a_run_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.csv").write_text("path\na.mp4\n")
+    (tmp_path / "mix.toml").write_text('[[source]]\nname = "one"\nmanifest = "one.csv"\nweight = 1\n')
+    monkeypatch.chdir(tmp_path)
+    folder = open_run_folder(changed(config_in(Path("runs")), "data", mixture="mix.toml"))
+    write_run_files(folder, {}, {})
+    run = folder.path.absolute()
+    monkeypatch.chdir("/")
+    assert read_run_config(run).data.mixture == str(tmp_path / "mix.toml")
+
+
+def test_a_run_of_before_epochs_had_whole_steps_is_not_resumed_in_silence(tmp_path: Path) -> None:
+    """Its run.json does not name the count: it was exact, and the same recipe counts whole steps now."""
+    recipe = get_recipe("vit_g_pretrain_hybrid")
+    run = start_run(changed(recipe, "train", runs=tmp_path), (10,))
+    written = json.loads((run / "run.json").read_text())
+    assert written["train"].pop("epoch_steps") == "whole"
+    (run / "run.json").write_text(json.dumps(written))
+    with pytest.raises(ConfigError, match=r"train\.epoch_steps: was exact, now whole"):
+        open_run_folder(changed(recipe, "train", run=run))
+    assert open_run_folder(changed(recipe, "train", run=run, epoch_steps="exact")).checkpoint is not None
 
 
 def test_torn_folders_go_with_the_old_ones(tmp_path: Path) -> None:

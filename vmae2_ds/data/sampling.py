@@ -21,9 +21,10 @@ def count_starts(length: int, num_frames: int, stride: int) -> int:
 def stride_indices(length: int, num_frames: int, stride: int, start: int) -> np.ndarray:
     """(T,) int64: every `stride`-th frame from `start`; a video that ends early repeats its last *sampled* frame.
 
-    So a short video's own last frame may never be used (published, PAPER C quirk 14).
+    As published (pretrain_datasets.py `get_frame_id_list`): it goes on only while its 1-based `offset + step < duration`,
+    so beyond the first it never takes a video's last frame, not even at stride 1 (PAPER C quirk 14).
     """
-    last_sampled = start + (length - 1 - start) // stride * stride
+    last_sampled = start + max(0, (length - 2 - start) // stride) * stride
     return np.minimum(start + stride * np.arange(num_frames, dtype=np.int64), last_sampled)
 
 

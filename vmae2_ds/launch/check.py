@@ -27,7 +27,7 @@ def check_run(config: RunConfig, ranks: int) -> list[str]:
     resolve_ds_config(config, plan, on_cpu=False)
     if absent:
         return [plan.describe()[0], f"{absent[0]} is not on this machine: its videos are not checked"]
-    return plan.describe()
+    return plan.lines()
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -90,6 +90,8 @@ def fill_policy(policy: dict[str, Any], config: RunConfig, plan: RunPlan, *, on_
     _own(ds_config, "gradient_accumulation_steps", plan.accumulation)
     _own(ds_config, "gradient_clipping", config.optim.clip_grad)
     _own(ds_config.setdefault("bf16", {}), "enabled", bf16, "bf16.")
+    if bf16:  # DeepSpeed drops a gradient that is not finite only with this; by itself it says so since 0.19.3
+        _own(ds_config["bf16"], "check_grad_overflow", True, "bf16.")
     ds_config.setdefault("steps_per_print", 10**9)  # our own metrics speak
     for key in ("optimizer", "scheduler", "fp16", "amp", "train_micro_batch_size"):
         if key in ds_config:

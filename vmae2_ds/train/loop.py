@@ -170,7 +170,7 @@ def train(
             hooks.report(
                 {
                     "step": state.step,
-                    "epoch": state.step * plan.videos_per_step / plan.num_videos,
+                    "epoch": plan.epochs_at(state.step),
                     **averages.totals(agreement, feed.take_wait_s()),
                     "lr": rate,
                     "grad_norm": result.grad_norm,

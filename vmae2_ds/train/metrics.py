@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ import torch
 from vmae2_ds.contracts import LossOutput
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, World
+from vmae2_ds.progress import time_left
 from vmae2_ds.train.loader_watch import DataWaitWatch
 from vmae2_ds.train.plan import RunPlan
 
@@ -132,16 +134,27 @@ class MetricsWriter:
             self._file.write(json.dumps(clean) + "\n")
         except OSError as error:  # a full disk costs rows, not the run
             log.warning("the row of step %s could not be written: %s", row["step"], error)
-        if self._tensorboard is not None:
+        self._draw(row["step"], clean)
+
+    def _draw(self, step: int, clean: dict[str, Any]) -> None:
+        """The row's numbers for TensorBoard, which writes in a thread that dies, with a traceback, of what it cannot write."""
+        if self._tensorboard is None or self._events is None:
+            return
+        try:
+            self._events.stat()
             for key, value in clean.items():
                 if isinstance(value, (int, float)) and key not in ("step", "time"):
-                    self._tensorboard.add_scalar(key, value, row["step"])
+                    self._tensorboard.add_scalar(key, value, step)
+        except OSError as error:
+            log.warning("TensorBoard's events could not be written: %s; there are none from step %d on", error, step)
+            self._tensorboard = None
 
     def close(self) -> None:
         """Flush and close both."""
         self._file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with contextlib.suppress(OSError):  # said before, or of a folder that is gone
+                self._tensorboard.close()
 
 
 class Progress:
@@ -183,15 +196,15 @@ class Progress:
         left_s = (self._num_steps - row["step"]) * row["step_time_s"]
         mfu = f", MFU {row['mfu']:.0%}" if row.get("mfu") else ""
         log.info(
-            "step %d/%d, %s, lr %.3g, gradient norm %s, data wait %.0f %%%s, %d min left",
+            "step %d/%d, %s, lr %s, gradient norm %s, data wait %.0f %%%s, %s",
             row["step"],
             self._num_steps,
             news,
-            row["lr"],
+            f"{row['lr']:.3g}" if row["lr"] else "0 (warm-up starts there)",
             "-" if row["grad_norm"] is None else f"{row['grad_norm']:.3g}",
             100 * row["data_wait_share"],
             mfu,
-            math.ceil(left_s / 60),
+            time_left(left_s),
         )
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vmae2_ds.config import RunConfig
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.progress import counted
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class RunPlan:
     accumulation: int
     world_size: int
     num_videos: int
+    steps_per_epoch: float
+    """Of one pass over the manifest, as `train.epoch_steps` counts them."""
     num_steps: int
     warmup_steps: int
     base_lr: float
@@ -39,7 +42,11 @@ class RunPlan:
     @property
     def epochs(self) -> float:
         """Passes over the manifest in the whole run."""
-        return self.num_steps * self.videos_per_step / self.num_videos
+        return self.epochs_at(self.num_steps)
+
+    def epochs_at(self, step: int) -> float:
+        """Passes over the manifest in the first `step` steps."""
+        return step * self.videos_per_step / self.num_videos
 
     def describe(self) -> list[str]:
         """Every factor of the batch and of the learning rate, a line each."""
@@ -48,9 +55,30 @@ class RunPlan:
             f"{self.accumulation} x {self.world_size} rank(s) x {self.views} view(s)",
             f"peak learning rate {self.peak_lr:.4g} = base_lr {self.base_lr:g} x ({self.global_batch} clips / "
             f"{self.views} view(s)) / {self.lr_batch}; the end is {self.min_lr:.4g}",
-            f"{self.num_steps} steps ({self.warmup_steps} of warm-up) = {self.epochs:.4g} passes over "
-            f"{self.num_videos} videos, {self.epochs * self.views:.4g} with views",
+            f"{counted(self.num_steps, 'step')} ({self.warmup_steps} of warm-up) = "
+            f"{counted(self.epochs, 'pass', 'passes')} over {counted(self.num_videos, 'video')}, "
+            f"{self.epochs * self.views:.4g} with views",
         ]
+
+    def warnings(self) -> list[str]:
+        """What is allowed and hardly ever meant, each with a way out."""
+        found = []
+        if 2 * self.warmup_steps > self.num_steps:
+            share = self.num_steps / 10 / self.steps_per_epoch
+            found.append(
+                f"{self.warmup_steps} of {counted(self.num_steps, 'step')} are warm-up, in which the learning rate only rises "
+                f"from 0; for a tenth of them set optim.warmup_epochs={share:.2g}"
+            )
+        if self.videos_per_step > self.num_videos:
+            found.append(
+                f"a step of {self.videos_per_step} videos is larger than the list of {self.num_videos}: it has each video "
+                f"{self.videos_per_step / self.num_videos:.3g} times; lower train.global_batch, or list more videos"
+            )
+        return found
+
+    def lines(self) -> list[str]:
+        """`describe` and `warnings` together, to print."""
+        return [*self.describe(), *(f"warning: {warning}" for warning in self.warnings())]
 
 
 def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
@@ -67,7 +95,7 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
     if num_videos < 1:
         raise ConfigError("the manifest lists no videos")
     videos_per_step = train.global_batch // views
-    steps_per_epoch = num_videos / videos_per_step
+    steps_per_epoch = _steps_per_epoch(config, num_videos, videos_per_step)
     num_steps = train.max_steps or round(train.epochs * steps_per_epoch)
     if num_steps < 1:
         raise ConfigError(
@@ -83,6 +111,7 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
         accumulation=train.global_batch // clips,
         world_size=world_size,
         num_videos=num_videos,
+        steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         warmup_steps=warmup_steps,
         base_lr=config.optim.base_lr,
@@ -90,3 +119,13 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
         peak_lr=config.optim.base_lr * scale,
         min_lr=config.optim.min_lr * scale,
     )
+
+
+def _steps_per_epoch(config: RunConfig, num_videos: int, videos_per_step: int) -> float:
+    """As published (run_mae_pretraining.py and run_class_finetuning.py: `len(dataset_train) // total_batch_size`), or exact.
+
+    It counts steps alone: our order of the videos goes on over the end of a pass, where theirs drops the last ones.
+    """
+    if config.train.epoch_steps == "whole" and num_videos >= videos_per_step:
+        return num_videos // videos_per_step
+    return num_videos / videos_per_step

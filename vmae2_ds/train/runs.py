@@ -9,13 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import metadata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -29,8 +24,10 @@ from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.guard_config import GuardConfig
+from vmae2_ds.strict import StrictModel
 from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound
 from vmae2_ds.train.ds_config import read_policy
+from vmae2_ds.train.environment import commit, environment
 from vmae2_ds.train.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
 
 log = logging.getLogger(__name__)
@@ -38,8 +35,6 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 NAMES = "labels.txt"
 """The names of a run's classes, one a line, where `data.labels` gave them."""
-NO_CODE = ("*.md", "*.jsonl", "*.png", "benchmarks/reports")
-"""Of a checkout: pages, measured rows and reports of them."""
 
 AnyRun = PretrainConfig | FinetuneConfig
 Run = TypeVar("Run", bound=RunConfig)
@@ -79,6 +74,17 @@ class RunFolder(NamedTuple):
     def metrics(self) -> Path:
         """One JSON row per logged step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody removed it while it is trained into; a file system that does not answer has not lost it."""
+        try:
+            (self.path / "run.json").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            pass
+        return False
 
 
 def open_run_folder(config: RunConfig, more: Mapping[str, Any] | None = None) -> RunFolder:
@@ -235,7 +241,7 @@ def identity_of(config: RunConfig) -> dict[str, Any]:
 def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:
     """What changes the result and differs from the run in folder `path`, as "a.b: was x, now y"."""
     try:
-        before = read_run_config(path).model_dump(mode="json")
+        before = _as_written(path).model_dump(mode="json")
         identity_before = json.loads((path / "identity.json").read_text())
     except (OSError, ValueError, ConfigError) as error:
         return [f"{path} cannot be read ({str(error).splitlines()[0]})"]
@@ -272,7 +278,29 @@ def _beyond_splitting(policy: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_run_config(path: Path) -> AnyRun:
-    """The config of the run in folder `path`; raises ConfigError."""
+    """The config of the run in folder `path`, its relative paths taken from where the run was started; raises ConfigError."""
+    config = _as_written(path)
+    try:
+        started_in = Path(json.loads((path / "env.json").read_text())["cwd"])
+    except (OSError, ValueError, KeyError, TypeError):  # of before it was kept, or torn
+        return config
+    paths = {
+        name: {key: there for key, value in section if (there := _found_from(started_in, key, value)) is not None}
+        for name, section in config
+        if isinstance(section, StrictModel)
+    }
+    return config.changed(**paths)
+
+
+def _found_from(folder: Path, key: str, value: object) -> Path | str | None:
+    """A setting that names a file relative to `folder`, from there; None for all others, and where it is gone."""
+    if (not isinstance(value, Path) and key != "mixture") or value is None:
+        return None
+    path = folder / str(value)
+    return None if not path.exists() else str(path) if isinstance(value, str) else path
+
+
+def _as_written(path: Path) -> AnyRun:
     file = path / "run.json"
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder: it has no run.json")
@@ -337,46 +365,3 @@ def finish(folder: RunFolder, summary: dict[str, Any]) -> None:
 def is_finished(path: Path) -> bool:
     """True where the run in folder `path` reached its last step."""
     return (path / "finished.json").is_file()
-
-
-def environment() -> dict[str, Any]:
-    """Command, commit, machine and versions, for the run folder."""
-    packages = ("vmae2_ds", "torch", "deepspeed", "decord", "numpy", "torchvision", "flash-attn")
-    return {
-        "command": sys.argv,
-        "commit": commit(),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": installed_versions(packages),
-        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Version by name of those of `packages` that are installed."""
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def commit(folder: Path = Path(__file__).parent) -> str | None:
-    """Short commit of the checkout that `folder` lies in, `+` where its code has changes; None outside a checkout.
-
-    Pages and measured rows are no code: a benchmark that appends to a tracked file does not spoil its own next row.
-    """
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        code = [":(top)", *(f":(top,exclude){path}" for path in NO_CODE)]
-        changed = git("status", "--porcelain", "-uno", "--", *code)
-        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.cost.flops import inference_flops, training_flops
 from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
 from vmae2_ds.data.loader import make_loader
@@ -120,6 +121,7 @@ class _Session:
         self.requests.is_training = True
         try:
             self._train()
+            self._check_there()
         except AgreedStop as error:
             stop = error
         except torch.OutOfMemoryError as error:
@@ -162,6 +164,10 @@ class _Session:
         _describe(self.config, self.stage, self.engine)
         for line in [*self.extras.about, *self.mixture.describe(), *self.plan.describe()]:
             log.info("%s", line)
+        for warning in self.plan.warnings():
+            log.warning("%s", warning)
+        if self.config.stage != "pretrain" and self.config.train.init is None and not self.state.step:
+            log.warning("no --train.init: from random weights")
         log.info("MFU against %s", self.peak.name if self.peak else "no known peak: set train.peak_flops to get one")
         going_on = f"going on from step {self.state.step}" if self.state.step else "a new run"
         log.info("run folder: %s, %s", self.folder.path, going_on)
@@ -204,7 +210,7 @@ class _Session:
         hooks = LoopHooks(
             save=self._save,
             report=self._report,
-            name_bad_files=lambda failures: _try("bad_files.jsonl", lambda: self.ledger.record(failures)),
+            name_bad_files=self._name_bad_files,
             check_bad_share=lambda bad, tried: check_bad_share(bad, tried, self.config.data.max_bad_share),
             stepped=self._stepped,
             worker_memory_gib=WorkerMemory().gib,
@@ -250,7 +256,20 @@ class _Session:
                 reseed=self.stage.has_draws,
             )
 
+    def _check_there(self) -> None:
+        """Raises SaveFailed on all ranks where the run folder was removed: a save would make one that is no run's."""
+        if self.agreement.from_first(lambda: self.folder.is_gone):
+            raise SaveFailed(
+                f"the run folder {self.folder.path} was removed while it trained: stopped at step {self.state.step}, and "
+                "nothing is saved; the same command starts a new run"
+            )
+
+    def _name_bad_files(self, failures: list[ReadFailure]) -> None:
+        if failures and not self.folder.is_gone:  # writing would make the folder anew
+            _try("bad_files.jsonl", lambda: self.ledger.record(failures))
+
     def _report(self, row: dict[str, Any]) -> None:
+        self._check_there()
         self.saver.note(row)
         self.reporter.row(row)
 
@@ -264,6 +283,7 @@ class _Session:
 
     def _save(self, state: TrainState) -> None:
         with self.hang.slow("a save"), self.requests.saving():
+            self._check_there()
             self.saver.save(state.step, state.to_dict())
 
     def _end(self, is_finished: bool, was_stopped: bool) -> None:
@@ -274,10 +294,11 @@ class _Session:
             if is_finished:
                 steps = {"steps": self.state.step, "skipped_steps": self.state.skipped_steps}
                 finish(self.folder, {**steps, "time": time.time()})
-            _try("report.html", lambda: write_report(self.folder.path))
+            if not self.folder.is_gone:
+                _try("report.html", lambda: write_report(self.folder.path))
+                log.info("run folder: %s", self.folder.path)
             if self.mirror is not None:
                 self.mirror.close(PATIENCE_AT_STOP_S if was_stopped else PATIENCE_S)
-            log.info("run folder: %s", self.folder.path)
         self.agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
         stop_ranks(self.world)
 

@@ -85,17 +85,16 @@ class ScheduledValidation:
     def __init__(self, validate: Validate, every_epochs: float, plan: RunPlan, file: MetricsWriter | None) -> None:
         """`file` on rank 0 alone."""
         self._validate, self._every_epochs, self._plan, self._file = validate, every_epochs, plan, file
-        self._steps_per_epoch = plan.num_videos / plan.videos_per_step
 
     def are_due(self, step: int) -> bool:
         """Whether one follows this step."""
-        return is_due(step, self._steps_per_epoch, self._every_epochs, self._plan.num_steps)
+        return is_due(step, self._plan.steps_per_epoch, self._every_epochs, self._plan.num_steps)
 
     def run(self, step: int, engine: Engine) -> dict[str, Any]:
         """All ranks have to ask for it."""
         figures = self._validate(engine)
         if self._file is not None:
-            self._file.write({"step": step, "epoch": step / self._steps_per_epoch, **figures})
+            self._file.write({"step": step, "epoch": self._plan.epochs_at(step), **figures})
             log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
         return figures
 

@@ -161,6 +161,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "accumulation": plan.run.accumulation,
             "clips_per_micro_step": plan.run.clips_per_micro_step,
             "steps": plan.run.num_steps,
+            "warmup_steps": plan.run.warmup_steps,
             "videos": plan.run.num_videos,
             "peak_lr": plan.run.peak_lr,
         },
@@ -186,7 +187,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "step_s": {end: vars(plan.time[end]) | {"total_s": plan.time[end].total_s} for end in ENDS},
         "binds": plan.time["expected"].binds,
         "largest_micro_batch": largest_micro_batch(plan),
-        "notes": notes_on(plan.setting, plan.cluster),
+        "notes": [*notes_on(plan.setting, plan.cluster), *plan.run.warnings()],
         "cores_per_gpu_needed": {end: plan.cores_needed(end) for end in ENDS},
         "utilisation": {end: dict(zip(("mfu", "hfu"), plan.utilisation(end), strict=True)) for end in ENDS},
         "hours": {end: plan.hours(end) for end in ENDS},
@@ -216,7 +217,7 @@ def _run_lines(plan: Plan) -> list[str]:
         f"clip of {config.data.num_frames}x{config.data.size}x{config.data.size}: the encoder sees {counts.visible} tokens, "
         f"the decoder {counts.visible + counts.decode}; mask {config.mask.encoder} + {config.mask.decoder}, "
         f"{config.mask.decoder_tokens} tokens",
-        *run.describe(),
+        *run.lines(),
         f"videos from {plan.videos_from}",
         f"work: {without / 1e9:.1f} GFLOP a clip, {scaled(without * run.global_batch, 'FLOP')} a step, "
         f"{scaled(without * run.global_batch * run.num_steps, 'FLOP')} in all"

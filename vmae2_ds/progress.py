@@ -1,0 +1,73 @@
+"""What long work says of itself while it goes on: how many, how far, how long still."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+
+TELL_EVERY_S, REDRAW_EVERY_S = 10.0, 0.5
+"""Between two lines of a log, and between two states of the one line on a terminal."""
+
+
+def counted(number: float, one: str, many: str | None = None) -> str:
+    """A number with its noun: 1 pass, 2.5 passes, 36 passes."""
+    said = f"{number:.4g}" if isinstance(number, float) else str(number)
+    return f"{said} {one if said == '1' else many or one + 's'}"
+
+
+def time_left(seconds: float) -> str:
+    """Rounded up: 28 s left, 3 min left, 15.9 h left, 10.3 days left."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s left"
+    if seconds < 2 * 3600:
+        return f"{math.ceil(seconds / 60)} min left"
+    if seconds < 48 * 3600:
+        return f"{math.ceil(seconds / 360) / 10:g} h left"
+    return f"{math.ceil(seconds / 8640) / 10:g} days left"
+
+
+class Ticker:
+    """How far work has come, with the time left: a line every 10 s in a log, the same line over and over on a terminal.
+
+    Args:
+        log: Whose log it is.
+        what: What is counted, with its verb: "videos scored".
+        total: How many there are.
+        done: How many were done before: they say nothing about the speed.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        what: str,
+        total: int,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log, self._what, self._total, self._before, self._clock = log, what, total, done, clock
+        self._told = self._began = clock()
+        self._is_drawn = False
+
+    def tell(self, done: int) -> None:
+        """`done` are done now, the earlier ones included."""
+        now, on_terminal = self._clock(), sys.stderr.isatty()
+        if now - self._told < (REDRAW_EVERY_S if on_terminal else TELL_EVERY_S):
+            return
+        self._told = now
+        left_s = (self._total - done) * (now - self._began) / max(1, done - self._before)
+        line = f"{done} of {self._total} {self._what}, {time_left(left_s)}"
+        if on_terminal:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            self._is_drawn = True
+        else:
+            self._log.info("%s", line)
+
+    def close(self) -> None:
+        """Take the line off the terminal."""
+        if self._is_drawn:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._is_drawn = False
