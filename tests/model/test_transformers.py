@@ -17,6 +17,7 @@ from tests.model.test_layouts import model_of
 from vmae2_ds.config import ClassifierConfig, EncoderConfig, MaskConfig, ModelConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.masking import make_masks
+from vmae2_ds.model.about import About
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, gather_cubes, normalise_pixels
 from vmae2_ds.model.layouts import to_layout
@@ -53,10 +54,12 @@ def layout(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def exported(config: EncoderConfig, geometry: ClipGeometry, layout: Any, folder: Path) -> torch.nn.Module:
+def exported(
+    config: EncoderConfig, geometry: ClipGeometry, layout: Any, folder: Path, target: str | None = None
+) -> torch.nn.Module:
     """Our model, and its folder as `vmae2 export` writes it."""
     ours = model_of(config, geometry).eval()
-    write_weights(to_layout(ours.state_dict(), config), folder / "ours.safetensors", config)
+    write_weights(to_layout(ours.state_dict(), config), folder / "ours.safetensors", config, About(target=target))
     export_weights(folder / "ours.safetensors", folder / "hf", layout, geometry.num_frames, geometry.height)
     return ours
 
@@ -93,15 +96,17 @@ def masked(geometry: ClipGeometry, clip_BTHWC: Tensor) -> tuple[PretrainBatch, T
     return batch, torch.ones(1, geometry.num_cubes, dtype=torch.bool).scatter(1, batch.visible_BV, False)
 
 
-def assert_same_pre_training(theirs: Any, ours: MaskedAutoencoder, geometry: ClipGeometry) -> None:
-    """Predicted cubes, and the loss against targets normalised cube by cube."""
+def assert_same_pre_training(
+    theirs: Any, ours: MaskedAutoencoder, geometry: ClipGeometry, objective: ObjectiveConfig | None = None
+) -> None:
+    """Predicted cubes, and the loss against the objective's target, by default normalised cube by cube."""
     clip_BTHWC = clips(geometry, 1)
     batch, hidden_BN = masked(geometry, clip_BTHWC)
     cubes_BVP = normalise_pixels(gather_cubes(clip_BTHWC, batch.visible_BV, geometry))
     with torch.inference_mode():
         found = theirs(as_transformers_wants(clip_BTHWC), bool_masked_pos=hidden_BN)
         torch.testing.assert_close(found.logits, ours(cubes_BVP, batch.visible_BV, batch.decode_BM), **SAME)
-        loss = Reconstruct(ours, ObjectiveConfig(), geometry)(batch).loss
+        loss = Reconstruct(ours, objective or ObjectiveConfig(), geometry)(batch).loss
     torch.testing.assert_close(found.loss, loss, rtol=1e-4, atol=0)
 
 
@@ -135,11 +140,14 @@ def test_a_classifier_of_theirs_here(
         )
 
 
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
 def test_an_autoencoder_of_ours_there(
-    autoencoder: ModelConfig, geometry: ClipGeometry, tmp_path: Path, layout: str
+    autoencoder: ModelConfig, geometry: ClipGeometry, tmp_path: Path, layout: str, target: Any
 ) -> None:
-    ours: Any = exported(autoencoder, geometry, layout, tmp_path)
-    assert_same_pre_training(loaded("VideoMAEForPreTraining", tmp_path / "hf"), ours, geometry)
+    """Its loss, too, is against what the run's decoder predicts."""
+    ours: Any = exported(autoencoder, geometry, layout, tmp_path, target)
+    theirs = loaded("VideoMAEForPreTraining", tmp_path / "hf")
+    assert_same_pre_training(theirs, ours, geometry, ObjectiveConfig(target=target))
 
 
 def test_an_autoencoder_of_theirs_here(autoencoder: ModelConfig, geometry: ClipGeometry, tmp_path: Path) -> None:

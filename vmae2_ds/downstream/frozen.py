@@ -20,10 +20,9 @@ from vmae2_ds.data.views import ViewsDataset
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.model.block import NORM_EPS
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.embed import every_cube, normalise_pixels, sinusoid_table
-from vmae2_ds.model.encoder import Encoder
+from vmae2_ds.model.embed import sinusoid_table
+from vmae2_ds.model.encoder import ClipEncoder
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.train.runs import AnyRun
@@ -65,27 +64,18 @@ class FrozenEncoder:
     def __init__(self, run: AnyRun, weights: State | None, seed: int = 0) -> None:
         """`weights` are the run's, under our names; None draws a random encoder from the seed."""
         self.geometry: ClipGeometry = run.geometry
-        is_pretrain = isinstance(run, PretrainConfig)
-        self.encoder = Encoder(run.model, self.geometry, final_norm=is_pretrain)
-        self.norm = (
-            torch.nn.LayerNorm(run.model.encoder.width, eps=NORM_EPS) if not is_pretrain else torch.nn.Identity()
-        )
+        self.module = ClipEncoder(run.model, self.geometry)
         if weights is None:
-            drawn = _drawn(run, seed)
-            self.encoder.load_state_dict(drawn, strict=is_pretrain)
+            self.module.encoder.load_state_dict(_drawn(run, seed), strict=isinstance(run, PretrainConfig))
         else:
-            inside = {name.removeprefix("encoder."): x for name, x in weights.items() if name.startswith("encoder.")}
-            self.encoder.load_state_dict(inside)
-            if not is_pretrain:
-                self.norm.load_state_dict({key: weights[f"fc_norm.{key}"] for key in ("weight", "bias")})
-        for module in (self.encoder, self.norm):
-            module.to(default_device()).eval()
+            self.module.take(weights)
+        self.module.to(default_device()).eval()
 
     @property
     def identity(self) -> str:
         """What tells it from every other encoder: SHA-256 of its weights, its position table and the clips that it takes."""
         digest = hashlib.sha256(repr(self.geometry).encode())
-        for module in (self.encoder, self.norm):
+        for module in (self.module.encoder, self.module.norm):
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -94,7 +84,7 @@ class FrozenEncoder:
     @torch.inference_mode()
     def __call__(self, clip_BTHWC: Tensor) -> Tensor:
         """uint8 clips -> (B, D) float32 on the host."""
-        return self.norm(self._encode(clip_BTHWC).mean(dim=1)).float().cpu()
+        return self.module(clip_BTHWC.to(default_device())).float().cpu()
 
     @torch.inference_mode()
     def motion(self, clip_BTHWC: Tensor) -> Tensor:
@@ -108,7 +98,7 @@ class FrozenEncoder:
             raise ConfigError(
                 f"clips of {self.geometry.num_frames} frames are one step of tokens: nothing moves; pool mean"
             )
-        tokens_BND = self.norm(self._encode(clip_BTHWC)).float()
+        tokens_BND = self.module.norm(self._encode(clip_BTHWC)).float()
         return _motion(tokens_BND.unflatten(1, (steps, rows, columns))).cpu()
 
     @torch.inference_mode()
@@ -117,7 +107,7 @@ class FrozenEncoder:
         return _scaled(self._encode(clip_BTHWC)).cpu()
 
     def _encode(self, clip_BTHWC: Tensor) -> Tensor:
-        return self.encoder(normalise_pixels(every_cube(clip_BTHWC.to(default_device()), self.geometry)))
+        return self.module.tokens(clip_BTHWC.to(default_device()))
 
 
 def _drawn(run: AnyRun, seed: int) -> State:

@@ -1,14 +1,16 @@
-"""The encoder that every stage shares: cube embedding, blocks and, where a stage has one, a final norm."""
+"""The encoder that every stage shares: cube embedding, blocks and, where a stage has one, a final norm; by itself, on clips."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from vmae2_ds.config import EncoderConfig
+from vmae2_ds.config import EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.block import NORM_EPS, Blocks
-from vmae2_ds.model.embed import CubeEmbed, is_resized
+from vmae2_ds.model.embed import CubeEmbed, every_cube, is_resized, normalise_pixels
 
 # B clips, V of a clip's cubes, P values in a cube, D width.
 
@@ -32,3 +34,30 @@ class Encoder(nn.Module):
             num_clips, num_cubes, _ = cubes_BVP.shape
             visible_BV = torch.arange(num_cubes, device=cubes_BVP.device).expand(num_clips, -1)
         return self.norm(self.blocks(self.embed(cubes_BVP, visible_BV)))
+
+
+class ClipEncoder(nn.Module):
+    """The encoder of any stage by itself, on whole clips as they are, and the norm that the stage has behind it: pre-training's
+    final norm, or the classifier's behind the pooling."""
+
+    def __init__(self, config: EncoderConfig, geometry: ClipGeometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+        is_pretrain = isinstance(config, ModelConfig)
+        self.encoder = Encoder(config, geometry, final_norm=is_pretrain)
+        self.norm = nn.Identity() if is_pretrain else nn.LayerNorm(config.encoder.width, eps=NORM_EPS)
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the encoder's part of a whole model's weights, under our names."""
+        inside = {name.removeprefix("encoder."): x for name, x in weights.items() if name.startswith("encoder.")}
+        self.encoder.load_state_dict(inside)
+        if isinstance(self.norm, nn.LayerNorm):
+            self.norm.load_state_dict({key: weights[f"fc_norm.{key}"] for key in ("weight", "bias")})
+
+    def forward(self, clip_BTHWC: Tensor) -> Tensor:
+        """Clips, uint8 or in [0, 1] -> the mean token behind the norm (B, D)."""
+        return self.norm(self.tokens(clip_BTHWC).mean(dim=1))
+
+    def tokens(self, clip_BTHWC: Tensor) -> Tensor:
+        """Every token (B, N, D), behind pre-training's final norm, in front of the classifier's."""
+        return self.encoder(normalise_pixels(every_cube(clip_BTHWC, self.geometry)))
