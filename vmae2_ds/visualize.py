@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the sig
 log = logging.getLogger(__name__)
 
 MOST_CLIPS = 10_000
-_OURS = re.compile(r"clip\d+\.(png|gif)|curves\.png|pictures\.json")
+_OURS = re.compile(r"\.?(clip\d+\.(png|gif)|curves\.png|pictures\.json)(\.part\d+)?")
 
 
 def visualize(

@@ -21,6 +21,7 @@ from vmae2_ds.data.manifest import INDEX, VideoEntry, read_manifest
 from vmae2_ds.disk import check_out_folder, write_whole
 from vmae2_ds.dist import Agreement
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.progress import Ticker, counted
 from vmae2_ds.ranges import check_ranges
 from vmae2_ds.terminal import columns
 
@@ -120,9 +121,10 @@ def predict(
     views = config.test
     if world.rank == 0:
         log.info(
-            "%s: %d video%s x %d clips x %d crops, %s, on %d rank%s%s",
-            checkpoint, len(entries), "s" * (len(entries) > 1), views.clips, views.crops, config.train.precision,
-            world.size, "s" * (world.size > 1), "" if names else "; no class names, --labels FILE gives them",
+            "%s: %s x %s x %s, %s, on %s%s",
+            checkpoint, counted(len(entries), "video"), counted(views.clips, "clip"), counted(views.crops, "crop"),
+            config.train.precision, counted(world.size, "rank"),
+            "" if names else "; no class names, --labels FILE gives them",
         )  # fmt: skip
     scores = score_videos(objective, dataset, views.views_at_once, world, Agreement(world), "predict")
     stop_ranks(world)
@@ -136,7 +138,7 @@ def predict(
     result = {**about, "videos": _found(entries, scores, names, top)}
     bad = len(scores.failures)
     if bad:
-        log.warning("%d of %d videos could not be read", bad, len(entries))
+        log.warning("%d of %s could not be read", bad, counted(len(entries), "video"))
     shown = json.dumps(result, indent=1) if json_ else describe(result["videos"], columns())
 
     def finish() -> None:
@@ -145,7 +147,7 @@ def predict(
             draw(result["videos"], entries, config, out / PICTURES, pictures)
             log.info("written: %s", out)
         if bad == len(entries):
-            raise DataError(f"none of {bad} video{'s' * (bad > 1)} could be read; the first: {scores.failures[0]}")
+            raise DataError(f"none of {counted(bad, 'video')} could be read; the first: {scores.failures[0]}")
 
     return Predictions(result, shown, finish)
 
@@ -256,7 +258,9 @@ def draw(
     rows = readable[:most]
     if not rows:
         return
-    for viewed in ViewsDataset(config, entries, None).iterate(rows):
+    ticker = Ticker(log, "pictures drawn", len(rows))
+    for number, viewed in enumerate(ViewsDataset(config, entries, None).iterate(rows)):
+        ticker.tell(number)
         if viewed.clip_KTHWC is None:
             log.warning("%s: read before, and not again to be drawn: %s", entries[viewed.row].name, viewed.reason)
             continue
@@ -269,6 +273,7 @@ def draw(
             video["video"],
             folder / f"{viewed.row + 1:0{len(str(len(entries)))}}_{stem}.png",
         )
+    ticker.close()
 
 
 def _is_ours(folder: Path) -> bool:
