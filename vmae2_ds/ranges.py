@@ -1,6 +1,6 @@
 """The numbers that options take, for verbs that are functions: looked at before any work, one line where one is outside.
 
-    check_ranges(num_frames=(num_frames, 1, MOST_FRAMES), timeout_s=(timeout_s, 0.1, DAY_S))
+    check_ranges(num_frames=(num_frames, 1, MOST_FRAMES), timeout_s=(timeout_s, LEAST_WAIT_S, DAY_S))
 
 Each name is an option's, spelt as in the function; its value may be None where it was not given. Both ends are within the
 range. What a pydantic model holds is checked by its fields instead.
@@ -13,6 +13,8 @@ import os
 
 from vmae2_ds.errors import ConfigError
 
+LEAST_WAIT_S = 0.1
+"""The shortest limit on a read that leaves time for one, in seconds."""
 DAY_S = 86400.0
 """The longest wait that anybody can mean, in seconds."""
 MOST_FRAMES = 100_000

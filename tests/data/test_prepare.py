@@ -19,7 +19,7 @@ from vmae2_ds.data import decode
 from vmae2_ds.data.decode import read_frames
 from vmae2_ds.data.manifest import VideoEntry, read_manifest
 from vmae2_ds.data.pack import pack_manifest
-from vmae2_ds.data.prepare import prepare_manifest
+from vmae2_ds.data.prepare import Prepared, prepare_manifest
 from vmae2_ds.data.probe import probe_entry
 from vmae2_ds.data.reader_choice import choose_reader
 from vmae2_ds.data.storage import ReadAs
@@ -109,6 +109,28 @@ def test_packed_videos_can_be_prepared_and_nothing_readable_is_told(films: Path,
     (films.parent / "bad.csv").write_text("path\ntext.mp4\n")
     with pytest.raises(DataError, match="none of its 1 videos could be prepared"):
         prepare_manifest(films.parent / "bad.csv", tmp_path / "none", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "speedups", "brings_nothing"),
+    [
+        (2_000_000, 5_880_000, [0.8, 0.87, 0.9], True),
+        (2_000_000, 5_880_000, [0.8, 1.05, 3.0], True),  # the middle one counts
+        (2_000_000, 5_880_000, [1.9, 2.0, 2.1], False),  # larger, but faster
+        (2_000_000, 1_000_000, [0.8, 0.87, 0.9], False),  # smaller
+        (2_000_000, 5_880_000, [], False),  # nobody asked how fast
+    ],
+)
+def test_what_is_larger_and_no_faster_is_not_recommended(
+    before: int, after: int, speedups: list[float], brings_nothing: bool
+) -> None:
+    said = str(Prepared(Path("out"), 3, 3, 0, before, after, 0.5, speedups, 3))
+    assert (
+        "this brings nothing here: 2.94 times the bytes, no faster to read; keep the originals" in said
+    ) == brings_nothing
+    assert ("give out/manifest.csv as the manifest" in said) != brings_nothing
+    assert f"2.00 MB became {after / 1e6:.2f} MB" in said
+    assert ("was not measured" in said) == (not speedups)
 
 
 # --- which reader ----------------------------------------------------------------------------------------------------

@@ -16,18 +16,22 @@ from tyro.conf import Positional
 
 from vmae2_ds.config import ReaderName
 from vmae2_ds.data.check_report import write_report
-from vmae2_ds.data.lists import csv_line, list_form
+from vmae2_ds.data.decode import find_reader
+from vmae2_ds.data.lists import LARGEST_LABEL, csv_line, list_form
 from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.scan import DecodeName, Look, Scanned, scan
-from vmae2_ds.data.storage import ReadAs
+from vmae2_ds.data.storage import ReadAs, check_template
 from vmae2_ds.data.verdicts import CheckedManifest, Judged, judge
 from vmae2_ds.data.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.ranges import DAY_S, LEAST_WAIT_S, MOST_FRAMES, MOST_SEED, check_ranges, most_workers
 
 log = logging.getLogger(__name__)
 
 TELL_EVERY_S = 10.0
+MOST_PICTURES = 1000
+"""On one page."""
 
 
 def check_manifest(
@@ -77,6 +81,20 @@ def check_manifest(
         seed: Draws the sample and the pictures.
         strict: End with an error where any row is bad.
     """
+    check_ranges(
+        num_frames=(num_frames, 1, MOST_FRAMES),
+        stride=(stride, 1, MOST_FRAMES),
+        min_frames=(min_frames, 1, MOST_FRAMES),
+        classes=(classes, 1, LARGEST_LABEL + 1),
+        workers=(workers, 1, most_workers()),
+        timeout_s=(timeout_s, LEAST_WAIT_S, DAY_S),
+        pictures=(pictures, 0, MOST_PICTURES),
+        seed=(seed, 0, MOST_SEED),
+    )
+    if kind == "frames":
+        check_template(template)
+    else:
+        find_reader(reader)
     if labels is not None and classes is not None:
         raise ConfigError("--classes and --labels say the same thing twice; keep one")
     form = list_form(ignore_columns, labels, frame_folders=kind == "frames")

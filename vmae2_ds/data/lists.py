@@ -12,6 +12,7 @@ from vmae2_ds.data.class_names import ClassNames, is_whole_number, read_class_na
 from vmae2_ds.data.list_header import columns_of
 from vmae2_ds.errors import ConfigError, DataError
 
+LARGEST_LABEL = 2**31 - 1
 BLANKS = " \t\r\n"
 """Around a cell that is not quoted they mean nothing. Other spaces of Unicode belong to names."""
 
@@ -200,7 +201,7 @@ def _label(
             meaning += (
                 "; class names need a file that lists them, one a line: --data.labels FILE (--labels in other verbs)"
             )
-        return _whole_number(path, line, "label", cell, 0, 2**31, meaning, row)
+        return _whole_number(path, line, "label", cell, 0, LARGEST_LABEL + 1, meaning, row)
     try:
         number = names.label_of(cell)
     except ConfigError as error:

@@ -18,7 +18,7 @@ from vmae2_ds.data.lists import ListForm
 from vmae2_ds.data.manifest import Manifest, manifest_digest, read_manifest
 from vmae2_ds.data.order import SampleKey, SampleOrder
 from vmae2_ds.data.reader_choice import choose_reader
-from vmae2_ds.data.storage import ReadAs
+from vmae2_ds.data.storage import ReadAs, check_template
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import LabelledDataConfig
 
@@ -72,11 +72,9 @@ class SourceConfig(StrictModel):
             if self.fps is not None:
                 raise ValueError("frame folders do not tell their rate; give a stride instead of fps")
             try:
-                names = {self.template.format(number) for number in (1, 2)}
-            except (ValueError, IndexError, KeyError) as error:
-                raise ValueError(f"template={self.template!r} is no format of a number ({error})") from None
-            if len(names) < 2:
-                raise ValueError(f"template={self.template!r} gives every frame one name; write {{:05}} for its number")
+                check_template(self.template)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return self
 
 

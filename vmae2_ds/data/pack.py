@@ -25,12 +25,15 @@ from vmae2_ds.data.storage import fetch
 from vmae2_ds.data.work_folder import check_work_folder, read_lines, work_folder
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError, VideoError
+from vmae2_ds.ranges import MOST_SEED, check_ranges
 
 log = logging.getLogger(__name__)
 
 UNKNOWN_SUFFIX = "video"
 """Of a file whose name has none of a video."""
 KEY_DIGITS = 9
+LEAST_MIB, MOST_MIB = 0.0001, 2**20
+"""Of a shard: less than any video takes, and a tebibyte."""
 
 
 class PackedManifest(NamedTuple):
@@ -68,7 +71,7 @@ def pack_manifest(
     manifest: Positional[Path],
     out: Path,
     root: Path | None = None,
-    shard_mib: int = 1024,
+    shard_mib: float = 1024,
     shuffle: int | None = None,
     verify: bool = False,
     labels: Path | None = None,
@@ -90,6 +93,7 @@ def pack_manifest(
         labels: A file with a class name a line: the list may name classes instead of numbers.
         ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
+    check_ranges(shard_mib=(shard_mib, LEAST_MIB, MOST_MIB), shuffle=(shuffle, 0, MOST_SEED))
     form = list_form(ignore_columns, labels)
     check_work_folder(out, "pack", (manifest, labels), root=root)
     opened = read_manifest(manifest, root, form=form)
@@ -111,7 +115,7 @@ def pack_manifest(
                 break
             before = done.get(name)
             if before is None or before.begin != begin or not _is_whole(out, before, verify):
-                before = _write_shard(out, name, opened, firsts, places, begin, shard_mib * 2**20, ledger)
+                before = _write_shard(out, name, opened, firsts, places, begin, int(shard_mib * 2**20), ledger)
                 with (out / "shards.jsonl").open("a") as lines:
                     lines.write(json.dumps(before._asdict()) + "\n")
                 written += 1

@@ -29,10 +29,19 @@ from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.data.work_folder import check_work_folder, read_lines, work_folder
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError, DataError, VideoError
+from vmae2_ds.progress import counted
+from vmae2_ds.ranges import DAY_S, LEAST_WAIT_S, MOST_SEED, check_ranges, most_workers
 
 log = logging.getLogger(__name__)
 
 TELL_EVERY_S = 10.0
+SHORTEST_SIDE, LONGEST_SIDE = 16, 16384
+"""In pixels: a cube's edge, and what H.264 ends at."""
+LONGEST_GOP, WORST_CRF = 10_000, 51
+"""x264's scale of quality ends at 51."""
+MOST_SAMPLED = 10_000
+FASTER = 1.1
+"""A clip that is read that many times as fast is read faster; below it is the noise of a busy machine."""
 
 
 class Prepared(NamedTuple):
@@ -53,13 +62,29 @@ class Prepared(NamedTuple):
 
     def __str__(self) -> str:
         bad = f"; {self.bad} could not be read, see bad_files.jsonl" if self.bad else ""
-        low, middle, high = (float(np.quantile(self.speedups, share)) for share in (0.25, 0.5, 0.75))
+        quicker = "how much faster a clip is read was not measured"
+        if self.speedups:
+            low, middle, high = (float(np.quantile(self.speedups, share)) for share in (0.25, 0.5, 0.75))
+            sampled = counted(len(self.speedups), "video")
+            quicker = f"a clip is read {middle:.2f}x as fast (quartiles {low:.2f} to {high:.2f}, {sampled} sampled)"
+        times = self.bytes_after / max(1, self.bytes_before)
+        advice = f"give {self.out}/manifest.csv as the manifest"
+        if self.brings_nothing:
+            advice = f"this brings nothing here: {times:.2f} times the bytes, no faster to read; keep the originals"
         return (
-            f"{self.videos} videos ({self.written} encoded now) of {self.rows} rows{bad}\n"
-            f"{self.bytes_before / 1e9:.3f} GB became {self.bytes_after / 1e9:.3f} GB, {self.hours:.2f} hours\n"
-            f"a clip is read {middle:.2f}x as fast (quartiles {low:.2f} to {high:.2f}, {len(self.speedups)} videos sampled)\n"
-            f"give {self.out}/manifest.csv as the manifest"
+            f"{counted(self.videos, 'video')} ({self.written} encoded now) of {counted(self.rows, 'row')}{bad}\n"
+            f"{_size(self.bytes_before)} became {_size(self.bytes_after)}, {self.hours:.2f} hours\n{quicker}\n{advice}"
         )
+
+    @property
+    def brings_nothing(self) -> bool:
+        """The copies are larger, and read no faster by more than what two measurements differ by."""
+        return self.bytes_after > self.bytes_before and bool(self.speedups) and float(np.median(self.speedups)) < FASTER
+
+
+def _size(bytes_: int) -> str:
+    """In GB, or in MB where that says more."""
+    return f"{bytes_ / 1e9:.3f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.2f} MB"
 
 
 class _Job(NamedTuple):
@@ -96,11 +121,20 @@ def prepare_manifest(
         crf: Quality of x264: lower is better and larger.
         workers: Videos encoded at once; default: the cores.
         timeout_s: A video that takes longer is given up.
-        sample: Videos read before and after, to tell what it brings.
+        sample: Videos read before and after, to tell what it brings; 0: that is not measured.
         seed: Draws the sample.
         labels: A file with a class name a line: the list may name classes instead of numbers.
         ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
+    check_ranges(
+        short_side=(short_side, SHORTEST_SIDE, LONGEST_SIDE),
+        gop=(gop, 1, LONGEST_GOP),
+        crf=(crf, 0, WORST_CRF),
+        workers=(workers, 1, most_workers()),
+        timeout_s=(timeout_s, LEAST_WAIT_S, DAY_S),
+        sample=(sample, 0, MOST_SAMPLED),
+        seed=(seed, 0, MOST_SEED),
+    )
     form = list_form(ignore_columns, labels)
     check_work_folder(out, "prepare", (manifest, labels), root=root)
     opened = read_manifest(manifest, root, form=form)
@@ -279,7 +313,7 @@ def _write_manifest(out: Path, manifest: Manifest, targets: dict[str, str]) -> i
 def _speedups(jobs: list[_Job], out: Path, sample: int, seed: int) -> list[float]:
     """CPU time of the same clips before over after, of up to `sample` videos."""
     found = []
-    for at in np.random.default_rng(seed).permutation(len(jobs))[: max(1, sample)]:
+    for at in np.random.default_rng(seed).permutation(len(jobs))[:sample]:
         job = jobs[int(at)]
         copy = VideoEntry(str(out / job.target), None, "", 0, None)
         found.append(clip_cost(job.source, ReadAs()) / max(1e-9, clip_cost(copy, ReadAs())))

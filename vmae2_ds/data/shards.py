@@ -22,6 +22,7 @@ from vmae2_ds.data.tar_samples import Found, videos_in
 from vmae2_ds.data.work_folder import full_disk_is_told
 from vmae2_ds.disk import check_out_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.ranges import check_ranges
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -32,6 +33,8 @@ _COMPRESSED = {
 }
 """What a shard that is no plain tar file begins with."""
 _HEADER = csv_line(COLUMNS).encode()
+MOST_THREADS = 256
+"""They wait for storage, not for cores."""
 SHOWN = 3
 """Shards of a kind that are named."""
 
@@ -71,6 +74,7 @@ def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: P
         workers: Shards read at once.
         labels: A file with a class name a line: labels may be names instead of numbers.
     """
+    check_ranges(workers=(workers, 1, MOST_THREADS))
     names = None if labels is None else read_class_names(labels)
     paths = expand(shards)
     _check_out(out, [*paths, *([] if labels is None else [labels])])

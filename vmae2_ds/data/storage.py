@@ -11,7 +11,7 @@ import numpy as np
 from vmae2_ds.data.decode import read_clip
 from vmae2_ds.data.manifest import VideoEntry
 from vmae2_ds.data.reader_common import Choose, Video, choose_checked
-from vmae2_ds.errors import VideoError
+from vmae2_ds.errors import ConfigError, VideoError
 
 
 class ReadAs(NamedTuple):
@@ -22,6 +22,16 @@ class ReadAs(NamedTuple):
     template: str = "{:05}.jpg"
     """File name of frame number k of a folder, as a Python format."""
     reader: str = "pyav"
+
+
+def check_template(template: str) -> None:
+    """Raises ConfigError unless `template` gives every number of a frame a file name of its own."""
+    try:
+        names = {template.format(number) for number in (1, 2)}
+    except (ValueError, IndexError, KeyError) as error:
+        raise ConfigError(f"template={template!r} is no format of a number ({error}); write img_{{:05}}.jpg") from None
+    if len(names) < 2:
+        raise ConfigError(f"template={template!r} gives every frame one name; write {{:05}} for its number")
 
 
 def read_entry(entry: VideoEntry, how: ReadAs, choose: Choose) -> np.ndarray:

@@ -19,6 +19,8 @@ from vmae2_ds.data.encode import write_frames
 from vmae2_ds.data.lists import csv_line
 from vmae2_ds.data.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import write_whole
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.ranges import MOST_FRAMES, MOST_SEED, check_ranges
 
 # T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
 
@@ -27,6 +29,7 @@ CLASSES = (*DIRECTIONS, "spin clockwise", "spin anticlockwise", "orbit clockwise
 """Class names; a label is a position in this tuple."""
 SOURCE = "synthetic"
 NUM_DISTRACTORS = 2
+SMALLEST, LARGEST, MOST_VIDEOS, MOST_FPS = 16, 4096, 1_000_000, 1000
 PATCH_RADII, DISTRACTOR_RADII = (0.2, 0.28), (0.13, 0.19)
 """From and to, in shares of the size: a patch of two or three cubes of a desk's model, whose path goes through some more."""
 
@@ -58,10 +61,22 @@ def write_synthetic_set(
         train_videos: Number of training videos.
         val_videos: Number of validation videos.
         seed: The same seed writes the same pixels.
-        size: Height and width in pixels.
+        size: Height and width in pixels, an even number.
         frames: Frames in a video.
         fps: Frames per second.
     """
+    check_ranges(
+        train_videos=(train_videos, 1, MOST_VIDEOS),
+        val_videos=(val_videos, 0, MOST_VIDEOS),
+        seed=(seed, 0, MOST_SEED),
+        size=(size, SMALLEST, LARGEST),
+        frames=(frames, 1, MOST_FRAMES),
+        fps=(fps, 1, MOST_FPS),
+    )
+    if size % 2:
+        raise ConfigError(
+            f"--size {size}: an even number of pixels, as H.264 keeps its colours; try {size - 1} or {size + 1}"
+        )
     settings = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed, "size": size}
     settings |= {"frames": frames, "fps": fps}
     check_work_folder(folder, "synth", option="FOLDER")

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 from vmae2_ds.data.class_names import ClassNames, is_whole_number
 from vmae2_ds.data.list_header import VIDEO_SUFFIXES
+from vmae2_ds.data.lists import LARGEST_LABEL
 
 LABELS = ("cls", "class", "json", "txt")
 """Suffixes of members that may hold a label, the first that does is taken."""
 JSON_KEYS = ("label", "cls", "class")
 """Where a JSON member has it."""
 MOST_LABEL_BYTES = 2**20
-LARGEST_LABEL = 2**31 - 1
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset/tariterators.py: skip_meta
 
 

@@ -100,7 +100,8 @@ class Watchdog:
             if not self._pipe.poll(limit_s):
                 self._end(patience_s=0)
                 raise VideoError(
-                    f"no answer within {self.timeout_s:g} s: its reader was killed; see --data.read-timeout-s"
+                    f"no answer within {self.timeout_s:g} s: its reader was killed; --data.read-timeout-s, "
+                    "in data tools --timeout-s, sets the limit"
                 )
             answer = self._pipe.recv()
         except (EOFError, ConnectionError):
