@@ -77,6 +77,7 @@ def visualize(
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
     from vmae2_ds.data.datasets import PretrainDataset
+    from vmae2_ds.train.ready import autoencoder_of
     from vmae2_ds.train.report import read_rows, write_report
     from vmae2_ds.train.runs import with_options
     from vmae2_ds.train.zero_weights import read_weights
@@ -97,7 +98,8 @@ def visualize(
         config = config.changed(data={"root": root})
     drawing = _for_drawing(config, seed)
     dataset = PretrainDataset(drawing, open_mixture(config.data).with_reader("pyav"))
-    objective = load_objective(config, read_weights(found.checkpoint) if found.weights is None else found.weights)
+    weights = read_weights(found.checkpoint) if found.weights is None else found.weights
+    objective = autoencoder_of(config, weights).to(default_device()).eval()
     drawn: list[dict[str, Any]] = []
     written: list[Path] = []
     for number, view in enumerate(reconstruct(objective, drawing, dataset, clips)):
@@ -166,20 +168,9 @@ def _find(source: Path, manifest: Path | None, model_config: Path | None) -> _Fo
 
 def _label(found: _Found, manifest: Path | None, asked: dict[str, Any]) -> str:
     """A folder's name that tells these pictures from others of the same model: the step, the list, and what was asked."""
-    words = [found.checkpoint.name] * (found.run is not None) + ([manifest.stem] if manifest is not None else [])
+    words = [found.checkpoint.name] * (found.run is not None) + ([manifest.stem[:40]] if manifest is not None else [])
     words += [f"{name.replace('_', '-')}-{value}" for name, value in asked.items() if value is not None]
     return "_".join(words)
-
-
-def load_objective(config: PretrainConfig, weights: State) -> Reconstruct:
-    """The objective with these weights in float32, on this process's device."""
-    from vmae2_ds.model.mae import MaskedAutoencoder
-    from vmae2_ds.objectives import Reconstruct
-
-    shape = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})  # float32, on any machine
-    model = MaskedAutoencoder(shape, config.geometry, seed=None)
-    model.load_state_dict(weights)
-    return Reconstruct(model, config.objective, config.geometry).to(default_device()).eval()
 
 
 class DrawnClip(NamedTuple):

@@ -265,7 +265,7 @@ def draw(
             log.warning("%s: read before, and not again to be drawn: %s", entries[viewed.row].name, viewed.reason)
             continue
         video = videos[viewed.row]
-        stem = re.sub(r"[^\w.-]", "_", Path(video["video"]).stem)[:80]
+        stem = re.sub(r"[^\w.-]", "_", Path(video["video"]).stem)[:60]  # a name has 255 bytes at most
         draw_prediction(
             viewed.clip_KTHWC[0].numpy(),
             [_name(one) for one in video["classes"]],
