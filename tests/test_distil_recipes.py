@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.distil_recipes import DISTIL_RECIPES
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
+from vmae2_ds.parse import recipe
 from vmae2_ds.recipes import describe_recipe
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.parametrize("name", sorted(DISTIL_RECIPES))
@@ -57,3 +65,14 @@ def test_vit_s_is_post_pre_trained_as_vit_b() -> None:
     small, base = (FINETUNE_RECIPES[f"vit_{letter}_posttrain_k710"]() for letter in "sb")
     assert small.model.encoder == DISTIL_RECIPES["vit_s_distil_k710"]().model.encoder
     assert (small.data, small.augment, small.optim, small.train) == (base.data, base.augment, base.optim, base.train)
+
+
+@pytest.mark.parametrize("name", sorted(DISTIL_RECIPES))
+def test_the_readme_s_line_of_distil_cache_is_one_that_starts(name: str) -> None:
+    (line,) = re.findall(r"^\| `(distil-cache RECIPE .*?)` \|", README.read_text(), re.MULTILINE)
+    words = line.replace("RECIPE", name).split()[1:]
+    _, config = recipe("vmae2 distil-cache", words, ["distil"])
+    assert isinstance(config, DistilConfig)
+    assert config.distil.cache == Path("FOLDER")
+    with pytest.raises(ConfigError, match="a mixed clip depends on its micro batch; set"):
+        recipe("vmae2 distil-cache", words[: words.index("--augment.mixup")], ["distil"])
