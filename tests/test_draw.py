@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 from PIL import Image
 
 from vmae2_ds.config import MaskConfig
@@ -106,3 +108,10 @@ def test_curves(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     draw_curves([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_matplotlib_s_cache_of_fonts_is_not_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Its line "generated new fontManager" stood in the middle of a user's first run."""
+    caplog.set_level(logging.INFO)
+    font_manager._log.info("generated new fontManager")  # type: ignore[attr-defined]
+    assert not caplog.records

@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, told apart by people who are colour-blind; grey mea
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vmae2_ds.disk import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)  # it tells that it made its cache of fonts
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"
 
@@ -64,7 +69,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for number, curve in enumerate(curves):
         _plot(figure.add_subplot(num_rows, 2, number + 1), rows, curve, titled=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png")
 
 
 def curve_svg(rows: Sequence[Mapping[str, Any]], curve: Curve, marks: Sequence[int] = ()) -> str:
@@ -138,7 +144,8 @@ def draw_confusion(matrix_CC: np.ndarray, names: Sequence[str], path: Path) -> N
             predicted, label, str(matrix_CC[label, predicted]), ha="center", va="center", color=colour, fontsize=8
         )
     figure.colorbar(image, ax=axes, label="share of the label's videos", shrink=0.8)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=120)
 
 
 def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: bool) -> None:

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import ModelConfig, ObjectiveConfig, PretrainConfig, PretrainDataConfig
+from vmae2_ds.config import (
+    ClassifierConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    PretrainDataConfig,
+    RunConfig,
+)
+from vmae2_ds.distil_config import DistilConfig, DistilSettings
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.train.report import write_report
 
 ROW = {"epoch": 0.5, "lr": 1e-3, "grad_norm": 0.25, "clips_per_s": 81.25, "step_time_s": 0.394, "data_wait_share": 0.01,
@@ -75,7 +84,7 @@ def test_missing_values_and_warnings(run: Path) -> None:
     ]
     (run / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
     text = text_of(write_report(run).read_text())
-    assert "3 steps were skipped" in text
+    assert "Skipped: 3 steps, where" in text
     assert "50% of the time went into waiting for data" in text
 
 
@@ -116,10 +125,11 @@ def test_spikes_and_hangs(run: Path) -> None:
     text = text_of(write_report(run).read_text())
     assert "7 the loss of rank 1 not finite - update left out" in text
     assert "9 the gradient norm 12.5 3 back to step 8" in text
-    assert "1 spikes of the loss or the gradient norm, 1 rollbacks" in text
+    assert "1 spike of the loss or the gradient norm, 1 rollback: see below." in text
+    assert "Skipped: 1 step, where a loss or gradient was not finite, or a spike." in text
     assert "Stacks of a hang" not in text
     (run / "stacks" / "rank1_1.txt").write_text("Thread 0x1")
-    assert "Stacks of a hang: 1 files in stacks/, from rank1_1.txt" in text_of(write_report(run).read_text())
+    assert "Stacks of a hang: 1 file in stacks/, from rank1_1.txt" in text_of(write_report(run).read_text())
 
 
 def test_one_source_needs_no_table(run: Path) -> None:
@@ -134,6 +144,34 @@ def test_pixels_are_compared_with_flat_cubes(run: Path) -> None:
     page = write_report(run).read_text()
     assert "predicting zeros" not in page
     assert "every cube's own mean colours would give 0.9920" in text_of(page)
+
+
+CLASSIFIER = ClassifierConfig.of_size("tiny", num_classes=5)
+
+
+@pytest.mark.parametrize(
+    ("config", "loss", "level"),
+    [
+        (PretrainConfig(model=ModelConfig.of_size("tiny")), "mean squared error", "flat cubes"),
+        (FinetuneConfig(model=CLASSIFIER), "cross-entropy", "equal chances"),
+        (DistilConfig(model=CLASSIFIER), "divergence from the teacher", "equal chances"),
+        (
+            DistilConfig(model=CLASSIFIER, distil=DistilSettings(alpha=0.5, feature_weight=1)),
+            "divergence from the teacher + cross-entropy + distance of features",
+            "equal chances, features at right angles",
+        ),
+    ],
+    ids=["pretrain", "finetune", "distil", "distil with labels and features"],
+)
+def test_the_loss_is_called_what_the_stage_learns(config: RunConfig, loss: str, level: str, run: Path) -> None:
+    (run / "run.json").write_text(config.model_dump_json())
+    page = write_report(run).read_text()
+    assert f"<b>Loss ({loss}).</b>" in page
+    assert f"{level}</text>" in page
+    if not isinstance(config, PretrainConfig):
+        assert "squared error" not in page
+        assert "flat cubes" not in page
+        assert f"first row 1.0400; {level} would give 0.9920" in text_of(page)
 
 
 def test_no_run_folder(tmp_path: Path) -> None:

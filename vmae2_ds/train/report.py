@@ -7,12 +7,15 @@ import json
 import math
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.disk import write_whole
+from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.draw import CURVES, Curve, curve_svg, has_values
+from vmae2_ds.progress import counted
 from vmae2_ds.train.hang import STACKS
 from vmae2_ds.train.loader_watch import BINDS
 from vmae2_ds.train.metrics import SOURCE_SHARE, SOURCE_VIDEOS, source_columns
@@ -64,7 +67,7 @@ def write_report(folder: Path) -> Path:
         facts=_facts(config, rows, environment),
         curves=[
             {"title": curve.title, "svg": curve_svg(rows, curve, marks), "note": _note(curve, environment)}
-            for curve in CURVES.values()
+            for curve in curves_of(config)
             if has_values(rows, curve)
         ],
         pictures=[_picture(path) for path in _picture_files(folder)],
@@ -79,6 +82,20 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_whole(path, page)
     return path
+
+
+def curves_of(config: RunConfig) -> list[Curve]:
+    """The curves of a page, that of the loss in words of what the run's stage learns."""
+    if isinstance(config, PretrainConfig):
+        return list(CURVES.values())
+    parts = ["cross-entropy"]
+    if isinstance(config, DistilConfig):
+        settings = config.distil
+        parts = ["divergence from the teacher"] if settings.alpha else []
+        parts += ["cross-entropy"] if settings.alpha < 1 else []
+        parts += ["distance of features"] if settings.feature_weight else []
+    loss = replace(CURVES["loss"], title=f"Loss ({' + '.join(parts)})", beside_label=_know_nothing(config))
+    return [loss if curve.key == "loss" else curve for curve in CURVES.values()]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -100,25 +117,28 @@ def _status(folder: Path, rows: list[dict[str, Any]], environment: dict[str, Any
     parts = ["finished" if is_finished(folder) else "not finished"]
     if rows:
         parts.append(f"step {rows[-1]['step']}, epoch {rows[-1]['epoch']:.1f}")
-    for key, text in (("started", "started {}"), ("commit", "commit {}"), ("ranks", "{} ranks"), ("device", "on {}")):
+    for key, text in (("started", "started {}"), ("commit", "commit {}"), ("device", "on {}")):
         if environment.get(key) is not None:
             parts.append(text.format(environment[key]))
+    if environment.get("ranks") is not None:
+        parts.append(counted(environment["ranks"], "rank"))
     return ", ".join(parts)
 
 
 def _warnings(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
     warnings = []
     if hung := [path.name for path in sorted((folder / STACKS).glob("*.txt")) if path.stat().st_size]:
-        warnings.append(f"Stacks of a hang: {len(hung)} files in {STACKS}/, from {hung[0]} to {hung[-1]}.")
+        warnings.append(f"Stacks of a hang: {counted(len(hung), 'file')} in {STACKS}/, from {hung[0]} to {hung[-1]}.")
     if not rows:
         return warnings
     if rows[-1].get("skipped_steps"):
         warnings.append(
-            f"{rows[-1]['skipped_steps']} steps were skipped: a loss or gradient was not finite, or a spike."
+            f"Skipped: {counted(rows[-1]['skipped_steps'], 'step')}, where a loss or gradient was not finite, or a spike."
         )
     if rows[-1].get("spikes"):
         warnings.append(
-            f"{rows[-1]['spikes']} spikes of the loss or the gradient norm, {rows[-1]['rollbacks']} rollbacks: see below."
+            f"{counted(rows[-1]['spikes'], 'spike')} of the loss or the gradient norm, "
+            f"{counted(rows[-1]['rollbacks'], 'rollback')}: see below."
         )
     wait = _tail_median(rows, "data_wait_share")
     if wait is not None and wait > BINDS:
@@ -181,7 +201,7 @@ def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str,
         Fact("MFU", _text(_tail_median(rows, "mfu"), "{:.1%}"), f"against {peak}"),
         Fact("Achieved", _text(flops and flops / 1e9, "{:,.1f} GFLOP/s"), "per rank, 6 per MAC of the model"),
         Fact("Skipped steps", str(last.get("skipped_steps", 0)), "loss or gradient not finite, or a spike"),
-        Fact("Rollbacks", str(last.get("rollbacks", 0)), f"{last.get('spikes', 0)} spikes of loss or gradient norm"),
+        Fact("Rollbacks", str(last.get("rollbacks", 0)), f"{counted(last.get('spikes', 0), 'spike')} of loss or gradient norm"),
         Fact("Videos replaced", str(last.get("bad_videos", 0)), "unreadable or too short, each time they came up"),
     ]  # fmt: skip
 
@@ -189,7 +209,8 @@ def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str,
 def _know_nothing(config: RunConfig) -> str:
     """What a model that knows nothing would predict."""
     if not isinstance(config, PretrainConfig):
-        return "equal chances"
+        by_features = isinstance(config, DistilConfig) and config.distil.feature_weight
+        return f"equal chances{', features at right angles' * bool(by_features)}"
     return "predicting zeros" if config.objective.target == "normalised" else "every cube's own mean colours"
 
 
