@@ -170,7 +170,7 @@ def test_a_run_on_cached_answers_equals_one_with_the_teacher(vmae2: Vmae2, manif
     asked = distilling(manifest, teacher.with_name("none"), teacher, 3, *options, *cache)
     code, text = vmae2("distil-cache", *asked[1:], ranks=2)
     assert code == EXIT_OK, text
-    assert "cache: answers for 5 epoch(s), 5 shard(s) written now" in text
+    assert "cache: answers for 5 epochs, 5 shards written now" in text
     losses = []
     for name, more in (("online", []), ("cached", cache)):
         run = teacher.with_name(name)

@@ -60,11 +60,11 @@ def test_a_handful_of_clips_is_learned_by_heart(by_heart: Path, clips: Synthetic
     code, text = vmae2("evaluate", by_heart, "--manifest", clips.train, "--clips", 1, "--labels", clips.labels)
     assert code == EXIT_OK, text
     assert "top-1 100.00 %, top-5 100.00 %, mean over classes 100.00 % (24 videos, 1x1 views, 0 unreadable)" in text
-    with (by_heart / "eval" / "train_1x1" / "per_class.csv").open() as file:
+    with (by_heart / "eval" / "train_step00000150_1x1" / "per_class.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["name"] for row in table] == clips.labels.read_text().splitlines()
     assert {(row["videos"], row["correct"], row["accuracy"]) for row in table} == {("2", "2", "1.0000")}
-    with Image.open(by_heart / "eval" / "train_1x1" / "confusion.png") as picture:
+    with Image.open(by_heart / "eval" / "train_step00000150_1x1" / "confusion.png") as picture:
         assert min(picture.size) > 400
 
 
@@ -120,13 +120,14 @@ def test_a_stopped_run_goes_on_with_its_mean_and_validates_the_same(
     elsewhere = tmp_path / "copy.safetensors"  # without a run beside it: what is not the model's has to be said
     elsewhere.write_bytes((whole / "ema.safetensors").read_bytes())
     clip = {elsewhere: ["--num-frames", 8, "--size", 32, "--precision", "bf16"]}
-    for source in (whole, whole / "ema.safetensors", elsewhere):
+    for number, source in enumerate((whole, whole / "ema.safetensors", elsewhere)):
+        out = tmp_path / f"out{number}"
         code, text = vmae2(
-            "evaluate", source, "--manifest", clips.val, "--clips", 1, "--crops", 1, "--out", tmp_path / "out",
+            "evaluate", source, "--manifest", clips.val, "--clips", 1, "--crops", 1, "--out", out,
             *clip.get(source, []),
         )  # fmt: skip
         assert code == EXIT_OK, text
-        with np.load(tmp_path / "out" / "scores.npz") as scores:
+        with np.load(out / "scores.npz") as scores:
             results[source] = scores["score"]
     difference = np.abs(results[whole] - results[whole / "ema.safetensors"]).max()
     assert 0 < difference < 0.2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ import pytest
 import torch
 
 from tests.downstream.test_probe import run  # noqa: F401  # the fixture
+from vmae2_ds import disk, progress
 from vmae2_ds.config import SIZES, ClassifierConfig, ModelConfig, PretrainConfig
 from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
-from vmae2_ds.downstream import kept
+from vmae2_ds.downstream import frozen, kept
 from vmae2_ds.downstream.fits import PROBES
 from vmae2_ds.downstream.frozen import FrozenEncoder, features_of, pixel_features
 from vmae2_ds.downstream.probe import describe, probe
@@ -113,6 +117,64 @@ def test_a_checkpoint_file_is_probed(clips: SyntheticSet, tmp_path: Path, kind: 
     assert all(row["path"].endswith(f"{number:05d}.mp4") for number, row in enumerate(written["tested"]))
     for name, accuracy in result["accuracy"].items():
         assert np.mean([row[name] == row["label"] for row in written["tested"]]) == accuracy
+
+
+@pytest.fixture
+def asked(clips: SyntheticSet, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A probe of a small autoencoder's file by k-NN, which writes to OUT."""
+    encoder, decoder = (tower.model_copy(update={"depth": 1}) for tower in SIZES["tiny"][:2])
+    config = ModelConfig(encoder=encoder, decoder=decoder)
+    state = {name: torch.ones(shape) for name, shape in our_shapes(config).items()}
+    write_weights(to_layout(state, config), tmp_path / "w.safetensors", config)
+
+    def probe_it(out: Path, **options: Any) -> dict[str, Any]:
+        usual = {"val_manifest": clips.val, "kind": "knn", "num_frames": 4, "size": 32, "workers": 0}
+        return probe(tmp_path / "w.safetensors", **{"manifest": clips.val, **usual, **options}, out=out)
+
+    return probe_it
+
+
+def test_a_probe_s_file_is_tried_before_the_first_video_and_taken_from_no_other_results(
+    asked: Callable[..., dict[str, Any]], clips: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, mine = tmp_path / "p.json", tmp_path / "mine.json"
+    asked(out)
+    asked(out)
+    mine.write_text("[1]\n")
+    monkeypatch.setattr(frozen, "features_of", lambda *_: pytest.fail("videos were read"))
+    for place, options, why in (
+        (tmp_path, {}, f"--out {tmp_path} is a folder; name a file in it"),
+        (clips.val, {}, "which is read; name another file"),
+        (Path("/proc/nowhere/p.json"), {}, "--out /proc/nowhere/p.json: .*; name a place that can be written"),
+        (out, {"seed": 5}, r"p\.json holds other results \(of other seed\); name another file, or remove it"),
+        (mine, {}, r"mine\.json holds a mine\.json of something else"),
+        (tmp_path / "new.json", {"cache": mine}, r"--cache .*mine\.json is a file; name a folder"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            asked(place, **options)
+    assert mine.read_text() == "[1]\n"
+
+
+def test_a_probe_shows_its_figures_before_a_full_disk_refuses_them_and_tells_how_far_it_is(
+    asked: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "TELL_EVERY_S", 0.0)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, "flush_to_disk", full)
+    with pytest.raises(
+        ConfigError, match=r"the figures above could not be written to .*p\.json: No space left on device"
+    ):
+        asked(tmp_path / "p.json")
+    assert any("knn on frozen features" in message and "run " in message for message in caplog.messages)
+    assert any(message.startswith("3 of 4 videos looked at, ") for message in caplog.messages)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_a_list_of_one_source_and_no_epochs_are_refused_before_anything_is_read(clips: SyntheticSet) -> None:

@@ -70,7 +70,7 @@ def batches_of(config: DistilConfig, dataset: LabelledDataset) -> list[Any]:
 def test_a_run_gets_the_answers_that_the_teacher_would_give(make: Make) -> None:
     """Cached three at a time, learned from four at a time and in another order. Sums in another order: 1e-5."""
     said = distil_cache(make(micro_batch=2))
-    assert said.endswith("answers for 2 epoch(s), 6 shard(s) written now")
+    assert said.endswith("answers for 2 epochs, 6 shards written now")
     config = make(micro_batch=4)
     mixture = open_mixture(config.data)
     index = open_answers(config, mixture)
@@ -97,13 +97,13 @@ def test_a_second_start_writes_what_is_missing_and_more_epochs_can_be_added(make
     gone = sorted(before)[1]
     content = load_file(gone)
     gone.unlink()
-    assert distil_cache(config).endswith("1 shard(s) written now")
+    assert distil_cache(config).endswith("1 shard written now")
     torch.testing.assert_close(load_file(gone), content, rtol=0, atol=0)
     assert {file for file in before if file.stat().st_mtime_ns != before[file]} == {gone}
     more = make(steps=5)
     with pytest.raises(DataError, match=r"epoch0002/000000000\.safetensors: missing; run the same vmae2 distil-cache"):
         open_answers(more, open_mixture(more.data))
-    assert distil_cache(more).endswith("answers for 3 epoch(s), 3 shard(s) written now")
+    assert distil_cache(more).endswith("answers for 3 epochs, 3 shards written now")
     open_answers(more, open_mixture(more.data))
 
 
@@ -158,7 +158,20 @@ def test_too_little_space_is_said_before_it_is_used(make: Make, monkeypatch: pyt
     with pytest.raises(ConfigError, match=r"take .* GiB, and .* GiB are free"):
         distil_cache(config)
     assert config.distil.cache is not None
-    assert not config.distil.cache.exists()
+    assert not any(config.distil.cache.iterdir())
+
+
+def test_a_folder_of_something_else_is_refused_before_the_teacher_is_opened(make: Make, tmp_path: Path) -> None:
+    config = make(teacher=tmp_path / "nowhere.pth")
+    assert config.distil.cache is not None
+    config.distil.cache.write_text("mine")
+    with pytest.raises(ConfigError, match=r"--distil\.cache .* is a file; name a folder"):
+        distil_cache(config)
+    config.distil.cache.unlink()
+    config.distil.cache.mkdir()
+    (config.distil.cache / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--distil\.cache .* holds files of something else"):
+        distil_cache(config)
 
 
 def test_what_a_cache_cannot_be_used_with_is_refused(make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,10 @@ from vmae2_ds.model.embed import sinusoid_table
 from vmae2_ds.model.encoder import ClipEncoder
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.progress import Ticker, counted
 from vmae2_ds.train.runs import AnyRun
+
+log = logging.getLogger(__name__)
 
 # B clips, T frames, N cubes, D width, P values in a cube, V videos, F features.
 
@@ -186,8 +190,13 @@ def features_of(
     features: dict[str, np.ndarray] = {}
     rows: list[int] = []
     labels: list[int] = []
-    for video in dataset.iterate(range(len(listed))):
+    failures: list[str] = []
+    log.info("%s: features of %s", manifest, counted(len(listed), "video"))
+    ticker = Ticker(log, "videos looked at", len(listed))
+    for number, video in enumerate(dataset.iterate(range(len(listed))), start=1):
+        ticker.tell(number - 1)
         if video.clip_KTHWC is None:
+            failures.append(video.reason or "")
             continue
         for name, encode in encoders.items():
             found = _of_video(encode(video.clip_KTHWC))
@@ -196,6 +205,11 @@ def features_of(
             features[name][len(rows)] = found
         rows.append(video.row)
         labels.append(video.label)
+    ticker.close()
+    if failures:
+        log.warning(
+            "%s: %s left out as unreadable: %s", manifest, counted(len(failures), "video"), "; ".join(failures[:3])
+        )
     if not rows:
         raise DataError(f"{manifest}: none of its {len(listed)} videos can be read")
     label_V, videos = np.array(labels), [listed[row] for row in rows]

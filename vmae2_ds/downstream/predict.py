@@ -126,7 +126,7 @@ def predict(
             config.train.precision, counted(world.size, "rank"),
             "" if names else "; no class names, --labels FILE gives them",
         )  # fmt: skip
-    scores = score_videos(objective, dataset, views.views_at_once, world, Agreement(world), "predict")
+    scores = score_videos(objective, dataset, views.views_at_once, world, Agreement(world))
     stop_ranks(world)
     if scores is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +11,11 @@ from typing import Any, Literal
 import tyro
 
 from vmae2_ds.config import ConfigFile
-from vmae2_ds.data.manifest import read_manifest
-from vmae2_ds.disk import write_whole
+from vmae2_ds.data.manifest import manifest_digest, read_manifest
+from vmae2_ds.disk import check_out_file, check_out_folder, write_whole
 from vmae2_ds.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def probe(
@@ -73,18 +76,32 @@ def probe(
     from vmae2_ds.model.source import read_given
     from vmae2_ds.train.initial import open_model
     from vmae2_ds.train.runs import with_options
+    from vmae2_ds.train.scores import other_result
 
     for option, value in (("clips", clips), ("epochs", epochs)):
         if value < 1:
             raise ConfigError(f"--{option} {value}: at least 1")
     if kind == "attentive" and pool != "mean":
         raise ConfigError(f"--pool {pool}: --kind attentive looks at all tokens, none are pooled; leave it out")
+    inputs = [manifest, *([] if val_manifest is None else [val_manifest])]
+    if out is not None:
+        check_out_file(out, inputs=inputs)
+    if cache is not None:
+        check_out_folder(cache, "--cache")
     if val_manifest is None:
         check_sources(read_manifest(manifest, root).sources)  # before hours of decoding, not after
     opened = open_model(source, given=read_given(model_config))
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
     run = with_options(opened.run, data=asked)
     trained, random = FrozenEncoder(run, opened.weights), FrozenEncoder(run, None, seed)
+    about = {
+        "checkpoint": str(opened.checkpoint), "kind": kind, "pool": pool, "weights": trained.identity,
+        "manifest": str(manifest), "val_manifest": val_manifest and str(val_manifest),
+        "lists": [manifest_digest(path) for path in inputs], "root": root and str(root),
+        **clip_settings(run), "clips": clips, "epochs": epochs, "seed": seed,
+    }  # fmt: skip
+    if out is not None and out.exists() and (other := other_result(about, out)) is not None:
+        raise ConfigError(f"--out {out} holds {other}; name another file, or remove it")
     view = "tokens" if kind == "attentive" else pool
     encoders = views_of(trained, random, view)
     fit = PROBES[kind]
@@ -110,7 +127,7 @@ def probe(
         "accuracy": {name: accuracy(found) for name, found in tested.items()},
     }
     if out is not None:
-        about = {"manifest": str(manifest), "val_manifest": val_manifest and str(val_manifest), **clip_settings(run)}
+        log.info("%s", describe(result))  # before anything can go wrong with writing it
         rows = zip(*(found.predicted_V.tolist() for found in tested.values()), strict=True)
         videos = [
             {"path": path, "label": label, **dict(zip(tested, row, strict=True))}
@@ -118,9 +135,10 @@ def probe(
                 tested["run"].path_V.tolist(), tested["run"].label_V.tolist(), rows, strict=True
             )
         ]
-        written = {**result, **about, "clips": clips, "epochs": epochs, "seed": seed, "tested": videos}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, json.dumps(written, indent=1))
+        try:
+            write_whole(out, json.dumps({**result, **about, "tested": videos}, indent=1))
+        except OSError as error:
+            raise ConfigError(f"the figures above could not be written to {out}: {error.strerror}") from None
     return result
 
 

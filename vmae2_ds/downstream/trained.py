@@ -16,6 +16,7 @@ from vmae2_ds.dist import default_device
 from vmae2_ds.downstream.frozen import Features
 from vmae2_ds.downstream.heads import HEADS, WEIGHT_DECAYS, HeadKind, draw
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.progress import Ticker, counted
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,11 @@ class TrainedProbe:
         optimizer = torch.optim.AdamW(groups)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * -(-len(rows) // self.batch))
         rng = np.random.default_rng(self.seed)
-        for _ in range(self.epochs):
+        ticker = Ticker(
+            log, f"epochs of the {self.kind} probe, {counted(len(settings), 'setting')} side by side", self.epochs
+        )
+        for epoch in range(self.epochs):
+            ticker.tell(epoch)
             order = rng.permutation(rows)
             for x, batch in _batches(train.feature_VF, order, self.batch, scale):
                 label_B = torch.from_numpy(train.label_V[batch]).to(device)
@@ -107,6 +112,7 @@ class TrainedProbe:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+        ticker.close()
         return heads
 
 

@@ -30,12 +30,12 @@ from vmae2_ds.data.answers import (
 from vmae2_ds.data.ledger import check_bad_share
 from vmae2_ds.data.loader import load_samples
 from vmae2_ds.data.mixture import Mixture, identity_of_videos, open_mixture
-from vmae2_ds.disk import write_whole
+from vmae2_ds.disk import check_out_folder, write_whole
 from vmae2_ds.dist import Agreement, default_device
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.progress import Ticker, counted
 from vmae2_ds.train.engine import start_ranks, stop_ranks
-from vmae2_ds.train.metrics import Progress
 from vmae2_ds.train.plan import plan_run
 from vmae2_ds.train.runs import MAY_CHANGE
 from vmae2_ds.train.teacher import Teacher, check_classes, open_teacher
@@ -59,23 +59,37 @@ def distil_cache(config: DistilConfig) -> str:
     agreement = Agreement(world)
     mixture = open_mixture(config.data)
     epochs = epochs_of(config, mixture)
+    agreement.from_first(
+        lambda: check_out_folder(folder, "--distil.cache", is_ours=lambda path: (path / INDEX).is_file())
+    )
     teacher = Teacher.of(config, world, agreement)
     index, missing = agreement.from_first(lambda: _prepare(config, folder, mixture, teacher, epochs))
     mine = missing[world.rank :: world.size]
-    progress = Progress(world, 0, sum(shard.videos for shard in mine), "distil-cache")
+    ticker = (
+        Ticker(log, "videos of this rank asked about", sum(shard.videos for shard in mine)) if world.rank == 0 else None
+    )
     batches = (shard.samples()[at : at + config.train.micro_batch] for shard in mine for at in _starts(config, shard))
     with closing(load_samples(config.data, AskedDataset(config, mixture), batches)) as loaded:
         videos = bad = 0
+
+        def telling(batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
+            for number, batch in enumerate(batches):
+                if ticker is not None:
+                    ticker.tell(videos + number * config.train.micro_batch)
+                yield batch
+
         for number, shard in enumerate(mine, start=1):
-            failed = _answer_shard(folder, index, shard, teacher, islice(loaded, len(_starts(config, shard))))
+            asked = telling(islice(loaded, len(_starts(config, shard))))
+            failed = _answer_shard(folder, index, shard, teacher, asked)
             videos, bad = videos + shard.videos, bad + failed
             check_bad_share(bad, videos + bad, config.data.max_bad_share)
-            progress.step(videos)
             log.info("%s written, %d of this rank's %d; %d videos replaced so far", shard.name, number, len(mine), bad)
-    progress.close()
+    if ticker is not None:
+        ticker.close()
     agreement.sum(0)  # the shards of all ranks are there
     stop_ranks(world)
-    return f"{folder}: answers for {' + '.join(map(str, epochs))} epoch(s), {len(missing)} shard(s) written now"
+    passes = counted(epochs[0], "epoch") if len(epochs) == 1 else f"{' + '.join(map(str, epochs))} epochs"
+    return f"{folder}: answers for {passes}, {counted(len(missing), 'shard')} written now"
 
 
 def open_answers(config: DistilConfig, mixture: Mixture) -> AnswersIndex:

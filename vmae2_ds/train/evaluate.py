@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +13,11 @@ import numpy as np
 import tyro
 
 from vmae2_ds.config import ClassifierConfig, ConfigFile
-from vmae2_ds.data.manifest import read_manifest
+from vmae2_ds.data.manifest import manifest_digest, read_manifest
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.progress import Ticker
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
     from torch import Tensor
@@ -54,7 +56,8 @@ def evaluate(
         source: A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file.
         manifest: Labelled videos.
         root: Folder that relative paths start from; default: the list's.
-        out: Folder for result.json, scores.npz, per_class.csv and confusion.png; default: eval/LIST_KxC in the run folder.
+        out: Folder for result.json, scores.npz, per_class.csv and confusion.png; default: eval/LIST_STEP_KxC in the run folder,
+            with a number behind where that holds another evaluation.
         clips: Clips along time; default: the run's test.clips, 5 for a file.
         crops: Crops of each clip; default: the run's test.crops, 3 for a file.
         sampling: dense (Kinetics) or segments (SSv2); default: the run's.
@@ -70,9 +73,10 @@ def evaluate(
     from vmae2_ds.data.views import ViewsDataset
     from vmae2_ds.model.source import read_given
     from vmae2_ds.train.engine import start_ranks, stop_ranks
+    from vmae2_ds.train.hashed_files import digest_of
     from vmae2_ds.train.initial import labels_of
     from vmae2_ds.train.runs import with_options
-    from vmae2_ds.train.scores import write_scores
+    from vmae2_ds.train.scores import folder_for, summary, write_scores
 
     config, weights, checkpoint = open_classifier(source, given=read_given(model_config))
     config = with_options(
@@ -86,36 +90,44 @@ def evaluate(
     names = (None if labels else labels_of(source)) or class_names(labels, config.model.num_classes)
     world = start_ranks()
     agreement = Agreement(world)
+    views = config.test
+    run = checkpoint.parent.parent if checkpoint.is_dir() else checkpoint.parent
+    about = {
+        "checkpoint": str(checkpoint), "weights": agreement.from_first(partial(digest_of, weights)),
+        "manifest": str(manifest), "list": manifest_digest(manifest), "root": root and str(root),
+        "precision": config.train.precision, **views.model_dump(exclude={"views_at_once", "max_bad_share"}),
+        **config.data.model_dump(include={"num_frames", "size", "stride"}),
+    }  # fmt: skip
+    default = run / "eval" / f"{manifest.stem}_{checkpoint.stem}_{views.clips}x{views.crops}"
+    inputs = [manifest, *([] if labels is None else [labels])]
+    folder = agreement.from_first(lambda: folder_for(out, default, about, inputs))
     objective = classifier_of(config, weights)
     del weights
-    views = config.test
-    if out is None:
-        run = checkpoint.parent.parent if checkpoint.is_dir() else checkpoint.parent
-        out = run / "eval" / f"{manifest.stem}_{views.clips}x{views.crops}"
     if world.rank == 0:
         log.info(
             "%s: %d videos x %d clips x %d crops, %s, on %d rank(s)",
             checkpoint, len(listed), views.clips, views.crops, config.train.precision, world.size,
         )  # fmt: skip
     scores = score_videos(objective, dataset, views.views_at_once, world, agreement)
-    result: dict[str, Any] = {}
-    if scores is not None:
-        about = {
-            "checkpoint": str(checkpoint), "manifest": str(manifest), "precision": config.train.precision,
-            **views.model_dump(exclude={"views_at_once", "max_bad_share"}),
-            **config.data.model_dump(include={"num_frames", "size", "stride"}),
-        }  # fmt: skip
+
+    def write() -> dict[str, Any]:
+        assert scores is not None, "rank 0 has them"
+        log.info("%s", _figures({**about, **summary(scores)}))  # before anything can go wrong with writing them
         paths = [listed[int(row)].path for row in scores.row_N]
-        result = write_scores(scores, names, paths, out, about)
-    result = agreement.from_first(lambda: result)
+        try:
+            return write_scores(scores, names, paths, folder, about)
+        except OSError as error:
+            raise ConfigError(f"the figures above could not be written to {folder}: {error.strerror}") from None
+
+    result = agreement.from_first(write)
     stop_ranks(world)
     bad = result["unreadable"]
     if bad > views.max_bad_share * len(listed):
         raise DataError(
             f"{bad} of {len(listed)} videos could not be read, more than --max-bad-share {views.max_bad_share:g}; they are "
-            f"named in {out / 'unreadable.txt'}, and the result is of the others"
+            f"named in {folder / 'unreadable.txt'}, and the result is of the others"
         )
-    return {**result, "folder": str(out)}
+    return {**result, "folder": str(folder)}
 
 
 def open_classifier(
@@ -167,17 +179,12 @@ def score_videos(
     views_at_once: int,
     world: World,
     agreement: Agreement,
-    what: str = "evaluate",
 ) -> Scores | None:
-    """Every video's scores on rank 0, in the order of the list; None elsewhere. Rank r scores rows r, r + ranks, ...
-
-    `what` is what progress is reported under.
-    """
-    from vmae2_ds.train.metrics import Progress
+    """Every video's scores on rank 0, in the order of the list; None elsewhere. Rank r scores rows r, r + ranks, ..."""
     from vmae2_ds.train.scores import Scores
 
     rows = range(world.rank, len(dataset), world.size)
-    progress = Progress(world, 0, len(rows), what)
+    ticker = Ticker(log, "videos scored", len(dataset)) if world.rank == 0 else None
     done: list[tuple[int, int, np.ndarray]] = []
     failures: list[tuple[int, str]] = []
     for number, video in enumerate(dataset.iterate(rows), start=1):
@@ -185,8 +192,10 @@ def score_videos(
             failures.append((video.row, video.reason or ""))
         else:
             done.append((video.row, video.label, _score(objective, video.clip_KTHWC, views_at_once)))
-        progress.step(number)
-    progress.close()
+        if ticker is not None:
+            ticker.tell(min(number * world.size, len(dataset)))  # the other ranks are about as far
+    if ticker is not None:
+        ticker.close()
     parts = agreement.gather((done, failures))
     if parts is None:
         return None
@@ -224,9 +233,13 @@ def class_names(file: Path | None, num_classes: int) -> list[str]:
 
 def describe(result: dict[str, Any]) -> str:
     """The figures in a line, and where the rest lies."""
+    return f"{_figures(result)}; {result['folder']}"
+
+
+def _figures(result: dict[str, Any]) -> str:
     top = ", ".join(f"{name} {100 * result[key]:.2f} %" for key, name in (("top1", "top-1"), ("top5", "top-5")))
     assert math.isfinite(result["top1"]) or not result["videos"], "an accuracy of videos that were scored"
     return (
         f"{top}, mean over classes {100 * result['mean_class']:.2f} % ({result['videos']} videos, "
-        f"{result['clips']}x{result['crops']} views, {result['unreadable']} unreadable); {result['folder']}"
+        f"{result['clips']}x{result['crops']} views, {result['unreadable']} unreadable)"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,4 +110,14 @@ def sha256_of(path: Path) -> str:
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_of(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, in hex, of names, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

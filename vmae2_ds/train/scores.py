@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vmae2_ds.disk import check_out_folder, refuse_inputs, whole_file, write_whole
+from vmae2_ds.errors import ConfigError
+
 # N videos, C classes.
+
+RESULT = "result.json"
+FILES = ("scores.npz", "per_class.csv", "unreadable.txt", "confusion.png", RESULT)
+"""What an evaluation leaves in its folder."""
 
 
 class Scores(NamedTuple):
@@ -57,10 +66,52 @@ def summary(scores: Scores) -> dict[str, Any]:
     }
 
 
+def folder_for(named: Path | None, default: Path, about: dict[str, Any], inputs: Sequence[Path]) -> Path:
+    """The folder of an evaluation, tried by a write: none that holds another one, which no evaluation replaces.
+
+    Args:
+        named: What the user asked for; it may hold the same evaluation of before.
+        default: Taken without that, with a number behind where it holds another.
+        about: What tells this evaluation from others.
+        inputs: Files that are read.
+
+    Raises ConfigError where it holds another or somebody else's files, or cannot be written.
+    """
+    folder = default if named is None else named
+    number = 1
+    while folder.is_dir() and (other := _other_than(about, folder)) is not None:
+        if named is not None:
+            raise ConfigError(f"--out {named} holds {other}; name another folder, or remove it")
+        number += 1
+        folder = default.with_name(f"{default.name}.{number}")
+    check_out_folder(folder)
+    for name in FILES:
+        refuse_inputs(folder / name, "--out", inputs)
+    return folder
+
+
+def _other_than(about: dict[str, Any], folder: Path) -> str | None:
+    """What is in the folder beside this evaluation's own files of before; None where it can be written into."""
+    there = [name for name in FILES if (folder / name).exists()]
+    if RESULT in there:
+        return other_result(about, folder / RESULT)
+    return f"a {there[0]} that is none of this evaluation's" if there else None
+
+
+def other_result(about: dict[str, Any], path: Path) -> str | None:
+    """What a JSON file of results is, in words, where it does not hold all of `about`; None where it does."""
+    try:
+        before = json.loads(path.read_text())
+        different = [key for key, value in json.loads(json.dumps(about)).items() if before[key] != value]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"a {path.name} of something else"
+    return f"other results (of other {', '.join(different)})" if different else None
+
+
 def write_scores(
     scores: Scores, names: list[str], paths: list[str], folder: Path, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write result.json, scores.npz, per_class.csv, confusion.png and unreadable.txt; returns the result.
+    """Write FILES, each whole or not at all and the result last; returns the result.
 
     Args:
         names: of the classes.
@@ -70,18 +121,23 @@ def write_scores(
 
     folder.mkdir(parents=True, exist_ok=True)
     matrix, result = confusion(scores), {**about, **summary(scores)}
-    np.savez_compressed(
-        folder / "scores.npz", path=np.array(paths), row=scores.row_N, label=scores.label_N, score=scores.score_NC
-    )
-    with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("class", "name", "videos", "correct", "accuracy", "most often taken for"))
-        for label, name in enumerate(names):
-            videos, correct = int(matrix[label].sum()), int(matrix[label, label])
-            others = np.where(np.arange(len(names)) == label, -1, matrix[label])
-            wrong = names[int(others.argmax())] if others.max() > 0 else ""
-            writer.writerow((label, name, videos, correct, f"{correct / videos:.4f}" if videos else "", wrong))
-    (folder / "unreadable.txt").write_text("".join(f"{failure}\n" for failure in scores.failures))
+    with whole_file(folder / "scores.npz") as part, part.open("wb") as file:
+        np.savez_compressed(file, path=np.array(paths), row=scores.row_N, label=scores.label_N, score=scores.score_NC)
+    write_whole(folder / "per_class.csv", _per_class(matrix, names))
+    write_whole(folder / "unreadable.txt", "".join(f"{failure}\n" for failure in scores.failures))
     draw_confusion(matrix, names, folder / "confusion.png")
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _per_class(matrix: np.ndarray, names: list[str]) -> str:
+    """The table, a line a class."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("class", "name", "videos", "correct", "accuracy", "most often taken for"))
+    for label, name in enumerate(names):
+        videos, correct = int(matrix[label].sum()), int(matrix[label, label])
+        others = np.where(np.arange(len(names)) == label, -1, matrix[label])
+        wrong = names[int(others.argmax())] if others.max() > 0 else ""
+        writer.writerow((label, name, videos, correct, f"{correct / videos:.4f}" if videos else "", wrong))
+    return text.getvalue()

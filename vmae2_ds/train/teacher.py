@@ -6,7 +6,6 @@ with the batch. Every rank holds all of it, or with `distil.teacher_sharded` its
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from vmae2_ds.model.layouts import State
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.engine import FrozenShards
 from vmae2_ds.train.evaluate import bare_classifier, classifier_of, open_classifier
+from vmae2_ds.train.hashed_files import digest_of
 from vmae2_ds.train.initial import mapped_head, read_head_map
 
 # B clips, T frames, H x W pixels, S the clip's edge, C classes, E the teacher's width.
@@ -98,16 +98,6 @@ def check_classes(num_classes: int, config: DistilConfig, teacher: str) -> None:
             f"the teacher {teacher} has {num_classes} classes, and the student model.num_classes={config.model.num_classes}; "
             "set --model.num-classes, or map the teacher's with --distil.teacher-head-map"
         )
-
-
-def digest_of(weights: State) -> str:
-    """SHA-256, in hex, of names, shapes and values, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class Teacher:
