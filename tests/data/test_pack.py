@@ -45,7 +45,7 @@ def listed(synthetic_set: SyntheticSet, tmp_path: Path) -> Path:
 
 
 def pack(listed: Path, out: Path, **asked: object) -> object:
-    return pack_manifest(listed, out, **{"shard_mib": 0.0001, **asked})  # type: ignore[arg-type]  # a shard a video
+    return pack_manifest(listed, out, **{"shard_mib": 0, **asked})  # type: ignore[arg-type]  # a shard a video
 
 
 @pytest.mark.parametrize("shuffle", [None, 3])
@@ -141,7 +141,7 @@ def fetch(entry):
         os.kill(os.getpid(), signal.SIGKILL)
     return inner(entry)
 pack.fetch = fetch
-pack.pack_manifest(Path({str(listed)!r}), Path({str(tmp_path / "out")!r}), shard_mib=0.0001)
+pack.pack_manifest(Path({str(listed)!r}), Path({str(tmp_path / "out")!r}), shard_mib=0)
 """
     ended = subprocess.run([sys.executable, "-c", program], check=False)
     assert ended.returncode == -signal.SIGKILL

@@ -31,7 +31,7 @@ TOOLS: dict[str, Callable[..., object]] = {
     "synth": write_synthetic_set,
     "merge-kinetics": merge_kinetics,
 }
-MAY_BE_0 = {"pictures", "seed", "shuffle", "crf", "sample", "val_videos"}
+MAY_BE_0 = {"pictures", "seed", "shuffle", "crf", "sample", "val_videos", "shard_mib"}
 
 
 def numeric(tool: str) -> dict[str, type]:
@@ -57,7 +57,7 @@ def test_the_options_are_those_of_the_help() -> None:
 def test_numbers_without_sense_are_refused_with_their_range(tool: str, name: str, kind: type, tmp_path: Path) -> None:
     senseless: list[float] = [-1, 10**20] + ([] if name in MAY_BE_0 else [0])
     if kind is float:
-        senseless += [float("nan"), float("inf"), float("-inf"), 0.0]
+        senseless += [float("nan"), float("inf"), float("-inf"), -0.1]
     place = [tmp_path / "out"] if tool == "synth" else ["none.csv", tmp_path / "out"]
     for value in senseless:
         with pytest.raises(ConfigError, match=rf"^--{name.replace('_', '-')} {value}: a number from \S+ to \S+$"):
@@ -75,7 +75,7 @@ def test_numbers_without_sense_are_refused_with_their_range(tool: str, name: str
         ("check none.csv --out o --kind frames --template {a}.jpg", "no format of a number"),
         ("prepare none.csv --out o --short-side 3", "--short-side 3: a number from 16 to 16384"),
         ("prepare none.csv --out o --crf 99", "--crf 99: a number from 0 to 51"),
-        ("pack none.csv --out o --shard-mib 0", "--shard-mib 0.0: a number from 0.0001 to 1048576"),
+        ("pack none.csv --out o --shard-mib -1", "--shard-mib -1.0: a number from 0 to 1048576"),
         ("index-shards none.tar --out o --workers 0", "--workers 0: a number from 1 to 256"),
         ("synth o --size 33", "--size 33: an even number of pixels, as H.264 keeps its colours; try 32 or 34"),
         ("synth o --train-videos 0", "--train-videos 0: a number from 1 to 1000000"),
@@ -103,4 +103,4 @@ def test_the_ends_of_the_ranges_work(tmp_path: Path) -> None:
     prepared = prepare_manifest(made.train, tmp_path / "out", short_side=16, gop=1, crf=51, workers=1, sample=0)
     assert (prepared.videos, prepared.speedups) == (1, [])
     assert check_manifest(made.train, tmp_path / "checked", num_frames=1, stride=1, min_frames=1, pictures=0).bad == 0
-    assert pack_manifest(made.train, tmp_path / "packed", shard_mib=0.0001).shards == 1
+    assert pack_manifest(made.train, tmp_path / "packed", shard_mib=0).shards == 1

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 UNKNOWN_SUFFIX = "video"
 """Of a file whose name has none of a video."""
 KEY_DIGITS = 9
-LEAST_MIB, MOST_MIB = 0.0001, 2**20
-"""Of a shard: less than any video takes, and a tebibyte."""
+MOST_MIB = 2**20
+"""Of a shard: a tebibyte."""
 
 
 class PackedManifest(NamedTuple):
@@ -87,13 +87,13 @@ def pack_manifest(
         manifest: The list or indexed folder.
         out: Local folder for the shards, manifest.csv, shards.jsonl (checksums) and bad_files.jsonl.
         root: Folder that relative paths start from; default: the manifest's folder.
-        shard_mib: A shard is closed once it holds this many MiB.
+        shard_mib: A shard is closed once it holds this many MiB; 0: a shard a video.
         shuffle: Seed of a random order inside the shards, for readers that go from front to end; default: the list's order.
         verify: Read finished shards again and compare their checksums; else their sizes.
         labels: A file with a class name a line: the list may name classes instead of numbers.
         ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
-    check_ranges(shard_mib=(shard_mib, LEAST_MIB, MOST_MIB), shuffle=(shuffle, 0, MOST_SEED))
+    check_ranges(shard_mib=(shard_mib, 0, MOST_MIB), shuffle=(shuffle, 0, MOST_SEED))
     form = list_form(ignore_columns, labels)
     check_work_folder(out, "pack", (manifest, labels), root=root)
     opened = read_manifest(manifest, root, form=form)
