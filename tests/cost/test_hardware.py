@@ -107,3 +107,90 @@ def test_malformed_gpu_file_is_one_line(tmp_path: Path, text: str, message: str)
     assert "\n" not in str(refused.value)
     with pytest.raises(ConfigError, match="No such file"):
         get_accelerator(str(tmp_path / "absent.json"))
+
+
+@pytest.mark.parametrize(
+    # Bus width in bits and Gbit/s on each wire, of the makers' white papers and product briefs: bandwidth is their product
+    # over 8. Then cores (SM, CU), the boost clock in GHz for tensor products and for plain ones, and what a core does in a
+    # cycle: dense half precision FLOPs with fp32 accumulation, and plain fp32 FLOPs.
+    ("key", "memory_gb", "bits", "gbit_s", "cores", "tensor_ghz", "plain_ghz", "half", "fp32"),
+    [
+        ("t4", 16 * 15 / 16, 256, 10.0, 40, 1.59, 1.59, 1024, 128),
+        ("v100-16g", 16, 4096, 1.758, 80, 1.53, 1.53, 1024, 128),
+        ("v100-32g", 32, 4096, 1.758, 80, 1.53, 1.53, 1024, 128),
+        ("v100-16g-pcie", 16, 4096, 1.758, 80, 1.38, 1.38, 1024, 128),
+        ("v100-32g-pcie", 32, 4096, 1.758, 80, 1.38, 1.38, 1024, 128),
+        ("v100s", 32, 4096, 2.214, 80, 1.597, 1.597, 1024, 128),
+        ("a100-40g", 40, 5120, 2.43, 108, 1.41, 1.41, 2048, 128),
+        ("a100-40g-pcie", 40, 5120, 2.43, 108, 1.41, 1.41, 2048, 128),
+        ("a100-80g", 80, 5120, 3.186, 108, 1.41, 1.41, 2048, 128),
+        ("a100-80g-pcie", 80, 5120, 3.024, 108, 1.41, 1.41, 2048, 128),
+        ("a30", 24, 3072, 2.43, 56, 1.44, 1.44, 2048, 128),
+        ("a10", 24 * 15 / 16, 384, 12.5, 72, 1.695, 1.695, 1024, 256),
+        ("a40", 48 * 15 / 16, 384, 14.5, 84, 1.74, 1.74, 1024, 256),
+        ("rtx-a6000", 48, 384, 16.0, 84, 1.8, 1.8, 1024, 256),
+        ("rtx-3090", 24, 384, 19.5, 82, 1.695, 1.695, 512, 256),
+        ("rtx-4090", 24, 384, 21.0, 128, 2.52, 2.52, 512, 256),
+        ("l4", 24 * 15 / 16, 192, 12.5, 58, 2.04, 2.04, 1024, 256),
+        ("l40", 48 * 15 / 16, 384, 18.0, 142, 2.49, 2.49, 512, 256),
+        ("l40s", 48 * 15 / 16, 384, 18.0, 142, 2.49, 2.52, 1024, 256),
+        ("h100", 80, 5120, 5.23, 132, 1.83, 1.98, 4096, 256),
+        ("h100-pcie", 80, 5120, 3.2, 114, 1.62, 1.755, 4096, 256),
+        ("h100-nvl", 94, 6016, 5.24, 132, 1.545, 1.785, 4096, 256),
+        ("h200", 141, 6144, 6.25, 132, 1.83, 1.98, 4096, 256),
+        ("h200-nvl", 141, 6144, 6.25, 132, 1.545, 1.785, 4096, 256),
+        ("gh200", 96, 6144, 5.2, 132, 1.83, 1.98, 4096, 256),
+        ("mi210", 64, 4096, 3.2, 104, 1.7, 1.7, 1024, 128),
+        ("mi250x", 64, 4096, 3.2, 110, 1.7, 1.7, 1024, 128),
+        ("mi300x", 192, 8192, 5.2, 304, 2.1, 2.1, 2048, 256),
+    ],
+)
+def test_memory_bandwidth_and_peaks_follow_from_wires_cores_and_clocks(
+    key: str,
+    memory_gb: float,
+    bits: int,
+    gbit_s: float,
+    cores: int,
+    tensor_ghz: float,
+    plain_ghz: float,
+    half: int,
+    fp32: int,
+) -> None:
+    """Makers round: a peak to its last digit, a bandwidth to 2.5 % at most (2.048 TB/s of an H100 PCIe is sold as 2)."""
+    found = get_accelerator(key)
+    assert found.memory_gb == memory_gb
+    assert found.bandwidth_gb_s == pytest.approx(bits * gbit_s / 8, rel=0.025)
+    assert found.peak_flops("fp16") == pytest.approx(cores * half * tensor_ghz * 1e9, rel=0.015)
+    assert found.peak_flops("fp32") == pytest.approx(cores * fp32 * plain_ghz * 1e9, rel=0.015)
+    assert found.peak_flops("bf16") in (None, found.peak_flops("fp16"))
+    if (tf32 := found.peak_flops("tf32")) is not None:
+        assert tf32 == pytest.approx(cores * half * tensor_ghz * 1e9 / 2, rel=0.015)
+
+
+def test_every_entry_of_the_table_is_derived() -> None:
+    (mark,) = [
+        mark
+        for mark in test_memory_bandwidth_and_peaks_follow_from_wires_cores_and_clocks.pytestmark
+        if mark.name == "parametrize"
+    ]
+    assert sorted(row[0] for row in mark.args[1]) == sorted(accelerator.key for accelerator in ACCELERATORS)
+
+
+def test_links_are_one_way() -> None:
+    """NVLink 2, 3 and 4 have 6, 12 and 18 links of 25 GB/s each way; PCIe 3, 4 and 5 x16 carry 16, 32 and 64."""
+    nvlink = {"v100-16g": 6, "v100-32g": 6, "a100-40g": 12, "a100-80g": 12, "h100": 18, "h200": 18, "gh200": 18}
+    pcie = {
+        "t4": 3,
+        "v100s": 3,
+        "a100-40g-pcie": 4,
+        "a100-80g-pcie": 4,
+        "l40s": 4,
+        "rtx-4090": 4,
+        "h100-pcie": 5,
+        "h200-nvl": 5,
+    }
+    for key, links in nvlink.items():
+        assert get_accelerator(key).link_gb_s == links * 25
+    for key, generation in pcie.items():
+        assert get_accelerator(key).link_gb_s == 2 ** (generation + 1)
+    assert get_accelerator("mi300x").link_gb_s == 7 * 64  # Infinity Fabric: a link to each of seven others

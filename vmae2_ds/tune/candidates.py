@@ -80,7 +80,7 @@ class Search:
     def fitting(self) -> list[Candidate]:
         """Those that fit, fastest first; where the data binds all alike, the one that leaves the GPU most to spare."""
         fits = [candidate for candidate in self.candidates if candidate.fits]
-        return sorted(fits, key=lambda c: (c.time.total_s, c.time.device_s, c.memory.total))
+        return sorted(fits, key=_slowness)
 
     @cached_property
     def ranked(self) -> list[Candidate]:
@@ -207,9 +207,13 @@ def _best_of(candidates: Iterable[Candidate], key: Callable[[Candidate], Hashabl
     return list(best.values())
 
 
+def _slowness(candidate: Candidate) -> tuple[float, float, float]:
+    return candidate.time.total_s, candidate.time.device_s, candidate.memory.total
+
+
 def _better(candidate: Candidate, than: Candidate) -> bool:
     if candidate.fits != than.fits:
         return candidate.fits
     if candidate.fits:
-        return candidate.time.total_s < than.time.total_s
+        return _slowness(candidate) < _slowness(than)
     return candidate.memory.total < than.memory.total
