@@ -24,9 +24,9 @@ class DistilSettings(StrictModel):
     """Every rank holds its part of the teacher and gathers a layer's weights while it runs, as ZeRO-3 does; for a teacher that
     does not fit beside the student."""
     teacher_frames: ClipLength | None = None
-    """Frames of the clip that the teacher sees, evenly out of the student's; default: its run's, for a file the student's."""
+    """Frames that the teacher sees, evenly out of the student's; default: its run's, a file's own, or the student's."""
     teacher_size: Edge | None = None
-    """Height and width that the clip is resized to for the teacher; default: its run's, for a file the student's."""
+    """Height and width that the clip is resized to for the teacher; default: its run's, a file's own, or the student's."""
     teacher_head_map: Path | None = None
     """JSON list (of merge-kinetics): which class of the teacher's head each of the student's classes is, as in K710 -> K400."""
     alpha: Part = 1.0

@@ -176,6 +176,33 @@ def test_a_hub_folder_without_a_head_is_an_encoder_and_its_code_is_not_run(
         evaluate(tmp_path / "w.safetensors", tmp_path / "list.csv")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.safetensors.index.json", r"in pieces \(model\.safetensors\.index\.json\); save them in one file"),
+        ("readme", r"it has no model\.safetensors"),
+    ],
+)
+def test_a_folder_without_one_file_of_weights_is_refused_in_one_line(tmp_path: Path, name: str, message: str) -> None:
+    fields = transformers_config_of(MODELS["classifier"], GEOMETRY)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / name).write_text("{}")
+    for read in (read_all, open_model, lambda folder: load_for(folder, MODELS["classifier"])):
+        with pytest.raises(CheckpointError, match=message):
+            read(tmp_path)
+
+
+def test_a_folder_of_two_classes_that_nobody_named_is_read(tmp_path: Path) -> None:
+    """transformers leaves the names out where they are its defaults."""
+    config = ClassifierConfig(encoder=ENCODER, patch=8, num_classes=2)
+    ours = weights_of(config)
+    written(tmp_path / "model.safetensors", to_layout(ours, config, "transformers4"))
+    fields = transformers_config_of(config, GEOMETRY)
+    del fields["id2label"], fields["label2id"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert read_all(tmp_path).found.model == config
+
+
 def narrow(stage: str) -> EncoderConfig:
     towers = {"encoder": NARROW} | ({"decoder": NARROW} if stage == "autoencoder" else {})
     return MODELS[stage].model_copy(update=towers)

@@ -76,7 +76,7 @@ def test_names_that_neither_map_changes_stay(official: State) -> None:
     assert {"mask_token", "encoder_to_decoder.weight", "decoder.blocks.2.attn.q_bias"} <= set(official)
 
 
-@pytest.mark.parametrize("wrapper", [None, "model", "module"])
+@pytest.mark.parametrize("wrapper", [None, "model", "module", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_reads_published_files_however_they_were_wrapped(
     tmp_path: Path, official: State, tiny: ModelConfig, wrapper: str | None, prefix: str

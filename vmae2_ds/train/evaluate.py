@@ -20,6 +20,7 @@ from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.progress import Ticker
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
+    import torch
     from torch import Tensor
 
     from vmae2_ds.data.views import ViewsDataset
@@ -151,8 +152,8 @@ def open_classifier(
     return run, weights, checkpoint
 
 
-def classifier_of(config: FinetuneConfig, weights: State | None) -> Classify:
-    """The objective with these weights, in the run's precision, on this process's device, for inference.
+def classifier_of(config: FinetuneConfig, weights: State | None, device: torch.device | None = None) -> Classify:
+    """The objective with these weights, in the run's precision, on `device` or this process's own, for inference.
 
     Without weights they are left as they lie in memory, to be filled in.
     """
@@ -161,7 +162,7 @@ def classifier_of(config: FinetuneConfig, weights: State | None) -> Classify:
         objective.model.load_state_dict(weights)
     if config.train.precision == "bf16":
         objective.bfloat16()
-    return objective.to(default_device()).eval()
+    return objective.to(device or default_device()).eval()
 
 
 def bare_classifier(config: FinetuneConfig) -> Classify:

@@ -23,7 +23,7 @@ from vmae2_ds.model.encoder import ClipEncoder
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Classify, Reconstruct
-from vmae2_ds.train.evaluate import bare_classifier, class_names, open_classifier
+from vmae2_ds.train.evaluate import class_names, classifier_of, open_classifier
 from vmae2_ds.train.initial import labels_of, open_model
 from vmae2_ds.train.runs import AnyRun, with_options
 
@@ -189,9 +189,9 @@ def load_classifier(
     run, where = with_options(run, data={"num_frames": num_frames, "size": size}), _device(device)
     names = labels_of(Path(source)) if labels is None else None
     named = names or class_names(None if labels is None else Path(labels), run.model.num_classes)
-    objective = bare_classifier(run)
-    objective.model.load_state_dict(weights)
-    return LoadedClassifier(run, checkpoint, where, _placed(objective, precision, where), tuple(named))
+    _check_precision(precision)
+    objective = classifier_of(run.changed(train={"precision": precision}), weights, where).requires_grad_(False)
+    return LoadedClassifier(run, checkpoint, where, objective, tuple(named))
 
 
 def load_autoencoder(
@@ -231,8 +231,12 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 
 def _placed(module: Module, precision: Precision, device: torch.device) -> Module:
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"precision={precision!r}: fp32 or bf16")
+    _check_precision(precision)
     if precision == "bf16":
         module.bfloat16()
     return module.to(device).requires_grad_(False).eval()
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision={precision!r}: fp32 or bf16")
