@@ -141,8 +141,8 @@ class _Found(NamedTuple):
         """Folder of folders of pictures."""
         if self.run is not None:
             return self.run / "pictures"
-        name = self.source.name if self.source.is_dir() else self.source.stem
-        return self.source.absolute().with_name(f"{name}_pictures")
+        whole = self.source if self.source.name not in ("", "..") else self.source.resolve()
+        return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}_pictures")
 
 
 def _find(source: Path, manifest: Path | None, model_config: Path | None) -> _Found:

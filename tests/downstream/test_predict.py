@@ -217,6 +217,7 @@ def test_what_cannot_be_predicted_is_said_before_any_video_is_read(
         (file, (video,), {"out": Path(video).parent}, "which is read"),
         (masked, (video,), {}, "is a masked autoencoder, which has no classes"),
         (tmp_path / "nowhere", (video,), {}, "nowhere"),
+        (Path(video), (str(file),), {}, "the run or file comes first"),
     ]
     for source, places, options, said in wrong:
         with pytest.raises((ConfigError, DataError, Exception), match=said) as error:

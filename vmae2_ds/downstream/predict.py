@@ -95,6 +95,8 @@ def predict(
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
     check_ranges(top=(top, 1, MOST), pictures=(pictures, 0, MOST))
+    if source.suffix.lower() in VIDEO_SUFFIXES:
+        raise ConfigError(f"{source} is named like a video: the run or file comes first, then the videos")
     entries = videos_of(videos, root)
     if out is not None:
         sources = {str(Path(entry.path).parent): entry.path for entry in entries if "://" not in entry.path}
@@ -171,7 +173,7 @@ def videos_of(places: Sequence[str], root: Path | None = None) -> list[VideoEntr
             )
             if not inside:
                 raise ConfigError(
-                    f"{place}: no file in this folder is named like a video ({', '.join(VIDEO_SUFFIXES)})"
+                    f"{place}: no file in this folder is named like a video ({', '.join(VIDEO_SUFFIXES[:4])}, ...)"
                 )
             found += map(_video, inside)
         elif path.is_dir() or path.suffix.lower() in LISTS:
