@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 
 import pytest
 
-from vmae2_ds.progress import Ticker, counted, time_left
+from vmae2_ds.progress import Ticker, counted, heard, time_left
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,52 @@ def test_a_terminal_has_one_line_that_is_gone_at_the_end(
     assert "1 of 3 files, 2 s left" in shown
     assert "\n" not in shown
     assert shown.endswith("\r\033[K")
+
+
+def test_nothing_is_foretold_before_anything_is_done_and_what_was_done_before_counts_for_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    ticker = Ticker(logging.getLogger("work"), "files checked", None, clock=lambda: now)
+    now = 100.0  # until the list was read
+    ticker.tell(40, total=100)
+    now = 110.0
+    ticker.again()
+    now = 120.0
+    ticker.tell(50, total=100)
+    assert [record.message for record in caplog.records] == [
+        "40 of 100 files checked",
+        "40 of 100 files checked",
+        "50 of 100 files checked, 100 s left",  # ten took 20 s
+    ]
+
+
+def test_how_far_is_said_without_a_total(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    ticker = Ticker(logging.getLogger("work"), "rows read", None, clock=lambda: now)
+    now = 10.0
+    ticker.tell(7000)
+    assert [record.message for record in caplog.records] == ["7000 rows read"]
+
+
+def test_one_long_item_does_not_keep_it_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TELL_EVERY_S", "REDRAW_EVERY_S"):
+        monkeypatch.setattr(f"vmae2_ds.progress.{name}", 0.001)
+    said = threading.Event()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "1 of 3 films read":
+                said.set()
+
+    log = logging.getLogger("work")
+    log.setLevel(logging.INFO)
+    handler = Heard()
+    log.addHandler(handler)
+    try:
+        with heard(Ticker(log, "films read", 3, done=1)):  # nothing is done in here
+            assert said.wait(60)
+    finally:
+        log.removeHandler(handler)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 TELL_EVERY_S, REDRAW_EVERY_S = 10.0, 0.5
 """Between two lines of a log, and between two states of the one line on a terminal."""
@@ -35,31 +37,50 @@ class Ticker:
     Args:
         log: Whose log it is.
         what: What is counted, with its verb: "videos scored".
-        total: How many there are.
+        total: How many there are; None: not known, or told with the first `tell`, whose number was done before.
         done: How many were done before: they say nothing about the speed.
         clock: Seconds that only grow.
+        draws: Whether a terminal gets the line over and over; else it has the log's lines.
     """
 
     def __init__(
         self,
         log: logging.Logger,
         what: str,
-        total: int,
+        total: int | None,
         done: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        draws: bool = True,
     ) -> None:
         self._log, self._what, self._total, self._before, self._clock = log, what, total, done, clock
+        self._done, self._draws, self._lock = done, draws, threading.Lock()
         self._told = self._began = clock()
         self._is_drawn = False
 
-    def tell(self, done: int) -> None:
+    def tell(self, done: int, total: int | None = None) -> None:
         """`done` are done now, the earlier ones included."""
-        now, on_terminal = self._clock(), sys.stderr.isatty()
+        with self._lock:
+            if self._total is None and total is not None:
+                self._total, self._before, self._began = total, done, self._clock()
+            self._done = done
+            self._say()
+
+    def again(self) -> None:
+        """Nothing more is done; say so when it is time."""
+        with self._lock:
+            self._say()
+
+    def _say(self) -> None:
+        now, on_terminal = self._clock(), self._draws and sys.stderr.isatty()
         if now - self._told < (REDRAW_EVERY_S if on_terminal else TELL_EVERY_S):
             return
         self._told = now
-        left_s = (self._total - done) * (now - self._began) / max(1, done - self._before)
-        line = f"{done} of {self._total} {self._what}, {time_left(left_s)}"
+        line = f"{self._done} {self._what}"
+        if self._total is not None:
+            line = f"{self._done} of {self._total} {self._what}"
+            if new := self._done - self._before:
+                line += f", {time_left((self._total - self._done) * (now - self._began) / new)}"
         if on_terminal:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             self._is_drawn = True
@@ -71,3 +92,22 @@ class Ticker:
         if self._is_drawn:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
             self._is_drawn = False
+
+
+@contextlib.contextmanager
+def heard(ticker: Ticker) -> Iterator[Ticker]:
+    """Around work whose items may take longer each than people wait for a word: the ticker speaks, whatever is done."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(REDRAW_EVERY_S):
+            ticker.again()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield ticker
+    finally:
+        ended.set()
+        thread.join()
+        ticker.close()

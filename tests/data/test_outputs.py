@@ -157,6 +157,33 @@ def test_the_same_command_may_be_given_again(
     assert content(place) == sources
 
 
+SAID = {
+    "data check": ["1 of 2 files checked", "2 of 2 files checked"],
+    "data prepare": ["1 of 2 videos prepared", "2 of 2 videos prepared"],
+    "data pack": ["1 of 2 files packed", "2 of 2 files packed"],
+    "data index": ["1 rows of MANIFEST read", "2 rows of MANIFEST read"],
+    "data index-shards": ["1 of 1 shards read"],
+    "data synth": ["1 of 3 videos written", "3 of 3 videos written"],
+    "data merge-kinetics": ["1 lines of all lists merged", "2 lines of all lists merged"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_tool_says_how_far_it_is(
+    verb: str, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("vmae2_ds.progress.TELL_EVERY_S", 0)
+    monkeypatch.setattr("vmae2_ds.data.manifest.TOLD_ROWS", 1)
+    with pytest.raises(SystemExit) as stop:
+        main(call(verb, place, tmp_path / "out"))
+    assert not stop.value.code
+    lines = [record.message for record in caplog.records]
+    for told in SAID[verb]:
+        expected = told.replace("MANIFEST", str(place / "manifest.csv"))
+        assert any(line.startswith(expected) for line in lines), (expected, lines)
+
+
 @pytest.mark.parametrize("verb", ["data check", "data index", "data prepare", "data pack"])
 def test_what_another_list_gave_is_not_replaced(
     verb: str, place: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]

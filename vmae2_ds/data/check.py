@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -25,11 +23,13 @@ from vmae2_ds.data.verdicts import CheckedManifest, Judged, judge
 from vmae2_ds.data.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import DAY_S, LEAST_WAIT_S, MOST_FRAMES, MOST_SEED, check_ranges, most_workers
 
 log = logging.getLogger(__name__)
 
-TELL_EVERY_S = 10.0
+BENCHED = 16
+"""Files that the readers are measured on."""
 MOST_PICTURES = 1000
 """On one page."""
 
@@ -106,11 +106,16 @@ def check_manifest(
     how = ReadAs(kind, template, reader)
     look = Look(how, decode, num_frames, stride, timeout_s)
     with work_folder(out, "check", {"list": os.path.abspath(manifest)}):
-        found = scan(opened, look, out / "checked.jsonl", workers or os.cpu_count() or 1, _Progress().tell)
+        at_once = workers or os.cpu_count() or 1
+        log.info("%s: %s, looked at %d at a time", manifest, counted(len(opened), "row"), at_once)
+        with heard(Ticker(log, "files checked", None)) as ticker:
+            found = scan(opened, look, out / "checked.jsonl", at_once, ticker.tell)
         judged = list(judge(opened, found, how, min_frames, classes))
         _write_lists(opened, judged, out)
         warnings = [*_warnings(opened, found), *_advice(found, num_frames * stride)]
         verdicts = Counter(str(row.verdict) for row in judged if row.verdict is not None)
+        if bench:
+            log.info("measuring the readers on up to %d files", BENCHED)
         readers = _bench(opened, judged, how, timeout_s, seed) if bench else ""
         result = CheckedManifest(out, len(opened), len(found), dict(verdicts), warnings, readers)
         write_report(result, opened, found, judged, look, pictures, seed)
@@ -158,7 +163,7 @@ def _warnings(manifest: Manifest, found: dict[str, Scanned]) -> list[str]:
     unlabelled = sum(manifest.listed(row).label is None for row in range(len(manifest)))
     warnings = []
     if variable:
-        warnings.append(f"{variable} files have a variable frame rate: frames are read by number, not by time")
+        warnings.append(f"{counted(variable, 'file')} of a variable frame rate: frames are read by number, not by time")
     if 0 < unlabelled < len(manifest):
         warnings.append(f"{unlabelled} of {len(manifest)} rows have no label, the others have one")
     return warnings
@@ -185,30 +190,5 @@ def _bench(manifest: Manifest, judged: list[Judged], how: ReadAs, timeout_s: flo
     good = [row.row for row in judged if row.verdict is None]
     if not good or how.kind == "frames":
         return "no reader was measured: there is no good video file"
-    rows = np.random.default_rng(seed).permutation(good)[:16]
+    rows = np.random.default_rng(seed).permutation(good)[:BENCHED]
     return str(choose_reader([manifest[int(row)] for row in rows], how, timeout_s))
-
-
-class _Progress:
-    """A line now and then; over and over the same one on a terminal."""
-
-    def __init__(self) -> None:
-        self._told = self._began = time.monotonic()
-        self._before: int | None = None
-
-    def tell(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self._before is None:
-            self._before = done
-            if done:
-                log.info("%d of %d files were checked before", done, total)
-        on_terminal = sys.stderr.isatty()
-        if done < total and now - self._told < (0.5 if on_terminal else TELL_EVERY_S):
-            return
-        self._told = now
-        rate = (done - self._before) / max(1e-9, now - self._began)
-        line = f"{done} of {total} files checked, {rate:.1f} a second"
-        if on_terminal:
-            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        else:
-            log.info("%s", line)

@@ -12,6 +12,7 @@ from vmae2_ds.data.manifest import check_index_of, is_index_or_half, write_index
 from vmae2_ds.data.work_folder import full_disk_is_told
 from vmae2_ds.disk import check_out_folder
 from vmae2_ds.errors import DataError
+from vmae2_ds.progress import counted
 
 
 class IndexedList(NamedTuple):
@@ -23,7 +24,7 @@ class IndexedList(NamedTuple):
 
     def __str__(self) -> str:
         of = f" of {len(self.sources)} sources" if len(self.sources) > 1 else ""
-        return f"indexed {self.videos} videos{of}: give {self.folder} as the manifest"
+        return f"indexed {counted(self.videos, 'video')}{of}: give {self.folder} as the manifest"
 
 
 def index_manifest(

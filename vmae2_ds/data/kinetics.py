@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -18,6 +19,9 @@ from vmae2_ds.data.lists import ListedVideo, csv_line, read_list
 from vmae2_ds.data.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.progress import Ticker
+
+log = logging.getLogger(__name__)
 
 PUBLISHED = {
     "k400 train": 240_436,
@@ -144,14 +148,17 @@ def _merge(
 ) -> tuple[dict[str, dict[str, tuple[str, int]]], dict[str, int]]:
     """(split -> id -> (path, merged class)), and counts of what was read and dropped."""
     counts = Counter({f"{name} {split}": 0 for name in newest_first for split in ("train", "val")})
-    without_id = 0
+    without_id = lines = 0
     kept: dict[str, dict[str, tuple[str, int]]] = {"val": {}, "train": {}}
     of_two_classes: set[str] = set()
+    ticker = Ticker(log, "lines of all lists merged", None, draws=False)
     for split, place in (("val", 1), ("train", 0)):
         for name, files in newest_first.items():
             for video in _read_split(files[place], names_of[name], split, template):
                 label = class_of[name][video.class_name]
                 counts[f"{name} {split}"] += 1
+                lines += 1
+                ticker.tell(lines)
                 without_id += video.youtube_id is None
                 key = video.youtube_id or Path(video.path).stem
                 known = [videos[key] for videos in kept.values() if key in videos]

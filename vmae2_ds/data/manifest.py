@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,9 @@ import numpy as np
 from vmae2_ds.data.lists import PLAIN, ListedVideo, ListForm, read_list
 from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.progress import Ticker
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SOURCE = "default"
 """Source of videos whose manifest names none."""
@@ -29,6 +33,7 @@ _ROW_OF_LABEL = np.dtype(
 """Where the path lies and how long it is; label, source code, start, frames; shard code, offset, size. 44 bytes."""
 _NONE = -1  # "no label", "to the end" and "no shard" inside the rows
 _MAX_PATH = _MAX_SOURCES = 2**16 - 1
+TOLD_ROWS = 10_000
 _FILES_LOOKED_AT = 8  # at reading; a scan of millions of files is not a reader's job
 
 
@@ -181,6 +186,7 @@ def _write_rows(
     sources: dict[str, int] = {}
     shards: dict[str, int] = {}
     count = end = 0
+    ticker = Ticker(log, f"rows of {path} read", None, draws=False)
     for video in videos:
         name = os.fsencode(video.path)
         if len(name) > _MAX_PATH:
@@ -206,6 +212,8 @@ def _write_rows(
         )
         end += len(name)
         count += 1
+        if not count % TOLD_ROWS:
+            ticker.tell(count)
     if not count:
         raise DataError(f"{path}: the manifest lists no videos; it needs a header line with 'path' and a line a video")
     return ManifestRows(count, tuple(sources), tuple(shards), _digest(path))

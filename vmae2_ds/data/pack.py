@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -25,6 +25,7 @@ from vmae2_ds.data.storage import fetch
 from vmae2_ds.data.work_folder import check_work_folder, read_lines, work_folder
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError, VideoError
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import MOST_SEED, check_ranges
 
 log = logging.getLogger(__name__)
@@ -49,10 +50,10 @@ class PackedManifest(NamedTuple):
     """Shards written by this call; the others were there."""
 
     def __str__(self) -> str:
-        bad = f"; {self.bad} files could not be read and are left out, see bad_files.jsonl" if self.bad else ""
+        bad = f"; {counted(self.bad, 'file')} could not be read and left out, see bad_files.jsonl" if self.bad else ""
         return (
-            f"{self.videos} videos of {self.rows} rows in {self.shards} shards, {self.size / 1e9:.3f} GB, {self.written} "
-            f"of them written now{bad}: give {self.out}/manifest.csv as the manifest"
+            f"{counted(self.videos, 'video')} of {counted(self.rows, 'row')} in {counted(self.shards, 'shard')}, "
+            f"{self.size / 1e9:.3f} GB, {self.written} of them written now{bad}: give {self.out}/manifest.csv as the manifest"
         )
 
 
@@ -107,20 +108,23 @@ def pack_manifest(
             places = Shuffle(len(firsts), np.random.default_rng(shuffle))  # type: ignore[assignment]
         ledger = BadFileLedger(out / "bad_files.jsonl")
         done = {line["shard"]: Shard(**line) for line in read_lines(out / "shards.jsonl")}
+        log.info("%s: %s for shards of %g MiB", manifest, counted(len(firsts), "file"), shard_mib)
         shards: list[Shard] = []
         written = 0
-        for name in _names():
-            begin = shards[-1].end if shards else 0
-            if begin == len(firsts):
-                break
-            before = done.get(name)
-            if before is None or before.begin != begin or not _is_whole(out, before, verify):
-                before = _write_shard(out, name, opened, firsts, places, begin, int(shard_mib * 2**20), ledger)
-                with (out / "shards.jsonl").open("a") as lines:
-                    lines.write(json.dumps(before._asdict()) + "\n")
-                written += 1
-                log.info("%s: %d videos, %d of %d files packed", name, before.videos, before.end, len(firsts))
-            shards.append(before)
+        with heard(Ticker(log, "files packed", len(firsts))) as ticker:
+            for name in _names():
+                begin = shards[-1].end if shards else 0
+                if begin == len(firsts):
+                    break
+                before = done.get(name)
+                if before is None or before.begin != begin or not _is_whole(out, before, verify):
+                    limit = int(shard_mib * 2**20)
+                    before = _write_shard(out, name, opened, firsts, places, begin, limit, ledger, ticker.tell)
+                    with (out / "shards.jsonl").open("a") as lines:
+                        lines.write(json.dumps(before._asdict()) + "\n")
+                    written += 1
+                ticker.tell(before.end)
+                shards.append(before)
         rows = _write_manifest(out, opened, firsts, shards)
         videos, size = sum(shard.videos for shard in shards), sum(shard.size for shard in shards)
         if not videos:
@@ -186,6 +190,7 @@ def _write_shard(
     begin: int,
     limit: int,
     ledger: BadFileLedger,
+    tell: Callable[[int], None],
 ) -> Shard:
     """Places from `begin` on until the shard is full; whole under its name, or not there."""
     from webdataset import TarWriter
@@ -200,6 +205,7 @@ def _write_shard(
             while end < len(firsts) and (end == begin or hashing.size < limit):
                 row = firsts[places[end]]
                 end += 1
+                tell(end)
                 entry = manifest[row]
                 try:
                     video = _content(entry.path, fetch(entry))

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +28,11 @@ from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.data.work_folder import check_work_folder, read_lines, work_folder
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError, DataError, VideoError
-from vmae2_ds.progress import counted
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import DAY_S, LEAST_WAIT_S, MOST_SEED, check_ranges, most_workers
 
 log = logging.getLogger(__name__)
 
-TELL_EVERY_S = 10.0
 SHORTEST_SIDE, LONGEST_SIDE = 16, 16384
 """In pixels: a cube's edge, and what H.264 ends at."""
 LONGEST_GOP, WORST_CRF = 10_000, 51
@@ -149,15 +147,24 @@ def prepare_manifest(
         done = {line["target"]: line for line in read_lines(out / "prepared.jsonl")}
         kept = {job.target for job in jobs if _is_current(job, done.get(job.target), out)}
         left = [job for job in jobs if job.target not in kept]
-        if kept:
-            log.info("%d of %d videos were prepared before", len(kept), len(jobs))
+        at_once = workers or os.cpu_count() or 1
+        log.info(
+            "%s: %s, %d of them prepared before, %d at a time",
+            manifest,
+            counted(len(jobs), "video"),
+            len(kept),
+            at_once,
+        )
 
         def work(job: _Job, watchdog: Watchdog) -> tuple[_Job, dict[str, Any] | str]:
             return job, _prepare_one(job, out, watchdog, (short_side, gop, crf))
 
-        told, bad, written = time.monotonic(), 0, 0
-        with (out / "prepared.jsonl").open("a", buffering=1) as lines:
-            for number, (job, line) in enumerate(in_parallel(left, work, workers or os.cpu_count() or 1, timeout_s), 1):
+        bad, written = 0, 0
+        with (
+            (out / "prepared.jsonl").open("a", buffering=1) as lines,
+            heard(Ticker(log, "videos prepared", len(jobs), len(kept))) as ticker,
+        ):
+            for number, (job, line) in enumerate(in_parallel(left, work, at_once, timeout_s), 1):
                 if isinstance(line, str):
                     ledger.record([ReadFailure(job.source.name, line)])
                     bad += 1
@@ -166,14 +173,14 @@ def prepare_manifest(
                     done[job.target] = line
                     lines.write(json.dumps(line) + "\n")
                     written += 1
-                if time.monotonic() - told > TELL_EVERY_S or number == len(left):
-                    told = time.monotonic()
-                    log.info("%d of %d videos prepared", len(kept) + number, len(jobs))
+                ticker.tell(len(kept) + number)
         there = [job for job in jobs if job.target in done]
         if not there:
             raise DataError(f"{manifest}: none of its {len(jobs)} videos could be prepared; see {out}/bad_files.jsonl")
         rows = _write_manifest(out, opened, {name: job.target for name, job in by_name.items() if job.target in done})
         facts = [done[job.target] for job in there]
+        if sample:
+            log.info("measuring on up to %s how much faster a clip is read", counted(min(sample, len(there)), "video"))
         result = Prepared(
             out,
             len(there),

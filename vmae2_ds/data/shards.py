@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
 import re
 import tarfile
@@ -22,7 +23,10 @@ from vmae2_ds.data.tar_samples import Found, videos_in
 from vmae2_ds.data.work_folder import full_disk_is_told
 from vmae2_ds.disk import check_out_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import check_ranges
+
+log = logging.getLogger(__name__)
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -54,7 +58,7 @@ class IndexedShards(NamedTuple):
     def __str__(self) -> str:
         left_out = "".join(f"; {why}: {count}, left out" for why, count in self.left_out.items())
         lines = [
-            f"{_counted(self.videos, 'video')} in {_counted(self.shards, 'shard')}, {self.labelled} with a label{left_out}",
+            f"{counted(self.videos, 'video')} in {counted(self.shards, 'shard')}, {self.labelled} with a label{left_out}",
             *self.notes,
             f'give {self.out} as the manifest, in a mixture file with kind = "shards"',
         ]
@@ -80,8 +84,10 @@ def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: P
     _check_out(out, [*paths, *([] if labels is None else [labels])])
     found: list[Found] = []
     refused: list[DataError] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for one in pool.map(lambda path: _scanned(path, names), paths):
+    log.info("%s: %s, read %d at a time", shards, counted(len(paths), "shard"), workers)
+    with heard(Ticker(log, "shards read", len(paths))) as ticker, ThreadPoolExecutor(workers) as pool:
+        for number, one in enumerate(pool.map(lambda path: _scanned(path, names), paths), 1):
+            ticker.tell(number)
             if isinstance(one, DataError):
                 refused.append(one)
             else:
@@ -103,7 +109,7 @@ def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: P
     if not videos:
         why = "".join(f"; {why}: {count}" for why, count in left_out.items())
         raise DataError(
-            f"{shards}: no video in {_counted(len(paths), 'shard')}{why}; looked for members that end in "
+            f"{shards}: no video in {counted(len(paths), 'shard')}{why}; looked for members that end in "
             f"{', '.join(VIDEO_SUFFIXES)}"
         )
     with full_disk_is_told(out):
@@ -126,20 +132,16 @@ def _notes(paths: list[str], found: list[Found], no_labels: Counter[str], names:
     notes = []
     if empty := [path for path, one in zip(paths, found, strict=True) if not one.videos]:
         more = ", ..." if len(empty) > SHOWN else ""
-        notes.append(f"{_counted(len(empty), 'shard')} without a video: {', '.join(empty[:SHOWN])}{more}")
+        notes.append(f"{counted(len(empty), 'shard')} without a video: {', '.join(empty[:SHOWN])}{more}")
     if no_labels and names is None:
         shown = ", ".join(map(repr, list(no_labels)[:SHOWN]))
         notes.append(
-            f"{_counted(no_labels.total(), 'label')} that are no class numbers, for example {shown}: these videos have none; "
+            f"{counted(no_labels.total(), 'label')} that are no class numbers, for example {shown}: these videos have none; "
             "--labels FILE says which number a name is"
         )
     elif no_labels and names is not None:
         notes.append(f"{names.describe_unknown(no_labels)}: these videos have none")
     return notes
-
-
-def _counted(number: int, one: str) -> str:
-    return f"{number} {one}{'' if number == 1 else 's'}"
 
 
 def _relative_to(folder: Path, shard: str) -> str:

@@ -8,6 +8,7 @@ What does not move as the class says stays where it is: masked pre-training lear
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,10 @@ from vmae2_ds.data.lists import csv_line
 from vmae2_ds.data.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import MOST_FRAMES, MOST_SEED, check_ranges
+
+log = logging.getLogger(__name__)
 
 # T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
 
@@ -80,7 +84,11 @@ def write_synthetic_set(
     settings = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed, "size": size}
     settings |= {"frames": frames, "fps": fps}
     check_work_folder(folder, "synth", option="FOLDER")
-    with work_folder(folder, "synth", settings, option="FOLDER"):
+    log.info("%s: %s to write", folder, counted(train_videos + val_videos, "video"))
+    with (
+        work_folder(folder, "synth", settings, option="FOLDER"),
+        heard(Ticker(log, "videos written", train_videos + val_videos)) as ticker,
+    ):
         for split, (name, count) in enumerate((("train", train_videos), ("val", val_videos))):
             lines = [csv_line(("path", "label", "source"))]
             (folder / name).mkdir(exist_ok=True)
@@ -91,6 +99,7 @@ def write_synthetic_set(
                     rng = np.random.default_rng((seed, split, number))
                     _write_video_whole(folder / path, draw_clip(label, rng, size, frames), fps)
                 lines.append(csv_line((path, label, SOURCE)))
+                ticker.tell(split * train_videos + number + 1)
             write_whole(folder / f"{name}.csv", "".join(lines))
         write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in CLASSES))
     return SyntheticSet(folder / "train.csv", folder / "val.csv", folder / "labels.txt")

@@ -10,6 +10,7 @@ from vmae2_ds.data.lists import ListedVideo
 from vmae2_ds.data.manifest import Manifest
 from vmae2_ds.data.scan import Scanned, key_of
 from vmae2_ds.data.storage import ReadAs
+from vmae2_ds.progress import counted
 
 Verdict = Literal["missing", "unreadable", "too short", "wrong label", "duplicate", "two labels"]
 
@@ -42,7 +43,8 @@ class CheckedManifest(NamedTuple):
         return sum(self.verdicts.values())
 
     def __str__(self) -> str:
-        lines = [f"{self.rows} rows, {self.files} files: {self.rows - self.bad} rows good, {self.bad} bad"]
+        counts = f"{counted(self.rows, 'row')}, {counted(self.files, 'file')}"
+        lines = [f"{counts}: {counted(self.rows - self.bad, 'row')} good, {self.bad} bad"]
         lines += [
             f"  {count:>8}  {verdict}" for verdict, count in sorted(self.verdicts.items(), key=lambda item: -item[1])
         ]
