@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -168,6 +169,57 @@ def test_words_come_through_deepspeed_and_pdsh_as_they_are(tmp_path: Path, monke
         assert f"--node_rank={number}" in given
         assert given[given.index("vmae2_ds") + 1 :] == words
     assert not (tmp_path / "pwned").exists()
+
+
+def as_a_host_gets_it(words: list[str], host: str, number: int) -> list[str]:
+    """What a program is started with, by the rules of all that lies between, written anew: no pdsh, no DeepSpeed.
+
+    DeepSpeed 0.19 (launcher/multinode_runner.py, PDSHRunner.parse_user_args) puts words with a space into double quotes, masks
+    double quotes in those, and leaves all others bare. pdsh joins its words with spaces and replaces %h, %u, %n and %% (pdsh's
+    manual, rcmd/exec and ssh). sshd gives the line to the user's shell.
+    """
+    masked = ['"{}"'.format(word.replace('"', '\\"')) if " " in word else word for word in words]
+    told = {"%h": host, "%u": "me", "%n": str(number), "%%": "%"}
+    line = re.sub("%[hun%]", lambda found: told[found[0]], " ".join(masked))
+    script = f'given() {{ printf "%s\\0" "$@"; }}; given {line}'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize("number", [0, 11])
+def test_words_come_through_pdsh_s_percent_signs_and_a_remote_shell(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    percents = ["%n", "%h of %u", "100%", "100 %", "%%", "%% %n", "%s %d", "a%%nb", "%%%h"]
+    dollars = [
+        "$HOME",
+        "$HOME is",
+        "${HOME}",
+        "$$",
+        "$(id) x",
+        "`id`",
+        "`id` x",
+        "\\$HOME",
+        "\\\\ $HOME",
+        'a \\" b',
+        "'%n' $1",
+    ]
+    words = [
+        *HOSTILE,
+        *(f"{word} and more" for word in HOSTILE),
+        *percents,
+        *dollars,
+        "plain",
+        "",
+        "\\",
+        "~",
+        "~ x",
+        "a\tb",
+    ]
+    assert as_a_host_gets_it([pdsh_word(word) for word in words], "h1", number) == words
+    assert not list(tmp_path.iterdir())
+    assert as_a_host_gets_it(["%n", "%h", "$((1 + 1))"], "h1", number)[:2] == [str(number), "h1"], "unmasked it is read"
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
