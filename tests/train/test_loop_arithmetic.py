@@ -64,7 +64,7 @@ def run(ranks: int, guard: GuardConfig | None = None, **changes: Any) -> list[Ra
     accumulation, meeting, found = MICRO_BATCHES // ranks, Meeting(ranks), [Rank() for _ in range(ranks)]
     plan = RunPlan(
         global_batch=16, micro_batch=2, views=2, accumulation=accumulation, world_size=ranks, num_videos=20,
-        num_steps=STEPS, warmup_steps=3, base_lr=0.1, lr_batch=8, peak_lr=0.1, min_lr=0.02,
+        steps_per_epoch=2.5, num_steps=STEPS, warmup_steps=3, base_lr=0.1, lr_batch=8, peak_lr=0.1, min_lr=0.02,
     )  # fmt: skip
     config = TrainConfig.model_validate({"seed": 5, "log_every": 3, "save_every": 4, **changes})
 

@@ -113,6 +113,52 @@ def test_published_fine_tuning_batch_and_peak(name: str, gpus: int, videos: int,
     assert plan.peak_lr == pytest.approx(peak_lr, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    # PAPER A8, A9: every rate is the flag x videos a step / 256, the last one too: 1e-5 x 1024 / 256 of 1e-3 x 1024 / 256
+    ("name", "gpus", "base_lr", "min_lr", "scale"),
+    [
+        ("vit_b_pretrain_hybrid", 32, 1e-3, 1e-5, 4),
+        ("vit_h_pretrain_hybrid", 64, 1e-3, 1e-5, 8),
+        ("vit_g_finetune_k400", 32, 1e-5, 1e-6, 0.375),
+        ("vit_b_finetune_k400", 32, 7e-4, 1e-6, 2),
+    ],
+)
+def test_both_ends_of_the_schedule_scale_with_the_batch(
+    name: str, gpus: int, base_lr: float, min_lr: float, scale: float
+) -> None:
+    config = {**RECIPES, **FINETUNE_RECIPES}[name]()
+    plan = plan_run(config, NUM_VIDEOS, gpus)
+    assert (config.optim.base_lr, config.optim.min_lr) == (base_lr, min_lr)
+    assert plan.peak_lr == pytest.approx(scale * base_lr, rel=1e-12)
+    assert plan.min_lr == pytest.approx(scale * min_lr, rel=1e-12)
+    assert learning_rate(plan.num_steps, plan) == pytest.approx(scale * min_lr, rel=1e-9)
+    assert max(learning_rate(step, plan) for step in range(0, plan.num_steps, 10)) <= plan.peak_lr
+
+
+@pytest.mark.parametrize(
+    # videos, 32 a step, epochs, epochs of warm-up -> steps and steps of warm-up, both to the nearest
+    ("videos", "epochs", "warmup", "num_steps", "warmup_steps"),
+    [
+        (1000, 3.0, 1.0, 94, 31),
+        (1000, 0.5, 0.25, 16, 8),
+        (56, 10.0, 1.5, 18, 3),
+        (24, 10.0, 1.0, 8, 1),
+        (33, 1.0, 0.0, 1, 0),
+    ],
+)
+def test_steps_of_a_list_that_does_not_divide_are_the_nearest(
+    videos: int, epochs: float, warmup: float, num_steps: int, warmup_steps: int
+) -> None:
+    """93.75 and 31.25; 15.625 and 7.8; 17.5 and 2.6; 7.5 and 0.75; 1.03 and none."""
+    recipe = get_recipe("vit_ti_pretrain_desk")
+    batch = {"global_batch": 64, "micro_batch": 16, "epochs": epochs, "epoch_steps": "exact", "max_steps": None}
+    config = recipe.changed(train=batch, data={"views": 2}, optim={"warmup_epochs": warmup})
+    plan = plan_run(config, videos, 2)
+    assert (plan.videos_per_step, plan.clips_per_micro_step, plan.accumulation) == (32, 32, 1)
+    assert (plan.num_steps, plan.warmup_steps) == (num_steps, warmup_steps)
+    assert plan.epochs == pytest.approx(num_steps * 32 / videos)
+
+
 def test_fewer_gpus_keep_the_global_batch() -> None:
     plans = [plan_run(get_recipe("vit_g_pretrain_hybrid"), NUM_VIDEOS, gpus) for gpus in (64, 8)]
     assert [plan.accumulation for plan in plans] == [1, 8]
