@@ -42,6 +42,8 @@ def test_rows_of_a_folder_that_is_gone_cost_a_line_and_no_traceback(
     writer = MetricsWriter(run / "metrics.jsonl", run / "tensorboard", 0)
     writer.write(ROW)
     assert json.loads((run / "metrics.jsonl").read_text())["step"] == 40
+    assert writer._tensorboard is not None
+    writer._tensorboard.flush()  # its thread has written the row: it would else race with the removal, and not with us
     shutil.rmtree(run)
     for step in (41, 42):
         writer.write({**ROW, "step": step})
