@@ -84,6 +84,21 @@ def test_an_import_keeps_the_types_unless_another_is_asked_for(tmp_path: Path, s
     assert dtypes_in(out) == {torch.float32}
 
 
+def test_every_floating_point_type_is_kept_or_converted_or_refused_in_one_line(tmp_path: Path) -> None:
+    state = to_layout(drawn(CLASSIFIER), CLASSIFIER)
+    file, out = tmp_path / "w.pth", tmp_path / "w.safetensors"
+    for dtype in (torch.float64, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2):
+        stored = {name: x.to(dtype) for name, x in state.items()}
+        torch.save(stored, file)
+        import_weights(file, out)
+        assert {name: x.dtype for name, x in load_file(out).items()} == dict.fromkeys(state, dtype)
+        export_weights(file, out)
+        torch.testing.assert_close(load_file(out), {name: x.float() for name, x in stored.items()}, rtol=0, atol=0)
+    torch.save({name: x.to(torch.float8_e4m3fnuz) for name, x in state.items()}, file)
+    with pytest.raises(CheckpointError, match=r"is torch\.float8_e4m3fnuz, which \.safetensors has no place for"):
+        import_weights(file, out)
+
+
 def test_values_that_a_type_cannot_hold_are_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
     state = to_layout(drawn(CLASSIFIER), CLASSIFIER)
     state["fc_norm.bias"] = state["fc_norm.bias"] + 70000
@@ -154,6 +169,10 @@ def test_what_is_read_is_never_written_over(tmp_path: Path, source: Path) -> Non
     for place in (tmp_path / "run", tmp_path / "run" / "ckpt" / "step00000001"):
         with pytest.raises(ConfigError, match="which is read"):
             export_weights(place, tmp_path / "run" / "ema.safetensors")
+        for _ in range(2):  # an export that lies in the run is none of its own
+            export_weights(place, tmp_path / "run" / "mine.safetensors")
+    with pytest.raises(ConfigError, match="is the folder of .*which is read"):
+        export_weights(tmp_path / "run", tmp_path / "run", "transformers", force=True)
     assert file.read_bytes() == before
 
 

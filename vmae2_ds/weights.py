@@ -83,7 +83,8 @@ def export_weights(
     """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in float32.
 
     Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a file.
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a file or a
+            folder as import takes it.
         out: The file to write: .safetensors, or .pth with the published wrapper {"model": ...}. For transformers a folder,
             which gets model.safetensors, config.json, preprocessor_config.json and a model card.
         layout: published; transformers, which versions from 5.6 on read, or transformers4, for those up to 5.5 and from 5.18
@@ -130,24 +131,20 @@ def export_weights(
 
 def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], AnyModel, About, Path]:
     """Ours, the model, what is known of it, and the checkpoint."""
-    from vmae2_ds.config import PretrainConfig
-    from vmae2_ds.model.about import CLIP_FIELDS, About
     from vmae2_ds.model.source import read_all
-    from vmae2_ds.train.initial import is_run, labels_of
+    from vmae2_ds.train.initial import about_run, is_run, labels_of
     from vmae2_ds.train.runs import find_checkpoint
     from vmae2_ds.train.zero_weights import open_weights
 
     names = labels_of(source)
-    labels = None if names is None else tuple(names)
     if not is_run(source):
         read = read_all(source, given)
+        labels = None if names is None else tuple(names)
         return read.state, read.found.model, read.found.about._replace(labels=labels), source
     if given is not None:
         raise ConfigError(f"--config is for files: the run {source} says what its model is; leave it out")
     run, checkpoint = find_checkpoint(source)
-    target = run.objective.target if isinstance(run, PretrainConfig) else None
-    clip = run.data.model_dump(include=set(CLIP_FIELDS))
-    return open_weights(checkpoint), run.model, About(run.model, target, labels, clip), checkpoint
+    return open_weights(checkpoint), run.model, about_run(run, names), checkpoint
 
 
 def _names_in(file: Path, model: AnyModel) -> tuple[str, ...]:
@@ -171,12 +168,15 @@ def _in_dtype(state: Mapping[str, Tensor], dtype: str) -> tuple[Mapping[str, Ten
 
 
 def _files_of(source: Path) -> Iterator[Path]:
-    """Every file that reading `source` may need, its run's own among them; looked up only where --out exists."""
+    """Every file that reading `source` may need, and what its run wrote beside; looked up only where --out exists."""
     if not source.is_dir():
         yield source
         return
-    top = source.parent.parent if (source.parent.parent / "run.json").is_file() else source
-    yield from (path for path in top.rglob("*") if path.is_file())
+    runs = [top for top in (source.parent.parent, source, *source.iterdir()) if (top / "run.json").is_file()]
+    for run in runs:  # not an earlier export that lies in it
+        yield from (run / "run.json", run / "ema.safetensors", *(run / "ckpt").rglob("*"))
+    if not runs:
+        yield from source.iterdir()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
 from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.model.about import read_about
 from vmae2_ds.model.layouts import our_shapes, to_layout
 from vmae2_ds.train.checkpoint import find_newest_whole
 from vmae2_ds.train.runs import read_run_config
@@ -112,6 +113,8 @@ def test_the_student_is_a_classifier_like_any_other(vmae2: Vmae2, manifest: Path
     weights = read_weights(checkpoint)
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == our_shapes(config.model)
     assert set(load_file(student / "ema.safetensors")) == set(to_layout(weights, config.model))
+    clip = read_about(student / "ema.safetensors").clip or {}
+    assert (clip["num_frames"], clip["size"]) == (config.data.num_frames, config.data.size)
     out = student / "tested"
     code, text = vmae2("evaluate", student, "--manifest", manifest, "--clips", 1, "--crops", 1, "--out", out)
     assert code == EXIT_OK, text

@@ -42,7 +42,7 @@ def probe(
 
     Args:
         source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a checkpoint
-            file of any known key layout.
+            file or folder as import takes it.
         manifest: Labelled videos to fit on. Without val_manifest each source of the list is left out once and tested.
         val_manifest: Labelled videos to test on.
         root: Folder that relative paths start from; default: each list's.

@@ -18,6 +18,7 @@ Shape = tuple[int, ...]
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 """Their names in a safetensors header (github.com/huggingface/safetensors, Format)."""
 
@@ -84,6 +85,8 @@ def save_safetensors(state: Mapping[str, Tensor], out: Path, metadata: Mapping[s
     type may.
     """
     shapes, dtypes = shapes_of(state), dtypes_of(state)
+    if unknown := [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in _DTYPES]:
+        raise CheckpointError(f"{unknown[0]}, which .safetensors has no place for; take another --dtype")
     names = sorted(shapes, key=lambda name: -dtypes[name].itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

@@ -54,7 +54,8 @@ def evaluate(
     Every video is scored by one rank alone, its views in batches that do not depend on the number of ranks.
 
     Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file.
+        source: A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint
+            file or folder as import takes it.
         manifest: Labelled videos.
         root: Folder that relative paths start from; default: the list's.
         out: Folder for result.json, scores.npz, per_class.csv and confusion.png; default: eval/LIST_STEP_KxC in the run folder,

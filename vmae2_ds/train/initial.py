@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,22 +20,21 @@ from vmae2_ds.config import (
     PretrainConfig,
     PretrainDataConfig,
 )
+from vmae2_ds.data.class_names import read_class_names
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.model.about import read_about
+from vmae2_ds.model.about import CLIP_FIELDS, About, read_about
 from vmae2_ds.model.embed import is_resized
 from vmae2_ds.model.layouts import State, best_reading, our_shapes, some
 from vmae2_ds.model.published import named, read_published
 from vmae2_ds.model.source import Found, find_weights
 from vmae2_ds.model.transformers_folder import is_weights_folder, weights_in
-from vmae2_ds.train.runs import AnyRun, find_checkpoint, read_run_config
+from vmae2_ds.train.runs import NAMES, AnyRun, find_checkpoint, read_run_config
 from vmae2_ds.train.zero_weights import read_weights
 
 log = logging.getLogger(__name__)
 
 HEAD = ("head.weight", "head.bias")
-LABELS = "labels.txt"
-"""In a run's folder: a class name a line."""
 Data = TypeVar("Data", bound=DataConfig)
 
 
@@ -205,22 +204,30 @@ def labels_of(source: Path) -> list[str] | None:
     if folder is None:
         labels = (read_about(source) if source.is_file() else find_weights(source).about).labels
         return None if labels is None else list(labels)
+    return labels_of_run(folder)
+
+
+def labels_of_run(folder: Path) -> list[str] | None:
+    """The names of the classes of the run in `folder`, where they are known. Errors as `labels_of`."""
     model = read_run_config(folder).model
-    if not (folder / LABELS).is_file() or not isinstance(model, ClassifierConfig):
+    if not (folder / NAMES).is_file() or not isinstance(model, ClassifierConfig):
         return None
-    return read_names(folder / LABELS, model.num_classes)
+    return read_names(folder / NAMES, model.num_classes)
 
 
 def read_names(file: Path, num_classes: int, option: str = "") -> list[str]:
     """A class name a line, as many as there are classes. Raises ConfigError, which names the `option` that gave the file."""
-    said = f"{option} {file}".strip()
-    try:
-        names = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{said}: {error}") from None
+    names = read_class_names(file, option).names
     if len(names) != num_classes:
-        raise ConfigError(f"{said} has {len(names)} names, and the model has {num_classes} classes")
-    return names
+        raise ConfigError(f"{option} {file} has {len(names)} names, and the model has {num_classes} classes".strip())
+    return list(names)
+
+
+def about_run(run: AnyRun, labels: Sequence[str] | None = None) -> About:
+    """What a file of its weights should say beside them."""
+    target = run.objective.target if isinstance(run, PretrainConfig) else None
+    clip = run.data.model_dump(include=set(CLIP_FIELDS))
+    return About(run.model, target, None if labels is None else tuple(labels), clip)
 
 
 def read_head_map(file: Path, num_classes: int, setting: str = "train.head_map") -> list[int]:

@@ -339,7 +339,8 @@ def find_checkpoint(source: Path) -> tuple[AnyRun, Path]:
     run = next((folder for folder in candidates if (folder / "run.json").is_file()), None)
     if run is None:
         raise ConfigError(
-            f"{source} is neither a run folder (with a run.json), nor a folder of runs, nor a runs/.../ckpt/stepN"
+            f"{source} is neither a run folder (with a run.json), nor a folder of runs, nor a runs/.../ckpt/stepN, nor weights "
+            "with a config.json"
         )
     config = read_run_config(run)
     checkpoint = source if run == source.parent.parent else find_newest_whole(run / "ckpt")

@@ -26,6 +26,7 @@ from vmae2_ds.train.elastic import fitting
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
 from vmae2_ds.train.engine import Engine, StepResult, meet_ranks, start_ranks, stop_ranks
 from vmae2_ds.train.hang import HangSwitch
+from vmae2_ds.train.initial import about_run, labels_of_run
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
 from vmae2_ds.train.loop import LoopHooks, TrainState, train
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
@@ -338,7 +339,8 @@ def _write_mean(mean: WeightAverage, config: AnyRun, folder: RunFolder) -> None:
     weights = mean.weights()
     if weights is not None:
         named = to_layout(weights, config.model)
-        _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model))
+        about = about_run(config, labels_of_run(folder.path))
+        _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model, about))
 
 
 def _try(name: str, write: Callable[[], object]) -> None:
