@@ -40,7 +40,7 @@ DOORS = {
     "deepspeed": {"train.engine", "train.checkpoint", "train.safe_load", "tune.tuner"},
     "decord": {"data.reader_decord"},
     "torchcodec": {"data.reader_torchcodec"},
-    "av": {"data.encode", "data.probe", "data.reader_common", "data.reader_pyav", "data.synthetic"},
+    "av": {"data.encode", "data.frame_index", "data.probe", "data.reader_common", "data.reader_pyav", "data.synthetic"},
     "flash_attn": {"model.attention"},
     "timm": {"model.block", "data.augment"},
     "matplotlib": {"draw", "draw_clips"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmae2_ds.data.reader_common import opened_by_libav, why_not_opened
-from vmae2_ds.data.reader_pyav import upright
+from vmae2_ds.data.frame_index import all_frames, index_of
+from vmae2_ds.data.reader_pyav import Turn
 from vmae2_ds.errors import VideoError
 
 FALLBACK_FPS = Fraction(25)
@@ -61,49 +61,40 @@ def write_frames(
 
 
 def reencode(source: str | bytes, target: str, short_side: int, gop: int, crf: int) -> Encoded:
-    """Every shown frame of a video, upright, at its average rate, no sound; made smaller to `short_side`, never larger.
+    """Every frame of a video (frame_index.py), upright, at its rate, no sound; made smaller to `short_side`, never larger.
 
-    Raises VideoError where the source cannot be read to its end.
+    Raises VideoError where the source cannot be read to its end, or gives other frames than its reader counts.
     """
     import av
 
-    try:
-        opened: Any = av.open(opened_by_libav(source), metadata_errors="replace")
-    except (av.FFmpegError, OSError) as error:
-        raise why_not_opened(source, "pyav", str(error)) from None
-    try:
-        with opened as container:
-            stream = container.streams.best("video")
-            if stream is None or stream.codec_context is None:
-                raise why_not_opened(source, "pyav", "no video stream")
-            stream.codec_context.thread_count = 1
-            shown: list[tuple[int, int]] = []
+    index = index_of(source)
+    turn = Turn()
+    shown: list[tuple[int, int]] = []
 
-            def frames() -> Iterable[Any]:
-                for frame in container.decode(stream):
-                    smaller = _fitted(frame, short_side)
-                    if not shown:
-                        shown.append((smaller.height, smaller.width))
-                    if (smaller.height, smaller.width) != shown[0]:
-                        raise VideoError("its frame size changes on the way")
-                    yield smaller
+    def frames() -> Iterator[Any]:
+        for frame in all_frames(source, index):
+            smaller = _fitted(frame, turn, short_side)
+            if not shown:
+                shown.append((smaller.height, smaller.width))
+            if (smaller.height, smaller.width) != shown[0]:
+                raise VideoError("its frame size changes on the way")
+            yield smaller
 
-            count = write_frames(Path(target), frames(), stream.average_rate or FALLBACK_FPS, gop, crf, kind="mp4")
+    try:
+        count = write_frames(Path(target), frames(), index.rate or FALLBACK_FPS, gop, crf, kind="mp4")
     except (av.FFmpegError, OSError) as error:
         if getattr(error, "errno", None) in (27, 28, 122):  # the disk is full: no fault of this video
             raise
-        raise VideoError(
-            f"cannot be read to its end: damaged or truncated ({getattr(error, 'strerror', error)})"
-        ) from None
+        raise VideoError(f"cannot be encoded anew ({getattr(error, 'strerror', error)})") from None
     return Encoded(count, Path(target).stat().st_size, *shown[0])
 
 
-def _fitted(frame: Any, short_side: int) -> Any:
+def _fitted(frame: Any, turn: Turn, short_side: int) -> Any:
     """Upright, even, and not larger than asked for."""
     import av
 
-    if frame.rotation:
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(upright(frame)), "rgb24")
+    if turn.of(frame) != (False, 0):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(turn.upright(frame)), "rgb24")
     scale = min(1.0, short_side / min(frame.height, frame.width))
     height, width = (max(2, 2 * round(edge * scale / 2)) for edge in (frame.height, frame.width))
     return frame.reformat(width=width, height=height, format="yuv420p", interpolation="AREA")

@@ -1,16 +1,19 @@
-"""Facts of one video: from its container and packets, without decoding; of a folder of frames, from its files."""
+"""Facts of one video: from its packets, decoded where these do not tell; of a folder of frames, from its files."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
-import statistics
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
+
+from vmae2_ds.data.frame_index import in_order, index_frames, opened
 from vmae2_ds.data.manifest import VideoEntry
-from vmae2_ds.data.reader_common import Video, opened_by_libav, why_not_opened
+from vmae2_ds.data.reader_common import Video
+from vmae2_ds.data.reader_pyav import orientation
 from vmae2_ds.data.storage import ReadAs, fetch, frame_names
 from vmae2_ds.errors import VideoError
 
@@ -24,12 +27,12 @@ class VideoFacts(NamedTuple):
     """What a container says of its best video stream."""
 
     frames: int
-    """Packets with pictures that are shown; of AVI with packed frames, and of damaged files, an estimate."""
+    """As the reader counts them (frame_index.py)."""
     width: int
     """Pixels as stored, turned upright."""
     height: int
     fps: float
-    """Average; nan for folders of frames."""
+    """From the times of the frames, pauses left out; nan for folders of frames, and where nothing tells."""
     duration_s: float
     codec: str
     pixels: str
@@ -53,66 +56,50 @@ def probe_entry(entry: VideoEntry, how: ReadAs) -> VideoFacts:
     return _probe_folder(entry, how.template) if how.kind == "frames" else _probe_video(fetch(entry))
 
 
-def is_variable(times: list[int]) -> bool:
+def is_variable(times: Sequence[int] | np.ndarray) -> bool:
     """True where ascending time stamps do not keep one step, rounding aside."""
-    steps = [after - before for before, after in pairwise(times)]
+    steps = np.diff(times)
     if len(steps) < 2:
         return False
-    spread = max(steps) - min(steps)
-    return spread > VFR_TICKS and spread > VFR_SHARE * statistics.median(steps)
+    spread = int(steps.max() - steps.min())
+    return spread > VFR_TICKS and bool(spread > VFR_SHARE * np.median(steps))
 
 
 def _probe_video(video: Video) -> VideoFacts:
-    import av
-
     size, digest = _digest(video)
-    try:
-        opened: Any = av.open(opened_by_libav(video), metadata_errors="replace")
-        with opened as container:
-            stream = container.streams.best("video")
-            if stream is None or stream.codec_context is None:
-                raise why_not_opened(video, "pyav", "no video stream")
-            stored = [packet for packet in container.demux(stream) if packet.size]
-            keys = [number for number, packet in enumerate(stored) if packet.is_keyframe] or [0]
-            gops = [after - before for before, after in zip(keys, [*keys[1:], len(stored)], strict=True)]
-            packets = [packet for packet in stored if not packet.is_discard]  # an edit list hides the others
-            if not packets:
-                raise VideoError("no frames")
-            times = sorted(packet.pts for packet in packets if packet.pts is not None)
-            fps = float(stream.average_rate or math.nan)
-            codec: Any = stream.codec_context
-            turned = _rotation(video)
-            width, height = codec.width, codec.height
-            return VideoFacts(
-                frames=len(packets),
-                width=height if turned % 180 else width,
-                height=width if turned % 180 else height,
-                fps=fps,
-                duration_s=len(packets) / fps if fps > 0 else math.nan,
-                codec=codec.name,
-                pixels=codec.pix_fmt or "",
-                gop=float(statistics.median(gops)),
-                longest_gop=max(gops),
-                is_vfr=container.format.name != "avi" and is_variable(times),
-                rotation=turned,
-                has_audio=bool(container.streams.audio),
-                size=size,
-                digest=digest,
-            )
-    except (av.FFmpegError, OSError) as error:
-        raise why_not_opened(video, "pyav", str(error)) from None
+    with opened(video) as (container, stream):
+        index = index_frames(video, container, stream)
+        times, codec, is_avi = index.times, stream.codec_context, container.format.name == "avi"
+        is_sorted = bool((np.diff(times) > 0).all())
+        span_s = float((times[-1] - times[0]) * stream.time_base) if is_sorted else math.nan
+        keys = np.flatnonzero(index.packets.is_key).tolist() or [0]
+        gops = np.diff([*keys, len(index.packets.pts)])
+        turned = _rotation(video)
+        width, height = codec.width, codec.height
+        return VideoFacts(
+            frames=len(times),
+            width=height if turned % 180 else width,
+            height=width if turned % 180 else height,
+            fps=index.fps,
+            duration_s=span_s + 1 / index.fps if is_sorted and not is_avi else len(times) / index.fps,
+            codec=codec.name,
+            pixels=codec.pix_fmt or "",
+            gop=float(np.median(gops)),
+            longest_gop=int(gops.max()),
+            is_vfr=is_sorted and not is_avi and is_variable(times),
+            rotation=turned,
+            has_audio=bool(container.streams.audio),
+            size=size,
+            digest=digest,
+        )
 
 
 def _rotation(video: Video) -> int:
-    """Degrees that the display matrix asks for: 0, 90, 180 or 270. Frames tell it, so the first is decoded."""
-    import av
+    """Degrees, anticlockwise, that the display matrix asks for, after a mirroring if any: 0, 90, 180 or 270.
 
-    try:
-        opened: Any = av.open(opened_by_libav(video), metadata_errors="replace")
-        with opened as container:
-            return int(next(container.decode(video=0)).rotation) % 360
-    except (av.FFmpegError, StopIteration):
-        return 0  # nothing can be decoded; reading it will say so
+    Frames tell it, so the first is decoded.
+    """
+    return -90 * orientation(next(in_order(video)))[1] % 360
 
 
 def _digest(video: Video) -> tuple[int, str]:

@@ -10,7 +10,8 @@ import mmap
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,6 +23,8 @@ from vmae2_ds.errors import VideoError, Vmae2Error
 
 PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>."""
+FOLLOW_S = 0.2
+"""Between two signs of life of long work."""
 SHOWN = 200
 """Characters of an unexpected error that are told."""
 
@@ -52,6 +55,8 @@ class _Child:
         verb, *values = request
         if verb == "call":
             self._send_result(lambda: ("value", values[0](*values[1])))
+        elif verb == "follow":
+            self._send_result(lambda: ("value", self._follow(values[0](*values[1]))))
         else:
             self._send_result(lambda: self._read(*values))
 
@@ -66,6 +71,16 @@ class _Child:
             told = f"its reader failed: {type(error).__name__}: {str(error).strip()[:SHOWN]}"
             result = "error", VideoError(" ".join(told.split()))
         self.pipe.send(result)
+
+    def _follow(self, items: Iterator[Any]) -> Any:
+        """The last item; that there was another one is told now and then."""
+        told, last = time.monotonic(), None
+        for item in items:
+            last = item
+            if time.monotonic() - told > FOLLOW_S:
+                told = time.monotonic()
+                self.pipe.send(("going",))
+        return last
 
     def _read(self, entry: VideoEntry, how: ReadAs) -> tuple[str, str, tuple[int, ...]]:
         frames = np.asarray(read_entry(entry, how, self._ask_which))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import io
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +20,25 @@ Choose = Callable[[int, float], np.ndarray]
 Called once a video."""
 
 _MAGIC = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the video; run git lfs pull"),
-    (b"\x1f\x8b", "gzip data; unpack it"),
-    (b"PK\x03\x04", "a zip archive; unpack it"),
-    (b"\xff\xd8\xff", "a JPEG picture, not a video"),
-    (b"\x89PNG", "a PNG picture, not a video"),
+    (0, b"version https://git-lfs", "a git-lfs pointer, not the video; run git lfs pull"),
+    (0, b"\x1f\x8b", "gzip data (.gz, .tar.gz); unpack it"),
+    (0, b"PK\x03\x04", "a zip archive; unpack it"),
+    (257, b"ustar", "a tar archive; unpack it, or index it with vmae2 data index-shards"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+    (0, b"Rar!\x1a\x07", "a rar archive; unpack it"),
+    (0, b"BZh", "bzip2 data; unpack it"),
+    (0, b"\xfd7zXZ\x00", "xz data; unpack it"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd data; unpack it"),
+    (0, b"\xff\xd8\xff", "a JPEG picture, or a bare stream of them, not a video; take it off the list"),
+    (0, b"\x89PNG", "a PNG picture, not a video; take it off the list"),
+    (0, b"\x89HDF", "an HDF5 file, not a video; write its clips as videos or folders of frames"),
+    (0, b"\x93NUMPY", "a numpy array, not a video; write it as a video or a folder of frames"),
+    (0, b"%PDF", "a PDF document, not a video; take it off the list"),
 )
+"""(place, bytes there, what they say)."""
+ENCRYPTED = "encrypted; decrypt it first, or take it off the list"
+RAW_STREAMS = {"h264", "hevc", "m4v", "mpeg", "mpegvideo", "mjpeg", "ivf", "obu", "vc1", "h261", "h263"}
+"""libav's names of what holds a video and no index."""
 
 
 def choose_checked(choose: Choose, length: int, fps: float) -> list[int]:
@@ -60,24 +76,70 @@ def why_not_opened(video: Video, reader: str, message: str) -> VideoError:
     import av
 
     head = _head(video)
-    for magic, reason in _MAGIC:
-        if head.startswith(magic):
+    for place, magic, reason in _MAGIC:
+        if head[place:].startswith(magic):
             return VideoError(reason)
-    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+    if _is_text(head):
+        if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+            return VideoError("a web page, not a video; fetch the video again")
         return VideoError("text, not a video")
     try:
         with av.open(opened_by_libav(video), metadata_errors="replace") as container:
-            kinds = {stream.type for stream in container.streams}
-            codec = next((stream.codec_context.name for stream in container.streams.video), None)
+            kinds, form = {stream.type for stream in container.streams}, container.format.name
+            covers = [is_cover(stream) for stream in container.streams.video]
+            codec = next(
+                (stream.codec_context.name for stream in container.streams.video if stream.codec_context), None
+            )
     except (av.FFmpegError, OSError):
         if head[4:8] == b"ftyp":
-            return VideoError("an MP4 file without a readable index (moov): truncated or damaged")
+            return VideoError("an MP4 file without a readable index (moov): truncated or damaged; fetch it again")
         return VideoError("not a video file, or its header is damaged")
+    if covers and all(covers):
+        return VideoError("audio only, with a cover picture; take it off the list")
     if codec is None:
-        return VideoError("audio only, no picture" if kinds == {"audio"} else "no video stream that can be decoded")
+        if kinds == {"audio"}:
+            return VideoError("audio only, no picture; take it off the list")
+        return VideoError("no video stream that can be decoded")
+    if form in RAW_STREAMS:
+        return VideoError(
+            f"a bare {codec} stream, in which {reader} cannot seek; --data.reader pyav or vmae2 data prepare can"
+        )
+    if codec == "gif":
+        return VideoError(f"a GIF, which {reader} does not read; try --data.reader pyav, or vmae2 data prepare")
     if reader == "decord" and "cannot find video stream" in message:
         return VideoError(f"decord cannot decode its codec ({codec}); try --data.reader pyav, or re-encode it")
-    return VideoError(f"{reader} cannot index it ({codec}): truncated or damaged")
+    return VideoError(f"{reader} cannot index it ({codec}): truncated or damaged; try --data.reader pyav")
+
+
+def is_cover(stream: Any) -> bool:
+    """Whether a PyAV stream is the picture on the cover of a sound file."""
+    import av
+
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def is_encrypted(stream: Any, packet: Any) -> bool:
+    """Whether a stream's packets are encrypted (MP4's common encryption, WebM's), told from PyAV's first one."""
+    return packet.has_sidedata("encryption_info") or "enc_key_id" in stream.metadata
+
+
+def why_not_read(video: Video, reason: str) -> VideoError:
+    """`reason`, or that the video is encrypted: readers that do not look at it take it for damaged."""
+    import av
+
+    with contextlib.suppress(av.FFmpegError, OSError), av.open(opened_by_libav(video), "r") as container:
+        for packet in container.demux(video=0):
+            return VideoError(ENCRYPTED if is_encrypted(packet.stream, packet) else reason)
+    return VideoError(reason)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether the first bytes of a file are UTF-8 without control characters; a character may be cut at their end."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(character in "\t\n\r\f" or character >= " " for character in text) and "\x7f" not in text
 
 
 def _head(video: Video) -> bytes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 
-from vmae2_ds.data.reader_common import Choose, Video, choose_checked, why_not_opened
-from vmae2_ds.errors import VideoError
+from vmae2_ds.data.reader_common import Choose, Video, choose_checked, why_not_opened, why_not_read
 
 
 def read_decord(video: Video, choose: Choose) -> np.ndarray:
@@ -28,8 +28,8 @@ def read_decord(video: Video, choose: Choose) -> np.ndarray:
     except (decord.DECORDError, RuntimeError) as error:
         # a reader that has failed once may hang (dmlc/decord#375), so it is not asked which frame it was
         if "avcodec_" in str(error):
-            raise VideoError(
-                f"read error at or before frame {max(indices)} of {length}: damaged or truncated"
-            ) from None
-        told = str(error).partition("\n")[0].rpartition("Check failed: ")[2]
-        raise VideoError(f"decord failed ({told[:120]}); try --data.reader pyav, or re-encode it") from None
+            reason = f"read error at or before frame {max(indices)} of {length}: damaged or truncated"
+            raise why_not_read(video, reason) from None
+        told = re.sub(r".*(Check failed: |\.cc:\d+: )", "", str(error).partition("\n")[0])
+        reason = f"decord failed ({told[:120]}); try --data.reader pyav, or re-encode it"
+        raise why_not_read(video, reason) from None

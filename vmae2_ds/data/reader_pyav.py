@@ -1,134 +1,165 @@
-"""PyAV: frames by their time stamps, or counted where a container's times cannot be trusted."""
+"""PyAV: frames by their time stamps, or counted where a file's times cannot be trusted (frame_index.py)."""
 
 from __future__ import annotations
 
 import bisect
-import contextlib
-from collections.abc import Iterator
+from collections import deque
 from typing import Any
 
 import numpy as np
 
-from vmae2_ds.data.reader_common import Choose, Video, choose_checked, opened_by_libav, why_not_opened
+from vmae2_ds.data.frame_index import FrameIndex, in_order, index_frames, opened, steps
+from vmae2_ds.data.reader_common import Choose, Video, choose_checked
 from vmae2_ds.errors import VideoError
 
 # T frames asked for, H x W pixels as stored and turned upright, 3 colours (RGB).
 
 
 def read_pyav(video: Video, choose: Choose) -> np.ndarray:
-    """Frames of one video: uint8 (T, H, W, 3); raises VideoError."""
-    import av
-
-    try:
-        container = av.open(
-            opened_by_libav(video), metadata_errors="replace"
-        )  # titles in odd encodings are no reason to drop a video
-    except (av.FFmpegError, OSError) as error:
-        raise why_not_opened(video, "pyav", str(error)) from None
-    with container:
-        stream = container.streams.best("video")
-        if stream is None or stream.codec_context is None:
-            raise why_not_opened(video, "pyav", "no video stream")
-        stream.codec_context.thread_count = 1
-        try:
-            timeline = _Timeline.of(container, stream)
-        except av.FFmpegError as error:
-            raise VideoError(f"its frames cannot be counted: damaged or truncated ({error.strerror})") from None
-        indices = choose_checked(choose, len(timeline.keys), float(stream.average_rate or "nan"))
-        found = timeline.pick({timeline.keys[index]: index for index in sorted(set(indices))})
-    frames = [found[timeline.keys[index]] for index in indices]
+    """Frames of one video: uint8 (T, H, W, 3); raises VideoError. Holds no more frames than it returns."""
+    with opened(video) as (container, stream):
+        index = index_frames(video, container, stream)
+        indices = choose_checked(choose, len(index.times), index.fps)
+        wanted = _Wanted(index, sorted(set(indices)))
+        if len(index.points):
+            wanted.find_by_seeking(container, stream)
+    if wanted.left:
+        wanted.find_from_the_start(video)
+    frames = [wanted.found[index] for index in indices]
     if len({frame.shape for frame in frames}) > 1:
         raise VideoError("its frame size changes on the way; re-encode it")
     return np.stack(frames)
 
 
-class _Timeline:
-    """The frames of a video stream by key: their time stamp, or their count where time stamps cannot be trusted."""
+class _Wanted:
+    """The frames of a video that are asked for, by number, and those that were found."""
 
-    def __init__(self, container: Any, stream: Any, keys: list[int], seek_points: list[int], start: int) -> None:
-        self.container, self.stream = container, stream
-        self.keys = keys
-        """One a frame, in the order of showing."""
-        self.seek_points = seek_points
-        """Keys of the key frames, ascending; empty where frames are counted from the start."""
-        self.start = start
-        """Where to seek for the first frame."""
+    def __init__(self, index: FrameIndex, numbers: list[int]) -> None:
+        self.index, self.left = index, deque(numbers)
+        self.found: dict[int, np.ndarray] = {}
+        self._points = index.points.tolist()
+        self._turn = Turn()
+        self._look_for_the_next()
 
-    @classmethod
-    def of(cls, container: Any, stream: Any) -> _Timeline:
-        """Read the packets (no decoding) for the times of the frames that are shown.
+    def find_by_seeking(self, container: Any, stream: Any) -> None:
+        """Decode each from a key frame before it.
 
-        AVI stores no presentation times (with B-frames those offered are made up), and a stream may lack or repeat
-        some: there, frames are counted by decoding all of them.
+        Ends with some left where the container does not lead to frames as the index has them.
         """
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        times = [packet.pts for packet in packets if not packet.is_discard]  # an edit list hides the discarded ones
-        start = min((at for packet in packets for at in (packet.pts, packet.dts) if at is not None), default=0)
-        if container.format.name != "avi" and None not in times and len(set(times)) == len(times):
-            points = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
-            return cls(container, stream, sorted(times), sorted(points), start)
-        timeline = cls(container, stream, [], [], start)
-        timeline.keys = [key for key, _ in timeline._decode_from(start)]
-        return timeline
-
-    def pick(self, wanted: dict[int, int]) -> dict[int, np.ndarray]:
-        """Decode the frames of the `wanted` keys (ascending; values are frame indices): {key: uint8 (H, W, 3)}."""
         import av
 
-        found: dict[int, np.ndarray] = {}
-        left = list(wanted)
-        self._show_the_encoder()
-        back = 0  # key frames to step back, because a container may seek past the one asked for (MPEG-TS does)
-        while left:
-            at = self._count_points(left[0]) - 1 - back
-            before = len(left)
+        back, failed_at = (
+            0,
+            None,
+        )  # key frames to step back, as a container may seek past the one asked for (MPEG-TS does)
+        while self.left:
+            at = self._points_up_to - 1 - back
+            if at < 0:
+                return
             try:
-                for key, frame in self._decode_from(self.seek_points[at] if at >= 0 else self.start):
-                    if key == left[0]:
-                        found[key] = upright(frame)
-                        left.pop(0)
-                        if not left or self._count_points(left[0]) > self._count_points(key):
-                            break  # done, or a later key frame is nearer to the next one
-                    elif key > left[0]:
+                container.seek(self._points[at], stream=stream)
+            except av.FFmpegError:
+                return
+            stream.codec_context.reorder_depth = self.index.depth  # the seek may have made the decoder forget it
+            before, landed, packet = len(self.left), None, None
+            try:
+                for packet, frames in steps(container, stream):
+                    if landed is None:
+                        if packet is None or packet.pts is None or packet.pts > self._time:
+                            break
+                        landed = packet.pts
+                    if not self._take(frames, landed):
                         break
             except av.FFmpegError as error:
-                where = f"read error at or before frame {wanted[left[0]]} of {len(self.keys)}"
-                raise VideoError(f"{where}: damaged or truncated ({error.strerror})") from None
-            if len(left) < before:
+                where = None if packet is None else packet.dts
+                if failed_at == (where,) or at == 0:
+                    raise self._damaged(error) from None
+                failed_at = (where,)
+            if len(self.left) == before:
+                back = 2 * back + 1
+            elif failed_at is None:
                 back = 0
-            elif at >= 0:
-                back += 1
-            else:
-                raise VideoError(f"frame {wanted[left[0]]} of {len(self.keys)} cannot be decoded")
-        return found
 
-    def _show_the_encoder(self) -> None:
-        """Let the decoder see the first packet of 4:4:4 H.264 before a seek.
-
-        x264 wrote some of it wrongly up to build 150, and libavcodec makes up for that once it has read the encoder's name
-        there. Without it every frame behind a seek is garbage, with no error.
-        """
+    def find_from_the_start(self, video: Video) -> None:
+        """Decode the file up to the last one: by their times where these can be trusted, else by counting."""
         import av
 
-        codec = self.stream.codec_context
-        if self.seek_points and codec.name == "h264" and "444" in (codec.pix_fmt or ""):
-            with contextlib.suppress(av.FFmpegError, StopIteration):
-                self.container.seek(self.start, stream=self.stream)
-                next(self.container.decode(self.stream))
+        try:
+            for count, frame in enumerate(in_order(video)):
+                if frame.pts == self._time if self._points else count == self.left[0]:
+                    self._keep(frame)
+                    if not self.left:
+                        return
+        except av.FFmpegError as error:
+            raise self._damaged(error) from None
+        raise VideoError(f"frame {self.left[0]} of {len(self.index.times)} cannot be decoded")
 
-    def _count_points(self, key: int) -> int:
-        return bisect.bisect_right(self.seek_points, key)
+    def _take(self, frames: list[Any], landed: int) -> bool:
+        """Keep those of the decoded frames that are asked for; False where decoding on from here is of no use."""
+        for frame in frames:
+            at = frame.pts
+            if at is None or at < landed:
+                continue  # of an open GOP: its references lie before the place that was found
+            if at > self._time or frame.is_corrupt:
+                return False
+            if at == self._time:
+                before = self._points_up_to
+                self._keep(frame)
+                if not self.left or self._points_up_to > before:
+                    return False  # done, or a later key frame is nearer to the next one
+        return True
 
-    def _decode_from(self, target: int) -> Iterator[tuple[int, Any]]:
-        """(key, frame) from the key frame that the container finds for `target`; counted keys only from the start."""
-        self.container.seek(target, stream=self.stream)
-        for count, frame in enumerate(self.container.decode(self.stream)):
-            if not self.seek_points:
-                yield count, frame
-            elif frame.pts is not None:
-                yield frame.pts, frame
+    def _keep(self, frame: Any) -> None:
+        self.found[self.left.popleft()] = self._turn.upright(frame)
+        self._look_for_the_next()
+
+    def _look_for_the_next(self) -> None:
+        if self.left:
+            self._time = int(self.index.times[self.left[0]])
+            self._points_up_to = bisect.bisect_right(self._points, self._time)
+
+    def _damaged(self, error: Any) -> VideoError:
+        where = f"read error at or before frame {self.left[0]} of {len(self.index.times)}"
+        return VideoError(f"{where}: damaged or truncated ({error.strerror})")
 
 
-def upright(frame: Any) -> np.ndarray:
-    """uint8 (H, W, 3), turned as the container's display matrix asks; decord does the same by itself."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90 % 4)
+class Turn:
+    """Turns the frames of one video upright. Their display matrices are looked at where their rotation changes."""
+
+    def __init__(self) -> None:
+        self._told: dict[int, tuple[bool, int]] = {}
+
+    def of(self, frame: Any) -> tuple[bool, int]:
+        """`orientation` of a frame."""
+        told: int = frame.rotation
+        if told not in self._told:
+            self._told[told] = orientation(frame)
+        return self._told[told]
+
+    def upright(self, frame: Any) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        mirrored, quarters = self.of(frame)
+        pixels = frame.to_ndarray(format="rgb24")
+        return np.rot90(pixels[:, ::-1] if mirrored else pixels, k=-quarters)
+
+
+def orientation(frame: Any) -> tuple[bool, int]:
+    """(whether a decoded PyAV frame is to be mirrored left to right, quarter turns clockwise that follow).
+
+    As its display matrix asks, to the nearest quarter turn; decord turns by itself, and does not mirror.
+    """
+    from av.sidedata.sidedata import SideDataContainer
+
+    # frame.side_data would hold the frame, and be held by it: memory until the next collection
+    told: Any = SideDataContainer(frame)  # type: ignore[call-arg]
+    matrix = told.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, 0
+    # rows (a, b, u), (c, d, v), (x, y, w) of libavutil/display.h: a pixel (p, q) goes to (a p + c q, b p + d q), q downwards
+    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(matrix), np.int32)[:5])
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    if not a * d - b * c:
+        return False, 0  # it would squeeze the picture to nothing
+    return mirrored, round(np.degrees(np.arctan2(b - c, a + d)) / 90) % 4  # the nearest turn, in the least squares

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vmae2_ds.data.reader_common import Choose, Video, choose_checked, why_not_opened
-from vmae2_ds.errors import ConfigError, VideoError
+from vmae2_ds.data.reader_common import Choose, Video, choose_checked, why_not_opened, why_not_read
+from vmae2_ds.errors import ConfigError
 
 
 def read_torchcodec(video: Video, choose: Choose) -> np.ndarray:
@@ -27,4 +27,5 @@ def read_torchcodec(video: Video, choose: Choose) -> np.ndarray:
     try:
         return np.asarray(decoder.get_frames_at(indices).data.numpy())
     except (RuntimeError, IndexError):  # its words name its own source files
-        raise VideoError(f"read error at or before frame {max(indices)} of {length}: damaged or truncated") from None
+        reason = f"read error at or before frame {max(indices)} of {length}: damaged or truncated"
+        raise why_not_read(video, reason) from None

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from vmae2_ds.data.frame_index import all_frames, index_of
 from vmae2_ds.data.manifest import Manifest, VideoEntry
 from vmae2_ds.data.parallel import in_parallel
 from vmae2_ds.data.probe import VideoFacts, probe_entry
+from vmae2_ds.data.reader_pyav import Turn
 from vmae2_ds.data.sampling import stride_indices
-from vmae2_ds.data.storage import ReadAs
+from vmae2_ds.data.storage import ReadAs, fetch
 from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.errors import VideoError
 
 DecodeName = Literal["clip", "all", "none"]
 PIECE = 64
-"""Frames held at once where all are decoded."""
+"""Frames held at once where all are decoded by a reader other than PyAV."""
+RULES = 2
+"""Of what counts as a frame: results by other ones are found anew."""
 
 
 class Look(NamedTuple):
@@ -31,7 +35,7 @@ class Look(NamedTuple):
 
     how: ReadAs
     decode: DecodeName
-    """clip: read one as training would, from the middle; all: every frame; none: the container alone."""
+    """clip: read one as training would, from the middle; all: every frame too, from the start; none: the packets alone."""
     num_frames: int
     stride: int
     timeout_s: float
@@ -39,7 +43,7 @@ class Look(NamedTuple):
     @property
     def settings(self) -> str:
         """What a result depends on besides the file."""
-        return json.dumps([*self.how, self.decode, self.num_frames, self.stride])
+        return json.dumps([RULES, *self.how, self.decode, self.num_frames, self.stride])
 
 
 class Scanned(NamedTuple):
@@ -113,10 +117,32 @@ def _try_reading(entry: VideoEntry, look: Look, watchdog: Watchdog) -> int:
 
     watchdog.read(entry, look.how, clip)
     if look.decode == "all":
+        if look.how.kind == "video" and look.how.reader == "pyav":
+            return int(watchdog.follow(decode_all, entry))
+        sizes: set[tuple[int, ...]] = set()
         for start in range(0, lengths[0], PIECE):
             stop = min(lengths[0], start + PIECE)
-            watchdog.read(entry, look.how, lambda length, fps, a=start, b=stop: first + np.arange(a, b))  # type: ignore[misc]
+            piece = watchdog.read(entry, look.how, lambda length, fps, a=start, b=stop: first + np.arange(a, b))  # type: ignore[misc]
+            sizes.add(piece.shape[1:])
+        _check_one_size(sizes)
     return lengths[0]
+
+
+def decode_all(entry: VideoEntry) -> Iterator[int]:
+    """Decode a video from start to end as `data prepare` does, and count; raises VideoError where prepare would."""
+    video = fetch(entry)
+    index, turn = index_of(video), Turn()
+    sizes: set[tuple[int, ...]] = set()
+    for count, frame in enumerate(all_frames(video, index), 1):
+        across, down = frame.width, frame.height
+        sizes.add((across, down) if turn.of(frame)[1] % 2 else (down, across))
+        _check_one_size(sizes)
+        yield count
+
+
+def _check_one_size(sizes: set[tuple[int, ...]]) -> None:
+    if len(sizes) > 1:
+        raise VideoError("its frame size changes on the way; re-encode it")
 
 
 def stamp_of(entry: VideoEntry) -> list[int] | None:

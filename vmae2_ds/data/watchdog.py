@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -74,6 +74,13 @@ class Watchdog:
         """What a module-level function returns in the child, under the same limit; its own errors come back as they are."""
         return self._ask("call", function, values)[1]
 
+    def follow(self, function: Callable[..., Iterator[Any]], *values: Any) -> Any:
+        """As `call`, of a generator function, for long work: the limit is for each item, and the last one is returned."""
+        tag, *answer = self._ask("follow", function, values)
+        while tag == "going":
+            tag, *answer = self._wait(self.timeout_s)
+        return answer[0]
+
     def close(self) -> None:
         """End the child."""
         if self._child is not None and os.getpid() == self._owner:
@@ -95,8 +102,12 @@ class Watchdog:
         if self._child is None:
             self._start()
             limit_s += START_S
-        try:
+        with contextlib.suppress(ConnectionError):  # what became of it is seen in waiting for the answer
             self._pipe.send(request)
+        return self._wait(limit_s)
+
+    def _wait(self, limit_s: float) -> Any:
+        try:
             if not self._pipe.poll(limit_s):
                 self._end(patience_s=0)
                 raise VideoError(
