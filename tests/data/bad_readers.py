@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import wraps
 
 import numpy as np
@@ -86,3 +87,10 @@ def wrong_frames(video: Video, choose: Choose) -> np.ndarray:
 
 def refuses(video: Video, choose: Choose) -> np.ndarray:
     raise VideoError("not today")
+
+
+def count_slowly(items: int, pause_s: float) -> Iterator[int]:
+    """0 to items - 1, with a pause after each."""
+    for number in range(items):
+        yield number
+        time.sleep(pause_s)

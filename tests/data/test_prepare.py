@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from tests.data import bad_readers
-from vmae2_ds.data import decode
+from tests.data.odd_videos import ODD_VIDEOS, number_of
+from vmae2_ds.data import decode, prepare
 from vmae2_ds.data.decode import read_frames
-from vmae2_ds.data.manifest import VideoEntry, read_manifest
+from vmae2_ds.data.manifest import Manifest, VideoEntry, read_manifest
 from vmae2_ds.data.pack import pack_manifest
 from vmae2_ds.data.prepare import Prepared, prepare_manifest
 from vmae2_ds.data.probe import probe_entry
@@ -131,6 +132,37 @@ def test_what_is_larger_and_no_faster_is_not_recommended(
     assert ("give out/manifest.csv as the manifest" in said) != brings_nothing
     assert f"2.00 MB became {after / 1e6:.2f} MB" in said
     assert ("was not measured" in said) == (not speedups)
+
+
+def test_a_file_that_cannot_be_read_again_does_not_end_a_finished_job(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured at the end is read under a watchdog, and a file that fails there is passed over."""
+    inner = prepare._write_manifest
+
+    def write_and_lose(out: Path, manifest: Manifest, targets: dict[str, str]) -> int:
+        rows = inner(out, manifest, targets)
+        (films.parent / "a/x.mp4").unlink()
+        (films.parent / "a/x.avi").write_bytes(b"no video any more")
+        return rows
+
+    monkeypatch.setattr(prepare, "_write_manifest", write_and_lose)
+    prepared = prepare_manifest(films, tmp_path / "out", **SMALL | {"sample": 3})
+    assert (prepared.videos, len(prepared.speedups)) == (3, 1)
+    assert (tmp_path / "out/report.json").is_file()
+    assert "1 video sampled" in str(prepared)
+    assert "was not measured" in str(prepared._replace(speedups=[]))
+
+
+def test_parts_of_a_video_with_a_cut_head_stay_the_same_frames(tmp_path: Path) -> None:
+    """Frames that never come are not counted, in the list's numbers and in the copy's."""
+    ODD_VIDEOS["cut_head.mkv"](tmp_path)
+    (tmp_path / "list.csv").write_text("path,start,frames\ncut_head.mkv,10,8\n")
+    prepare_manifest(tmp_path / "list.csv", tmp_path / "out", **SMALL | {"short_side": 256})
+    (row,) = read_manifest(tmp_path / "out/manifest.csv")
+    assert (row.start, row.frames) == (10, 8)
+    for path in (tmp_path / "cut_head.mkv", Path(row.path)):
+        assert [number_of(frame) for frame in read_frames(path, np.arange(10, 18))] == [*range(22, 30)]
 
 
 # --- which reader ----------------------------------------------------------------------------------------------------

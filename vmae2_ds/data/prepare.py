@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -40,6 +41,8 @@ LONGEST_GOP, WORST_CRF = 10_000, 51
 MOST_SAMPLED = 10_000
 FASTER = 1.1
 """A clip that is read that many times as fast is read faster; below it is the noise of a busy machine."""
+SAMPLE_S = 60.0
+"""What reading the clips of one sampled video may take."""
 
 
 class Prepared(NamedTuple):
@@ -189,7 +192,7 @@ def prepare_manifest(
             sum(fact["bytes_before"] for fact in facts),
             sum(fact["bytes"] for fact in facts),
             sum(fact["seconds"] for fact in facts) / 3600,
-            sorted(_speedups(there, out, sample, seed)),
+            sorted(_speedups(there, out, sample, seed, min(timeout_s, SAMPLE_S))),
             written,
         )
         write_whole(out / "report.json", json.dumps({**result._asdict(), "out": str(out), **settings}, indent=1))
@@ -317,11 +320,15 @@ def _write_manifest(out: Path, manifest: Manifest, targets: dict[str, str]) -> i
     return rows
 
 
-def _speedups(jobs: list[_Job], out: Path, sample: int, seed: int) -> list[float]:
-    """CPU time of the same clips before over after, of up to `sample` videos."""
-    found = []
-    for at in np.random.default_rng(seed).permutation(len(jobs))[:sample]:
-        job = jobs[int(at)]
-        copy = VideoEntry(str(out / job.target), None, "", 0, None)
-        found.append(clip_cost(job.source, ReadAs()) / max(1e-9, clip_cost(copy, ReadAs())))
+def _speedups(jobs: list[_Job], out: Path, sample: int, seed: int, timeout_s: float) -> list[float]:
+    """CPU time of the same clips before over after, of up to `sample` videos; those that cannot be read are passed over."""
+    found: list[float] = []
+    with Watchdog(timeout_s) as watchdog:
+        for at in np.random.default_rng(seed).permutation(len(jobs))[: 2 * sample]:
+            job = jobs[int(at)]
+            copy = VideoEntry(str(out / job.target), None, "", 0, None)
+            if len(found) < sample:
+                with contextlib.suppress(VideoError):
+                    before, after = (watchdog.call(clip_cost, entry, ReadAs()) for entry in (job.source, copy))
+                    found.append(before / max(1e-9, after))
     return found
