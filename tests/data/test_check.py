@@ -14,14 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data import bad_readers
+from tests.data.odd_videos import encoded, pieces_of, rewritten
 from vmae2_ds.data import scan
 from vmae2_ds.data.check import check_manifest
 from vmae2_ds.data.manifest import VideoEntry, read_manifest
 from vmae2_ds.data.pack import pack_manifest
+from vmae2_ds.data.prepare import prepare_manifest
 from vmae2_ds.data.probe import is_variable, probe_entry
 from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.data.synthetic import SyntheticSet, write_video
-from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.data.watchdog import Watchdog
+from vmae2_ds.errors import ConfigError, DataError, VideoError
 
 QUIET = {"pictures": 0, "workers": 2, "num_frames": 4, "stride": 1}
 
@@ -252,3 +256,29 @@ def test_damaged_files_are_found(shared: Path, tmp_path: Path) -> None:
     assert {name for name, verdict in verdicts.items() if verdict == "too short"} == short
     assert verdicts.pop("wrong_extension.txt") == "duplicate"
     assert set(names) - set(verdicts) - {"wrong_extension.txt"} == sound
+
+
+def test_decode_all_finds_what_a_clip_from_the_middle_does_not_and_is_recommended(tmp_path: Path) -> None:
+    """A key frame is gone early on: the clip from the middle is sound, `data prepare` and a look at all of it refuse."""
+    long = encoded(tmp_path / "long.mkv", [n % 200 for n in range(240)], bf="2")
+    pieces = pieces_of(long)
+    rewritten(long, tmp_path / "lost_key.mkv", pieces[:12] + pieces[13:])
+    (tmp_path / "list.csv").write_text("path\nlong.mkv\nlost_key.mkv\n")
+    one = check_manifest(tmp_path / "list.csv", tmp_path / "clip", workers=1, pictures=0)
+    assert one.bad == 0
+    assert "--decode all" in str(one)
+    assert "--decode all" in (tmp_path / "clip/report.html").read_text()
+    every = check_manifest(tmp_path / "list.csv", tmp_path / "all", workers=1, pictures=0, decode="all")
+    assert every.verdicts == {"unreadable": 1}
+    assert "a decode of all gives" in (tmp_path / "all/bad.csv").read_text()
+    assert "--decode all" not in str(every)
+    prepared = prepare_manifest(tmp_path / "list.csv", tmp_path / "out", short_side=32, workers=1, sample=0)
+    assert (prepared.videos, prepared.bad) == (1, 1)
+
+
+def test_long_work_is_followed_and_a_hang_in_it_is_not(tmp_path: Path) -> None:
+    """The limit is for each sign of life: work that takes longer than it in all is let be, a silence of that length is not."""
+    with Watchdog(1.0) as watchdog:
+        assert watchdog.follow(bad_readers.count_slowly, 8, 0.25) == 7
+        with pytest.raises(VideoError, match="no answer within 1 s"):
+            watchdog.follow(bad_readers.count_slowly, 2, 60.0)

@@ -32,6 +32,7 @@ BENCHED = 16
 """Files that the readers are measured on."""
 MOST_PICTURES = 1000
 """On one page."""
+ADVICE = "before a long run, check once with --decode all: damage outside of one clip of each file was not looked for"
 
 
 def check_manifest(
@@ -66,8 +67,8 @@ def check_manifest(
         kind: Video files (or tar shards, which the manifest tells), or folders of frames.
         template: File name of frame number k of a folder, as a Python format.
         reader: Video reader to try.
-        decode: clip: one clip from the middle, as training reads; all: every frame, which takes as long as watching;
-            none: only the container.
+        decode: clip: one clip from the middle, as training reads; all: every frame too, as data prepare would, recommended once
+            before a long run, because damage outside of that clip is not seen otherwise; none: only the packets.
         num_frames: Frames of that clip, and of the pictures.
         stride: Step between its frames.
         min_frames: A video, or part of one, with fewer is too short.
@@ -117,7 +118,9 @@ def check_manifest(
         if bench:
             log.info("measuring the readers on up to %d files", BENCHED)
         readers = _bench(opened, judged, how, timeout_s, seed) if bench else ""
-        result = CheckedManifest(out, len(opened), len(found), dict(verdicts), warnings, readers)
+        result = CheckedManifest(
+            out, len(opened), len(found), dict(verdicts), warnings, readers, "" if decode == "all" else ADVICE
+        )
         write_report(result, opened, found, judged, look, pictures, seed)
     if strict and result.bad:
         raise DataError(f"{result.bad} of {result.rows} rows of {manifest} are bad: see {out}/bad.csv and report.html")

@@ -74,6 +74,7 @@ def write_report(
     page = jinja.get_template("check_report.html").render(
         **about,
         readers=result.readers,
+        advice=result.advice,
         histograms=[
             (title, histogram_svg(values, title, unit))
             for name, (title, unit) in QUANTITIES.items()

@@ -36,6 +36,8 @@ class CheckedManifest(NamedTuple):
     warnings: list[str]
     readers: str = ""
     """The table of readers, where one was asked for."""
+    advice: str = ""
+    """What to do before a long run, if anything."""
 
     @property
     def bad(self) -> int:
@@ -51,6 +53,8 @@ class CheckedManifest(NamedTuple):
         lines += [f"  note: {warning}" for warning in self.warnings]
         if self.readers:
             lines.append(self.readers)
+        if self.advice:
+            lines.append(self.advice)
         return "\n".join([*lines, f"clean.csv, bad.csv, report.html and report.json are in {self.out}"])
 
 
