@@ -171,7 +171,7 @@ def test_what_is_read_is_never_written_over(tmp_path: Path, source: Path) -> Non
             export_weights(place, tmp_path / "run" / "ema.safetensors")
         for _ in range(2):  # an export that lies in the run is none of its own
             export_weights(place, tmp_path / "run" / "mine.safetensors")
-    with pytest.raises(ConfigError, match="is the folder of .*which is read"):
+    with pytest.raises(ConfigError, match=r"is the folder of .*which is read"):
         export_weights(tmp_path / "run", tmp_path / "run", "transformers", force=True)
     assert file.read_bytes() == before
 
