@@ -192,6 +192,7 @@ def reconstruct(
         rng = np.random.default_rng((config.train.seed, number))
         passes = passes_over_hidden(config.mask, config.geometry, masks, rng)
         decoded, losses = decode_passes(objective, sample.clip_KTHWC, passes)
+        failures = list(dict.fromkeys(sample.failures))  # one may be drawn twice
         path = dataset.entry_of(key, attempt=len(sample.failures)).name
         yield DrawnClip(
             Reconstruction(
@@ -199,9 +200,9 @@ def reconstruct(
                 passes=decoded,
                 geometry=config.geometry,
                 target=config.objective.target,
-                title=title_of(path, sample.failures, losses),
+                title=title_of(path, failures, losses),
             ),
-            {"video": path, "unused": [one._asdict() for one in sample.failures], **losses},
+            {"video": path, "unused": [one._asdict() for one in failures], **losses},
         )
 
 
