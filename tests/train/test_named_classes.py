@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.train.test_teacher import TEACHER, written
 from vmae2_ds.config import ClassifierConfig
+from vmae2_ds.data.check import check_manifest
+from vmae2_ds.data.class_names import implied_names
+from vmae2_ds.data.index import index_manifest
 from vmae2_ds.data.labelled import check_names
 from vmae2_ds.data.mixture import open_mixture
+from vmae2_ds.data.pack import pack_manifest
+from vmae2_ds.data.prepare import prepare_manifest
+from vmae2_ds.data.synthetic import write_synthetic_set
+from vmae2_ds.downstream.probe import probe
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.train.evaluate import evaluate
 from vmae2_ds.train.rank_report import report_of
 from vmae2_ds.train.runs import open_run_folder
 
@@ -72,3 +83,47 @@ def test_hosts_with_other_names_are_told_apart(make: Make, tmp_path: Path) -> No
     before = report_of(config, open_mixture(config.data), sees_folder=True)
     (tmp_path / "names.txt").write_text("walk\nrun\nsit\n")
     assert report_of(config, open_mixture(config.data), sees_folder=True).lists != before.lists
+
+
+def test_an_evaluation_by_names_is_the_one_by_numbers(tmp_path: Path) -> None:
+    file = written(tmp_path, TEACHER, "w.safetensors")
+    made = write_synthetic_set(tmp_path / "set", 3, 1, size=32, frames=8)
+    names = [f"class {number}" for number in range(TEACHER.num_classes)]
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in names))
+    rows = [(f"set/train/{row:05d}.mp4", (2 * row + 1) % len(names)) for row in range(3)]
+    (tmp_path / "numbers.csv").write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows))
+    (tmp_path / "named.csv").write_text(
+        "path,who,label\n" + "".join(f"{path},me,{names[label]}\n" for path, label in rows)
+    )
+    assert made.train.is_file()
+    clips = {"clips": 1, "crops": 1, "num_frames": 4, "size": 24, "stride": 1, "workers": 0, "precision": "fp32"}
+    results = [
+        evaluate(file, tmp_path / "numbers.csv", out=tmp_path / "one", **clips),
+        evaluate(
+            file,
+            tmp_path / "named.csv",
+            out=tmp_path / "two",
+            labels=tmp_path / "names.txt",
+            ignore_columns=("who",),
+            **clips,
+        ),
+    ]
+    assert results[0]["top1"] == results[1]["top1"]
+    one, two = (np.load(tmp_path / name / "scores.npz") for name in ("one", "two"))
+    assert one["label"].tolist() == two["label"].tolist() == [label for _, label in rows]
+    np.testing.assert_array_equal(one["score"], two["score"])
+
+
+def test_names_that_are_numbers_or_repeat_are_not_taken_from_a_model_for_lists() -> None:
+    file = Path("w.safetensors")
+    known = implied_names(["run", "walk"], file)
+    assert known is not None
+    assert known.numbers == {"run": 0, "walk": 1}
+    assert (
+        implied_names(["1", "walk"], file) is implied_names(["run", "run"], file) is implied_names(None, file) is None
+    )
+
+
+@pytest.mark.parametrize("verb", [evaluate, probe, check_manifest, prepare_manifest, pack_manifest, index_manifest])
+def test_every_verb_that_reads_labels_takes_names_and_leaves_columns_out(verb: Callable[..., object]) -> None:
+    assert {"labels", "ignore_columns"} <= set(inspect.signature(verb).parameters)

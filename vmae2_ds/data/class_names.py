@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,20 +67,28 @@ def is_whole_number(cell: str) -> bool:
     return cell.isascii() and cell.isdigit() and len(cell) < 20
 
 
+def implied_names(names: Sequence[str] | None, source: Path) -> ClassNames | None:
+    """The names that a model knows, for lists that use them; None where one is a number, which in a list is a label."""
+    if names is None or len(set(names)) < len(names) or any(map(is_whole_number, names)):
+        return None
+    return ClassNames(source, tuple(names))
+
+
 def read_class_names(file: Path, option: str = "--labels") -> ClassNames:
     """Raises ConfigError where the file cannot be read, names a class twice, has an empty line between names, or none."""
+    said = f"{option} {file}".strip()
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
-        raise ConfigError(f"{option} {file}: {error.strerror}; give a text file with one class name a line") from None
+        raise ConfigError(f"{said}: {error.strerror}; give a text file with one class name a line") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{option} {file}: not UTF-8 text; give a text file with one class name a line") from None
+        raise ConfigError(f"{said}: not UTF-8 text; give a text file with one class name a line") from None
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise ConfigError(f"{option} {file} names no class; it needs one name a line, in the order of the labels")
+        raise ConfigError(f"{said} names no class; it needs one name a line, in the order of the labels")
     if "" in lines:
-        raise ConfigError(f"{option} {file}: line {lines.index('') + 1} is empty; a class's line number is its label")
+        raise ConfigError(f"{said}: line {lines.index('') + 1} is empty; a class's line number is its label")
     if twice := [name for name, count in Counter(lines).items() if count > 1]:
-        raise ConfigError(f"{option} {file}: class {twice[0]!r} is named twice; a class's line number is its label")
+        raise ConfigError(f"{said}: class {twice[0]!r} is named twice; a class's line number is its label")
     return ClassNames(file, tuple(lines))

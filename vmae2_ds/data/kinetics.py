@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
-from vmae2_ds.data.lists import ListedVideo, csv_line, read_list
+from vmae2_ds.data.class_names import ClassNames, read_class_names
+from vmae2_ds.data.lists import ListedVideo, ListForm, csv_line, read_list
 from vmae2_ds.data.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
@@ -107,12 +108,12 @@ def merge_kinetics(
         path for path in (classes, class_merges) if path
     ]
     check_work_folder(out, JOB, inputs, option="FOLDER")
-    names_of = {name: _read_names(files[2]) for name, files in newest_first.items()}
+    names_of = {name: list(read_class_names(files[2], "").names) for name, files in newest_first.items()}
     renames = {} if class_merges is None else _read_merges(class_merges)
     if classes is None:
         merged_names = sorted({renames.get(name, name) for names in names_of.values() for name in names})
     else:
-        merged_names = _read_names(classes)
+        merged_names = list(read_class_names(classes, "--classes").names)
         # the published files rename "throwing ball" and keep it too; their head maps go by the class list
         renames = {old: new for old, new in renames.items() if old not in merged_names}
     class_of = {
@@ -184,16 +185,6 @@ def youtube_id_of(path: str) -> str | None:
 
 
 # --- class names -----------------------------------------------------------------------------------------------------
-
-
-def _read_names(path: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read class names ({error}); give a text file with one name a line") from None
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ConfigError(f"{path}: class {twice[0]!r} is named twice; a class's line number is its label")
-    return names
 
 
 def _read_merges(path: Path) -> dict[str, str]:
@@ -277,7 +268,8 @@ def _read_official(path: Path, split: str, template: str) -> Iterator[KineticsVi
 
 
 def _read_labelled(path: Path, names: list[str]) -> Iterator[KineticsVideo]:
-    for number, video in enumerate(read_list(path), 1):
+    form = ListForm(names=ClassNames(Path("the set's class names"), tuple(names)))
+    for number, video in enumerate(read_list(path, form), 1):
         if video != ListedVideo(video.path, video.label, video.source):
             raise DataError(f"{path}: video {number}, {video.path}, is a part of a file; merge before you pack or cut")
         if video.label is None or video.label >= len(names):

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as pictures
 
 from vmae2_ds.config import ClassifierConfig, PretrainConfig
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.data.lists import PLAIN, ListForm
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.views import ViewsDataset
 from vmae2_ds.dist import default_device
@@ -172,6 +173,7 @@ def features_of(
     root: Path | None,
     clips: int,
     allocate: Allocate = lambda name, shape, dtype: np.empty(shape, dtype),
+    form: ListForm = PLAIN,
 ) -> dict[str, Features]:
     """What each encoder makes of every video: its vectors averaged over `clips` clips (the middle one where it is 1), or the
     tokens of all of them.
@@ -180,7 +182,7 @@ def features_of(
 
     Raises DataError where no video can be read, ConfigError for a video without a label.
     """
-    listed = read_manifest(manifest, root)
+    listed = read_manifest(manifest, root, form=form)
     last_label = max(int(labels.max()) for _, labels in listed.label_blocks())
     data = LabelledDataConfig(**clip_settings(run), workers=run.data.workers)
     classes = ClassifierConfig(encoder=run.model.encoder, patch=run.model.patch, num_classes=max(2, last_label + 1))

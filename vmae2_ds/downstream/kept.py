@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vmae2_ds.data.lists import PLAIN, ListForm
 from vmae2_ds.data.manifest import manifest_digest
 from vmae2_ds.downstream.frozen import Encode, Features, clip_settings, features_of
 from vmae2_ds.errors import ConfigError
@@ -24,16 +25,18 @@ def kept_features(
     manifest: Path,
     root: Path | None,
     clips: int,
+    form: ListForm = PLAIN,
 ) -> dict[str, Features]:
     """`features_of`, but mapped from files in `folder`, which are made where they are not there yet.
 
     Args:
-        makers: what tells each encoder from every other, as `FrozenEncoder.identity`. With it, the list's content, the root
-            and how clips are taken make a file's name; so nothing has to be told to be made anew.
+        makers: what tells each encoder from every other, as `FrozenEncoder.identity`. With it, the list's content and form, the
+            root and how clips are taken make a file's name; so nothing has to be told to be made anew.
 
     Raises as `features_of`, ConfigError where the folder cannot be written.
     """
     about = [str(manifest_digest(manifest)), str(root or manifest.parent), clips, clip_settings(run)]
+    about += [] if form == PLAIN else [form.ignore_columns, form.names and form.names.digest]
     keys = {
         name: hashlib.sha256(json.dumps([maker, *about]).encode()).hexdigest()[:20] for name, maker in makers.items()
     }
@@ -41,7 +44,7 @@ def kept_features(
     if missing:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _make(folder, keys, run, missing, manifest, root, clips)
+            _make(folder, keys, run, missing, manifest, root, clips, form)
         except OSError as error:
             raise ConfigError(f"--cache {folder}: {error}") from None
     return {name: _open(folder, keys[name]) for name in encoders}
@@ -55,6 +58,7 @@ def _make(
     manifest: Path,
     root: Path | None,
     clips: int,
+    form: ListForm,
 ) -> None:
     """Straight into files, so that the tokens of a long list need no memory; the small one is there once both are whole."""
     half = {name: folder / f".{keys[name]}.{os.getpid()}.npy" for name in encoders}
@@ -63,7 +67,7 @@ def _make(
         return np.lib.format.open_memmap(half[name], "w+", dtype, shape)
 
     try:
-        for name, found in features_of(run, encoders, manifest, root, clips, allocate).items():
+        for name, found in features_of(run, encoders, manifest, root, clips, allocate, form).items():
             found.feature_VF.flush()  # type: ignore[attr-defined]  # it lies in a memmap
             half[name].replace(folder / f"{keys[name]}.npy")
             small = half[name].with_suffix(".npz")

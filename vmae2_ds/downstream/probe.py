@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from vmae2_ds.config import ConfigFile
+from vmae2_ds.data.lists import list_form
 from vmae2_ds.data.manifest import manifest_digest, read_manifest
 from vmae2_ds.disk import check_out_file, check_out_folder, write_whole
 from vmae2_ds.errors import ConfigError
@@ -36,6 +37,8 @@ def probe(
     workers: int | None = None,
     cache: Path | None = None,
     out: Path | None = None,
+    labels: Path | None = None,
+    ignore_columns: tuple[str, ...] | None = None,
     model_config: ConfigFile = None,
 ) -> dict[str, Any]:
     """Accuracy of a probe on frozen features of a trained encoder, of a random one of its shape, and of pixels.
@@ -61,6 +64,8 @@ def probe(
         workers: Loader processes; default: the run's.
         cache: Folder that keeps the features, for this and other probes of the same encoders and videos.
         out: A JSON file for the figures and every test video's label and predictions.
+        labels: A file with a class name a line: lists may name classes instead of numbers.
+        ignore_columns: Columns of the lists to leave out; without a name all that are none of ours.
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
     from vmae2_ds.downstream.fits import PROBES, accuracy, check_sources, probe_predictions
@@ -88,8 +93,9 @@ def probe(
         check_out_file(out, inputs=inputs)
     if cache is not None:
         check_out_folder(cache, "--cache")
+    form = list_form(ignore_columns, labels)
     if val_manifest is None:
-        check_sources(read_manifest(manifest, root).sources)  # before hours of decoding, not after
+        check_sources(read_manifest(manifest, root, form=form).sources)  # before hours of decoding, not after
     opened = open_model(source, given=read_given(model_config))
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
     run = with_options(opened.run, data=asked)
@@ -100,6 +106,8 @@ def probe(
         "lists": [manifest_digest(path) for path in inputs], "root": root and str(root),
         **clip_settings(run), "clips": clips, "epochs": epochs, "seed": seed,
     }  # fmt: skip
+    if form.names is not None:
+        about["labels"] = form.names.digest
     if out is not None and out.exists() and (other := other_result(about, out)) is not None:
         raise ConfigError(f"--out {out} holds {other}; name another file, or remove it")
     view = "tokens" if kind == "attentive" else pool
@@ -110,11 +118,11 @@ def probe(
 
     def features(listed: Path) -> dict[str, Features]:
         if cache is None:
-            return features_of(run, encoders, listed, root, clips)
+            return features_of(run, encoders, listed, root, clips, form=form)
         what = "vectors" if view == "mean" else view
         names = {"run": trained.identity, "random": random.identity, "pixels": repr(run.geometry)}
         makers = {name: f"{what} of {'pixels ' if name == 'pixels' else ''}{maker}" for name, maker in names.items()}
-        return kept_features(cache, makers, run, encoders, listed, root, clips)
+        return kept_features(cache, makers, run, encoders, listed, root, clips, form)
 
     train = features(manifest)
     test = {} if val_manifest is None else features(val_manifest)

@@ -13,6 +13,8 @@ import numpy as np
 import tyro
 
 from vmae2_ds.config import ClassifierConfig, ConfigFile
+from vmae2_ds.data.class_names import implied_names
+from vmae2_ds.data.lists import list_form
 from vmae2_ds.data.manifest import manifest_digest, read_manifest
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import ConfigError, DataError
@@ -47,6 +49,7 @@ def evaluate(
     stride: int | None = None,
     workers: int | None = None,
     labels: Path | None = None,
+    ignore_columns: tuple[str, ...] | None = None,
     model_config: ConfigFile = None,
 ) -> dict[str, Any]:
     """Test a classifier on every video of a list, several views each: top-1, top-5, per class, confusion matrix, scores.
@@ -69,7 +72,9 @@ def evaluate(
         size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
         stride: Step between frames for dense sampling; default: the run's, for a file what it says, or 4.
         workers: Loader processes per rank; default: the run's.
-        labels: A file with a class name a line, for table and picture; default: the run's labels.txt, or what a file says.
+        labels: A file with a class name a line, for table, picture, and lists that name classes; default: the run's labels.txt,
+            or what a file says.
+        ignore_columns: Columns of the list to leave out; without a name all that are none of ours; default: the run's.
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
     from vmae2_ds.data.views import ViewsDataset
@@ -87,9 +92,13 @@ def evaluate(
         test={"clips": clips, "crops": crops, "sampling": sampling, "max_bad_share": max_bad_share},
         train={"precision": precision},
     )
-    listed = read_manifest(manifest, root)
+    known = labels_of(source) if labels is None else None
+    form = list_form(config.data.ignore_columns if ignore_columns is None else ignore_columns, labels)
+    if labels is None:
+        form = form._replace(names=implied_names(known, source))
+    listed = read_manifest(manifest, root, form=form)
     dataset = ViewsDataset(config, listed, config.test)
-    names = (None if labels else labels_of(source)) or class_names(labels, config.model.num_classes)
+    names = known or class_names(labels, config.model.num_classes)
     world = start_ranks()
     agreement = Agreement(world)
     views = config.test
@@ -100,6 +109,8 @@ def evaluate(
         "precision": config.train.precision, **views.model_dump(exclude={"views_at_once", "max_bad_share"}),
         **config.data.model_dump(include={"num_frames", "size", "stride"}),
     }  # fmt: skip
+    if labels is not None and form.names is not None:
+        about["labels"] = form.names.digest
     default = run / "eval" / f"{manifest.stem}_{checkpoint.stem}_{views.clips}x{views.crops}"
     inputs = [manifest, *([] if labels is None else [labels])]
     folder = agreement.from_first(lambda: folder_for(out, default, about, inputs))
