@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -75,6 +76,40 @@ def test_cubes_that_the_encoder_saw_get_no_gradient_through_the_loss() -> None:
     assert predictions[0].grad is not None
     has_gradient_BM = predictions[0].grad.abs().amax(dim=-1) > 0
     assert torch.equal(has_gradient_BM, batch.is_supervised_BM)
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
+@pytest.mark.parametrize("masks", sorted(MASKS))
+def test_the_flat_loss_is_that_of_each_cube_s_own_mean_colours(masks: str, target: str) -> None:
+    """In numpy's float64, over the cubes that are supervised alone; some are of one colour, some faint."""
+    batch, objective = make_batch(MASKS[masks], TINY_GEOMETRY), objective_for(target)
+    clip_BTHWC = batch.clip_BTHWC.clone()
+    clip_BTHWC[:, 2:4] = 77
+    clip_BTHWC[:, 4:6] = clip_BTHWC[:, 4:6] // 32 + 100
+    batch = batch._replace(clip_BTHWC=clip_BTHWC)
+    errors = []
+    for clip in range(2):
+        for index, is_supervised in zip(batch.decode_BM[clip].tolist(), batch.is_supervised_BM[clip], strict=True):
+            if not is_supervised:
+                continue
+            pixels = cube_at(batch, clip, index).numpy().astype(np.float64).reshape(-1, 3)
+            if target == "normalised":  # then the mean colours are zeros
+                pixels = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0, ddof=1) + 1e-6)
+            errors.append(((pixels - pixels.mean(axis=0)) ** 2).mean())
+    found = float(objective(batch).flat_loss)
+    assert found == pytest.approx(np.mean(errors), rel=1e-5)
+    if target == "normalised":  # 127 of 128 in each cube that is not of one colour
+        assert found == pytest.approx(127 / 128 * np.mean(np.array(errors) > 0), rel=1e-3)
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
+def test_a_model_that_says_the_mean_colours_has_the_flat_loss(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, objective = make_batch(MASKS["dual"], TINY_GEOMETRY), objective_for(target)
+    colour_BMC = objective.target(batch).unflatten(-1, (-1, 3)).mean(dim=-2)
+    colours_BMP = colour_BMC.repeat(1, 1, TINY_GEOMETRY.cube_values // 3)
+    monkeypatch.setattr(objective.model, "forward", lambda *_: colours_BMP)
+    out = objective(batch)
+    assert float(out.loss) == pytest.approx(float(out.flat_loss), rel=1e-5)
 
 
 def test_a_flat_cube_has_target_zero() -> None:

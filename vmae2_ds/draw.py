@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmae2_ds.disk import whole_file
+from vmae2_ds.progress import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +135,7 @@ def draw_confusion(matrix_CC: np.ndarray, names: Sequence[str], path: Path) -> N
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
     accuracy = matrix_CC.trace() / max(1, matrix_CC.sum())
-    axes.set_title(f"{matrix_CC.sum():,} videos, {100 * accuracy:.1f} % right")
+    axes.set_title(f"{counted(int(matrix_CC.sum()), 'video')}, {100 * accuracy:.1f} % right")
     if is_named:
         axes.set_xticks(range(num_classes), names, rotation=90, parse_math=False)
         axes.set_yticks(range(num_classes), names, parse_math=False)

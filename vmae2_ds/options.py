@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -80,3 +81,14 @@ def check_known(args: Sequence[str], options: Iterable[str], where: str) -> None
             raise ConfigError(
                 f"no option {word.partition('=')[0]}; {guess or 'all are in'} {guess and 'see '}{where} --help"
             )
+
+
+def in_own_words(message: str, options: Iterable[str]) -> str:
+    """`--data.NAME`, as the library calls a setting in its messages, by the name that a verb without `data.` has for it."""
+    known = set(options)
+
+    def own(found: re.Match[str]) -> str:
+        names = (found[1], found[1].removeprefix("read-"))  # data check calls data.read_timeout_s --timeout-s
+        return next((f"--{name}" for name in names if f"--{name}" in known), found[0])
+
+    return re.sub(r"--data\.([a-z]+(?:-[a-z]+)*)", own, message)

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.distil_recipes import DISTIL_RECIPES
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.errors import ConfigError, Vmae2Error
 from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
-from vmae2_ds.options import Subject, check_known, model_at, name_behind, options_of
+from vmae2_ds.options import Subject, check_known, in_own_words, model_at, name_behind, options_of
 from vmae2_ds.recipes import RECIPES, describe_recipe
 from vmae2_ds.refusals import refused
 from vmae2_ds.spelling import did_you_mean
@@ -36,13 +36,18 @@ _KINDS = {"pretrain": "pre-training", "finetune": "fine-tuning", "distil": "dist
 
 
 def call(function: Callable[..., Any], prog: str, args: list[str]) -> Any:
-    """Parse `args` by the function's signature and docstring, then call it."""
+    """Parse `args` by the function's signature and docstring, then call it; its errors name the options that it has."""
 
     @functools.wraps(function)
     def remember(*values: Any, **named: Any) -> Callable[[], Any]:
         return functools.partial(function, *values, **named)
 
-    return _parse(remember, function, prog, args)()
+    work = _parse(remember, function, prog, args)
+    try:
+        return work()
+    except Vmae2Error as error:
+        error.args = tuple(in_own_words(str(said), options_of(function)) for said in error.args)
+        raise
 
 
 def recipe(prog: str, args: Sequence[str], stages: Sequence[str], more: Sequence[str] = ()) -> tuple[str, RunConfig]:

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.stand_in import StandInReader, listed
 from vmae2_ds.config import ClassifierConfig, PretrainConfig
 from vmae2_ds.data.augment import draw_mixing, erase, paste_boxes, rand_augment
 from vmae2_ds.data.datasets import PretrainDataset, VideoDataset
 from vmae2_ds.data.labelled import LabelledDataset
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.manifest import VideoEntry, read_manifest
+from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import Mixture, open_mixture
 from vmae2_ds.data.order import SampleKey, SampleOrder, Shuffle
 from vmae2_ds.data.sampling import dense_indices, sample_stride
 from vmae2_ds.data.seeding import Purpose, generator
 from vmae2_ds.data.transforms import CropBox, crop_resize, draw_crop, draw_resized_crop
-from vmae2_ds.errors import ConfigError, VideoError
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import AugmentConfig, FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.masking import make_masks
 
@@ -46,36 +47,10 @@ def picture(index_T: np.ndarray, width: int = WIDTH) -> np.ndarray:
     return np.stack([frame, line, column], axis=-1).astype(np.uint8)
 
 
-class TellingReader:
-    """Every video has `length` frames, but those with `bad` in their names cannot be read."""
-
-    def __init__(self, length: int, fps: float, width: int) -> None:
-        self.length, self.fps, self.width = length, fps, width
-        self.chosen: list[list[int]] = []
-        self.given = np.zeros(0)
-
-    def read(self, entry: VideoEntry, how: object, choose: Callable[[int, float], np.ndarray]) -> np.ndarray:
-        if "bad" in entry.path:
-            raise VideoError("bad")
-        index_T = choose(self.length, self.fps)
-        self.chosen.append(index_T.tolist())
-        self.given = picture(index_T, self.width)
-        return self.given
-
-
-def told(dataset: VideoDataset[Any], length: int = LENGTH, fps: float = 24.0, width: int = WIDTH) -> TellingReader:
-    reader = TellingReader(length, fps, width)
+def told(dataset: VideoDataset[Any], length: int = LENGTH, fps: float = 24.0, width: int = WIDTH) -> StandInReader:
+    reader = StandInReader(lambda entry, index_T: picture(index_T, width), length, fps)
     dataset._reader = reader  # type: ignore[assignment]
     return reader
-
-
-def listed(folder: Path, rows: list[str], columns: str = "path,label") -> Path:
-    (folder / "there").touch()  # so that the list's root is not taken for a wrong one
-    path = folder / "list.csv"
-    path.write_text("\n".join([columns, *rows]) + "\n")
-    for row in rows:
-        (folder / row.partition(",")[0]).touch()
-    return path
 
 
 @pytest.fixture

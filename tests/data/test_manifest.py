@@ -86,7 +86,7 @@ BAD = {
         "path,label_id,label,subject,a b\na.mp4,1,1,x,y\n",
         1,
         "unknown columns 'label_id', 'subject', 'a b'",
-        "remove them, or give --data.ignore-columns label_id subject 'a b' (--ignore-columns",
+        "remove them, or give --data.ignore-columns label_id subject 'a b'; ",
     ),
     "further columns, no path": (
         "video,lable\na.mp4,1\n",
@@ -104,7 +104,7 @@ BAD = {
     "semicolons, no header": ("a.mp4;dog\n", 1, "no header line, and cells separated by ';'", "save it with commas"),
     "no path": ("label\n1\n", 1, "no column 'path'", "name the column"),
     "twice": ("path,label,label\na.mp4,1,1\n", 1, "'label' given twice", "once"),
-    "label": ("path,label\na.mp4,1\na.mp4,dog\n", 3, "label='dog'", "one a line: --data.labels FILE (--labels"),
+    "label": ("path,label\na.mp4,1\na.mp4,dog\n", 3, "label='dog'", "one a line: --data.labels FILE"),
     "label of other digits": ("path,label\na.mp4,1_0\n", 2, "label='1_0'", "a class number"),
     "published label of other digits": ("a.mp4 \u00b2\n", 1, "separated by spaces", "save it with commas"),
     "negative label": ("path,label\na.mp4,-1\n", 2, "label='-1'", "a class number"),

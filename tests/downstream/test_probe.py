@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.downstream import fits as probes
 from vmae2_ds.downstream.fits import PROBES, knn, probe_accuracy, ridge
 from vmae2_ds.downstream.frozen import Features, FrozenEncoder, features_of, pixel_features, pixel_motion, pixel_tokens
+from vmae2_ds.downstream.trained import TrainedProbe
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
 
@@ -83,6 +85,69 @@ def test_one_neighbour_is_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (knn(train, train.feature_VF, 4) == train.label_V).all()
 
 
+@pytest.mark.parametrize("shape", [(40, 10), (20, 60)])
+def test_ridge_is_least_squares_on_what_the_training_set_alone_is_scaled_by(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Normal equations in the test, for two penalties, with a channel that says nothing and a test set that lies elsewhere."""
+    videos, width = shape
+    rng = np.random.default_rng(4)
+    label_V = np.arange(videos) % 4
+    centres = 5 * rng.standard_normal((4, width)) + 100
+    train_VF = (centres[label_V] + 4 * rng.standard_normal(shape)) * np.geomspace(0.01, 100, width)
+    train_VF[:, 3] = 7.0
+    test_VF = train_VF[:8] + 6 * train_VF.std(axis=0) * rng.standard_normal((8, width)) + train_VF.std(axis=0)
+    train = Features(train_VF, label_V, np.array(["all"] * videos), np.arange(videos).astype(str))
+    mean, deviation = train_VF.mean(axis=0), np.sqrt(((train_VF - train_VF.mean(axis=0)) ** 2).mean(axis=0))
+    deviation[3] = 1
+    x, y = (train_VF - mean) / deviation, (label_V[:, None] == np.arange(4)).astype(float)
+    for alpha in (0.5, 300.0):
+        monkeypatch.setattr(probes, "ALPHAS", (alpha,))
+        weight = np.linalg.solve(x.T @ x + alpha * np.eye(width), x.T @ (y - y.mean(axis=0)))
+        expected = ((test_VF - mean) / deviation @ weight + y.mean(axis=0)).argmax(axis=1)
+        assert ridge(train, test_VF, 4).tolist() == expected.tolist()
+        assert len(set(expected.tolist())) > 1
+
+
+def test_neighbours_vote_by_their_cosine() -> None:
+    """DINO's rule in loops: of centred features the 20 nearest, each with the weight exp(cosine / 0.07)."""
+    train = clusters(80, 3.0)
+    train = train._replace(feature_VF=train.feature_VF + 3)
+    test_VF = clusters(30, 3.0, seed=1).feature_VF + 3
+    mean, expected, counted = train.feature_VF.mean(axis=0), [], []
+    for video in test_VF - mean:
+        cosines = []
+        for other, label in zip(train.feature_VF - mean, train.label_V.tolist(), strict=True):
+            cosines.append((float(video @ other / np.linalg.norm(video) / np.linalg.norm(other)), label))
+        votes, heads = np.zeros(4), np.zeros(4)
+        for cosine, label in sorted(cosines, reverse=True)[:20]:
+            votes[label] += np.exp(cosine / 0.07)
+            heads[label] += 1
+        expected.append(int(votes.argmax()))
+        counted.append(int(heads.argmax()))
+    assert knn(train, test_VF, 4).tolist() == expected
+    assert expected != counted, "weights that change no vote prove nothing"
+
+
+@pytest.mark.parametrize("name", sorted(PROBES))
+def test_what_a_probe_calls_a_video_does_not_depend_on_the_other_test_videos(name: str) -> None:
+    """Alone, and among videos a thousand times as far away: nothing is standardised or chosen by the test set."""
+    train, test = clusters(48, 1.0), clusters(12, 1.0, seed=1)
+    fit = PROBES[name]
+    if isinstance(fit, TrainedProbe):
+        fit = replace(fit, epochs=2)
+    if name == "attentive":
+        train, test = (
+            part._replace(feature_VF=np.repeat(part.feature_VF[:, None], 3, axis=1).astype(np.float16))
+            for part in (train, test)
+        )
+    found = fit(train, test.feature_VF, 4)
+    assert len(set(found.tolist())) > 1
+    among = np.concatenate([test.feature_VF, 1000 + 50 * test.feature_VF])
+    assert fit(train, among, 4)[:12].tolist() == found.tolist()
+    assert [int(fit(train, test.feature_VF[[row]], 4)[0]) for row in (0, 1, 2)] == found[:3].tolist()
+
+
 def test_every_source_is_left_out_once() -> None:
     train = clusters(30, 0.3)
     seen = []
@@ -126,6 +191,40 @@ def test_features_of_a_run_are_the_encoder_s_mean_tokens(run: PretrainConfig, tm
     assert not np.allclose(found.feature_VF, other.feature_VF)
     pixels = features_of(run, {"pixels": pixel_features}, listed, None, clips=2)["pixels"]
     assert pixels.feature_VF.shape == (6, 8 * 16 * 16)
+
+
+def test_features_belong_to_their_videos_where_one_cannot_be_read(run: PretrainConfig, tmp_path: Path) -> None:
+    """Row 1 of four is no video; the others' features are the means of their two clips, their tokens one clip after another."""
+    made = write_synthetic_set(tmp_path, 4, 1, size=48, frames=12).train
+    (tmp_path / "text.mp4").write_text("no video\n")
+    videos = [str(made.parent / "train" / f"{number:05d}.mp4") for number in (0, 2, 3)]
+    run = run.model_copy(
+        update={"data": run.data.model_copy(update={"stride": 1})}
+    )  # clips of frames 0 to 7 and 4 to 11
+    rows = [f"{videos[0]},5,a", f"{tmp_path / 'text.mp4'},6,b", f"{videos[1]},7,c", f"{videos[2]},8,d"]
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join(["path,label,source", *rows]) + "\n")
+    seen: list[torch.Tensor] = []
+
+    def colours(clip_BTHWC: torch.Tensor) -> torch.Tensor:
+        seen.append(clip_BTHWC)
+        return clip_BTHWC.double().mean(dim=(1, 2, 3))
+
+    def frames(clip_BTHWC: torch.Tensor) -> torch.Tensor:
+        return clip_BTHWC.float().mean(dim=(2, 3))
+
+    found = features_of(run, {"colours": colours, "frames": frames}, listed, None, clips=2)
+    for features in found.values():
+        assert features.label_V.tolist() == [5, 7, 8]
+        assert features.source_V.tolist() == ["a", "c", "d"]
+        assert features.path_V.tolist() == videos
+    assert [len(clips) for clips in seen] == [2, 2, 2]
+    for video, clips in enumerate(seen):
+        one, other = (clip.double().mean(dim=(0, 1, 2)).numpy() for clip in clips)
+        assert not np.allclose(one, other, rtol=1e-6)
+        np.testing.assert_allclose(found["colours"].feature_VF[video], (one + other) / 2, rtol=1e-9)
+        tokens = np.concatenate([clip.float().mean(dim=(1, 2)).numpy() for clip in clips])
+        np.testing.assert_allclose(found["frames"].feature_VF[video], tokens, rtol=1e-3)
 
 
 def test_a_single_frame_s_pixels_are_the_resized_grey_picture() -> None:

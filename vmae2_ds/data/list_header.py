@@ -68,8 +68,7 @@ def _unknown(names: list[str], unknown: list[str], error: Callable[[str, str], D
     many = "s" if len(unknown) > 1 else ""
     return error(
         f"unknown column{many} {', '.join(map(repr, unknown))}{pathless}",
-        f"{''.join(hints)}remove {'them' if many else 'it'}, or give --data.ignore-columns {options} (--ignore-columns in "
-        f"verbs without data. options); {_KNOWN}",
+        f"{''.join(hints)}remove {'them' if many else 'it'}, or give --data.ignore-columns {options}; {_KNOWN}",
     )
 
 

@@ -198,9 +198,7 @@ def _label(
     if names is None:
         meaning = "label is a class number from 0, or empty"
         if not cell.removeprefix("-").isdigit():
-            meaning += (
-                "; class names need a file that lists them, one a line: --data.labels FILE (--labels in other verbs)"
-            )
+            meaning += "; class names need a file that lists them, one a line: --data.labels FILE"
         return _whole_number(path, line, "label", cell, 0, LARGEST_LABEL + 1, meaning, row)
     try:
         number = names.label_of(cell)

@@ -225,7 +225,7 @@ def _refuse_wrong_root(manifest: Manifest) -> None:
     if not any("://" in path or os.path.exists(path) for path in tried):
         raise DataError(
             f"{manifest.file}: none of its first {len(tried)} videos exists, for example {tried[0]!r}; "
-            f"relative paths start from {manifest.root!r}: set --data.root (--root in other verbs) to the folder they belong to"
+            f"relative paths start from {manifest.root!r}: set --data.root to the folder they belong to"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ import numpy as np
 from vmae2_ds.downstream.frozen import Features
 from vmae2_ds.downstream.trained import TrainedProbe
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.progress import Ticker
+
+log = logging.getLogger(__name__)
 
 # V videos, F features, C classes.
 
@@ -43,10 +47,13 @@ def accuracy(tested: Tested) -> float:
 
 def probe_predictions(train: Features, test: Features | None, fit: ProbeFn) -> Tested:
     """What the probe calls each test video; without a test set each source is left out once and tested."""
-    parts = []
+    parts: list[Tested] = []
+    ticker = Ticker(log, "folds tested", 1 if test is not None else len(set(train.source_V)))
     for part, held in _folds(train, test):
+        ticker.tell(len(parts))
         num_classes = int(max(part.label_V.max(), held.label_V.max())) + 1
         parts.append(Tested(fit(part, held.feature_VF, num_classes), held.label_V, held.path_V))
+    ticker.close()
     return Tested(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

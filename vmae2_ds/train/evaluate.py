@@ -19,7 +19,7 @@ from vmae2_ds.data.manifest import manifest_digest, read_manifest
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.progress import Ticker
+from vmae2_ds.progress import Ticker, counted
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
     import torch
@@ -118,8 +118,9 @@ def evaluate(
     del weights
     if world.rank == 0:
         log.info(
-            "%s: %d videos x %d clips x %d crops, %s, on %d rank(s)",
-            checkpoint, len(listed), views.clips, views.crops, config.train.precision, world.size,
+            "%s: %s x %s x %s, %s, on %s",
+            checkpoint, counted(len(listed), "video"), counted(views.clips, "clip"), counted(views.crops, "crop"),
+            config.train.precision, counted(world.size, "rank"),
         )  # fmt: skip
     scores = score_videos(objective, dataset, views.views_at_once, world, agreement)
 
@@ -253,6 +254,6 @@ def _figures(result: dict[str, Any]) -> str:
     top = ", ".join(f"{name} {100 * result[key]:.2f} %" for key, name in (("top1", "top-1"), ("top5", "top-5")))
     assert math.isfinite(result["top1"]) or not result["videos"], "an accuracy of videos that were scored"
     return (
-        f"{top}, mean over classes {100 * result['mean_class']:.2f} % ({result['videos']} videos, "
+        f"{top}, mean over classes {100 * result['mean_class']:.2f} % ({counted(result['videos'], 'video')}, "
         f"{result['clips']}x{result['crops']} views, {result['unreadable']} unreadable)"
     )

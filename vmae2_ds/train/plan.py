@@ -51,9 +51,9 @@ class RunPlan:
     def describe(self) -> list[str]:
         """Every factor of the batch and of the learning rate, a line each."""
         return [
-            f"global batch {self.global_batch} clips = micro_batch {self.micro_batch} videos x accumulation "
-            f"{self.accumulation} x {self.world_size} rank(s) x {self.views} view(s)",
-            f"peak learning rate {self.peak_lr:.4g} = base_lr {self.base_lr:g} x ({self.global_batch} clips / "
+            f"global batch {counted(self.global_batch, 'clip')} = micro_batch {counted(self.micro_batch, 'video')} x "
+            f"accumulation {self.accumulation} x {self.world_size} rank(s) x {self.views} view(s)",
+            f"peak learning rate {self.peak_lr:.4g} = base_lr {self.base_lr:g} x ({counted(self.global_batch, 'clip')} / "
             f"{self.views} view(s)) / {self.lr_batch}; the end is {self.min_lr:.4g}",
             f"{counted(self.num_steps, 'step')} ({self.warmup_steps} of warm-up) = "
             f"{counted(self.epochs, 'pass', 'passes')} over {counted(self.num_videos, 'video')}, "

@@ -24,7 +24,7 @@ from vmae2_ds.train.checkpoint import load_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.elastic import fitting
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
-from vmae2_ds.train.engine import Engine, meet_ranks, start_ranks, stop_ranks
+from vmae2_ds.train.engine import Engine, StepResult, meet_ranks, start_ranks, stop_ranks
 from vmae2_ds.train.hang import HangSwitch
 from vmae2_ds.train.initial import about_run, labels_of_run
 from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
@@ -46,7 +46,7 @@ from vmae2_ds.train.runs import (
     write_run_files,
 )
 from vmae2_ds.train.saver import Saver, check_room
-from vmae2_ds.train.spikes import SpikeGuard, check_norm_is_taken
+from vmae2_ds.train.spikes import Spike, SpikeGuard, check_norm_is_taken
 from vmae2_ds.train.stage import Stage
 from vmae2_ds.train.startup import check_start
 from vmae2_ds.train.stopping import stop_signals
@@ -208,6 +208,11 @@ class _Session:
             self.agreement,
         )
         mean = self.mean
+
+        def spiked(spike: Spike, state: TrainState, result: StepResult) -> None:
+            self._check_there()  # notes and rollbacks lie in the run folder
+            actions.spiked(spike, state, result)
+
         hooks = LoopHooks(
             save=self._save,
             report=self._report,
@@ -217,7 +222,7 @@ class _Session:
             worker_memory_gib=WorkerMemory().gib,
             updated=lambda: mean.update() if mean is not None else None,
             prepare=self.extras.prepare,
-            spiked=actions.spiked,
+            spiked=spiked,
         )
         while True:
             try:
