@@ -22,3 +22,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(ready, name)
     raise AttributeError(f"module 'vmae2_ds' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

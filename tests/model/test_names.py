@@ -24,7 +24,7 @@ from vmae2_ds.model.layouts import LAYOUTS, State, bare, to_layout
 from vmae2_ds.model.source import read_all, read_given
 from vmae2_ds.model.transformers_config import transformers_config_of
 from vmae2_ds.train.evaluate import evaluate, open_classifier
-from vmae2_ds.train.initial import initial_weights, load_for, open_model
+from vmae2_ds.train.initial import initial_weights, labels_of, load_for, open_model
 from vmae2_ds.train.runs import with_options
 from vmae2_ds.weights import import_weights
 
@@ -192,6 +192,46 @@ def test_a_folder_without_one_file_of_weights_is_refused_in_one_line(tmp_path: P
             read(tmp_path)
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (NESTED, "no config.json that can be read"),
+        ("[1]", "no object with fields"),
+        ({"hidden_size": "wide"}, "config.json is of no model: width: "),
+        ({"num_attention_heads": 5}, "multiple of heads=5"),
+        ({"architectures": ["VideoMAEModel", "VideoMAEForPreTraining"]}, "config.json is not one of a VideoMAE"),
+        ({"architectures": 3}, "config.json is not one of a VideoMAE"),
+        ({"id2label": 7}, "config.json is not one of a VideoMAE"),
+        ({"id2label": {"0": "a"}}, r"num_classes: "),
+        ({"patch_size": [8, 8]}, "config.json is of no model: patch: "),
+        ({"image_size": "big", "num_frames": -4}, None),  # not needed: the published clip is taken
+        ({"id2label": dict.fromkeys("01234", 0)}, None),  # as many classes, but no names
+        ({"model_config": {"num_heads": -1}}, r"encoder\.heads: "),
+        ({"model_config": {"num_heads": "x", "img_size": "x"}}, None),  # of a width that is known
+    ],
+)
+def test_a_config_json_that_is_wrong_is_refused_in_one_line(
+    tmp_path: Path, content: str | dict[str, Any], message: str | None
+) -> None:
+    config = MODELS["classifier"]
+    written(tmp_path / "model.safetensors", to_layout(weights_of(config), config, "transformers"))
+    text = content
+    if isinstance(content, dict):
+        text = json.dumps(transformers_config_of(config, GEOMETRY) | content)
+    (tmp_path / "config.json").write_text(str(text))
+    if message is None:
+        assert type(open_model(tmp_path).run.model) is ClassifierConfig
+        assert labels_of(tmp_path) is None
+        return
+    for read in (read_all, open_model, labels_of):
+        with pytest.raises((CheckpointError, ConfigError), match=message) as refused:
+            read(tmp_path)
+        assert "\n" not in str(refused.value)
+
+
 def test_a_folder_of_two_classes_that_nobody_named_is_read(tmp_path: Path) -> None:
     """transformers leaves the names out where they are its defaults."""
     config = ClassifierConfig(encoder=ENCODER, patch=8, num_classes=2)
@@ -246,10 +286,10 @@ def test_a_width_that_nobody_published_is_read_with_a_config(
     [
         ("[", r"--config .*c\.json: "),
         ("[]", "an object with fields of the model config"),
-        ('{"encoder": {"heads": 5}}', r"--config: encoder: .*multiple of heads=5"),
-        ('{"encoder": {"heads": 4}, "colour": 1}', "--config: colour: Extra inputs"),
+        ('{"encoder": {"heads": 5}}', r"the given config: encoder: .*multiple of heads=5"),
+        ('{"encoder": {"heads": 4}, "colour": 1}', "the given config: colour: Extra inputs"),
         ('{"encoder": {"heads": 4, "width": 64}}', r"of another shape: .*expected \(64,"),
-        ('{"encoder": {"heads": 4}, "decoder": {"width": 48}}', "--config is of another kind of model"),
+        ('{"encoder": {"heads": 4}, "decoder": {"width": 48}}', "the given config is of another kind of model"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:

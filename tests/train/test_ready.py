@@ -161,5 +161,6 @@ def test_the_example_runs(place: str, places: dict[str, Path], monkeypatch: pyte
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import vmae2_ds, sys; dir(vmae2_ds); vmae2_ds.__version__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert {"load_autoencoder", "load_classifier", "load_encoder"} <= set(dir(vmae2_ds))
     with pytest.raises(AttributeError, match="has no attribute 'load_decoder'"):
         vmae2_ds.load_decoder  # type: ignore[attr-defined]  # noqa: B018

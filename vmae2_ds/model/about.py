@@ -99,5 +99,5 @@ def model_of_fields(fields: Mapping[str, Any]) -> AnyModel:
 def _json(text: str | None) -> object:
     try:
         return None if text is None else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -212,7 +212,8 @@ def _read_shapes(
         if found is None:
             raise CheckpointError(
                 f"the number of heads of the {side} of width {width} is not in its weights; known widths are "
-                f'{sorted(heads)}; give it with --config FILE, a JSON file such as {{"{side}": {{"heads": 8}}}}'
+                f'{sorted(heads)}; give it with --config FILE, JSON such as {{"{side}": {{"heads": 8}}}}, here or to '
+                "vmae2 import, which writes it down"
             )
         return {"width": width, "depth": depth, "heads": found, "mlp": mlp}
 
@@ -236,7 +237,7 @@ def with_given(fields: Mapping[str, Any], given: Mapping[str, Any] | None) -> An
     given = given or {}
     if len({"decoder", "num_classes"} & {*fields, *given}) > 1:
         has = "a decoder" if "decoder" in fields else "classes"
-        raise ConfigError(f"--config is of another kind of model: the file has {has}")
+        raise ConfigError(f"the given config is of another kind of model: the file has {has}")
     merged = dict(fields)
     for name, value in given.items():
         before = merged.get(name)
@@ -244,4 +245,4 @@ def with_given(fields: Mapping[str, Any], given: Mapping[str, Any] | None) -> An
     try:
         return model_of_fields(merged)
     except ConfigError as error:
-        raise ConfigError(f"--config: {error}") from None
+        raise ConfigError(f"the given config: {error}") from None

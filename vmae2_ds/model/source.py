@@ -73,7 +73,7 @@ def read_given(file: Path | None) -> dict[str, Any] | None:
         return None
     try:
         fields = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {file}: {error}") from None
     if not isinstance(fields, dict):
         raise ConfigError(f"--config {file}: it has to be an object with fields of the model config")

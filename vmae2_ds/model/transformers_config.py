@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from vmae2_ds.config import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError
@@ -101,6 +103,11 @@ def config_of_transformers(fields: Mapping[str, Any]) -> AnyModel:
             return ModelConfig.model_validate({**shape, "decoder": decoder})
     except KeyError as error:
         raise CheckpointError(f"config.json lacks {error}") from None
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CheckpointError(f"config.json is of no model: {where}: {error.errors()[0]['msg']}") from None
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"config.json is not one of a VideoMAE: {error}") from None
     raise CheckpointError(
         f"config.json is of {architecture} with use_mean_pooling={fields.get('use_mean_pooling')}: read are "
         "VideoMAEForPreTraining without mean pooling and VideoMAEForVideoClassification with it"

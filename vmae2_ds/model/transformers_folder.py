@@ -144,7 +144,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The fields of its config.json. Raises CheckpointError."""
     try:
         fields = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}: no config.json that can be read ({error})") from None
     if not isinstance(fields, dict):
         raise CheckpointError(f"{folder}: its config.json is no object with fields")
