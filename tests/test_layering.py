@@ -20,7 +20,8 @@ COST = sorted(path for path in (PACKAGE / "cost").glob("*.py") if path.stem != "
 
 LAYERS = (
     {"errors", "spelling"},
-    {"contracts", "dist", "disk", "options", "progress", "ranges", "refusals", "strict", "terminal"},
+    {"ranges"},
+    {"contracts", "dist", "disk", "options", "progress", "refusals", "strict", "terminal"},
     {"guard_config", "one_voice"},
     {"config"},
     {"finetune_config"},

@@ -12,9 +12,9 @@ from typing_extensions import Self
 
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.guard_config import GuardConfig
+from vmae2_ds.ranges import MANY, MOST_FRAMES, MOST_PIXELS, MOST_VIEWS, MOST_WORKERS
 from vmae2_ds.strict import (
     LONG_S,
-    MANY,
     Amount,
     Count,
     Part,
@@ -41,11 +41,11 @@ CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
 
 Layer = Annotated[int, Field(ge=1, le=2**20)]
 """Channels, heads or blocks: a million of them is no model."""
-ClipLength = Annotated[int, Field(ge=1, le=100_000)]
+ClipLength = Annotated[int, Field(ge=1, le=MOST_FRAMES)]
 """Frames of a clip, or steps between them."""
-Edge = Annotated[int, Field(ge=1, le=2**14)]
+Edge = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 """Pixels along one side of a clip or a cube."""
-Workers = Annotated[int, Field(ge=0, le=1024)]
+Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
 """Processes of one rank."""
 
 
@@ -231,7 +231,7 @@ class DataConfig(StrictModel):
     """Step by manifest source, where it differs (published: 2 for SSv2)."""
     min_frames: Count = 2
     """A video with fewer frames is skipped, counted and named as too short."""
-    views: int = Field(4, ge=1, le=1024)
+    views: int = Field(4, ge=1, le=MOST_VIEWS)
     """Clips cut from one decoded video, each with its own crop and masks (repeated sampling, published num_sample)."""
     workers: Workers = 8
     """Loader processes per rank; a warning tells where they are more than four for each core."""

@@ -45,11 +45,21 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_out_file(path: Path, option: str = "--out", inputs: Iterable[str | Path] = ()) -> None:
-    """Raises ConfigError unless a file can be written to `path` and is none of the `inputs`; makes its folder."""
+def check_out_file(
+    path: Path,
+    option: str = "--out",
+    inputs: Iterable[str | Path] = (),
+    is_ours: Callable[[Path], bool] | None = None,
+) -> None:
+    """Raises ConfigError unless a file can be written to `path` and is none of the `inputs`; makes its folder.
+
+    `is_ours`: whether a file that is there is one that the verb may replace; without it any is.
+    """
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; name a file in it")
     refuse_inputs(path, option, inputs)
+    if is_ours is not None and path.exists() and not is_ours(path):
+        raise ConfigError(f"{option} {path} is a file of something else; name another, or remove it")
     _try_writing(path.parent, f"{option} {path}")
 
 
@@ -75,6 +85,12 @@ def check_out_folder(
     _try_writing(path, f"{option} {path}")
     if is_ours is not None and any(path.iterdir()) and not is_ours(path):
         raise ConfigError(f"{option} {path} holds files of something else; name a new or an empty folder")
+
+
+def check_there(path: Path) -> None:
+    """Raises ConfigError where what is to be read is not there: said before anything heavy is imported."""
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such file or folder")
 
 
 def refuse_inputs(path: Path, option: str, inputs: Iterable[str | Path]) -> None:

@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from vmae2_ds.config import ClassifierConfig, DataConfig, OptimConfig, RunConfig, StrictModel, TrainConfig
+from vmae2_ds.ranges import MOST_VIEWS
 from vmae2_ds.strict import Amount, Part, PartBelow1, Size
 
 Sides = tuple[Annotated[float, Field(ge=0.01, le=100)], Annotated[float, Field(ge=0.01, le=100)]]
@@ -28,7 +29,7 @@ class LabelledDataConfig(DataConfig):
     sampling: Literal["stride", "dense", "segments", "spread"] = "dense"
     """dense: evenly over num_frames x stride frames (published for Kinetics, UCF101, HMDB51); segments: one frame of each of
     num_frames equal parts (SSv2); stride and spread as in pre-training."""
-    views: int = Field(2, ge=1, le=1024)
+    views: int = Field(2, ge=1, le=MOST_VIEWS)
     """Clips cut from one decoded video, each augmented anew (repeated augmentation, published num_sample)."""
     crop_area: Areas = (0.08, 1.0)
     """Random resized crop: smallest and largest share of the picture's area."""
@@ -106,9 +107,9 @@ class FinetuneTrainConfig(TrainConfig):
 class ViewsConfig(StrictModel):
     """Multi-view testing."""
 
-    clips: int = Field(5, ge=1, le=1024)
+    clips: int = Field(5, ge=1, le=MOST_VIEWS)
     """Clips along time."""
-    crops: int = Field(3, ge=1, le=1024)
+    crops: int = Field(3, ge=1, le=MOST_VIEWS)
     """Square crops along the longer side of each; 1: the middle."""
     sampling: Literal["dense", "segments"] = "dense"
     """dense: every stride-th frame, clips at even distances (published 5x3); segments: interleaved frames of the whole video

@@ -177,8 +177,14 @@ def _refusal(stop: BaseException, named: Subject) -> str | None:
 
 
 def _in_the_box(box: str) -> str:
-    """The words of tyro's box, without its frame, its title and what helps a reader of a whole screen."""
-    inside = [line.strip("│ ") for line in box.splitlines() if not line.lstrip().startswith(("╭", "╰", "│ ──"))]
+    """The words of tyro's box, without its frame, its title and what helps a reader of a whole screen.
+
+    Terminals that have no such characters get a title, rules of - and no frame; others get colours.
+    """
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in box.splitlines()]
+    if lines and not lines[0].lstrip().startswith("╭"):
+        del lines[0]
+    inside = [line.strip("│ ") for line in lines if not re.match(r"[╭╰]|[│ ]*[-─]+[│ ]*$", line)]
     words = re.sub(r"\s+", " ", " ".join(inside)).strip()
     words = re.sub(r"\s*For full helptext, (see|run):? .*$", "", words)
     words = re.sub(r" Argument helptext: .*$", "", words)

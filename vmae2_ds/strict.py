@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MANY = 10**9
-"""More of anything than a run can have: what is above is a slip of the hand, and overflows somewhere later."""
+from vmae2_ds.ranges import MANY, MOST_SEED
+
 LONG_S = 1e8
 """Three years: the longest wait that anybody can mean, and below what operating systems' clocks and sockets take."""
 
@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=1, le=MANY)]
 """How many, at least one."""
 Whole = Annotated[int, Field(ge=0, le=MANY)]
 """How many, perhaps none."""
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 """Of random numbers; torch takes 64 bits with a sign."""
 Amount = Annotated[float, Field(ge=0, le=MANY)]
 """A size or a weight, perhaps none."""

@@ -15,13 +15,13 @@ import tyro
 from vmae2_ds.config import ConfigFile, PretrainConfig
 from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
 from vmae2_ds.data.mixture import open_mixture
-from vmae2_ds.disk import check_out_folder, write_whole
+from vmae2_ds.disk import check_out_folder, check_there, write_whole
 from vmae2_ds.dist import default_device
 from vmae2_ds.draw import draw_curves
 from vmae2_ds.draw_clips import DecodedPass, Reconstruction, animate_reconstruction, draw_reconstruction
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks, passes_over_hidden
-from vmae2_ds.ranges import MOST_SEED, check_ranges
+from vmae2_ds.ranges import check_clip_options, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
     from torch import Tensor
@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 
 MOST_CLIPS = 10_000
 _OURS = re.compile(r"\.?(clip\d+\.(png|gif)|curves\.png|pictures\.json)(\.part\d+)?")
+
+
+def _is_ours(folder: Path) -> bool:
+    return all(_OURS.fullmatch(path.name) for path in folder.iterdir())
 
 
 def visualize(
@@ -76,13 +80,18 @@ def visualize(
         target: What the decoder predicts; default: the run's, for a file what it says, or normalised, as published.
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
+    check_clip_options(seed=seed, num_frames=num_frames, size=size, stride=stride)
+    check_ranges(clips=(clips, 1, MOST_CLIPS), encoder_ratio=(encoder_ratio, 0, 1), decoder_ratio=(decoder_ratio, 0, 1))
+    if out is not None:
+        check_out_folder(out, inputs=[] if manifest is None else [manifest], is_ours=_is_ours)
+    check_there(source)
+
     from vmae2_ds.data.datasets import PretrainDataset
     from vmae2_ds.train.ready import autoencoder_of
     from vmae2_ds.train.report import read_rows, write_report
     from vmae2_ds.train.runs import with_options
     from vmae2_ds.train.zero_weights import read_weights
 
-    check_ranges(clips=(clips, 1, MOST_CLIPS), seed=(seed, 0, MOST_SEED))
     data = {"num_frames": num_frames, "size": size, "stride": stride}
     mask = {"encoder_ratio": encoder_ratio, "decoder": decoder, "decoder_ratio": decoder_ratio}
     found = _find(source, manifest, model_config)
@@ -91,7 +100,7 @@ def visualize(
     asked = {**data, **mask, "target": target, "seed": seed or None}
     folder = out or found.pictures / _label(found, manifest, asked)
     inputs = [path for path in (manifest, config.data.manifest) if path is not None]
-    check_out_folder(folder, inputs=inputs, is_ours=lambda path: all(_OURS.fullmatch(x.name) for x in path.iterdir()))
+    check_out_folder(folder, inputs=inputs, is_ours=_is_ours)
     if manifest is not None:
         config = config.changed(data={"manifest": manifest, "root": root, "mixture": None, "leave_out": ()})
     elif root is not None:

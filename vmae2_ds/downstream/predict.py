@@ -18,11 +18,11 @@ from vmae2_ds.config import ConfigFile
 from vmae2_ds.data.list_header import VIDEO_SUFFIXES
 from vmae2_ds.data.lists import ListForm
 from vmae2_ds.data.manifest import INDEX, VideoEntry, read_manifest
-from vmae2_ds.disk import check_out_folder, write_whole
+from vmae2_ds.disk import check_out_folder, check_there, write_whole
 from vmae2_ds.dist import Agreement
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.progress import Ticker, counted
-from vmae2_ds.ranges import check_ranges
+from vmae2_ds.ranges import check_clip_options, check_ranges
 from vmae2_ds.terminal import columns
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
@@ -94,9 +94,11 @@ def predict(
         workers: Loader processes per rank; default: the run's.
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
+    check_clip_options(clips=clips, crops=crops, num_frames=num_frames, size=size, stride=stride, workers=workers)
     check_ranges(top=(top, 1, MOST), pictures=(pictures, 0, MOST))
     if source.suffix.lower() in VIDEO_SUFFIXES:
         raise ConfigError(f"{source} is named like a video: the run or file comes first, then the videos")
+    check_there(source)
     entries = videos_of(videos, root)
     if out is not None:
         sources = {str(Path(entry.path).parent): entry.path for entry in entries if "://" not in entry.path}

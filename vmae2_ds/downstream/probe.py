@@ -13,8 +13,9 @@ import tyro
 from vmae2_ds.config import ConfigFile
 from vmae2_ds.data.lists import list_form
 from vmae2_ds.data.manifest import manifest_digest, read_manifest
-from vmae2_ds.disk import check_out_file, check_out_folder, write_whole
+from vmae2_ds.disk import check_out_file, check_out_folder, check_there, write_whole
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.ranges import check_clip_options, check_ranges
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,21 @@ def probe(
         ignore_columns: Columns of the lists to leave out; without a name all that are none of ours.
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
+    check_clip_options(clips=clips, seed=seed, num_frames=num_frames, size=size, stride=stride, workers=workers)
+    check_ranges(epochs=(epochs, 1, 10**6))
+    if kind == "attentive" and pool != "mean":
+        raise ConfigError(f"--pool {pool}: --kind attentive looks at all tokens, none are pooled; leave it out")
+    inputs = [manifest, *([] if val_manifest is None else [val_manifest])]
+    if out is not None:
+        check_out_file(out, inputs=inputs)
+    if cache is not None:
+        check_out_folder(cache, "--cache")
+    check_there(source)
+    form = list_form(ignore_columns, labels)
+    listed = read_manifest(manifest, root, form=form)
+    if val_manifest is not None:
+        read_manifest(val_manifest, root, form=form)
+
     from vmae2_ds.downstream.fits import PROBES, accuracy, check_sources, probe_predictions
     from vmae2_ds.downstream.frozen import (
         Features,
@@ -83,19 +99,8 @@ def probe(
     from vmae2_ds.train.runs import with_options
     from vmae2_ds.train.scores import other_result
 
-    for option, value in (("clips", clips), ("epochs", epochs)):
-        if value < 1:
-            raise ConfigError(f"--{option} {value}: at least 1")
-    if kind == "attentive" and pool != "mean":
-        raise ConfigError(f"--pool {pool}: --kind attentive looks at all tokens, none are pooled; leave it out")
-    inputs = [manifest, *([] if val_manifest is None else [val_manifest])]
-    if out is not None:
-        check_out_file(out, inputs=inputs)
-    if cache is not None:
-        check_out_folder(cache, "--cache")
-    form = list_form(ignore_columns, labels)
     if val_manifest is None:
-        check_sources(read_manifest(manifest, root, form=form).sources)  # before hours of decoding, not after
+        check_sources(listed.sources)  # before hours of decoding, not after
     opened = open_model(source, given=read_given(model_config))
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
     run = with_options(opened.run, data=asked)

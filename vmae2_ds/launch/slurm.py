@@ -13,6 +13,7 @@ from pydantic import Field
 
 from vmae2_ds import __version__
 from vmae2_ds.config import RunConfig, StrictModel
+from vmae2_ds.disk import check_out_file, write_whole
 from vmae2_ds.dist import SLURM_PORTS
 from vmae2_ds.errors import EXIT_HUNG, EXIT_PREEMPTED, ConfigError
 from vmae2_ds.launch.check import bash_words, check_run, check_words, environment_of, refuse_unless
@@ -85,7 +86,8 @@ def launch_slurm(arguments: SlurmArguments, config: RunConfig, words: Sequence[s
     about = check_run(config, arguments.nodes * arguments.gpus_per_node)
     script = slurm_script(arguments, config, words)
     if arguments.out is not None:
-        arguments.out.write_text(script)
+        check_out_file(arguments.out, is_ours=_is_a_script_of_ours)
+        write_whole(arguments.out, script)
         about.append(f"wrote {arguments.out}")
     if arguments.submit:
         arguments.logs.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,10 @@ def launch_slurm(arguments: SlurmArguments, config: RunConfig, words: Sequence[s
         about.append(told.stdout.strip())
     shown = arguments.print_ or not (arguments.out or arguments.submit)
     return script if shown else "\n".join(about)
+
+
+def _is_a_script_of_ours(path: Path) -> bool:
+    return _WRITTEN_BY in path.read_text(encoding="utf-8", errors="replace")[:200]
 
 
 def slurm_script(arguments: SlurmArguments, config: RunConfig, words: Sequence[str]) -> str:
@@ -160,6 +166,7 @@ def _refuse_what_sbatch_would_misread(arguments: SlurmArguments, name: str) -> N
         refuse_unless(_WORD, f"--{option}", getattr(arguments, option), "one word as sbatch takes it")
 
 
+_WRITTEN_BY = "# Written by vmae2_ds "
 _SCRIPT = """\
 #!/bin/bash
 # Written by vmae2_ds {version}, `vmae2 launch slurm`. Start it with sbatch; the folder in --output has to exist.

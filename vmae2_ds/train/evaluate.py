@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,12 @@ from vmae2_ds.config import ClassifierConfig, ConfigFile
 from vmae2_ds.data.class_names import implied_names
 from vmae2_ds.data.lists import list_form
 from vmae2_ds.data.manifest import manifest_digest, read_manifest
+from vmae2_ds.disk import check_out_folder, check_there
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.progress import Ticker, counted
+from vmae2_ds.ranges import check_clip_options, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
     import torch
@@ -77,6 +80,13 @@ def evaluate(
         ignore_columns: Columns of the list to leave out; without a name all that are none of ours; default: the run's.
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
+    check_clip_options(clips=clips, crops=crops, num_frames=num_frames, size=size, stride=stride, workers=workers)
+    check_ranges(max_bad_share=(max_bad_share, 0, 1))
+    if out is not None and os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: below, for all of them together
+        check_out_folder(out)
+    check_there(source)
+    check_there(manifest)
+
     from vmae2_ds.data.views import ViewsDataset
     from vmae2_ds.model.source import read_given
     from vmae2_ds.train.engine import start_ranks, stop_ranks

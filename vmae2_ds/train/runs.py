@@ -24,6 +24,7 @@ from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.guard_config import GuardConfig
+from vmae2_ds.refusals import refused
 from vmae2_ds.strict import StrictModel
 from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound
 from vmae2_ds.train.ds_config import read_policy
@@ -308,7 +309,7 @@ def _as_written(path: Path) -> AnyRun:
         written = json.loads(file.read_text())
         return STAGES[written.get("stage", "pretrain")].model_validate(written)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+        raise ConfigError(f"{file}: {refused(error, '.'.join, STAGES[written.get('stage', 'pretrain')])}") from None
     except (ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{file} is damaged ({error!r})") from None
 
@@ -327,9 +328,12 @@ def with_options(config: Run, **sections: Mapping[str, object]) -> Run:
     try:
         return type(config).model_validate(fields)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        option = "-".join(str(part) for part in wrong["loc"][1:]).replace("_", "-") or "options"
-        raise ConfigError(f"--{option} {wrong['input']}: {wrong['msg']}") from None
+        # of a field its option; of a section that does not fit together its name
+        raise ConfigError(refused(error, _option_of, type(config))) from None
+
+
+def _option_of(path: tuple[str, ...]) -> str:
+    return f"--{'-'.join(path[1:]).replace('_', '-')}" if path[1:] else "".join(path)
 
 
 def find_checkpoint(source: Path) -> tuple[AnyRun, Path]:

@@ -9,6 +9,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import block_parts, count_parameters, mae_macs, recomputed_macs, training_flops
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts, count_masks
+from vmae2_ds.ranges import MANY, MOST_FRAMES, MOST_PIXELS, check_ranges
 from vmae2_ds.tune.tables import scaled, table
 
 SizeName = Literal["tiny", "small", "base", "large", "huge", "giant", "6b"]
@@ -69,9 +70,10 @@ def flops(
         clips: Clips in an optimizer step, over all ranks.
         json: Print JSON.
     """
-    for option, value in (("clips", clips), ("checkpoint-every", checkpoint_every)):
-        if value < 1:
-            raise ConfigError(f"--{option} {value}: at least 1")
+    check_ranges(
+        clips=(clips, 1, MANY), checkpoint_every=(checkpoint_every, 1, MANY),
+        num_frames=(num_frames, 1, MOST_FRAMES), size=(size, 1, MOST_PIXELS),
+    )  # fmt: skip
     config = ModelConfig.of_size(model, checkpointing=checkpointing, checkpoint_every=checkpoint_every)
     geometry = ClipGeometry(num_frames, size, size, config.tubelet, config.patch)
     sets = token_sets(mask, geometry)

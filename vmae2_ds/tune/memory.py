@@ -14,6 +14,7 @@ from vmae2_ds.cost.traffic import AttentionKind, Precision
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts
+from vmae2_ds.ranges import MANY, MOST_FRAMES, MOST_PIXELS, check_ranges
 from vmae2_ds.train.ds_config import policy_names, read_policy
 from vmae2_ds.tune.flops import PUBLISHED_MASK, SizeName, token_sets
 from vmae2_ds.tune.predict import GIB, GpuMemory, add_up
@@ -86,10 +87,10 @@ def memory(
         ds_config: ZeRO policy: a name or a JSON file.
         json: Print JSON.
     """
-    at_least_1 = {"gpus": gpus, "clips": clips, "accumulation": accumulation, "checkpoint-every": checkpoint_every}
-    for option, value in at_least_1.items():
-        if value < 1:
-            raise ConfigError(f"--{option} {value}: at least 1")
+    check_ranges(
+        gpus=(gpus, 1, 10**6), clips=(clips, 1, MANY), accumulation=(accumulation, 1, MANY),
+        checkpoint_every=(checkpoint_every, 1, MANY), num_frames=(num_frames, 1, MOST_FRAMES), size=(size, 1, MOST_PIXELS),
+    )  # fmt: skip
     config = ModelConfig.of_size(model, checkpointing=checkpointing, checkpoint_every=checkpoint_every)
     geometry = ClipGeometry(num_frames, size, size, config.tubelet, config.patch)
     counts = {name: chosen.counts for name, chosen in token_sets(mask, geometry).items() if chosen is not None}

@@ -16,6 +16,7 @@ from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import ACCELERATORS, find_accelerator
+from vmae2_ds.disk import check_out_file, check_out_folder, write_whole
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.train.ds_config import fill_policy
 from vmae2_ds.train.plan import plan_run
@@ -28,6 +29,13 @@ from vmae2_ds.tune.predict import Setting, notes_on
 from vmae2_ds.tune.tables import duration, table
 
 log = logging.getLogger(__name__)
+
+CALIBRATION, TRIAL = "calibration.json", "trial"
+"""What lies in the folder beside --out after --measure: a file, and the beginning of the trials' folders."""
+TUNED_KEYS = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"} | {
+    "gradient_clipping", "bf16", "steps_per_print"
+}  # fmt: skip
+"""Of a ds_config as it is written here, beside `zero_force_ds_cpu_optimizer`, which offload brings."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ def tune(config: PretrainConfig, arguments: TuneArguments, overrides: Sequence[s
     Raises:
         ConfigError: nothing fits, with what would; or the question cannot be answered as asked.
     """
-    _check_files(arguments)
+    _check_files(arguments, config)
     assumptions = assumptions_of(arguments)
     cluster = cluster_of(arguments, assumptions)
     options = {"quantized": arguments.quantized, "offload": arguments.offload}
@@ -65,9 +73,9 @@ def tune(config: PretrainConfig, arguments: TuneArguments, overrides: Sequence[s
     trials: list[Trial] = []
     calibration, refitted = None, []
     if arguments.measure:
-        folder = arguments.out.with_suffix("")
+        folder = _trials_folder(arguments)
         trials = _measure_best(found, cluster, assumptions, arguments, folder)
-        calibration = folder / "calibration.json"
+        calibration = folder / CALIBRATION
         refitted = _write_calibration(trials, assumptions, calibration)
         chosen = _fastest_measured(trials) or chosen
     write_ds_config(chosen.setting, cluster, arguments.out)
@@ -92,12 +100,33 @@ def _whole_run(chosen: Candidate, assumptions: Assumptions, arguments: TuneArgum
     return plan_setting(chosen.setting, chosen.cluster, assumptions, videos)
 
 
-def _check_files(arguments: TuneArguments) -> None:
+def _check_files(arguments: TuneArguments, config: PretrainConfig) -> None:
     """Before the search: what would fail after it. `--train.ds-config` takes a path for a file only if it ends in .json."""
     if arguments.out.suffix != ".json" or arguments.out.is_dir():
         raise ConfigError(f"--out {arguments.out}: the name of a file that ends in .json")
+    inputs = [config.train.ds_config, *(str(path) for path in (arguments.calibration, arguments.hostfile) if path)]
+    check_out_file(arguments.out, inputs=inputs, is_ours=_was_tuned)
+    if arguments.measure:
+        check_out_folder(_trials_folder(arguments), "--measure: the folder of the trials,", is_ours=_holds_trials)
     if arguments.hostfile is not None and not arguments.hostfile.is_file():
         raise ConfigError(f"--hostfile {arguments.hostfile}: no such file; leave it out for the GPUs of this machine")
+
+
+def _trials_folder(arguments: TuneArguments) -> Path:
+    return arguments.out.with_suffix("")
+
+
+def _holds_trials(folder: Path) -> bool:
+    return all(path.name == CALIBRATION or path.name.startswith(TRIAL) for path in folder.iterdir())
+
+
+def _was_tuned(path: Path) -> bool:
+    """Does the file hold just the keys that `write_ds_config` writes? Someone's own ds_config has other ones."""
+    try:
+        written = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(written, dict) and set(written) - {"zero_force_ds_cpu_optimizer"} == TUNED_KEYS
 
 
 def write_ds_config(setting: Setting, cluster: Cluster, path: Path) -> None:
@@ -106,11 +135,8 @@ def write_ds_config(setting: Setting, cluster: Cluster, path: Path) -> None:
     plan = plan_run(config, config.train.global_batch, cluster.num_gpus)
     policy: dict[str, Any] = {"zero_optimization": setting.policy.zero_optimization()}
     ds_config = fill_policy(policy, config, plan, on_cpu=cluster.on_cpu)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(ds_config, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--out {path}: {error.strerror}") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(ds_config, indent=2) + "\n")
 
 
 def launch_command(chosen: Candidate, arguments: TuneArguments, overrides: Sequence[str]) -> str:
@@ -143,7 +169,7 @@ def _measure_best(
     trials = []
     for number, candidate in enumerate(found.ranked[: arguments.measure]):
         setting = _on(here, candidate.setting, cluster)
-        path = folder / f"trial{number}" / "ds_config.json"
+        path = folder / f"{TRIAL}{number}" / "ds_config.json"
         write_ds_config(setting, here, path)
         log.info("measuring %d of %d: %s", number + 1, arguments.measure, candidate.describe())
         measured = measure(
@@ -184,7 +210,7 @@ def _write_calibration(trials: Sequence[Trial], assumptions: Assumptions, path: 
     )
     fitted, names = refit(assumptions, trials, source)
     if names:
-        path.write_text(fitted.model_dump_json(indent=1) + "\n")
+        write_whole(path, fitted.model_dump_json(indent=1) + "\n")
     return names
 
 
