@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.train.test_teacher import TEACHER, written
-from vmae2_ds import progress
+from vmae2_ds import draw, progress
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.train import evaluate as verb
@@ -96,16 +95,20 @@ def test_figures_are_shown_before_a_disk_that_filled_up_meanwhile_refuses_them(
 ) -> None:
     caplog.set_level(logging.INFO)
 
-    def full(file: Any, **arrays: Any) -> None:
-        file.write(b"a part")
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(ConfigError, match=r"the figures above could not be written to .*out: No space left on device"):
-        run(out=tmp_path / "out")
+    with monkeypatch.context() as disk:
+        disk.setattr(draw, "draw_confusion", full)  # the tables before it are written
+        with pytest.raises(
+            ConfigError, match=r"the figures above could not be written to .*out: No space left on device"
+        ):
+            run(out=tmp_path / "out")
     (shown,) = [message for message in caplog.messages if "top-1" in message]
     assert "(3 videos, 1x1 views, 0 unreadable)" in shown
     assert list((tmp_path / "out").iterdir()) == []
+    run(out=tmp_path / "out")  # once there is room
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
 
 
 def test_an_evaluation_tells_how_far_it_is(

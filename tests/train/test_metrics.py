@@ -34,6 +34,7 @@ def test_a_line_says_the_time_left_and_why_the_rate_is_nought(
     assert said in caplog.records[-1].message
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_rows_of_a_folder_that_is_gone_cost_a_line_and_no_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +113,7 @@ def other_result(about: dict[str, Any], path: Path) -> str | None:
 def write_scores(
     scores: Scores, names: list[str], paths: list[str], folder: Path, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write FILES, each whole or not at all and the result last; returns the result.
+    """Write FILES, all of them or none; returns the result.
 
     Args:
         names: of the classes.
@@ -119,14 +121,22 @@ def write_scores(
     """
     from vmae2_ds.draw import draw_confusion
 
-    folder.mkdir(parents=True, exist_ok=True)
     matrix, result = confusion(scores), {**about, **summary(scores)}
-    with whole_file(folder / "scores.npz") as part, part.open("wb") as file:
-        np.savez_compressed(file, path=np.array(paths), row=scores.row_N, label=scores.label_N, score=scores.score_NC)
-    write_whole(folder / "per_class.csv", _per_class(matrix, names))
-    write_whole(folder / "unreadable.txt", "".join(f"{failure}\n" for failure in scores.failures))
-    draw_confusion(matrix, names, folder / "confusion.png")
-    write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    part = folder / f".part{os.getpid()}"
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole_file(part / "scores.npz") as half, half.open("wb") as file:
+            np.savez_compressed(
+                file, path=np.array(paths), row=scores.row_N, label=scores.label_N, score=scores.score_NC
+            )
+        write_whole(part / "per_class.csv", _per_class(matrix, names))
+        write_whole(part / "unreadable.txt", "".join(f"{failure}\n" for failure in scores.failures))
+        draw_confusion(matrix, names, part / "confusion.png")
+        write_whole(part / RESULT, json.dumps(result, indent=1) + "\n")
+        for name in FILES:
+            (part / name).replace(folder / name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return result
 
 
