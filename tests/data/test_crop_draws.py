@@ -68,19 +68,19 @@ def test_a_random_resized_crop_lies_anywhere_and_is_mirrored_as_often_as_asked(b
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "expected"),
+    ("height", "width", "aspect", "expected"),
     [
-        (10, 1000, (0, 493, 10, 13)),  # 10 x 4/3 = 13.3
-        (1000, 10, (493, 0, 13, 10)),  # 10 / (3/4) = 13.3
-        (30, 35, (0, 0, 30, 35)),  # whole: its own aspect is allowed
+        (10, 1000, (0.75, 1.7), (0, 491, 10, 17)),  # 10 x 1.7
+        (1000, 10, (0.75, 1.7), (493, 0, 13, 10)),  # 10 / 0.75 = 13.3
+        (30, 35, (0.75, 4 / 3), (0, 0, 30, 35)),  # whole: its own aspect is allowed
     ],
 )
 def test_the_tenth_box_that_does_not_fit_is_the_last(
-    height: int, width: int, expected: tuple[int, int, int, int]
+    height: int, width: int, aspect: tuple[float, float], expected: tuple[int, int, int, int]
 ) -> None:
     """The middle is taken, as torchvision does: after two numbers a try, and then one more for the mirror."""
     for seed in range(20):
-        box = draw_resized_crop(height, width, (1.3, 1.4), (0.75, 4 / 3), 0.5, np.random.default_rng(seed))
+        box = draw_resized_crop(height, width, (1.3, 1.4), aspect, 0.5, np.random.default_rng(seed))
         assert box[:4] == expected
         assert box.is_flipped == (np.random.default_rng(seed).random(21)[20] < 0.5)
 

@@ -169,3 +169,15 @@ def test_the_chosen_setting_learns_on_every_training_video(monkeypatch: pytest.M
     assert second == list(range(60))
     assert len(set(tried)) == 9
     assert list(chosen) == [tried[2]], "nine right as the second and the fifth, and the least sure where it is wrong"
+
+
+def test_every_setting_has_its_rate_and_its_decay() -> None:
+    """One step of AdamW: each weight is shrunk by rate x decay, and moved by the rate, whatever the size of its gradient."""
+    train = clusters(12, 1.0)
+    settings = [(lr, decay) for lr in (1e-3, 1e-2) for decay in (0.0, 5.0)]
+    scale = trained.Scale(np.zeros(10, np.float32), np.ones(10, np.float32))
+    heads = TrainedProbe("linear", epochs=1, batch=12, seed=3)._fit(train, np.arange(12), 4, settings, scale)
+    drawn = draw(HEADS["linear"].make(10, 4), torch.Generator().manual_seed(3)).state_dict()["head.weight"]
+    for head, (lr, decay) in zip(heads, settings, strict=True):
+        moved = head.state_dict()["head.weight"] - (1 - lr * decay) * drawn
+        torch.testing.assert_close(moved.abs(), torch.full((4, 10), lr), rtol=1e-3, atol=0)
