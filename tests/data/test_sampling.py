@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +150,87 @@ def test_spread_covers_60_to_100_percent_from_varied_starts() -> None:
     assert spans.max() - spans.min() > 0.3
     assert np.abs(np.diff(np.diff(clips))).max() <= 1  # evenly, up to rounding
     assert len(set(clips[:, 0].tolist())) > 50
+
+
+class Drawn:
+    """A generator whose draws lie at given parts of what they are asked for."""
+
+    def __init__(self, *parts: float) -> None:
+        self.parts = list(parts)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + self.parts.pop(0) * (high - low)
+
+    def integers(self, low: int, high: int) -> int:
+        return low + int(self.parts.pop(0) * (high - low))
+
+
+@pytest.mark.parametrize(
+    ("parts", "num_frames", "expected"),
+    [
+        ((0.5, 0.5), 4, [4, 8, 12, 16]),  # 80 % of 20 frames from frame 2 on, in four parts of 4: their middles
+        ((0.5, 0.5), 5, [3, 6, 10, 13, 16]),  # in five of 3.2: 3.6, 6.8, 10, 13.2, 16.4
+        ((0.0, 0.0), 3, [2, 6, 10]),  # 60 % from the start: 2, 6, 10
+        ((0.0, 1.0), 3, [10, 14, 18]),  # and to the end
+        ((1.0, 0.7), 10, [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]),
+    ],
+)
+def test_spread_takes_the_middles_of_equal_parts_of_its_stretch(
+    parts: tuple[float, float], num_frames: int, expected: list[int]
+) -> None:
+    drawn: Any = Drawn(*parts)
+    assert sample_spread(20, num_frames, 4, drawn).tolist() == expected
+
+
+def test_spread_draws_its_length_and_its_place_uniformly() -> None:
+    """Kolmogorov's distance of 3000 draws, above which a right sampler lands once in a million (Massart 1990)."""
+    length, draws, rng = 10**6, 3000, np.random.default_rng(0)
+    ends = np.array([sample_spread(length, 16, 4, rng)[[0, -1]] for _ in range(draws)])
+    span = (ends[:, 1] - ends[:, 0]) * 16 / 15  # from middle to middle it is 15 of 16 parts
+    places = (ends[:, 0] - span / 32) / (length - span)
+    for values in ((span / length - 0.6) / 0.4, places):
+        gaps = np.sort(values) - np.arange(draws) / draws
+        assert np.abs(gaps).max() < (np.log(2e6) / (2 * draws)) ** 0.5 + 1 / draws
+
+
+def test_one_frame_is_drawn_in_each_part_apart_from_the_others() -> None:
+    """Segments: every place of every part, and no two parts alike; their middle is the one behind the half."""
+    rng = np.random.default_rng(0)
+    places = np.stack([segment_indices(60, 12, rng) for _ in range(300)]) % 5
+    assert all(set(column) == set(range(5)) for column in places.T.tolist())
+    assert np.abs(np.corrcoef(places.T) - np.eye(12)).max() < 0.3
+    assert SAMPLERS["segments"](60, 12, 4, np.random.default_rng(1)).tolist() != segment_indices(60, 12).tolist()
+    assert segment_indices(24, 4).tolist() == [3, 9, 15, 21]
+    assert segment_indices(3, 5).tolist() == [0, 0, 0, 1, 2]  # published: too short a video waits on its first frame
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ("segments", [2, 7, 12, 17]),  # of parts of 5
+        ("spread", [2, 7, 12, 17]),  # 2.5, 7.5, ...
+        (
+            "stride",
+            [6, 8, 11, 13],
+        ),  # as dense: 8 frames from the sixth on, in three steps of 8/3, the last one before their end
+        ("dense", [6, 8, 11, 13]),
+    ],
+)
+def test_the_middle_clip_of_twenty_frames(sampling: str, expected: list[int]) -> None:
+    assert middle_clip(sampling, 20, 4, 2).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "part", "expected"),
+    [
+        (30, 0.0, [0, 2, 5, 7]),  # a window of 8 frames at the start: 0, 2.7, 5.3, and 8 pulled inside
+        (30, 0.999, [21, 23, 26, 28]),  # published: never the one that holds the last frame
+        (30, 0.5, [11, 13, 16, 18]),
+        (9, 0.999, [0, 2, 5, 7]),  # of 9 frames there is one window
+        (8, 0.0, [0, 2, 5, 7]),
+        (6, 0.0, [0, 3, 5, 5]),  # half as many steps as frames, then the last frame
+    ],
+)
+def test_dense_windows_of_four_frames_at_stride_two(length: int, part: float, expected: list[int]) -> None:
+    drawn: Any = Drawn(part)
+    assert dense_indices(length, 4, 2, drawn).tolist() == expected
