@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,6 +112,53 @@ def test_offload_moves_states_to_the_host() -> None:
     assert (there.master, there.moments, there.gradients, there.weights) == (0, 0, 0, 0)
     # with float32 gradients, which the GPU makes at the step only
     assert there.host == here.weights + here.gradients + here.master + here.moments + here.master
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_sub_groups_are_those_that_deepspeed_makes(ranks: int) -> None:
+    """Its own code on stand-ins for the parameters, where a sub-group is exactly full and where one element is lacking."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+    groups = [[-(-numel // ranks) for numel in group] for group in group_sizes(BASE)]
+    exactly = sum(groups[0][:3])
+    for limit in (1, exactly - 1, exactly, exactly + 1, sum(groups[0]), sum(groups[0]) - 1, 10**12):
+        largest = 0
+        for group in groups:
+            parameters = [SimpleNamespace(partition_numel=lambda numel=numel: numel) for numel in group]
+            made = DeepSpeedZeroOptimizer_Stage3._create_fp16_sub_groups(
+                SimpleNamespace(sub_group_size=limit), parameters
+            )
+            largest = max(largest, *(sum(each.partition_numel() for each in members) for members in made))
+        policy = ZeroPolicy(stage=3, sub_group=limit)
+        assert state_bytes(BASE, policy, ranks, precision="fp32").update == 4 * largest
+
+
+@pytest.mark.parametrize(
+    # On 8 ranks: float32 weights and moments (12), the gradient in float32 (4) and, below stage 3, what is copied up (2);
+    # at stage 3 the flat gradient shard (2), and weights that live there (2).
+    ("policy", "bytes_of_share"),
+    [
+        (ZeroPolicy(stage=1, offload_optimizer=True), 12 + 4 + 2),
+        (ZeroPolicy(stage=2, offload_optimizer=True), 12 + 4 + 2),
+        (ZeroPolicy(stage=3, offload_optimizer=True), 12 + 4 + 2),
+        (ZeroPolicy(stage=3, offload_optimizer=True, offload_param=True), 12 + 4 + 2 + 2),
+        (ZeroPolicy(stage=3, offload_param=True), 2),
+        (ZeroPolicy(stage=3), 0),
+    ],
+)
+def test_host_memory_of_offload_by_hand(policy: ZeroPolicy, bytes_of_share: int) -> None:
+    share = 1_026_306_560 / 8  # ViT-g
+    staged = 2 * 6144 * 1408 if policy.stage < 3 else 0  # the largest weight, fc1 or fc2, passes through one buffer
+    found = state_bytes(GIANT, policy, 8, precision="bf16").host
+    assert found == pytest.approx(bytes_of_share * share + staged, rel=1e-4)
+
+
+def test_gradients_that_add_up_on_the_host_take_room_there() -> None:
+    """Stage 2 with several micro steps: 2 bytes more for each element, with the whole of a weight that two ranks share."""
+    policy = ZeroPolicy(stage=2, offload_optimizer=True)
+    one, several = (state_bytes(GIANT, policy, 8, precision="bf16", accumulation=steps).host for steps in (1, 4))
+    assert several - one == pytest.approx(2 * 1_026_306_560 / 8, rel=0.15)
+    assert several - one >= 2 * 1_026_306_560 // 8
 
 
 def test_buckets_are_filled_in_order() -> None:
