@@ -16,7 +16,8 @@ from tests.model.test_layouts import model_of
 from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.downstream.frozen import FrozenEncoder
-from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.downstream.probe import probe
+from vmae2_ds.errors import CheckpointError, ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, HeadlessConfig
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, normalise_pixels
@@ -26,7 +27,7 @@ from vmae2_ds.model.transformers_config import transformers_config_of
 from vmae2_ds.train.evaluate import evaluate, open_classifier
 from vmae2_ds.train.initial import initial_weights, labels_of, load_for, open_model
 from vmae2_ds.train.runs import with_options
-from vmae2_ds.weights import import_weights
+from vmae2_ds.weights import export_weights, import_weights
 
 GEOMETRY = ClipGeometry(4, 16, 16, 2, 8)
 ENCODER = TowerConfig(width=192, depth=2, heads=3, mlp=24)
@@ -279,6 +280,31 @@ def test_a_width_that_nobody_published_is_read_with_a_config(
     torch.testing.assert_close(opened.weights, ours, rtol=0, atol=0)
     import_weights(file, tmp_path / "y.safetensors", model_config=tmp_path / "c.json")
     assert open_model(tmp_path / "y.safetensors").run.model == config
+
+
+def test_a_config_reaches_the_verbs_that_open_a_file(tmp_path: Path) -> None:
+    """Without one the model is not told; with one what is wrong is the list: a label, and a video that is none."""
+    config = narrow("classifier")
+    file = written(tmp_path / "x.safetensors", to_layout(weights_of(config), config))
+    given, listed, beyond = tmp_path / "c.json", tmp_path / "list.csv", tmp_path / "beyond.csv"
+    given.write_text(json.dumps(given_heads(config)))
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    listed.write_text("path,label\na.mp4,1\n")
+    beyond.write_text("path,label\na.mp4,9\n")
+    clip: dict[str, Any] = {"num_frames": 4, "size": 16, "workers": 0}
+    asked: list[tuple[Callable[..., object], str]] = [
+        (
+            lambda **more: evaluate(file, beyond, **clip, **more),
+            r"a\.mp4, has label 9, and the model has num_classes=5",
+        ),
+        (lambda **more: probe(file, listed, listed, **clip, **more), "none of its 1 videos can be read"),
+    ]
+    for verb, message in asked:
+        with pytest.raises(CheckpointError, match="encoder of width 48 is not in its weights"):
+            verb()
+        with pytest.raises((ConfigError, DataError), match=message):
+            verb(model_config=given)
+    assert "encoder 48x2" in export_weights(file, tmp_path / "w.pth", model_config=given)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.published import write_weights
 from vmae2_ds.train.initial import open_model
 from vmae2_ds.train.teacher import TeacherCard
-from vmae2_ds.weights import import_weights
+from vmae2_ds.weights import export_weights, import_weights
 
 WIDTH = 24
 
@@ -98,6 +99,17 @@ def test_a_classifier_has_it_by_name_and_a_file_keeps_the_name(tmp_path: Path) -
     (tmp_path / "c.json").write_text(json.dumps({"positions": "published_resize"}))
     import_weights(tmp_path / "published.pth", tmp_path / "w.safetensors", model_config=tmp_path / "c.json")
     assert open_model(tmp_path / "w.safetensors").run.model == RESIZED
+
+
+@pytest.mark.parametrize("change", [{"positions": "published_resize"}, {"positions_from": (16, 224)}, {}])
+def test_an_export_to_transformers_says_where_its_positions_are_others(tmp_path: Path, change: dict[str, Any]) -> None:
+    """transformers has no place for them: it builds the clip's own table."""
+    own = ClassifierConfig(encoder=TINY, num_classes=3)
+    weights = Classifier(own, ClipGeometry(4, 32, 32, 2, 16)).state_dict()
+    write_weights(to_layout(weights, own), tmp_path / "w.safetensors", own.model_copy(update=change))
+    said = export_weights(tmp_path / "w.safetensors", tmp_path / "hf", "transformers")
+    for text in (said, (tmp_path / "hf" / "README.md").read_text()):
+        assert ("which transformers builds: it computes something else" in text) == bool(change)
 
 
 def test_it_goes_without_positions_from_and_is_no_choice_of_pre_training() -> None:
