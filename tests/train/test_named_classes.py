@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.train.test_teacher import TEACHER, written
-from vmae2_ds.config import ClassifierConfig
+from vmae2_ds.config import ClassifierConfig, PretrainDataConfig
 from vmae2_ds.data.check import check_manifest
 from vmae2_ds.data.class_names import implied_names
 from vmae2_ds.data.index import index_manifest
@@ -54,6 +54,12 @@ def test_a_run_s_lists_may_name_classes_and_have_columns_of_their_own(make: Make
         open_mixture(make(ignore_columns=None).data)
     with pytest.raises(DataError, match=r"label='walk'.*--data.labels FILE"):
         open_mixture(make(labels=None).data)
+
+
+def test_pre_training_does_not_look_at_labels(make: Make, tmp_path: Path) -> None:
+    data = PretrainDataConfig(manifest=tmp_path / "list.csv", ignore_columns=("who",))
+    (source,) = open_mixture(data).sources
+    assert [entry.label for entry in source.manifest] == [None, None]
 
 
 def test_every_source_of_a_mixture_is_read_with_the_names(make: Make, tmp_path: Path) -> None:

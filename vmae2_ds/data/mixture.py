@@ -224,7 +224,8 @@ def class_names_of(data: DataConfig) -> ClassNames | None:
 
 def form_of(data: DataConfig) -> ListForm:
     """How the lists of a run are read; raises ConfigError."""
-    return ListForm(ignore_columns=data.ignore_columns, names=class_names_of(data))
+    labelled = isinstance(data, LabelledDataConfig)  # pre-training does not look at labels, whatever they are
+    return ListForm(ignore_columns=data.ignore_columns, names=class_names_of(data), label_is_read=labelled)
 
 
 def lists_of(data: DataConfig) -> list[Path]:
