@@ -146,6 +146,21 @@ def test_a_file_is_drawn_as_the_run_that_it_came_from(
     assert {path.name for path in first.iterdir()} == {"clip00.png", "clip00.gif", "pictures.json"}
 
 
+def test_a_run_is_drawn_from_another_folder_than_its_training_s(
+    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its list lies where it was started; of a run that does not say where that was, the option is named that helps."""
+    run, listed = tmp_path / "run", Path(clips.val.name)
+    made_checkpoint(run, RUN.changed(data={"manifest": listed}), weights, stage=1, ranks=1)
+    (run / "env.json").write_text(json.dumps({"cwd": str(clips.val.parent)}))
+    monkeypatch.chdir(tmp_path)
+    (one,) = drawn_in(visualize(run, clips=1))["clips"]
+    assert Path(one["video"]) == clips.val.parent / "val/00000.mp4"
+    (run / "env.json").unlink()
+    with pytest.raises(ConfigError, match=rf"{listed}, the list of the run .*, is not there; name one with --manifest"):
+        visualize(run, clips=1)
+
+
 def test_all_hidden_cubes_in_one_pass_where_the_decoder_has_no_mask(
     clips: SyntheticSet, file: Path, tmp_path: Path
 ) -> None:
@@ -197,7 +212,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_written(
     ):
         with pytest.raises(ConfigError, match=said):
             visualize(file, **{**shape, **wrong})
-    assert not out.exists()
+    assert not out.exists() or not list(out.iterdir())  # the place was tried
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="holds files of something else"):

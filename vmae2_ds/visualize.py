@@ -97,6 +97,10 @@ def visualize(
     found = _find(source, manifest, model_config)
     config = with_options(found.config, data=data, mask=mask, objective={"target": target})
     count_masks(config.mask, config.geometry)  # refuses what no mask can be
+    if manifest is None and config.data.manifest is not None and not config.data.manifest.exists():
+        raise ConfigError(
+            f"{config.data.manifest}, the list of the run {source}, is not there; name one with --manifest"
+        )
     asked = {**data, **mask, "target": target, "seed": seed or None}
     folder = out or found.pictures / _label(found, manifest, asked)
     inputs = [path for path in (manifest, config.data.manifest) if path is not None]
