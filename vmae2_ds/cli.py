@@ -16,7 +16,7 @@ from vmae2_ds import __version__
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError, Vmae2Error
 from vmae2_ds.one_voice import may_say, rank_here
 from vmae2_ds.spelling import did_you_mean
-from vmae2_ds.terminal import columns, complain, nobody_reads, open_to_any_encoding, say
+from vmae2_ds.terminal import columns, complain, finish_saying, nobody_reads, open_to_any_encoding, say
 from vmae2_ds.verbs import VERBS, Verb
 
 EXIT_INTERRUPTED = 130
@@ -61,7 +61,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(args: list[str], debug: bool) -> int:
     try:
-        _do(args)
+        try:
+            _do(args)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+        finish_saying()  # of a help text, which ends with 0
     except Vmae2Error as error:
         return _tell(str(error), error.exit_code, debug)
     except BrokenPipeError:

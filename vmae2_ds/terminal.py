@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 
 from vmae2_ds.errors import ConfigError
 
@@ -39,8 +40,21 @@ def say(text: str) -> None:
 
     Raises ConfigError where standard output cannot be written: a full disk.
     """
-    try:
+    with _to_whoever_reads():
         print(text, flush=True)
+
+
+def finish_saying() -> None:
+    """What was printed goes out now: what fails at the interpreter's end is a traceback. Raises as `say`."""
+    with _to_whoever_reads():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _to_whoever_reads() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         nobody_reads()
     except OSError as error:
