@@ -11,7 +11,7 @@ import tyro
 
 from vmae2_ds.config import SIZES, AnyModel, ClassifierConfig, ConfigFile
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.disk import check_out_file, check_out_folder
+from vmae2_ds.disk import check_out_file, check_out_folder, check_there
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.ranges import MOST_FRAMES, check_ranges
 
@@ -46,6 +46,8 @@ def import_weights(
             published: fields of the model config, some or all, a run.json, or a transformers config.json.
         dtype: Floating point type of the tensors that are written. keep: each as the source has it.
     """
+    check_there(source)
+
     from vmae2_ds.model.layouts import in_layout
     from vmae2_ds.model.published import check_ending, write_weights
     from vmae2_ds.model.source import read_all, read_given
@@ -97,6 +99,8 @@ def export_weights(
         dtype: Floating point type of the tensors that are written. keep: each as the source has it (a run's: float32).
         force: For transformers, write into a folder that holds something else, and replace the four files there.
     """
+    check_there(source)
+
     from vmae2_ds.model.layouts import in_layout
     from vmae2_ds.model.published import check_ending, write_weights
     from vmae2_ds.model.source import read_given
