@@ -44,12 +44,13 @@ def coloured(number: int, pix_fmt: str, height: int) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(picture(number, height), format="rgb24").reformat(format=pix_fmt)
 
 
-def paletted(number: int, pix_fmt: str, height: int) -> av.VideoFrame:
-    """The same with a palette, in which dark is colour 3 and bright colour 200."""
+def paletted(number: int, height: int, swap: int) -> av.VideoFrame:
+    """The same with a palette, in which dark is colour 3 and bright colour 200; from number `swap` on the other way round."""
     palette = np.zeros((256, 4), np.uint8)
     palette[:, 3] = 255
-    palette[3, :3], palette[200, :3] = 40, 210
-    chosen = np.where(picture(number, height)[..., 0] > 125, 200, 3).astype(np.uint8)
+    dark, bright = (3, 200) if number < swap else (200, 3)
+    palette[dark, :3], palette[bright, :3] = 40, 210
+    chosen = np.where(picture(number, height)[..., 0] > 125, bright, dark).astype(np.uint8)
     return av.VideoFrame.from_ndarray((chosen, palette), format="pal8")
 
 
@@ -63,11 +64,11 @@ class Piece(NamedTuple):
 
 
 def encoded(path: Path, numbers: Iterable[int] = ALL, codec: str = "libx264", gop: int = 12, **told: Any) -> Path:
-    """Encode the numbers at 25 frames a second. `told`: options of the codec; pix_fmt, ticks (pts of frame k), matrix, form."""
+    """Encode the numbers at 25 frames a second. `told`: options of the codec, and what is popped here (`ticks`: pts of frame k)."""
     ticks: Callable[[int], int] = told.pop("ticks", lambda k: k)
     matrix, form = told.pop("matrix", None), told.pop("form", None)
     pix_fmt, rate, muxer = told.pop("pix_fmt", "yuv420p"), told.pop("rate", 25), told.pop("muxer", {})
-    height = told.pop("height", HEIGHT)
+    height, swap = told.pop("height", HEIGHT), told.pop("swap", 1000)
     with av.open(str(path), "w", format=form, options=muxer) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = WIDTH, height, pix_fmt
@@ -77,7 +78,7 @@ def encoded(path: Path, numbers: Iterable[int] = ALL, codec: str = "libx264", go
         if matrix is not None:
             stream.set_display_matrix(matrix)
         for count, number in enumerate(numbers):
-            frame = (paletted if pix_fmt == "pal8" else coloured)(number, pix_fmt, height)
+            frame = paletted(number, height, swap) if pix_fmt == "pal8" else coloured(number, pix_fmt, height)
             frame.pts = ticks(count)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -194,6 +195,7 @@ plain("flashsv.flv", codec="flashsv", pix_fmt="bgr24", form="flv")
 plain("cinepak.avi", codec="cinepak", pix_fmt="rgb24")
 plain("msrle.avi", codec="msrle", pix_fmt="pal8")
 plain("palette.avi", codec="rawvideo", pix_fmt="pal8")
+plain("palette_changes.avi", codec="rawvideo", pix_fmt="pal8", swap=20)
 plain("palette.nut", codec="rawvideo", pix_fmt="pal8", form="nut")
 plain("palette.mov", codec="rawvideo", pix_fmt="pal8")
 plain("rgb.avi", codec="rawvideo", pix_fmt="bgr24")
@@ -254,6 +256,7 @@ def joined(name: str, source: str, shift: int) -> None:
 
 
 joined("overlap.ts", "transport.ts", 50_400)
+joined("overlap_by_one.ts", "transport.ts", 38 * 3600 + 1800)
 joined("from_nought_again.ts", "transport.ts", 0)
 joined("continued.ts", "transport.ts", 40 * 3600)
 joined("long_pause.ts", "transport.ts", 900_000)

@@ -25,6 +25,8 @@ DECORD_WRONG = {
         "palette.nut",
         "negative.mkv",
         "overlap.ts",
+        "overlap_by_one.ts",
+        "palette_changes.avi",
         "from_nought_again.ts",
         "continued.ts",
     ),

@@ -81,6 +81,7 @@ SHOWN: dict[str, list[int]] = {
     "two_frames.mkv": [0, 1],
     # 40 numbers of one file, then 100 to 139 of another
     "overlap.ts": [*range(40), *range(100, 140)],
+    "overlap_by_one.ts": [*range(40), *range(100, 140)],
     "from_nought_again.ts": [*range(40), *range(100, 140)],
     "continued.ts": [*range(40), *range(100, 140)],
     "long_pause.ts": [*range(40), *range(100, 140)],
