@@ -144,6 +144,28 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_a_disk_that_fills_up_during_the_work_is_one_line(
+    verb: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new" / "list.csv"
+    sources = content(place)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("vmae2_ds.disk.flush_to_disk", full)
+    code, line = run(call(verb, place, out), capsys)
+    assert code == 2
+    assert (
+        "No space left on device, while writing; what is finished stays: make room, and the same command goes on"
+        in line
+    )
+    monkeypatch.undo()
+    assert run(call(verb, place, out), capsys)[0] == 0
+    assert content(place) == sources
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_same_command_may_be_given_again(
     verb: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,8 @@ class Prepared(NamedTuple):
         times = self.bytes_after / max(1, self.bytes_before)
         advice = f"give {self.out}/manifest.csv as the manifest"
         if self.brings_nothing:
-            advice = f"this brings nothing here: {times:.2f} times the bytes, and read {middle:.2f}x as fast; keep the originals"
+            both = f"{times:.2f} times the bytes, and read {middle:.2f}x as fast"
+            advice = f"this brings nothing here: {both}; keep the originals"
         return (
             f"{counted(self.videos, 'video')} ({self.written} encoded now) of {counted(self.rows, 'row')}{bad}\n"
             f"{_size(self.bytes_before)} became {_size(self.bytes_after)}, {self.hours:.2f} hours\n{quicker}\n{advice}"
