@@ -64,7 +64,7 @@ class Piece(NamedTuple):
 
 
 def encoded(path: Path, numbers: Iterable[int] = ALL, codec: str = "libx264", gop: int = 12, **told: Any) -> Path:
-    """Encode the numbers at 25 frames a second. `told`: options of the codec, and what is popped here (`ticks`: pts of frame k)."""
+    """Encode the numbers at 25 frames a second. `told`: options of the codec, and what is popped here; `ticks`: pts of k."""
     ticks: Callable[[int], int] = told.pop("ticks", lambda k: k)
     matrix, form = told.pop("matrix", None), told.pop("form", None)
     pix_fmt, rate, muxer = told.pop("pix_fmt", "yuv420p"), told.pop("rate", 25), told.pop("muxer", {})
