@@ -332,19 +332,18 @@ def write_counted_film(folder: Path, frames: int) -> Path:
     return path
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, for a process's own peak of memory")
 @pytest.mark.parametrize("write", [write_film, write_counted_film])
 def test_a_clip_of_a_film_takes_the_memory_of_a_clip(tmp_path: Path, write: Any) -> None:
     program = """
-import resource, sys
+import sys
 import numpy as np
 from vmae2_ds.data.decode import read_clip
 assert len(read_clip(sys.argv[1], lambda length, fps: np.arange(16) * (length // 16))) == 16
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""  # getrusage's peak would begin at that of the process that started this one
     peaks_kib = []
     for frames in (20, 2000):  # 1 and 120 MB
         command = [sys.executable, "-c", program, str(write(tmp_path, frames))]
         peaks_kib.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    assert (
-        peaks_kib[1] - peaks_kib[0] < 40_000
-    )  # a hundredth of a film's packets or frames would be seen; 100 MB is promised
+    assert peaks_kib[1] - peaks_kib[0] < 40_000  # 100 MB is promised, and 120 would be all packets or frames
