@@ -34,6 +34,7 @@ def test_what_a_first_look_refuses_needs_no_heavy_package(tmp_path: Path) -> Non
     video.write_text("path\na.mp4\n")
     empty.write_text("path,label\n")
     texts.write_text("path,label\na.mp4,cat\n")
+    (names := tmp_path / "names.txt").write_text("cat\n")
     refused = [
         "pretrain vit_ti_pretrain_desk",
         "pretrain vit_ti_pretrain_desk --data.manifest nowhere.csv",
@@ -44,6 +45,9 @@ def test_what_a_first_look_refuses_needs_no_heavy_package(tmp_path: Path) -> Non
         f"pretrain vit_ti_pretrain_desk --data.manifest {video} --train.ds-config zero9",
         f"pretrain vit_ti_pretrain_desk --data.manifest {video} --train.init nowhere.pth",
         f"finetune vit_ti_finetune_desk --data.manifest {texts}",
+        f"finetune vit_ti_finetune_desk --data.manifest {video}",  # without labels
+        f"finetune vit_ti_finetune_desk --data.manifest {texts} --data.labels {names}",  # of another number of classes
+        f"finetune vit_ti_finetune_desk --data.manifest {texts} --data.labels nowhere.txt",
         f"finetune vit_ti_finetune_desk --data.manifest {video} --data.val-manifest nowhere.csv",
         f"distil vit_ti_distil_desk --data.manifest {video} --teacher nowhere.pth",
         "distil-cache vit_ti_distil_desk --data.manifest nowhere.csv",

@@ -14,7 +14,7 @@ from vmae2_ds.config import ClassifierConfig, PretrainDataConfig
 from vmae2_ds.data.check import check_manifest
 from vmae2_ds.data.class_names import implied_names
 from vmae2_ds.data.index import index_manifest
-from vmae2_ds.data.labelled import check_names
+from vmae2_ds.data.labels import check_names
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.data.pack import pack_manifest
 from vmae2_ds.data.prepare import prepare_manifest
@@ -23,6 +23,7 @@ from vmae2_ds.downstream.probe import probe
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.train.evaluate import evaluate
+from vmae2_ds.train.first_look import first_look
 from vmae2_ds.train.rank_report import report_of
 from vmae2_ds.train.runs import open_run_folder
 
@@ -72,6 +73,19 @@ def test_a_model_of_another_number_of_classes_is_refused(make: Make) -> None:
     check_names(make())
     with pytest.raises(ConfigError, match=r"names 3 classes.*num_classes=400; set --model.num-classes 3"):
         check_names(make(num_classes=400))
+
+
+def test_what_labels_and_names_lack_is_seen_before_torch_is_there(make: Make, tmp_path: Path) -> None:
+    train = FinetuneTrainConfig(global_batch=2, micro_batch=1, max_steps=2)
+    first_look(make().model_copy(update={"train": train}))
+    (tmp_path / "val.csv").write_text("path\na.mp4\n")
+    for config, told in (
+        (make(num_classes=400), "names 3 classes"),
+        (make(val_manifest=tmp_path / "val.csv"), r"val\.csv: video 1, a\.mp4, has no label"),
+        (make(manifest=tmp_path / "val.csv"), r"val\.csv: video 1, a\.mp4, has no label"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            first_look(config.model_copy(update={"train": train}))
 
 
 def test_the_names_are_kept_with_the_run_and_decide_whether_it_is_the_same(make: Make, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor
 from vmae2_ds.contracts import LabelledBatch, ReadFailure
 from vmae2_ds.data.augment import check_policy, draw_mixing, erase, paste_boxes, rand_augment
 from vmae2_ds.data.datasets import VideoDataset
-from vmae2_ds.data.manifest import Manifest, VideoEntry
-from vmae2_ds.data.mixture import Mixture, class_names_of
+from vmae2_ds.data.labels import check_labels, check_names
+from vmae2_ds.data.manifest import VideoEntry
+from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.data.order import SampleKey
 from vmae2_ds.data.seeding import Purpose
 from vmae2_ds.data.transforms import crop_resize, draw_resized_crop
-from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 
 # K views of a video, T frames, S the clip's edge.
@@ -88,30 +88,3 @@ class LabelledDataset(VideoDataset[LabelledSample]):
         ).clone()  # the frames are the reader's
         erase(clip_TSSC, self.augment.erase, self._generator(Purpose.ERASE, key, view))
         return clip_TSSC
-
-
-def check_names(config: FinetuneConfig) -> None:
-    """Raises ConfigError where `data.labels` names more or fewer classes than the model has."""
-    names = class_names_of(config.data)
-    if names is not None and len(names.names) != config.model.num_classes:
-        raise ConfigError(
-            f"data.labels={names.file} names {len(names.names)} classes, and the model has num_classes="
-            f"{config.model.num_classes}; set --model.num-classes {len(names.names)}, or give the file of its classes"
-        )
-
-
-def check_labels(manifest: Manifest, num_classes: int) -> None:
-    """Raises ConfigError, naming the first row, where a video has no label or one outside 0 .. num_classes - 1."""
-    for first, labels in manifest.label_blocks():
-        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if len(wrong):
-            row = first + int(wrong[0])
-            video, label = manifest.listed(row), manifest.listed(row).label
-            if label is None:
-                raise ConfigError(
-                    f"{manifest.file}: video {row + 1}, {video.path}, has no label; every video needs one here"
-                )
-            raise ConfigError(
-                f"{manifest.file}: video {row + 1}, {video.path}, has label {label}, and the model has num_classes="
-                f"{num_classes} (labels 0 .. {num_classes - 1}); set --model.num-classes or mend the list"
-            )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vmae2_ds.data.labelled import check_labels
+from vmae2_ds.data.labels import check_labels
 from vmae2_ds.data.loader import STALL_S, iterate, start_worker
 from vmae2_ds.data.manifest import Manifest, VideoEntry
 from vmae2_ds.data.sampling import VIEWS, middle_clip

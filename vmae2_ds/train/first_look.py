@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmae2_ds.config import PretrainConfig, RunConfig
+from vmae2_ds.data.labels import check_labels, check_names
 from vmae2_ds.data.lists import read_list
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import form_of, lists_of, open_mixture
@@ -67,8 +68,11 @@ def _look_at_files(config: RunConfig, lists: list[Path], world: World) -> None:
     starts = {"--train.init": config.train.init}
     if isinstance(config, FinetuneConfig):
         starts["--train.head-map"] = config.train.head_map
+        check_names(config)
         if config.data.val_manifest is not None:
-            read_manifest(config.data.val_manifest, config.data.val_root or config.data.root, form=form_of(config.data))
+            root = config.data.val_root or config.data.root
+            val = read_manifest(config.data.val_manifest, root, form=form_of(config.data))
+            check_labels(val, config.model.num_classes)
     if isinstance(config, DistilConfig):
         starts |= {"--teacher": config.distil.teacher, "--distil.teacher-head-map": config.distil.teacher_head_map}
     for option, path in starts.items():
@@ -76,7 +80,11 @@ def _look_at_files(config: RunConfig, lists: list[Path], world: World) -> None:
             raise ConfigError(f"{option} {path}: there is no such file or folder")
     read_policy(config.train.ds_config)
     if sum(path.stat().st_size for path in lists if path.is_file()) <= SMALL_BYTES:
-        plan_run(config, open_mixture(config.data).num_videos, world.size)
+        mixture = open_mixture(config.data)
+        plan_run(config, mixture.num_videos, world.size)
+        if isinstance(config, FinetuneConfig) and config.stage == "finetune":  # a teacher may do without labels
+            for source in mixture.sources:
+                check_labels(source.manifest, config.model.num_classes)
         return
     for path in lists:
         if not path.is_dir() and next(iter(read_list(path, form_of(config.data))), None) is None:
