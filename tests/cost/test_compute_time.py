@@ -75,6 +75,14 @@ def test_time_is_work_over_rates() -> None:
     assert time.total_s == pytest.approx(9)
 
 
+def test_work_grows_with_clips_and_starts_do_not() -> None:
+    """Operations of a micro step are as many for one clip as for seven; products, bytes and scores are seven times as much."""
+    one, seven = (step_work(clips=clips, attention="math") for clips in (1, 7))
+    assert seven.kernels == one.kernels > 0
+    for unit in ("linear_flops", "attention_flops", "memory_bytes", "score_bytes"):
+        assert getattr(seven, unit) == pytest.approx(7 * getattr(one, unit)), unit
+
+
 def test_two_kernels_add_up_and_one_name_is_both() -> None:
     def work(attention: AttentionKind | tuple[AttentionKind, AttentionKind]) -> Work:
         return micro_step_work(MODEL, GEOMETRY, 64, 128, 1, attention=attention, precision="bf16")

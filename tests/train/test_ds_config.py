@@ -41,6 +41,17 @@ def test_every_policy_resolves_for_fp32_and_deepspeed_reads_it(name: str) -> Non
     assert parsed.zero_optimization_stage == zero_stage(resolved)
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.02, 3.0])
+def test_the_run_config_decides_batch_accumulation_and_clipping(clip: float) -> None:
+    """8192 clips on 64 ranks with 4 views: 8 videos make 32 clips, four times; 0 switches clipping off."""
+    config = with_train(ds_config="zero2", micro_batch=8).changed(optim={"clip_grad": clip})
+    resolved = resolve(config)
+    assert resolved["gradient_clipping"] == clip
+    assert resolved["train_batch_size"] == 8192
+    assert resolved["train_micro_batch_size_per_gpu"] == 32
+    assert resolved["gradient_accumulation_steps"] == 4
+
+
 def test_bf16_is_enabled_where_asked() -> None:
     assert resolve(with_train(ds_config="zero2"))["bf16"]["enabled"] is True
     assert resolve(with_train(ds_config="zero2", precision="fp32"))["bf16"]["enabled"] is False

@@ -87,3 +87,11 @@ def test_memory_of_workers() -> None:
         worker.join()
     assert memory.gib() == (largest, together)  # not measured again so soon
     assert worker_bytes(worker.pid) == 0
+
+
+def test_a_tenth_of_the_time_is_not_yet_too_much() -> None:
+    for share, speaks in ((0.1, False), (0.101, True)):
+        watch = DataWaitWatch(PretrainDataConfig(), ranks=1, cores=8)
+        said = [watch.row(share) for _ in range(6)]  # the first row holds the start of the workers
+        assert said[:5] == [None] * 5
+        assert (said[5] is not None) == speaks

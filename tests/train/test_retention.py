@@ -32,3 +32,10 @@ def test_the_best_stays_until_a_better_one_comes() -> None:
 
 def test_a_figure_that_is_not_there_keeps_nothing_more() -> None:
     assert run_for(10, Keep(2, best="val_loss")) == [8, 9]
+
+
+def test_what_is_being_copied_stays_for_now() -> None:
+    saved = [Saved(f"step{step:08d}", 60.0 * step, {}) for step in range(5)]
+    copied = frozenset({"step00000001", "step00000099"})  # the second is not there any more
+    assert survivors(saved, Keep(2, for_now=copied)) == {"step00000001", "step00000003", "step00000004"}
+    assert survivors(saved, Keep(2)) == {"step00000003", "step00000004"}

@@ -76,6 +76,29 @@ def test_before_a_save_was_measured_a_share_is_kept_free(clock: Clock) -> None:
     assert not StopRequests(None).is_time_over()
 
 
+def test_the_longest_save_is_kept_free_and_a_shorter_one_after_it_changes_nothing(clock: Clock) -> None:
+    requests = StopRequests(1000)
+    for save_s in (80, 10):
+        with requests.saving():
+            clock.now += save_s
+    clock.now = 1000 + 919.0
+    assert not requests.is_time_over()
+    clock.now = 1000 + 921.0
+    requests._asked = float("inf")  # nobody's step
+    assert requests.is_time_over()
+
+
+def test_the_time_before_the_run_was_ready_counts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process started 300 s ago: imports and the wait for other ranks are part of a job's time."""
+    monkeypatch.setattr(clock, "time", lambda: stopping.psutil.Process().create_time() + 300)
+    requests = StopRequests(1000)
+    clock.now += 649
+    assert not requests.is_time_over()
+    clock.now += 2
+    requests._asked = float("inf")
+    assert requests.is_time_over()
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signals_are_collected_once_there_is_a_step_to_finish(number: signal.Signals) -> None:
     before = signal.getsignal(number)
