@@ -134,5 +134,5 @@ def test_a_class_count_that_does_not_fit_is_said_in_one_line(tmp_path: Path) -> 
     write_weights(to_layout(drawn(MODELS["pretrain"]), MODELS["pretrain"]), tmp_path / "mae.pth", MODELS["pretrain"])
     with pytest.raises(ConfigError, match=r"mae\.pth is a masked autoencoder, which has no classes; fine-tune it"):
         evaluate(tmp_path / "mae.pth", listed)
-    with pytest.raises(ConfigError, match="--crops 0: Input should be greater than"):
+    with pytest.raises(ConfigError, match="--crops 0: a number from 1 to"):
         evaluate(file, listed, crops=0)

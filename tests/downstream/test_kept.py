@@ -180,7 +180,7 @@ def test_a_probe_shows_its_figures_before_a_full_disk_refuses_them_and_tells_how
 def test_a_list_of_one_source_and_no_epochs_are_refused_before_anything_is_read(clips: SyntheticSet) -> None:
     with pytest.raises(ConfigError, match="has one source, 'synthetic'"):
         probe(Path("nowhere.pth"), clips.train)
-    with pytest.raises(ConfigError, match="--epochs 0: at least 1"):
+    with pytest.raises(ConfigError, match="--epochs 0: a number from 1 to"):
         probe(Path("nowhere.pth"), clips.train, epochs=0)
     with pytest.raises(ConfigError, match="--pool motion: --kind attentive looks at all tokens"):
         probe(Path("nowhere.pth"), clips.train, kind="attentive", pool="motion")

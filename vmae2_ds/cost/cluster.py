@@ -35,6 +35,11 @@ class Cluster:
         """Are the "GPUs" ranks on this machine's CPU?"""
         return self.gpu.key == CPU_KEY
 
+    @property
+    def one(self) -> str:
+        """What people call one of them: a GPU, or a rank where there is none."""
+        return "rank" if self.on_cpu else "GPU"
+
     def __str__(self) -> str:
         nodes = f"{self.num_nodes} node{'s' if self.num_nodes > 1 else ''}"
         return f"{self.num_gpus} x {self.gpu.name} on {nodes}, {self.memory_gib:.1f} GiB usable of each"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from vmae2_ds.downstream.frozen import Features
+from vmae2_ds.downstream.sources import check_sources
 from vmae2_ds.downstream.trained import TrainedProbe
-from vmae2_ds.errors import ConfigError
 from vmae2_ds.progress import Ticker
 
 log = logging.getLogger(__name__)
@@ -66,15 +66,6 @@ def _folds(train: Features, test: Features | None) -> Iterator[tuple[Features, F
     for source in sources:
         held = train.source_V == source
         yield _rows(train, ~held), _rows(train, held)
-
-
-def check_sources(sources: Sequence[str]) -> None:
-    """Raises ConfigError where there are no two sources, of which each could be left out once."""
-    if len(sources) < 2:
-        raise ConfigError(
-            f"the list has one source, {sources[0]!r}: name groups (subjects, scenes) in its column `source`, each of which "
-            "is left out once, or give --val-manifest"
-        )
 
 
 def _rows(features: Features, which: np.ndarray) -> Features:

@@ -14,6 +14,7 @@ from vmae2_ds.config import ConfigFile
 from vmae2_ds.data.lists import list_form
 from vmae2_ds.data.manifest import manifest_digest, read_manifest
 from vmae2_ds.disk import check_out_file, check_out_folder, check_there, write_whole
+from vmae2_ds.downstream.sources import check_sources
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.ranges import check_clip_options, check_ranges
 
@@ -78,13 +79,15 @@ def probe(
         check_out_file(out, inputs=inputs)
     if cache is not None:
         check_out_folder(cache, "--cache")
-    check_there(source)
     form = list_form(ignore_columns, labels)
     listed = read_manifest(manifest, root, form=form)
-    if val_manifest is not None:
+    if val_manifest is None:
+        check_sources(listed.sources)  # before hours of decoding, not after
+    else:
         read_manifest(val_manifest, root, form=form)
+    check_there(source)
 
-    from vmae2_ds.downstream.fits import PROBES, accuracy, check_sources, probe_predictions
+    from vmae2_ds.downstream.fits import PROBES, accuracy, probe_predictions
     from vmae2_ds.downstream.frozen import (
         Features,
         FrozenEncoder,
@@ -99,8 +102,6 @@ def probe(
     from vmae2_ds.train.runs import with_options
     from vmae2_ds.train.scores import other_result
 
-    if val_manifest is None:
-        check_sources(listed.sources)  # before hours of decoding, not after
     opened = open_model(source, given=read_given(model_config))
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
     run = with_options(opened.run, data=asked)

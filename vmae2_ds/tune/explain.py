@@ -78,7 +78,7 @@ def _reason(candidate: Candidate, found: Search) -> str:
     if chosen is None or not candidate.fits:
         if candidate.margin_gib < 0:
             return f"{-candidate.margin_gib:.1f} GiB too much, at its smallest"
-        return f"host memory: {candidate.memory.host_gib:.0f} GiB of {candidate.host_memory_gib:.0f} a GPU"
+        return f"host memory: {candidate.memory.host_gib:.0f} GiB of {candidate.host_memory_gib:.0f} a {candidate.cluster.one}"
     slower = candidate.time.total_s / chosen.time.total_s - 1
     if candidate is chosen:
         return "taken"
@@ -95,7 +95,7 @@ def _binding(candidate: Candidate) -> str:
     """What takes the longest and its share of the step; and how near the data supply comes to binding."""
     time = candidate.time
     if time.binds == "data":
-        return f"data: the GPU waits {_share(candidate):.0%} of the step"
+        return f"data: the {candidate.cluster.one} waits {_share(candidate):.0%} of the step"
     return f"{time.binds} {_share(candidate):.0%} of the step; data supply {time.device_s / time.data_s:.1f}x faster"
 
 

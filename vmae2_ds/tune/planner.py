@@ -30,7 +30,7 @@ from vmae2_ds.tune.predict import (
     traffic_of,
 )
 from vmae2_ds.tune.search_space import micro_batches
-from vmae2_ds.tune.tables import duration, scaled, table
+from vmae2_ds.tune.tables import duration, hours, scaled, table
 
 ENDS: tuple[End, ...] = ("best", "expected", "worst")
 
@@ -128,14 +128,14 @@ def check_fits(plan: Plan) -> None:
     """Raises ConfigError where the plan needs more memory than each GPU has, with the way out."""
     if plan.margin_gib < 0:
         raise ConfigError(
-            f"does not fit: {plan.memory['expected'].total_gib:.1f} GiB expected on each GPU, "
+            f"does not fit: {plan.memory['expected'].total_gib:.1f} GiB expected on each {plan.cluster.one}, "
             f"{plan.cluster.memory_gib:.1f} GiB usable; the activations of {plan.setting.clips} clips take "
             f"{plan.memory['expected'].parts['activations'] / GIB:.1f} of them; "
             f"vmae2 tune {plan.setting.config.recipe} with the same options finds what does"
         )
     if plan.host_margin_gib < 0:
         raise ConfigError(
-            f"does not fit: {plan.memory['expected'].host_gib:.0f} GiB of host memory for each GPU, "
+            f"does not fit: {plan.memory['expected'].host_gib:.0f} GiB of host memory for each {plan.cluster.one}, "
             f"{plan.assumptions.host_memory_gib.value:g} expected to be there; say --host-memory where there is more, or "
             f"vmae2 tune {plan.setting.config.recipe} with the same options finds what does"
         )
@@ -234,15 +234,15 @@ def _memory_table(plan: Plan) -> str:
     rows.append(["total", *(f"{plan.memory[end].total_gib:.2f}" for end in ENDS)])
     rows.append(["usable", *[f"{plan.cluster.memory_gib:.2f}"] * 3])
     rows.append(["host memory", *(f"{plan.memory[end].host_gib:.2f}" for end in ENDS)])
-    title = f"Memory of one GPU, GiB ({plan.setting.clips} clips a micro step)"
+    title = f"Memory of one {plan.cluster.one}, GiB ({plan.setting.clips} clips a micro step)"
     return table(title, ["part", *ENDS], rows)
 
 
 def _comm_table(plan: Plan) -> str:
     comm = traffic_of(plan.setting, plan.cluster)
     rows = [[f"{c.kind} of {c.what} ({c.span})", scaled(c.payload, "B")] for c in comm.collectives]
-    rows.append(["one GPU sends inside its node", scaled(comm.intra_node, "B")])
-    rows.append(["one GPU's share of the network", scaled(comm.inter_node, "B")])
+    rows.append([f"one {plan.cluster.one} sends inside its node", scaled(comm.intra_node, "B")])
+    rows.append([f"one {plan.cluster.one}'s share of the network", scaled(comm.inter_node, "B")])
     return table("Communication of one optimizer step", ["collective", "bytes"], rows)
 
 
@@ -258,10 +258,10 @@ def _time_table(plan: Plan) -> str:
         row("data supply (in parallel)", "data_s"),
         row("step", "total_s"),
         ["whole recipe", *(duration(3600 * plan.hours(end)) for end in ENDS)],
-        ["GPU hours", *(f"{plan.hours(end) * plan.cluster.num_gpus:,.0f}" for end in ENDS)],
+        [f"{plan.cluster.one} hours", *(hours(plan.hours(end) * plan.cluster.num_gpus) for end in ENDS)],
         ["clips a second", *(f"{plan.run.global_batch / plan.time[end].total_s:,.0f}" for end in ENDS)],
         ["MFU / HFU", *("{:.1%} / {:.1%}".format(*plan.utilisation(end)) for end in ENDS)],
-        ["CPU cores to feed a GPU", *(f"{plan.cores_needed(end):.1f}" for end in ENDS)],
+        [f"CPU cores to feed a {plan.cluster.one}", *(f"{plan.cores_needed(end):.1f}" for end in ENDS)],
     ]
     return table("Time of one optimizer step", ["part", *ENDS], rows)
 
@@ -282,14 +282,14 @@ def _verdict(plan: Plan) -> list[str]:
         lines.append(f"  as the rest stands, {found} fits")
     lines += [f"  {note}" for note in notes_on(plan.setting, plan.cluster)]
     if plan.host_margin_gib < 0:
-        lines.append(f"  host memory: {-plan.host_margin_gib:.1f} GiB a GPU TOO MUCH")
+        lines.append(f"  host memory: {-plan.host_margin_gib:.1f} GiB a {plan.cluster.one} TOO MUCH")
     if plan.fits and plan.memory["worst"].total_gib > plan.cluster.memory_gib:
         lines.append("  but in the worst case it does not fit: see the memory table")
     if time.binds == "data":
         lines.append(
-            f"  the GPUs wait for videos: {plan.cores_needed('expected'):.1f} cores a GPU are needed, "
-            f"{reading_cores(plan.setting.config, plan.assumptions):g} read; --data.workers, --data.views, short GOPs or more "
-            "cores help (docs/DATA.md)"
+            f"  the {plan.cluster.one}s wait for videos: {plan.cores_needed('expected'):.1f} cores a {plan.cluster.one} are "
+            f"needed, {reading_cores(plan.setting.config, plan.assumptions):g} read; --data.workers, --data.views, short GOPs "
+            "or more cores help (docs/DATA.md)"
         )
     return lines
 

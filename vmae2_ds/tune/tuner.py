@@ -289,7 +289,7 @@ def _run_lines(plan: Plan | None) -> list[str]:
     mfu, hfu = plan.utilisation("expected")
     return [
         f"  {plan.run.num_steps:,} steps over {plan.run.num_videos:,} videos: {expected} ({best} to {worst}), "
-        f"{gpu_hours:,.4g} GPU hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
+        f"{gpu_hours:,.4g} {plan.cluster.one} hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
     ]
 
 
