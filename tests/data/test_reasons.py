@@ -53,8 +53,39 @@ def test_sound_is_told_as_sound_with_and_without_a_cover(tmp_path: Path, name: s
     )
 
 
+def element(name: int, *contents: bytes) -> bytes:
+    """Of EBML (RFC 8794): a name, its length in eight bytes, its content."""
+    content = b"".join(contents)
+    return name.to_bytes((name.bit_length() + 7) // 8, "big") + (len(content) | 1 << 56).to_bytes(8, "big") + content
+
+
+def inside(data: bytes, at: int, name: int) -> tuple[bytes, int]:
+    """(content, end) of the element `name` that begins at `at`."""
+    width = (name.bit_length() + 7) // 8
+    assert int.from_bytes(data[at : at + width], "big") == name
+    edge = 9 - data[at + width].bit_length()
+    start = at + width + edge
+    length = int.from_bytes(data[at + width : start], "big") & ~(1 << 7 * edge)
+    return data[start : start + length], start + length
+
+
+def write_encrypted_webm(folder: Path) -> Path:
+    """A WebM whose track says that AES hides its blocks (RFC 9559, 5.1.4.1.31)."""
+    fast = {"deadline": "realtime", "cpu-used": "8"}
+    data = encoded(folder / "open.webm", codec="libvpx", muxer={"live": "1"}, **fast).read_bytes()
+    at = data.rindex(b"\x16\x54\xae\x6b")
+    tracks, end = inside(data, at, 0x1654AE6B)
+    entry, _ = inside(tracks, 0, 0xAE)
+    how = element(0x5035, element(0x47E1, b"\5"), element(0x47E2, b"a key's name"))
+    encoding = element(0x6240, element(0x5031, b"\0"), element(0x5032, b"\1"), element(0x5033, b"\1"), how)
+    locked = element(0x1654AE6B, element(0xAE, entry, element(0x6D80, encoding)))
+    (folder / "locked.webm").write_bytes(data[:at] + locked + data[end:])
+    return folder / "locked.webm"
+
+
 @pytest.mark.parametrize("reader", ["pyav", "decord"])
 def test_an_encrypted_file_is_not_called_damaged(tmp_path: Path, reader: str) -> None:
+    assert why(write_encrypted_webm(tmp_path), reader) == "encrypted; decrypt it first, or take it off the list"
     scheme = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "0f" * 16, "encryption_kid": "f0" * 16}
     path = encoded(tmp_path / "locked.mp4", muxer=scheme)
     assert why(path, reader) == "encrypted; decrypt it first, or take it off the list"

@@ -118,9 +118,12 @@ def in_order(video: Video) -> Iterator[Any]:
     """All frames of a file opened anew; raises VideoError, also where there is none, and av.FFmpegError."""
     found = False
     with opened(video) as (container, stream):
+        codec = stream.codec_context.name
         for _, frames in steps(container, stream):
             found = found or bool(frames)
             yield from frames
+    if not found and codec == "webp":
+        raise VideoError("a moving WebP picture, which cannot be decoded; write it anew as a video")
     if not found:
         raise VideoError("none of its frames can be decoded: damaged, or cut off from its key frame; fetch it again")
 

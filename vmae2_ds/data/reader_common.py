@@ -108,7 +108,7 @@ def why_not_opened(video: Video, reader: str, message: str) -> VideoError:
         return VideoError(f"a GIF, which {reader} does not read; try --data.reader pyav, or vmae2 data prepare")
     if reader == "decord" and "cannot find video stream" in message:
         return VideoError(f"decord cannot decode its codec ({codec}); try --data.reader pyav, or re-encode it")
-    return VideoError(f"{reader} cannot index it ({codec}): truncated or damaged; try --data.reader pyav")
+    return why_not_read(video, f"{reader} cannot index it ({codec}): truncated or damaged; try --data.reader pyav")
 
 
 def is_cover(stream: Any) -> bool:
