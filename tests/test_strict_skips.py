@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,35 @@ def test_each_line_of_the_list_says_why(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("no gramophone\n")
     with pytest.raises(pytest.UsageError, match=r"list:1: .*no gramophone"):
         read_allowed(tmp_path / "list")
+
+
+@pytest.mark.parametrize(
+    ("user", "fails", "code", "tried", "said"),
+    [
+        (0, 0, 0, 1, "ci: installed "),
+        (0, 2, 0, 3, "ci: installed "),
+        (0, 99, 1, 4, "could not be installed after four tries"),
+        (1000, 0, 0, 0, "ci: only root on Debian can install "),
+    ],
+)
+def test_programs_that_are_lacking_are_installed_or_the_run_ends(
+    user: int, fails: int, code: int, tried: int, said: str, tmp_path: Path
+) -> None:
+    """The script as CI runs it, where nothing is installed, with an apt-get that refuses the first tries."""
+    programs = {
+        "id": f"echo {user}",
+        "sleep": "exit 0",
+        "apt-get": f'[ "$1" = update ] || exit 0; echo "$@" >>{tmp_path}/tried; [ "$(wc -l <{tmp_path}/tried)" -gt {fails} ]',
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("bash", "sh", "wc", "mktemp", "tail", "rm"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    done = subprocess.run(
+        ["bash", str(REPOSITORY / ".ci" / "packages")], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+    for package in ("pdsh", "chromium", "openmpi-bin", "shellcheck"):
+        assert package in done.stdout + done.stderr
+    assert (len((tmp_path / "tried").read_text().splitlines()) if tried else 0) == tried
