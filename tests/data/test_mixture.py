@@ -16,10 +16,13 @@ import torch
 from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data import datasets
+from vmae2_ds.data import mixture as mixtures
 from vmae2_ds.data.datasets import PretrainDataset, PretrainSample
 from vmae2_ds.data.loader import make_loader
+from vmae2_ds.data.manifest import VideoEntry
 from vmae2_ds.data.mixture import Mixture, identity_of_videos, open_mixture, ready_mixtures
 from vmae2_ds.data.order import SampleKey
+from vmae2_ds.data.reader_choice import ReaderChoice
 from vmae2_ds.data.synthetic import SyntheticSet, write_video
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -182,6 +185,74 @@ def test_identity_sees_lists_shares_and_order(five: Path, tmp_path: Path) -> Non
     assert [name for name in before if before[name] != after[name]] == ["source 'ssv2'"]
     five.write_text(FIVE.replace("weight = 21\n", "weight = 22\n"))
     assert identity_of_videos(data)["source 'ava'"] != after["source 'ava'"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_lists_and_roots_start_from_the_file_s_folder_or_from_data_root(tmp_path: Path, moved: bool) -> None:
+    """`moved`: the mixture file lies elsewhere, and --data.root says where its paths start."""
+    base = tmp_path / "base"
+    for folder in ("lists", "videos"):
+        (base / folder).mkdir(parents=True)
+        (base / folder / "a.mp4").touch()
+    (base / "lists/one.csv").write_text("path,source\na.mp4,own\n")
+    text = (
+        '[[source]]\nname = "one"\nmanifest = "lists/one.csv"\nroot = "videos"\nreader = "decord"\n'
+        '[[source]]\nname = "two"\nmanifest = "lists/one.csv"\nfps = 5\nmax_epochs = 2\n'
+    )
+    file = (tmp_path if moved else base) / "mix.toml"
+    file.write_text(text)
+    where = {"root": base} if moved else {}
+    mixture = opened(file, reader="auto", **where)
+    assert [source.manifest[0].path for source in mixture.sources] == [
+        str(base / "videos/a.mp4"),
+        str(base / "lists/a.mp4"),
+    ]
+    assert [source.fps for source in mixture.sources] == [None, 5]
+    assert mixture.names == ("one", "two"), "not what the list calls its videos"
+    assert [source.how.reader for source in mixture.sources] == ["decord", "auto"]
+    assert [source.how.reader for source in mixture.with_reader("pyav").sources] == ["decord", "pyav"]
+    order = mixture.order(0)
+    assert Counter(order.key_at(position).source for position in range(4)) == {0: 2, 1: 2}
+    assert Counter(order.key_at(position).source for position in range(4, 20)) == {0: 16}, "two passes of the second"
+
+
+def test_identity_is_of_what_is_read_not_of_where_it_lies(five: Path, tmp_path: Path) -> None:
+    data = PretrainDataConfig(mixture=str(five))
+    before = identity_of_videos(data)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ROWS:
+        (elsewhere / f"{name}.csv").write_bytes((tmp_path / f"{name}.csv").read_bytes())
+    assert identity_of_videos(PretrainDataConfig(mixture=str(five), root=elsewhere)) == before
+    head, *tables = FIVE.split("[[source]]")
+    five.write_text("[[source]]".join([head, *reversed(tables)]))
+    assert list(identity_of_videos(data)) != list(before)
+    assert identity_of_videos(data)["the sources' order"] != before["the sources' order"]
+    five.write_text(FIVE.replace("stride = 2", "stride = 3"))
+    assert identity_of_videos(data)["source 'ssv2'"] != before["source 'ssv2'"]
+
+
+def test_auto_measures_videos_from_all_over_each_list_that_needs_it(
+    five: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each source the first video of every quarter; none of a source that names its reader, or is folders of frames."""
+    text = FIVE.replace('name = "webvid"', 'name = "webvid"\nreader = "pyav"')
+    five.write_text(text.replace('name = "ava"', 'name = "ava"\nkind = "frames"'))
+    (five.parent / "ava.csv").write_text("x://folder 1 60\n" * 40)
+    asked: list[str] = []
+
+    def chosen(videos: list[VideoEntry], *_: object) -> ReaderChoice:
+        asked.extend(video.path for video in videos)
+        return ReaderChoice("decord", 4, ())
+
+    monkeypatch.setattr(mixtures, "choose_reader", chosen)
+    assert opened(five, reader="auto").choose_reader(0) == "decord"
+    assert asked == [
+        f"x://{name}/{rows * quarter // 4}.mp4"
+        for name, rows in ROWS.items()
+        if name not in ("ava", "webvid")
+        for quarter in range(4)
+    ]
 
 
 def sample_of_key(self: PretrainDataset, key: SampleKey) -> PretrainSample:

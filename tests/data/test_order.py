@@ -86,6 +86,27 @@ def test_shares_hold_in_every_window_of_2000(shares: list[float], start: int) ->
         assert seen[source] / 2000 == pytest.approx(share / sum(shares), abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("shares", "turns"),
+    [
+        ([1, 1e-9], [9999, 1]),  # the smallest source has its turn
+        ([5, 4, 1e-9, 1e-9, 1e-9], [5554, 4443, 1, 1, 1]),  # 5555.6 and 4444.4 give them theirs
+        (
+            [0.50006, 0.24997, 0.24997],
+            [5000, 2500, 2500],
+        ),  # 5000.6, 2499.7, 2499.7: the largest remainders are rounded up
+        (
+            [658, 169, 21, 250, 250],
+            [4881, 1254, 156, 1855, 1854],
+        ),  # UnlabeledHybrid: 4881.3, 1253.7, 155.8, 1854.6, 1854.6
+    ],
+)
+def test_shares_are_kept_to_a_ten_thousandth_and_no_source_is_forgotten(shares: list[float], turns: list[int]) -> None:
+    order = SampleOrder([1000] * len(shares), seed=0, shares=shares)
+    seen = Counter(order.key_at(position).source for position in range(10_000))
+    assert [seen[source] for source in range(len(shares))] == turns
+
+
 def test_turns_can_be_counted_from_both_sides() -> None:
     turns = Turns({4: 0.7, 7: 0.2, 9: 0.1})
     seen: Counter[int] = Counter()
