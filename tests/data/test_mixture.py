@@ -83,8 +83,23 @@ def test_weights_strides_limits_and_names(five: Path) -> None:
         SampleKey(0, 899, 1),
         SampleKey(0, 1499, 4),
     ]
-    assert mixture.describe()[2].startswith("source ava: 40 videos, 1.56% of the samples")
-    assert mixture.describe()[2].endswith("at most 2.5 epochs")
+    # 21 / 1348 of 6540 samples are 101.9, of 40 videos
+    line = "source ava: 40 videos, 1.56% of the samples, 2.55 passes in an epoch, at most 2.5 epochs"
+    assert mixture.describe()[2] == line
+
+
+def test_shares_that_lack_a_ten_thousandth_are_refused(five: Path) -> None:
+    for lacking, is_refused in ((1e-4, True), (1e-9, False)):
+        text = FIVE
+        for number, share in zip((658, 169, 21, 250, 250), (0.5, 0.2, 0.1, 0.1, 0.1 - lacking), strict=True):
+            text = text.replace(f"weight = {number}\n", f"share = {share}\n", 1)
+        five.write_text(text)
+        if is_refused:
+            with pytest.raises(ConfigError, match=r"the shares sum to 0\.9999, not to 1"):
+                opened(five)
+        else:
+            shares = [source.share for source in opened(five).sources]
+            assert shares == pytest.approx([0.5, 0.2, 0.1, 0.1, 0.1], abs=1e-8)
 
 
 def test_json_says_the_same(five: Path) -> None:
@@ -185,35 +200,6 @@ def test_identity_sees_lists_shares_and_order(five: Path, tmp_path: Path) -> Non
     assert [name for name in before if before[name] != after[name]] == ["source 'ssv2'"]
     five.write_text(FIVE.replace("weight = 21\n", "weight = 22\n"))
     assert identity_of_videos(data)["source 'ava'"] != after["source 'ava'"]
-
-
-@pytest.mark.parametrize("moved", [False, True])
-def test_lists_and_roots_start_from_the_file_s_folder_or_from_data_root(tmp_path: Path, moved: bool) -> None:
-    """`moved`: the mixture file lies elsewhere, and --data.root says where its paths start."""
-    base = tmp_path / "base"
-    for folder in ("lists", "videos"):
-        (base / folder).mkdir(parents=True)
-        (base / folder / "a.mp4").touch()
-    (base / "lists/one.csv").write_text("path,source\na.mp4,own\n")
-    text = (
-        '[[source]]\nname = "one"\nmanifest = "lists/one.csv"\nroot = "videos"\nreader = "decord"\n'
-        '[[source]]\nname = "two"\nmanifest = "lists/one.csv"\nfps = 5\nmax_epochs = 2\n'
-    )
-    file = (tmp_path if moved else base) / "mix.toml"
-    file.write_text(text)
-    where = {"root": base} if moved else {}
-    mixture = opened(file, reader="auto", **where)
-    assert [source.manifest[0].path for source in mixture.sources] == [
-        str(base / "videos/a.mp4"),
-        str(base / "lists/a.mp4"),
-    ]
-    assert [source.fps for source in mixture.sources] == [None, 5]
-    assert mixture.names == ("one", "two"), "not what the list calls its videos"
-    assert [source.how.reader for source in mixture.sources] == ["decord", "auto"]
-    assert [source.how.reader for source in mixture.with_reader("pyav").sources] == ["decord", "pyav"]
-    order = mixture.order(0)
-    assert Counter(order.key_at(position).source for position in range(4)) == {0: 2, 1: 2}
-    assert Counter(order.key_at(position).source for position in range(4, 20)) == {0: 16}, "two passes of the second"
 
 
 def test_identity_is_of_what_is_read_not_of_where_it_lies(five: Path, tmp_path: Path) -> None:
