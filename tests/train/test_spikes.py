@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import torch
 
 from tests.distributed.ranks import tiny_pretraining
 from vmae2_ds.cli import main
+from vmae2_ds.data.loader import make_loader
 from vmae2_ds.data.order import window_of
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.dist import World
 from vmae2_ds.errors import EXIT_DIVERGED, EXIT_OK, ConfigError
 from vmae2_ds.guard_config import GuardConfig
 from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.train import session
 from vmae2_ds.train.engine import StepResult
 from vmae2_ds.train.spikes import Recent, Spike, SpikeGuard, check_norm_is_taken, spike_limit
 
@@ -207,9 +210,18 @@ def test_spikes_that_go_on_stop_the_run(
 ) -> None:
     run = tmp_path / "run"
     options = ("--guard.on-spike", "rollback", "--guard.max-rollbacks", "2", "--guard.rollback-skip", "2")
+    loaders = []
+
+    def recorded(*inputs: Any, **where: Any) -> Any:
+        loaders.append((where["first_step"], list(where["skipped_windows"])))
+        return make_loader(*inputs, **where)
+
+    monkeypatch.setattr(session, "make_loader", recorded)
     assert train(run, videos, monkeypatch, range(9, 99), *options) == EXIT_DIVERGED
     assert "after 2 rollbacks (guard.max_rollbacks=2)" in capsys.readouterr().err
     actions = [event["action"] for event in rows_of(run / "guard.jsonl")]
     assert actions == ["back to step 8, samples left out", "back to step 4, samples left out", "stopped"]
     assert [path.name for path in (run / "ckpt").glob("step*")] == ["step00000004"]
     assert json.loads((run / "rollbacks.json").read_text())["skipped_windows"] == [7, 8, 9, 10]
+    # step 10 spikes, and so does the ninth, which then reads the window behind those left out
+    assert loaders == [(0, []), (8, [8, 9]), (4, [7, 8, 9, 10])]
