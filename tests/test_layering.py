@@ -70,6 +70,10 @@ WITHOUT_TORCH = (
     "distil_config",
     "recipes",
     "masking",
+    "weights",
+    "model.ours",
+    "train.evaluate",
+    "train.scores",
     "cost",
     *(f"cost.{p.stem}" for p in COST),
 )

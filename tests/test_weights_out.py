@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.test_weights import MODELS, drawn
 from tests.train.made_checkpoint import counted, made_checkpoint
@@ -146,6 +146,34 @@ def test_an_earlier_export_is_replaced_but_not_a_card_that_was_written_on(tmp_pa
     assert sorted(path.name for path in out.iterdir()) == FILES
 
 
+@pytest.mark.parametrize("verb", [import_weights, export_weights])
+def test_a_file_is_replaced_with_force_or_where_its_header_says_that_it_is_an_earlier_one(
+    tmp_path: Path, source: Path, verb: Callable[..., str]
+) -> None:
+    """Not a text of mine, weights that another program saved, a .pth of anybody's, a run's average, a folder's weights."""
+    mine, theirs, pickled = tmp_path / "m.safetensors", tmp_path / "t.safetensors", tmp_path / "p.pth"
+    mine.write_text("{}")
+    save_file({"a": torch.zeros(2)}, theirs, metadata={"format": "pt"})
+    pickled.write_bytes(source.read_bytes())
+    run, folder, own = tmp_path / "run", tmp_path / "hf", tmp_path / "own.safetensors"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    verb(source, own)
+    (run / "ema.safetensors").write_bytes(own.read_bytes())
+    export_weights(source, folder, "transformers")
+    for file in (mine, theirs, pickled, run / "ema.safetensors", folder / "model.safetensors"):
+        before = file.read_bytes()
+        with pytest.raises(ConfigError, match=rf"--out .*{file.name} is there, .*; name another file, or .* --force$"):
+            verb(source, file)
+        assert file.read_bytes() == before
+    verb(source, own)
+    for file in (mine, theirs, pickled):
+        verb(source, file, force=True)
+        assert set(read_published(file)) == set(read_published(source))
+    with pytest.raises(ConfigError, match="which is read"):
+        verb(own, own, force=True)
+
+
 def test_what_is_read_is_never_written_over(tmp_path: Path, source: Path) -> None:
     file, folder = tmp_path / "w.safetensors", tmp_path / "hf"
     import_weights(source, file)
@@ -190,7 +218,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("write", [export_weights, import_weights])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_a_disk_that_fills_up_costs_the_new_file_and_not_the_old_one(
-    tmp_path: Path, source: Path, name: str, write: Callable[[Path, Path], str]
+    tmp_path: Path, source: Path, name: str, write: Callable[..., str]
 ) -> None:
     write(source, tmp_path / name)
     before = (tmp_path / name).read_bytes()
@@ -198,7 +226,7 @@ def test_a_disk_that_fills_up_costs_the_new_file_and_not_the_old_one(
         files_of_at_most(100_000),
         pytest.raises(ConfigError, match=rf"{name}: File too large; nothing was") as refused,
     ):
-        write(source, tmp_path / name)
+        write(source, tmp_path / name, force=True)
     assert "\n" not in str(refused.value)
     assert (tmp_path / name).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -217,6 +245,7 @@ def test_a_folder_on_a_full_disk_stays_as_it_was(tmp_path: Path, source: Path) -
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path, layout: Any) -> None:
     (tmp_path / "file").write_text("mine")
     nothing = tmp_path / "nothing.pth"
+    nothing.touch()
     with pytest.raises(ConfigError, match=r"--out .*file"):
         export_weights(nothing, tmp_path / "file" / ("hf" if layout == "transformers" else "w.pth"), layout)
     with pytest.raises(ConfigError, match=r"--out .*file"):
@@ -298,8 +327,6 @@ def test_names_that_do_not_fit_are_refused(tmp_path: Path, source: Path, autoenc
 
 def test_a_header_of_somebody_else_is_not_believed(tmp_path: Path) -> None:
     """Ours, and with a clip, a target and names that no model has."""
-    from safetensors.torch import save_file
-
     state = to_layout(drawn(CLASSIFIER), CLASSIFIER)
     wrong = {"model": CLASSIFIER.model_dump_json(), "clip": '{"num_frames": -3}', "target": "sound", "labels": '["a"]'}
     save_file(state, tmp_path / "w.safetensors", metadata=wrong)

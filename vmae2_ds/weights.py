@@ -13,6 +13,7 @@ from vmae2_ds.config import SIZES, AnyModel, ClassifierConfig, ConfigFile
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import check_out_file, check_out_folder, check_there
 from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.model.ours import check_ending, refuse_other_file, refuse_other_folder
 from vmae2_ds.ranges import MOST_FRAMES, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else
@@ -34,6 +35,7 @@ def import_weights(
     size: str | None = None,
     model_config: ConfigFile = None,
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    force: bool = False,
 ) -> str:
     """Check a checkpoint against its key layout, every key accounted for, and write it as .safetensors for --train.init.
 
@@ -45,18 +47,17 @@ def import_weights(
         model_config: A JSON file with what the weights do not show, such as {"encoder": {"heads": 8}} for a width that nobody
             published: fields of the model config, some or all, a run.json, or a transformers config.json.
         dtype: Floating point type of the tensors that are written. keep: each as the source has it.
+        force: Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export.
     """
-    check_there(source)
+    if size is not None and size not in SIZES:
+        raise ConfigError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+    _check_file(source, out, force)
 
     from vmae2_ds.model.layouts import in_layout
-    from vmae2_ds.model.published import check_ending, write_weights
+    from vmae2_ds.model.published import write_weights
     from vmae2_ds.model.source import read_all, read_given
     from vmae2_ds.model.transformers_folder import describe
 
-    if size is not None and size not in SIZES:
-        raise ConfigError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
-    check_ending(out)
-    check_out_file(out, inputs=_files_of(source))
     read = read_all(source, read_given(model_config))
     model = read.found.model
     if size is not None and (model.encoder, model.patch) != (SIZES[size][0], SIZES[size][2]):
@@ -97,24 +98,24 @@ def export_weights(
         model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
         labels: A file with a class name a line, for a classifier; default: the run's labels.txt, or what the file says.
         dtype: Floating point type of the tensors that are written. keep: each as the source has it (a run's: float32).
-        force: For transformers, write into a folder that holds something else, and replace the four files there.
+        force: Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export.
+            For transformers, write into a folder that holds something else, and replace the four files there.
     """
-    check_there(source)
-
-    from vmae2_ds.model.layouts import in_layout
-    from vmae2_ds.model.published import check_ending, write_weights
-    from vmae2_ds.model.source import read_given
-    from vmae2_ds.model.transformers_folder import describe, lost_positions, refuse_others, write_folder
-
     check_ranges(num_frames=(num_frames, 1, MOST_FRAMES), size=(size, 1, MOST_EDGE))
     is_folder = layout in VERSIONS
     if is_folder:
         if out.suffix in (".safetensors", ".pth", ".pt", ".bin") or out.is_file():
             raise ConfigError(f"--out {out}: transformers reads a folder; name one")
-        check_out_folder(out, inputs=_files_of(source), is_ours=None if force else refuse_others)
+        check_there(source)
+        check_out_folder(out, inputs=_files_of(source), is_ours=None if force else refuse_other_folder)
     else:
-        check_ending(out)
-        check_out_file(out, inputs=_files_of(source))
+        _check_file(source, out, force)
+
+    from vmae2_ds.model.layouts import in_layout
+    from vmae2_ds.model.published import write_weights
+    from vmae2_ds.model.source import read_given
+    from vmae2_ds.model.transformers_folder import describe, lost_positions, write_folder
+
     ours, model, about, checkpoint = _weights_of(source, read_given(model_config))
     if labels is not None:
         about = about._replace(labels=_names_in(labels, model))
@@ -131,6 +132,13 @@ def export_weights(
     lost = lost_positions(model).strip() if is_folder else ""
     said = f"{checkpoint}: {len(theirs)} tensors of layout {layout}; {describe(model)}; {types}; wrote {out}"
     return f"{said}. {lost}" if lost else said
+
+
+def _check_file(source: Path, out: Path, force: bool) -> None:
+    """Raises ConfigError where `out` cannot be written, is read, or would be lost."""
+    check_there(source)
+    check_ending(out)
+    check_out_file(out, inputs=_files_of(source), is_ours=None if force else refuse_other_file)
 
 
 def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], AnyModel, About, Path]:

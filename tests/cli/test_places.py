@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,31 @@ def test_launch_slurm_makes_the_folder_of_its_script(tmp_path: Path, capsys: pyt
     script = tmp_path / "jobs" / "g.sh"
     assert answer(with_place("launch slurm", script, tmp_path), capsys)[0] == 0
     assert script.read_text().startswith("#!/bin/bash\n# Written by vmae2_ds ")
+
+
+def test_weights_have_their_place_before_torch_is_there(tmp_path: Path) -> None:
+    """What import and export refuse of --out is said at once: torch alone takes seconds, more on a shared disk."""
+    line_of("export", tmp_path)
+    source, taken, project = tmp_path / "file.safetensors", tmp_path / "x.pth", tmp_path / "project"
+    taken.write_text("mine")
+    project.mkdir()
+    (project / "main.py").write_text("mine")
+    wrong = [tmp_path / "x.onnx", source, taken, taken / "below.pth"]
+    lines = [[verb, str(source), "--out", str(out)] for verb in ("import", "export") for out in wrong]
+    lines += [["export", str(source), "--layout", "transformers", "--out", str(out)] for out in (project, taken)]
+    code = f"""
+import sys
+from vmae2_ds.cli import main
+for line in {lines}:
+    try:
+        main(line)
+    except SystemExit as stop:
+        assert stop.code == 2 and "torch" not in sys.modules, line
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert [line.startswith(f"vmae2: --out {words[-1]}") for words, line in zip(lines, said, strict=True)] == [
+        True
+    ] * 10
+    assert (taken.read_text(), (project / "main.py").read_text()) == ("mine", "mine")

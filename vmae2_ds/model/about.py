@@ -70,7 +70,7 @@ def _metadata(path: Path) -> dict[str, str]:
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:  # "pt" would import torch, and no tensor is read
             return file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError):  # read_published says what is wrong with it
         return {}

@@ -21,6 +21,7 @@ from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import HeadlessConfig
 from vmae2_ds.model.about import About, model_of_fields, read_about
 from vmae2_ds.model.layouts import EMBED_WEIGHT, LAYOUTS, Layout, State, bare, best_reading, shortened, unwrapped
+from vmae2_ds.model.ours import check_ending
 from vmae2_ds.model.stored import save_safetensors
 
 WRAPPERS = ("model", "module", "state_dict")
@@ -109,10 +110,6 @@ def _why_unreadable(path: Path, error: BaseException) -> str:
     return f"{cannot}: it is {pickled} (it starts with {start[:16]!r})"
 
 
-WRITTEN = (".safetensors", ".pth", ".pt")
-"""Endings of files of weights."""
-
-
 def write_weights(state: Mapping[str, Tensor], out: Path, config: EncoderConfig, about: About | None = None) -> None:
     """Write published tensors to `out`, whole or not at all; its ending decides the format. A stored state is read tensor by
     tensor for .safetensors, whose header also says what `about` does, and at once for .pth.
@@ -130,12 +127,6 @@ def write_weights(state: Mapping[str, Tensor], out: Path, config: EncoderConfig,
             torch.save({"model": dict(state)}, file)
         except RuntimeError as error:  # torch's zip writer then only says where it was; what the disk said is behind it
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-
-
-def check_ending(out: Path) -> None:
-    """Raises ConfigError where the name says no format that can be written."""
-    if out.suffix not in WRITTEN:
-        raise ConfigError(f"--out {out}: the name must end in .safetensors, .pth or .pt")
 
 
 def model_of(path: Path, given: Mapping[str, Any] | None = None) -> AnyModel:

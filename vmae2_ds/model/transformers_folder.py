@@ -14,15 +14,12 @@ from torch import Tensor
 from vmae2_ds.config import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import whole_file
-from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.model.about import About, said_beside
+from vmae2_ds.errors import CheckpointError
+from vmae2_ds.model.about import About
 from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD, is_resized
+from vmae2_ds.model.ours import CARD, CONFIG, PREPROCESSOR, WEIGHTS
 from vmae2_ds.model.stored import save_safetensors
 from vmae2_ds.model.transformers_config import transformers_config_of
-
-WEIGHTS, CONFIG, PREPROCESSOR, CARD = "model.safetensors", "config.json", "preprocessor_config.json", "README.md"
-BESIDE = (CONFIG, PREPROCESSOR, CARD)
-"""What is written beside the weights, in whose header their SHA-256 stand."""
 
 
 def write_folder(
@@ -59,27 +56,6 @@ def write_folder(
             parts.enter_context(whole_file(folder / name)).write_bytes(data)
         metadata = about._replace(model=config).metadata() | {"beside": json.dumps(sums)}
         save_safetensors(state, folder / WEIGHTS, metadata)
-
-
-def refuse_others(folder: Path) -> bool:
-    """True for an earlier export, as it was written; raises ConfigError where a file would be lost that somebody else wrote."""
-    sums = said_beside(folder / WEIGHTS)
-    for name in (WEIGHTS, *BESIDE):
-        path = folder / name
-        if path.exists() and not (sums if name == WEIGHTS else _is_written(path, sums.get(name))):
-            raise ConfigError(
-                f"--out {folder}: its {name} is not as an export wrote it; name another folder, or replace "
-                f"{', '.join((WEIGHTS, *BESIDE))} there with --force"
-            )
-    if not sums:
-        raise ConfigError(
-            f"--out {folder} holds files of something else; name a new folder, or write into it with --force"
-        )
-    return True
-
-
-def _is_written(path: Path, digest: str | None) -> bool:
-    return digest is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 def _card(
