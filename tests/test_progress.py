@@ -95,6 +95,34 @@ def test_how_far_is_said_without_a_total(caplog: pytest.LogCaptureFixture) -> No
     assert [record.message for record in caplog.records] == ["7000 rows read"]
 
 
+def test_how_far_the_next_one_is_is_said_until_it_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    ticker = Ticker(logging.getLogger("work"), "videos scored", 2, clock=lambda: now)
+    for step in ("8 of 15 views", None, 1):
+        now += 10
+        if isinstance(step, int):
+            ticker.tell(step)
+        else:
+            ticker.again(step)
+    assert [record.message for record in caplog.records] == [
+        "0 of 2 videos scored; of the next 8 of 15 views",
+        "0 of 2 videos scored; of the next 8 of 15 views",
+        "1 of 2 videos scored, 30 s left",
+    ]
+
+
+def test_of_several_ranks_the_others_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    with heard(Ticker(logging.getLogger("work"), "videos scored", 2, clock=lambda: now, speaks=False)) as ticker:
+        now = 10.0
+        ticker.tell(1)
+        now = 20.0
+        ticker.again()
+    assert not caplog.records
+
+
 def test_one_long_item_does_not_keep_it_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TELL_EVERY_S", "REDRAW_EVERY_S"):
         monkeypatch.setattr(f"vmae2_ds.progress.{name}", 0.001)

@@ -41,6 +41,7 @@ class Ticker:
         done: How many were done before: they say nothing about the speed.
         clock: Seconds that only grow.
         draws: Whether a terminal gets the line over and over; else it has the log's lines.
+        speaks: Whether anything is said at all: of several ranks one speaks.
     """
 
     def __init__(
@@ -52,28 +53,30 @@ class Ticker:
         clock: Callable[[], float] = time.monotonic,
         *,
         draws: bool = True,
+        speaks: bool = True,
     ) -> None:
         self._log, self._what, self._total, self._before, self._clock = log, what, total, done, clock
         self._done, self._draws, self._lock = done, draws, threading.Lock()
         self._told = self._began = clock()
-        self._is_drawn = False
+        self._is_drawn, self._part, self.speaks = False, "", speaks
 
     def tell(self, done: int, total: int | None = None) -> None:
         """`done` are done now, the earlier ones included."""
         with self._lock:
             if self._total is None and total is not None:
                 self._total, self._before, self._began = total, done, self._clock()
-            self._done = done
+            self._done, self._part = done, ""
             self._say()
 
-    def again(self) -> None:
-        """Nothing more is done; say so when it is time."""
+    def again(self, part: str | None = None) -> None:
+        """Nothing more is done; say so when it is time, with how far the next is where that is known: "8 of 15 views"."""
         with self._lock:
+            self._part = self._part if part is None else part
             self._say()
 
     def _say(self) -> None:
         now, on_terminal = self._clock(), self._draws and sys.stderr.isatty()
-        if now - self._told < (REDRAW_EVERY_S if on_terminal else TELL_EVERY_S):
+        if not self.speaks or now - self._told < (REDRAW_EVERY_S if on_terminal else TELL_EVERY_S):
             return
         self._told = now
         line = f"{self._done} {self._what}"
@@ -81,6 +84,8 @@ class Ticker:
             line = f"{self._done} of {self._total} {self._what}"
             if new := self._done - self._before:
                 line += f", {time_left((self._total - self._done) * (now - self._began) / new)}"
+        if self._part:
+            line += f"; of the next {self._part}"
         if on_terminal:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             self._is_drawn = True
@@ -97,6 +102,9 @@ class Ticker:
 @contextlib.contextmanager
 def heard(ticker: Ticker) -> Iterator[Ticker]:
     """Around work whose items may take longer each than people wait for a word: the ticker speaks, whatever is done."""
+    if not ticker.speaks:
+        yield ticker
+        return
     ended = threading.Event()
 
     def beat() -> None:

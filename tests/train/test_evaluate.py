@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,6 +149,44 @@ def test_a_video_s_scores_are_the_mean_softmax_of_all_its_views(
     assert scores.label_N.tolist() == [label_of(row) for row in sorted(expected)]
     assert [Path(failure.partition(":")[0]).name for failure in scores.failures] == ["bad4.mp4", "bad6.mp4"]
     np.testing.assert_allclose(scores.score_NC, [expected[row] for row in sorted(expected)], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["videos scored", "videos validated"])
+def test_one_long_forward_pass_does_not_keep_it_silent(
+    what: str, config: FinetuneConfig, objective: Classify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pass does not end before a line has come; a video's second chunk of views says how far the first came."""
+    for name in ("TELL_EVERY_S", "REDRAW_EVERY_S"):
+        monkeypatch.setattr(f"vmae2_ds.progress.{name}", 0.001)
+    awaited = [f"0 of 11 {what}"] + [f"0 of 11 {what}; of the next 4 of 9 views"] * (what == "videos scored")
+    said = {line: threading.Event() for line in awaited}
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (event := said.get(record.getMessage())) is not None:
+                event.set()
+
+    def wait(*_: Any) -> None:
+        if awaited:
+            assert said[awaited.pop(0)].wait(60)
+
+    log, handler = logging.getLogger("vmae2_ds.train"), Heard()
+    monkeypatch.setattr(log, "level", logging.INFO)
+    log.addHandler(handler)
+    hook = objective.model.register_forward_pre_hook(wait)
+    try:
+        if what == "videos scored":
+            score_videos(objective, dataset_of(config, config.test)[0], 4, World(), Agreement(World()))
+        else:
+            validation = Validation(config, World(), Agreement(World()))
+            validation.dataset, _ = dataset_of(config, None)
+            engine: Any = SimpleNamespace(objective=objective, device=torch.device("cpu"))
+            validation.run(engine)
+    finally:
+        hook.remove()
+        log.removeHandler(handler)
+        objective.eval()
+    assert not awaited
 
 
 def test_one_view_is_the_middle_clip_s_middle_crop(config: FinetuneConfig, objective: Classify) -> None:

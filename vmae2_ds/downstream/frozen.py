@@ -27,7 +27,7 @@ from vmae2_ds.model.embed import sinusoid_table
 from vmae2_ds.model.encoder import ClipEncoder
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.progress import Ticker, counted
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.train.runs import AnyRun
 
 log = logging.getLogger(__name__)
@@ -194,20 +194,19 @@ def features_of(
     labels: list[int] = []
     failures: list[str] = []
     log.info("%s: features of %s", manifest, counted(len(listed), "video"))
-    ticker = Ticker(log, "videos looked at", len(listed))
-    for number, video in enumerate(dataset.iterate(range(len(listed))), start=1):
-        ticker.tell(number - 1)
-        if video.clip_KTHWC is None:
-            failures.append(video.reason or "")
-            continue
-        for name, encode in encoders.items():
-            found = _of_video(encode(video.clip_KTHWC))
-            if name not in features:  # for all videos at once: a list of all tokens would have to be copied
-                features[name] = allocate(name, (len(listed), *found.shape), found.dtype)
-            features[name][len(rows)] = found
-        rows.append(video.row)
-        labels.append(video.label)
-    ticker.close()
+    with heard(Ticker(log, "videos looked at", len(listed))) as ticker:
+        for number, video in enumerate(dataset.iterate(range(len(listed))), start=1):
+            ticker.tell(number - 1)
+            if video.clip_KTHWC is None:
+                failures.append(video.reason or "")
+                continue
+            for name, encode in encoders.items():
+                found = _of_video(encode(video.clip_KTHWC))
+                if name not in features:  # for all videos at once: a list of all tokens would have to be copied
+                    features[name] = allocate(name, (len(listed), *found.shape), found.dtype)
+                features[name][len(rows)] = found
+            rows.append(video.row)
+            labels.append(video.label)
     if failures:
         log.warning(
             "%s: %s left out as unreadable: %s", manifest, counted(len(failures), "video"), "; ".join(failures[:3])

@@ -21,7 +21,7 @@ from vmae2_ds.data.manifest import INDEX, VideoEntry, read_manifest
 from vmae2_ds.disk import check_out_folder, check_there, write_whole
 from vmae2_ds.dist import Agreement
 from vmae2_ds.errors import ConfigError, DataError
-from vmae2_ds.progress import Ticker, counted
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import check_clip_options, check_ranges
 from vmae2_ds.terminal import columns
 
@@ -262,22 +262,21 @@ def draw(
     rows = readable[:most]
     if not rows:
         return
-    ticker = Ticker(log, "pictures drawn", len(rows))
-    for number, viewed in enumerate(ViewsDataset(config, entries, None).iterate(rows)):
-        ticker.tell(number)
-        if viewed.clip_KTHWC is None:
-            log.warning("%s: read before, and not again to be drawn: %s", entries[viewed.row].name, viewed.reason)
-            continue
-        video = videos[viewed.row]
-        stem = re.sub(r"[^\w.-]", "_", Path(video["video"]).stem)[:60]  # a name has 255 bytes at most
-        draw_prediction(
-            viewed.clip_KTHWC[0].numpy(),
-            [_name(one) for one in video["classes"]],
-            [one["score"] for one in video["classes"]],
-            video["video"],
-            folder / f"{viewed.row + 1:0{len(str(len(entries)))}}_{stem}.png",
-        )
-    ticker.close()
+    with heard(Ticker(log, "pictures drawn", len(rows))) as ticker:
+        for number, viewed in enumerate(ViewsDataset(config, entries, None).iterate(rows)):
+            ticker.tell(number)
+            if viewed.clip_KTHWC is None:
+                log.warning("%s: read before, and not again to be drawn: %s", entries[viewed.row].name, viewed.reason)
+                continue
+            video = videos[viewed.row]
+            stem = re.sub(r"[^\w.-]", "_", Path(video["video"]).stem)[:60]  # a name has 255 bytes at most
+            draw_prediction(
+                viewed.clip_KTHWC[0].numpy(),
+                [_name(one) for one in video["classes"]],
+                [one["score"] for one in video["classes"]],
+                video["video"],
+                folder / f"{viewed.row + 1:0{len(str(len(entries)))}}_{stem}.png",
+            )
 
 
 def _is_ours(folder: Path) -> bool:

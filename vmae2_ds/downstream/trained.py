@@ -16,7 +16,7 @@ from vmae2_ds.dist import default_device
 from vmae2_ds.downstream.frozen import Features
 from vmae2_ds.downstream.heads import HEADS, WEIGHT_DECAYS, HeadKind, draw
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.progress import Ticker, counted
+from vmae2_ds.progress import Ticker, counted, heard
 
 log = logging.getLogger(__name__)
 
@@ -100,19 +100,19 @@ class TrainedProbe:
         ticker = Ticker(
             log, f"epochs of the {self.kind} probe, {counted(len(settings), 'setting')} side by side", self.epochs
         )
-        for epoch in range(self.epochs):
-            ticker.tell(epoch)
-            order = rng.permutation(rows)
-            for x, batch in _batches(train.feature_VF, order, self.batch, scale):
-                label_B = torch.from_numpy(train.label_V[batch]).to(device)
-                logits_MBC = about.logits(heads, x)
-                # a sum over heads: each one's gradient is that of its own mean loss
-                loss = torch.stack([F.cross_entropy(logits_BC, label_B) for logits_BC in logits_MBC]).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        ticker.close()
+        with heard(ticker):
+            for epoch in range(self.epochs):
+                ticker.tell(epoch)
+                order = rng.permutation(rows)
+                for x, batch in _batches(train.feature_VF, order, self.batch, scale):
+                    label_B = torch.from_numpy(train.label_V[batch]).to(device)
+                    logits_MBC = about.logits(heads, x)
+                    # a sum over heads: each one's gradient is that of its own mean loss
+                    loss = torch.stack([F.cross_entropy(logits_BC, label_B) for logits_BC in logits_MBC]).sum()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
         return heads
 
 

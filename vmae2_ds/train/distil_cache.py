@@ -34,7 +34,7 @@ from vmae2_ds.disk import check_out_folder, write_whole
 from vmae2_ds.dist import Agreement, default_device
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.progress import Ticker, counted
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.train.engine import start_ranks, stop_ranks
 from vmae2_ds.train.plan import plan_run
 from vmae2_ds.train.runs import MAY_CHANGE
@@ -65,17 +65,15 @@ def distil_cache(config: DistilConfig) -> str:
     teacher = Teacher.of(config, world, agreement)
     index, missing = agreement.from_first(lambda: _prepare(config, folder, mixture, teacher, epochs))
     mine = missing[world.rank :: world.size]
-    ticker = (
-        Ticker(log, "videos of this rank asked about", sum(shard.videos for shard in mine)) if world.rank == 0 else None
-    )
+    asked_about = sum(shard.videos for shard in mine)
+    ticker = Ticker(log, "videos of this rank asked about", asked_about, speaks=world.rank == 0)
     batches = (shard.samples()[at : at + config.train.micro_batch] for shard in mine for at in _starts(config, shard))
-    with closing(load_samples(config.data, AskedDataset(config, mixture), batches)) as loaded:
+    with closing(load_samples(config.data, AskedDataset(config, mixture), batches)) as loaded, heard(ticker):
         videos = bad = 0
 
         def telling(batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
             for number, batch in enumerate(batches):
-                if ticker is not None:
-                    ticker.tell(videos + number * config.train.micro_batch)
+                ticker.tell(videos + number * config.train.micro_batch)
                 yield batch
 
         for number, shard in enumerate(mine, start=1):
@@ -84,8 +82,6 @@ def distil_cache(config: DistilConfig) -> str:
             videos, bad = videos + shard.videos, bad + failed
             check_bad_share(bad, videos + bad, config.data.max_bad_share)
             log.info("%s written, %d of this rank's %d; %d videos replaced so far", shard.name, number, len(mine), bad)
-    if ticker is not None:
-        ticker.close()
     agreement.sum(0)  # the shards of all ranks are there
     stop_ranks(world)
     passes = counted(epochs[0], "epoch") if len(epochs) == 1 else f"{' + '.join(map(str, epochs))} epochs"

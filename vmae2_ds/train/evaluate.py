@@ -21,7 +21,7 @@ from vmae2_ds.disk import check_out_folder, check_there
 from vmae2_ds.dist import Agreement, World, default_device
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.progress import Ticker, counted
+from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import check_clip_options, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
@@ -208,18 +208,15 @@ def score_videos(
     from vmae2_ds.train.scores import Scores
 
     rows = range(world.rank, len(dataset), world.size)
-    ticker = Ticker(log, "videos scored", len(dataset)) if world.rank == 0 else None
     done: list[tuple[int, int, np.ndarray]] = []
     failures: list[tuple[int, str]] = []
-    for number, video in enumerate(dataset.iterate(rows), start=1):
-        if video.clip_KTHWC is None:
-            failures.append((video.row, video.reason or ""))
-        else:
-            done.append((video.row, video.label, _score(objective, video.clip_KTHWC, views_at_once)))
-        if ticker is not None:
+    with heard(Ticker(log, "videos scored", len(dataset), speaks=world.rank == 0)) as ticker:
+        for number, video in enumerate(dataset.iterate(rows), start=1):
+            if video.clip_KTHWC is None:
+                failures.append((video.row, video.reason or ""))
+            else:
+                done.append((video.row, video.label, _score(objective, video.clip_KTHWC, views_at_once, ticker)))
             ticker.tell(min(number * world.size, len(dataset)))  # the other ranks are about as far
-    if ticker is not None:
-        ticker.close()
     parts = agreement.gather((done, failures))
     if parts is None:
         return None
@@ -235,14 +232,17 @@ def score_videos(
     )
 
 
-def _score(objective: Classify, clip_KTHWC: Tensor, views_at_once: int) -> np.ndarray:
+def _score(objective: Classify, clip_KTHWC: Tensor, views_at_once: int, ticker: Ticker) -> np.ndarray:
     """Mean softmax over a video's views: (C,) float32."""
     import torch
 
     device = next(objective.parameters()).device
-    chunks = clip_KTHWC.split(views_at_once)
+    probs: list[Tensor] = []
     with torch.inference_mode():
-        prob_KC = torch.cat([objective.logits(chunk.to(device)).softmax(dim=-1) for chunk in chunks])
+        for chunk in clip_KTHWC.split(views_at_once):
+            probs.append(objective.logits(chunk.to(device)).softmax(dim=-1))
+            ticker.again(f"{sum(map(len, probs))} of {counted(len(clip_KTHWC), 'view')}")
+        prob_KC = torch.cat(probs)
     return prob_KC.double().mean(dim=0).float().cpu().numpy()
 
 

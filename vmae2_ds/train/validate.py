@@ -17,6 +17,7 @@ from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.objectives import Classify
+from vmae2_ds.progress import Ticker, heard
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.metrics import MetricsWriter
 from vmae2_ds.train.plan import RunPlan
@@ -55,19 +56,22 @@ class Validation:
         totals = torch.zeros(4, dtype=torch.float64)  # videos, right, right among five, loss
         objective.eval()
         read = iter(self.dataset.iterate(rows))
-        for first in range(0, longest, self._videos_at_once):
-            count = min(self._videos_at_once, longest - first)
-            found = list(islice(read, count))
-            clips = [blank if video.clip_KTHWC is None else video.clip_KTHWC[0] for video in found]
-            clips += [blank] * (count - len(found))
-            logits_BC = objective.logits(torch.stack(clips).to(device)).cpu()
-            good = [place for place, video in enumerate(found) if video.clip_KTHWC is not None]
-            label_B = torch.tensor([found[place].label for place in good], dtype=torch.int64)
-            logits_BC = logits_BC[good]
-            best_B5 = logits_BC.topk(min(5, logits_BC.shape[1])).indices
-            right_B5 = best_B5 == label_B[:, None]
-            loss = F.cross_entropy(logits_BC, label_B, reduction="sum")
-            totals += torch.tensor([len(good), right_B5[:, :1].sum(), right_B5.sum(), loss], dtype=torch.float64)
+        ticker = Ticker(log, "videos validated", videos, draws=False, speaks=self._world.rank == 0)
+        with heard(ticker):
+            for first in range(0, longest, self._videos_at_once):
+                count = min(self._videos_at_once, longest - first)
+                found = list(islice(read, count))
+                clips = [blank if video.clip_KTHWC is None else video.clip_KTHWC[0] for video in found]
+                clips += [blank] * (count - len(found))
+                logits_BC = objective.logits(torch.stack(clips).to(device)).cpu()
+                good = [place for place, video in enumerate(found) if video.clip_KTHWC is not None]
+                label_B = torch.tensor([found[place].label for place in good], dtype=torch.int64)
+                logits_BC = logits_BC[good]
+                best_B5 = logits_BC.topk(min(5, logits_BC.shape[1])).indices
+                right_B5 = best_B5 == label_B[:, None]
+                loss = F.cross_entropy(logits_BC, label_B, reduction="sum")
+                totals += torch.tensor([len(good), right_B5[:, :1].sum(), right_B5.sum(), loss], dtype=torch.float64)
+                ticker.tell(min((first + count) * self._world.size, videos))  # the other ranks are about as far
         objective.train()
         seen, right, right_of_five, loss_sum = self._agreement.sum(*totals.tolist())
         return {
