@@ -238,3 +238,15 @@ def test_an_atomic_write_leaves_nothing_else_behind(tmp_path: Path) -> None:
     write_whole(tmp_path / "latest", "two")
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
     assert (tmp_path / "latest").read_text() == "two"
+
+
+@pytest.mark.parametrize(("option", "given"), [("--train.run", {"run": "l.csv"}), ("--train.runs", {})])
+def test_a_place_for_runs_that_is_a_file_is_named_with_its_option(
+    tmp_path: Path, option: str, given: dict[str, str]
+) -> None:
+    (tmp_path / "l.csv").write_text("mine")
+    config = config_in(tmp_path / "l.csv", **{name: tmp_path / file for name, file in given.items()})
+    with pytest.raises(ConfigError, match=rf"l\.csv.*: Not a directory; mend it, or name another {option}$") as refused:
+        open_run_folder(config)
+    assert "Errno" not in str(refused.value)
+    assert (tmp_path / "l.csv").read_text() == "mine"

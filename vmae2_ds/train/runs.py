@@ -100,7 +100,10 @@ def open_run_folder(config: RunConfig, more: Mapping[str, Any] | None = None) ->
     try:
         return _find_or_make(config, identity)
     except OSError as error:
-        raise ConfigError(f"no run folder can be opened: {error}; mend it, or name another --train.runs") from None
+        named = "--train.runs" if config.train.run is None else "--train.run"
+        why = error.strerror or str(error)
+        place = error.filename or config.train.run or config.train.runs
+        raise ConfigError(f"{place}: no run folder can be opened: {why}; mend it, or name another {named}") from None
 
 
 def _find_or_make(config: RunConfig, identity: dict[str, Any]) -> RunFolder:

@@ -106,10 +106,10 @@ def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, world: W
         flush_to_disk(trial)
         trial.unlink()
     except OSError as error:
-        refused = f"rank {world.rank} cannot write there: {error}"
+        refused = f"rank {world.rank} cannot write there: {error.strerror}"
     if refused := agreement.first_said(refused):
         raise ConfigError(
-            f"no checkpoint could be written to {folder}: {refused}; mend it, or name another --train.runs"
+            f"no checkpoint could be written to {folder}: {refused}; mend it, or name another --train.runs or --train.run"
         )
     needed = checkpoint_bytes(engine, has_mean)
     free = agreement.from_first(lambda: shutil.disk_usage(folder).free)
