@@ -300,7 +300,7 @@ def test_class_names_go_with_a_classifier(tmp_path: Path, source: Path) -> None:
     run = FinetuneConfig(model=CLASSIFIER, data=LabelledDataConfig(num_frames=4, size=32))
     made_checkpoint(tmp_path / "run", run, counted(CLASSIFIER), stage=1, ranks=1)  # type: ignore[arg-type]
     (tmp_path / "run" / "labels.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
-    export_weights(source, tmp_path / "a", "transformers", labels=tmp_path / "names.txt")
+    assert "LABEL" not in export_weights(source, tmp_path / "a", "transformers", labels=tmp_path / "names.txt")
     export_weights(tmp_path / "run", tmp_path / "b", "transformers")
     import_weights(tmp_path / "a", tmp_path / "w.safetensors")
     export_weights(tmp_path / "w.safetensors", tmp_path / "c", "transformers4")
@@ -311,7 +311,8 @@ def test_class_names_go_with_a_classifier(tmp_path: Path, source: Path) -> None:
     for place in ("a", "run", "w.safetensors", "c/model.safetensors"):
         assert labels_of(tmp_path / place) == NAMES
     assert labels_of(source) is None
-    export_weights(source, tmp_path / "d", "transformers")
+    said = export_weights(source, tmp_path / "d", "transformers")
+    assert said.endswith("names of its classes: LABEL_0 to LABEL_6 stand there; --labels FILE names them")
     assert json.loads((tmp_path / "d" / "config.json").read_text())["id2label"]["6"] == "LABEL_6"
     assert labels_of(tmp_path / "d") is None
 

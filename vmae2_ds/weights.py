@@ -129,9 +129,17 @@ def export_weights(
             write_folder(theirs, model, about, geometry, out, str(checkpoint), VERSIONS[layout])
         else:
             write_weights(theirs, out, model, about)
-    lost = lost_positions(model).strip() if is_folder else ""
     said = f"{checkpoint}: {len(theirs)} tensors of layout {layout}; {describe(model)}; {types}; wrote {out}"
-    return f"{said}. {lost}" if lost else said
+    notes = [lost_positions(model).strip(), _nameless(model, about)] if is_folder else []
+    return ". ".join([said, *filter(None, notes)])
+
+
+def _nameless(model: AnyModel, about: About) -> str:
+    """What stands in a transformers folder for the names of classes that nobody said; nothing where they are known."""
+    if not isinstance(model, ClassifierConfig) or not model.num_classes or about.labels:
+        return ""
+    last = model.num_classes - 1
+    return f"Nobody said the names of its classes: LABEL_0 to LABEL_{last} stand there; --labels FILE names them"
 
 
 def _check_file(source: Path, out: Path, force: bool) -> None:
