@@ -12,6 +12,9 @@ from vmae2_ds.config import ClipLength, Edge, StrictModel
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.strict import Amount, Part
 
+INDEX = "index.json"
+"""What is in every folder of a teacher's answers, and says whose they are."""
+
 
 class DistilSettings(StrictModel):
     """The teacher, what is learned from it, and where its answers are kept."""

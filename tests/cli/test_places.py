@@ -128,8 +128,8 @@ def test_launch_slurm_makes_the_folder_of_its_script(tmp_path: Path, capsys: pyt
     assert script.read_text().startswith("#!/bin/bash\n# Written by vmae2_ds ")
 
 
-def test_weights_have_their_place_before_torch_is_there(tmp_path: Path) -> None:
-    """What import and export refuse of --out is said at once: torch alone takes seconds, more on a shared disk."""
+def test_what_is_written_has_its_place_before_torch_is_there(tmp_path: Path) -> None:
+    """What is refused of where they write is said at once: torch alone takes seconds, more on a shared disk."""
     line_of("export", tmp_path)
     source, taken, project = tmp_path / "file.safetensors", tmp_path / "x.pth", tmp_path / "project"
     taken.write_text("mine")
@@ -137,6 +137,9 @@ def test_weights_have_their_place_before_torch_is_there(tmp_path: Path) -> None:
     (project / "main.py").write_text("mine")
     wrong = [tmp_path / "x.onnx", source, taken, taken / "below.pth"]
     lines = [[verb, str(source), "--out", str(out)] for verb in ("import", "export") for out in wrong]
+    for verb, option in (("evaluate", "--out"), ("distil-cache", "--distil.cache")):
+        lines.append(with_place(verb, project, tmp_path))
+        assert lines[-1][-2:] == [option, str(project)]
     lines += [["export", str(source), "--layout", "transformers", "--out", str(out)] for out in (project, taken)]
     code = f"""
 import sys
@@ -150,7 +153,6 @@ for line in {lines}:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
-    assert [line.startswith(f"vmae2: --out {words[-1]}") for words, line in zip(lines, said, strict=True)] == [
-        True
-    ] * 10
+    for words, line in zip(lines, said, strict=True):
+        assert line.startswith(f"vmae2: {words[-2]} {words[-1]}")
     assert (taken.read_text(), (project / "main.py").read_text()) == ("mine", "mine")

@@ -77,6 +77,23 @@ def test_files_of_somebody_else_are_left_alone(name: str, tmp_path: Path) -> Non
     assert default == tmp_path.with_name(f"{tmp_path.name}.2")
 
 
+def test_nothing_is_mixed_into_a_folder_of_other_files_or_into_the_list_s(listed: Path, tmp_path: Path) -> None:
+    """On one rank before the weights are read; folder_for says the same to several."""
+    file, project = tmp_path / "none.pth", tmp_path / "project"
+    file.touch()
+    project.mkdir()
+    (project / "main.py").write_text("mine")
+    for out, why in ((project, "holds files of something else"), (listed.parent, "is the folder of .*, which is read")):
+        before = sorted(out.iterdir())
+        with pytest.raises(ConfigError, match=f"--out {out} {why}"):
+            evaluate(file, manifest=listed, out=out)
+        with pytest.raises(ConfigError, match=f"--out {out} {why}"):
+            folder_for(out, tmp_path / "default", {"clips": 1}, [listed])
+        assert sorted(out.iterdir()) == before
+    (project / "main.py").rename(project / ".part123")  # what a killed evaluation left
+    assert folder_for(project, tmp_path / "default", {"clips": 1}, [listed]) == project
+
+
 def test_a_place_that_cannot_be_written_is_found_before_the_first_video(
     run: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,12 +26,12 @@ from vmae2_ds.contracts import AskedBatch, LabelledBatch, TaughtBatch
 from vmae2_ds.data.labelled import LabelledDataset, LabelledSample
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.data.order import SampleKey
+from vmae2_ds.distil_config import INDEX
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig
 
 # V videos, K views of a video, C classes, E the teacher's width (0 where its features are not kept).
 
-INDEX = "index.json"
 SHARD_VIDEOS = 4096
 """Of a new folder: 12 MB for two views of 710 classes in half precision."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vmae2_ds.contracts import AskedBatch, LabelledBatch, LoadedBatch
 from vmae2_ds.data.answers import (
-    INDEX,
     SHARD_VIDEOS,
     AnswersIndex,
     AskedDataset,
@@ -30,12 +29,13 @@ from vmae2_ds.data.answers import (
 from vmae2_ds.data.ledger import check_bad_share
 from vmae2_ds.data.loader import load_samples
 from vmae2_ds.data.mixture import Mixture, identity_of_videos, open_mixture
-from vmae2_ds.disk import check_out_folder, write_whole
+from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, default_device
-from vmae2_ds.distil_config import DistilConfig
+from vmae2_ds.distil_config import INDEX, DistilConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.train.engine import start_ranks, stop_ranks
+from vmae2_ds.train.first_look import cache_of, check_cache
 from vmae2_ds.train.plan import plan_run
 from vmae2_ds.train.runs import MAY_CHANGE
 from vmae2_ds.train.teacher import Teacher, check_classes, open_teacher
@@ -52,16 +52,12 @@ def distil_cache(config: DistilConfig) -> str:
     more epochs can be added. Raises ConfigError where the folder holds answers of another teacher or about other clips;
     others as `open_teacher`, and as the loader.
     """
-    folder = config.distil.cache
-    if folder is None:
-        raise ConfigError("no folder named for the answers: give --distil.cache FOLDER")
+    folder = cache_of(config)
     world = start_ranks()
     agreement = Agreement(world)
     mixture = open_mixture(config.data)
     epochs = epochs_of(config, mixture)
-    agreement.from_first(
-        lambda: check_out_folder(folder, "--distil.cache", is_ours=lambda path: (path / INDEX).is_file())
-    )
+    agreement.from_first(lambda: check_cache(folder))
     teacher = Teacher.of(config, world, agreement)
     index, missing = agreement.from_first(lambda: _prepare(config, folder, mixture, teacher, epochs))
     mine = missing[world.rank :: world.size]

@@ -23,6 +23,7 @@ from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import check_clip_options, check_ranges
+from vmae2_ds.train.scores import may_hold_evaluation
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
     import torch
@@ -82,8 +83,9 @@ def evaluate(
     """
     check_clip_options(clips=clips, crops=crops, num_frames=num_frames, size=size, stride=stride, workers=workers)
     check_ranges(max_bad_share=(max_bad_share, 0, 1))
+    inputs = [manifest, *([] if labels is None else [labels])]
     if out is not None and os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: below, for all of them together
-        check_out_folder(out)
+        check_out_folder(out, inputs=inputs, is_ours=may_hold_evaluation)
     check_there(source)
     check_there(manifest)
 
@@ -122,7 +124,6 @@ def evaluate(
     if labels is not None and form.names is not None:
         about["labels"] = form.names.digest
     default = run / "eval" / f"{manifest.stem}_{checkpoint.stem}_{views.clips}x{views.crops}"
-    inputs = [manifest, *([] if labels is None else [labels])]
     folder = agreement.from_first(lambda: folder_for(out, default, about, inputs))
     objective = classifier_of(config, weights)
     del weights

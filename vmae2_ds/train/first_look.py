@@ -12,8 +12,9 @@ from vmae2_ds.data.labels import check_labels, check_names
 from vmae2_ds.data.lists import read_list
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import form_of, lists_of, open_mixture
+from vmae2_ds.disk import check_out_folder
 from vmae2_ds.dist import LOCAL_SIZES, NODES, World, map_rank_variables
-from vmae2_ds.distil_config import DistilConfig
+from vmae2_ds.distil_config import INDEX, DistilConfig
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.masking import count_masks
@@ -43,6 +44,18 @@ def first_look(config: RunConfig) -> None:
         _warn_of_workers(config, _ranks_here(world, os.environ))
     if _on_one_host(world, os.environ):
         _look_at_files(config, lists, world)
+
+
+def cache_of(config: DistilConfig) -> Path:
+    """The folder that distil-cache fills. Raises ConfigError where none is named."""
+    if config.distil.cache is None:
+        raise ConfigError("no folder named for the answers: give --distil.cache FOLDER")
+    return config.distil.cache
+
+
+def check_cache(folder: Path) -> None:
+    """Raises ConfigError unless answers can be written into it: a new or empty folder, or one of answers."""
+    check_out_folder(folder, "--distil.cache", is_ours=lambda path: (path / INDEX).is_file())
 
 
 def _on_one_host(world: World, env: Mapping[str, str]) -> bool:

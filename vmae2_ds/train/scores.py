@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from vmae2_ds.errors import ConfigError
 RESULT = "result.json"
 FILES = ("scores.npz", "per_class.csv", "unreadable.txt", "confusion.png", RESULT)
 """What an evaluation leaves in its folder."""
+_HALF = re.compile(r"\.part\d+")
+"""The folder in which they are written first."""
 
 
 class Scores(NamedTuple):
@@ -80,6 +83,8 @@ def folder_for(named: Path | None, default: Path, about: dict[str, Any], inputs:
     Raises ConfigError where it holds another or somebody else's files, or cannot be written.
     """
     folder = default if named is None else named
+    if named is not None:
+        check_out_folder(named, inputs=inputs)
     number = 1
     while folder.is_dir() and (other := _other_than(about, folder)) is not None:
         if named is not None:
@@ -97,7 +102,14 @@ def _other_than(about: dict[str, Any], folder: Path) -> str | None:
     there = [name for name in FILES if (folder / name).exists()]
     if RESULT in there:
         return other_result(about, folder / RESULT)
-    return f"a {there[0]} that is none of this evaluation's" if there else None
+    if there:
+        return f"a {there[0]} that is none of this evaluation's"
+    return None if may_hold_evaluation(folder) else "files of something else"
+
+
+def may_hold_evaluation(folder: Path) -> bool:
+    """Whether an evaluation may be written there: one was before, or there is nothing but what a killed one left half."""
+    return (folder / RESULT).is_file() or all(_HALF.fullmatch(path.name) for path in folder.iterdir())
 
 
 def other_result(about: dict[str, Any], path: Path) -> str | None:
