@@ -21,6 +21,7 @@ from vmae2_ds.draw import draw_curves
 from vmae2_ds.draw_clips import DecodedPass, Reconstruction, animate_reconstruction, draw_reconstruction
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks, passes_over_hidden
+from vmae2_ds.progress import counted
 from vmae2_ds.ranges import check_clip_options, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
@@ -87,6 +88,7 @@ def visualize(
     check_there(source)
 
     from vmae2_ds.data.datasets import PretrainDataset
+    from vmae2_ds.train.initial import clip_line
     from vmae2_ds.train.ready import autoencoder_of
     from vmae2_ds.train.report import read_rows, write_report
     from vmae2_ds.train.runs import with_options
@@ -113,6 +115,8 @@ def visualize(
     dataset = PretrainDataset(drawing, open_mixture(config.data).with_reader("pyav"))
     weights = read_weights(found.checkpoint) if found.weights is None else found.weights
     objective = autoencoder_of(config, weights).to(default_device()).eval()
+    shown = min(clips, dataset.mixture.num_videos)
+    log.info("%s: %s of %s", found.checkpoint, counted(shown, "clip"), clip_line(source, config.data, **data))
     drawn: list[dict[str, Any]] = []
     written: list[Path] = []
     for number, view in enumerate(reconstruct(objective, drawing, dataset, clips)):

@@ -107,7 +107,7 @@ def predict(
     from vmae2_ds.model.source import read_given
     from vmae2_ds.train.engine import start_ranks, stop_ranks
     from vmae2_ds.train.evaluate import classifier_of, open_classifier, score_videos
-    from vmae2_ds.train.initial import labels_of, read_names
+    from vmae2_ds.train.initial import clip_line, labels_of, read_names
     from vmae2_ds.train.runs import with_options
 
     config, weights, checkpoint = open_classifier(source, given=read_given(model_config))
@@ -125,8 +125,9 @@ def predict(
     views = config.test
     if world.rank == 0:
         log.info(
-            "%s: %s x %s x %s, %s, on %s%s",
+            "%s: %s x %s x %s, %s, %s, on %s%s",
             checkpoint, counted(len(entries), "video"), counted(views.clips, "clip"), counted(views.crops, "crop"),
+            clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride),
             config.train.precision, counted(world.size, "rank"),
             "" if names else "; no class names, --labels FILE gives them",
         )  # fmt: skip

@@ -98,13 +98,18 @@ def probe(
     from vmae2_ds.downstream.kept import kept_features
     from vmae2_ds.downstream.trained import TrainedProbe
     from vmae2_ds.model.source import read_given
-    from vmae2_ds.train.initial import open_model
+    from vmae2_ds.train.initial import clip_line, open_model
     from vmae2_ds.train.runs import with_options
     from vmae2_ds.train.scores import other_result
 
     opened = open_model(source, given=read_given(model_config))
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}
     run = with_options(opened.run, data=asked)
+    log.info(
+        "%s: clips of %s",
+        opened.checkpoint,
+        clip_line(source, run.data, num_frames=num_frames, size=size, stride=stride),
+    )
     trained, random = FrozenEncoder(run, opened.weights), FrozenEncoder(run, None, seed)
     about = {
         "checkpoint": str(opened.checkpoint), "kind": kind, "pool": pool, "weights": trained.identity,

@@ -93,7 +93,7 @@ def evaluate(
     from vmae2_ds.model.source import read_given
     from vmae2_ds.train.engine import start_ranks, stop_ranks
     from vmae2_ds.train.hashed_files import digest_of
-    from vmae2_ds.train.initial import labels_of
+    from vmae2_ds.train.initial import clip_line, labels_of
     from vmae2_ds.train.runs import with_options
     from vmae2_ds.train.scores import folder_for, summary, write_scores
 
@@ -129,8 +129,9 @@ def evaluate(
     del weights
     if world.rank == 0:
         log.info(
-            "%s: %s x %s x %s, %s, on %s",
+            "%s: %s x %s x %s, %s, %s, on %s",
             checkpoint, counted(len(listed), "video"), counted(views.clips, "clip"), counted(views.crops, "crop"),
+            clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride),
             config.train.precision, counted(world.size, "rank"),
         )  # fmt: skip
     scores = score_videos(objective, dataset, views.views_at_once, world, agreement)

@@ -29,6 +29,7 @@ from vmae2_ds.model.layouts import State, best_reading, our_shapes, some
 from vmae2_ds.model.published import named, read_published
 from vmae2_ds.model.source import Found, find_weights
 from vmae2_ds.model.transformers_folder import is_weights_folder, weights_in
+from vmae2_ds.progress import counted
 from vmae2_ds.train.runs import NAMES, AnyRun, find_checkpoint, read_run_config
 from vmae2_ds.train.zero_weights import read_weights
 
@@ -189,6 +190,23 @@ def _with_clip(data: Data, clip: Mapping[str, Any]) -> Data:
         return type(data).model_validate(data.model_dump() | dict(clip))
     except ValidationError:  # a header of somebody else's making
         return data
+
+
+def clip_line(source: Path, data: DataConfig, **given: object) -> str:
+    """The clips that a model is shown, for a start line: "16 frames of 224, stride 4", and what of it nobody said.
+
+    Args:
+        source: What `open_model` opened.
+        given: What the user said of the clip, by field; None: nothing.
+    """
+    is_runs = is_run(source) or (not source.is_dir() and (source.parent / "run.json").is_file())
+    said = {*({} if is_runs else _clip_of(source)), *(name for name, value in given.items() if value is not None)}
+    words = {"num_frames": f"{data.num_frames} frames", "size": f"size {data.size}", "stride": f"stride {data.stride}"}
+    assumed = [] if is_runs else [word for name, word in words.items() if name not in said]
+    line = f"{counted(data.num_frames, 'frame')} of {data.size}, stride {data.stride}"
+    if not assumed:
+        return line
+    return f"{line} (assumed: the file does not say{'' if len(assumed) == len(words) else ' ' + ', '.join(assumed)})"
 
 
 def labels_of(source: Path) -> list[str] | None:
