@@ -245,7 +245,7 @@ class DataConfig(StrictModel):
         if self.manifest is not None and self.mixture is not None:
             raise ValueError(f"manifest={self.manifest} and mixture={self.mixture} both name the videos; keep one")
         if self.leave_out and self.mixture is None:
-            raise ValueError("leave_out names sources of a mixture; give data.mixture")
+            raise ValueError("leave_out names sources of a mixture; give --data.mixture")
         return self
 
 

@@ -31,14 +31,15 @@ class ClipGeometry:
     patch: int
 
     def __post_init__(self) -> None:
+        square = self.height == self.width  # as all settings have it
         for name, size, step in (
-            ("num_frames", self.num_frames, self.tubelet),
-            ("height", self.height, self.patch),
-            ("width", self.width, self.patch),
+            ("--data.num-frames", self.num_frames, self.tubelet),
+            ("--data.size" if square else "height", self.height, self.patch),
+            ("--data.size" if square else "width", self.width, self.patch),
         ):
             if size < step or size % step:
                 raise ConfigError(
-                    f"{name}={size} is not a positive multiple of the cube's {step}; try {max(1, round(size / step)) * step}"
+                    f"{name} {size} is not a positive multiple of the cube's {step}; try {max(1, round(size / step)) * step}"
                 )
 
     @property

@@ -56,18 +56,22 @@ class DistilConfig(FinetuneConfig):
     def _fits_together(self) -> DistilConfig:
         distil, augment = self.distil, self.augment
         if not distil.alpha and not distil.feature_weight:
-            raise ValueError("distil.alpha=0 and distil.feature_weight=0 leave the teacher unused; that is finetune")
+            raise ValueError(
+                "--distil.alpha 0 and --distil.feature-weight 0 leave the teacher unused; that is finetune"
+            )
         if distil.cache is not None:
             if distil.teacher_sharded:
                 raise ValueError(
-                    "distil.teacher_sharded needs all ranks to ask together, and with distil.cache each asks about clips of "
-                    "its own; leave one of the two out"
+                    "--distil.teacher-sharded needs all ranks to ask together, and with --distil.cache each asks about clips "
+                    "of its own; leave one of the two out"
                 )
             if augment.mix_share and (augment.mixup or augment.cutmix):
                 raise ValueError(
-                    "distil.cache holds answers for single clips, and a mixed clip depends on its micro batch; set "
-                    "augment.mixup=0 and augment.cutmix=0, or leave distil.cache out"
+                    "--distil.cache holds answers for single clips, and a mixed clip depends on its micro batch; set "
+                    "--augment.mixup 0 and --augment.cutmix 0, or leave --distil.cache out"
                 )
             if self.data.reader == "auto":
-                raise ValueError("distil.cache needs the same frames each time; name one data.reader instead of auto")
+                raise ValueError(
+                    "--distil.cache needs the same frames each time; name one --data.reader instead of auto"
+                )
         return self

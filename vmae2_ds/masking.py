@@ -107,7 +107,7 @@ def count_masks(config: MaskConfig, geometry: ClipGeometry) -> MaskCounts:
         return MaskCounts(visible, decode, supervised)
     if supervised is None:
         raise ConfigError(
-            "mask.decoder_tokens=disjoint needs the same number of tokens in every clip, which "
+            "--mask.decoder-tokens disjoint needs the same number of tokens in every clip, which "
             f"encoder={config.encoder} with decoder={config.decoder} over {num_steps} steps does not give; use "
             f"encoder=tube, decoder=running_cell and a multiple of {CELL * geometry.tubelet} frames, or decoder_tokens=official"
         )
@@ -119,7 +119,7 @@ def _num_hidden(side: str, name: str, ratio: float, geometry: ClipGeometry) -> i
     num_steps, height, width = geometry.grid
     if name == "running_cell":
         if ratio not in (0.25, 0.5, 0.75):
-            raise ConfigError(f"mask.{side}_ratio={ratio} is no share of a 2x2 running cell; use 0.25, 0.5 or 0.75")
+            raise ConfigError(f"--mask.{side}-ratio {ratio} is no share of a 2x2 running cell; use 0.25, 0.5 or 0.75")
         if height % 2 or width % 2:
             raise ConfigError(
                 f"a 2x2 running cell needs an even grid, but {geometry.height}x{geometry.width} pixels in patches of "
@@ -132,11 +132,11 @@ def _num_hidden(side: str, name: str, ratio: float, geometry: ClipGeometry) -> i
         nearest = min(max(round(ratio * units), 1), units - 1)
         way_out = f"try {nearest / units:g}" if nearest else "use another mask"
         raise ConfigError(
-            f"mask.{side}_ratio={ratio} of {units} tubelet steps is {ratio * units:g}, not whole frames; {way_out}"
+            f"--mask.{side}-ratio {ratio} of {units} tubelet steps is {ratio * units:g}, not whole frames; {way_out}"
         )
     if not 0 < hidden < units and (side == "encoder" or hidden == units):
         raise ConfigError(
-            f"mask.{side}_ratio={ratio} hides {hidden} of {units} {_UNIT[name]}, which leaves nothing to "
+            f"--mask.{side}-ratio {ratio} hides {hidden} of {units} {_UNIT[name]}, which leaves nothing to "
             f"{'see' if hidden else 'predict'}; use a ratio from {1 / units:g} to below 1, or a finer grid"
         )
     return hidden * (geometry.num_cubes // units)

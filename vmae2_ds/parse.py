@@ -18,6 +18,7 @@ from vmae2_ds.distil_recipes import DISTIL_RECIPES
 from vmae2_ds.errors import ConfigError, Vmae2Error
 from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
 from vmae2_ds.options import Subject, check_known, in_own_words, model_at, name_behind, options_of
+from vmae2_ds.progress import counted
 from vmae2_ds.recipes import RECIPES, describe_recipe
 from vmae2_ds.refusals import refused
 from vmae2_ds.spelling import did_you_mean
@@ -188,12 +189,14 @@ def _in_the_box(box: str) -> str:
     words = re.sub(r"\s+", " ", " ".join(inside)).strip()
     words = re.sub(r"\s*For full helptext, (see|run):? .*$", "", words)
     words = re.sub(r" Argument helptext: .*$", "", words)
+    words = re.sub(r"(?<=.) Unrecognized options: .*$", "", words)  # a recipe; `check_known` has seen the others
     words = re.sub(r"Missing from [^:]+: ", "missing: ", words)
-    words = re.sub(r"^Error parsing ", "", words.replace(" (required)", ""))
+    words = re.sub(r"^Error parsing ", "", words.replace(" (required)", "")).rstrip(".")
     words = re.sub(r"invalid literal for int\(\) with base 10: (.*)$", r"\1 is not a whole number", words)
     words = re.sub(r"could not convert string to float: (.*)$", r"\1 is not a number", words)
-    words = re.sub(r"^Missing value for argument '(\S+)'. Expected (\d+) values.$", r"\1: \2 value(s) needed", words)
-    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(\S+)'. Expected one of \((.*)\)\.", words):
+    if lacking := re.fullmatch(r"Missing value for argument '(\S+)'. Expected (\d+) values", words):
+        return f"{lacking[1]}: {counted(int(lacking[2]), 'value')} needed"
+    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(\S+)'. Expected one of \((.*)\)", words):
         asked, option, choices = choice[1], choice[2], re.findall(r"'([^']*)'", choice[3])
         guess = did_you_mean(asked, choices)
         return f"{option} {asked}: {guess + ' ' if guess else ''}one of {', '.join(choices)}"

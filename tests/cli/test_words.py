@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -255,3 +256,28 @@ def test_a_full_disk_under_standard_output_is_one_line(
         patch.setattr(sys, "stdout", stdout)
         assert run(["flops"]) == 2
     assert capsys.readouterr().err == "vmae2: standard output: No space left on device; what was to be said is lost\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "plan vit_ti_pretrain_desk --gpus 1 --gpu h100 --videos 9 --data.size 70",
+            "--data.size 70 is not a positive multiple",
+        ),
+        ("memory --size 70", "--size 70 is not a positive multiple"),
+        ("flops --num-frames 15", "--num-frames 15 is not a positive multiple"),
+        ("memory --mask.encoder-ratio 0", "--mask.encoder-ratio 0.0 hides 0"),
+        ("flops --mask.decoder-ratio 0", "--mask.decoder-ratio 0.0 is no share"),
+        ("pretrain vit_ti_pretrain_desk --model.positions-from 15 64", "--model.positions-from: its frames, 15"),
+        ("plan vit_ti_pretrain_desk --gpus 7 --gpu h100 --videos 9", "--train.global-batch 32 is not a multiple"),
+        ("distil vit_ti_distil_desk --distil.alpha 0 --teacher x", "--distil.alpha 0 and --distil.feature-weight 0"),
+        ("launch hosts vit_s_distil_k710", "missing: --hostfile PATH"),
+        ("plan vit_b_pretrain_hybrid --gpus 8", "missing: --gpu STR"),
+        ("pretrain vit_ti_pretrain_desk --train.epochs", "--train.epochs: 1 value needed"),
+    ],
+)
+def test_a_refusal_names_the_flag_that_is_typed(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refusal(line.split(), capsys)
+    assert told.startswith(f"vmae2: {said}")
+    assert not re.search(r"(?<![-\w/])(data|mask|train|model|optim|distil)\.[a-z_]+|Unrecognized|\(s\)", told)

@@ -90,7 +90,7 @@ def test_every_verdict(videos: Path, tmp_path: Path) -> None:
     assert reasons["text.mp4"] == "text, not a video"
     assert reasons["3.mp4"] == "label 9 of 9 classes, which are 0 to 8"
     assert reasons["copy.mp4"] == "the same content as row 0, 0.mp4"
-    assert reasons["1.mp4"] == "1 frame(s) from frame 23 of 24; at least 2 are wanted"
+    assert reasons["1.mp4"] == "1 frame from frame 23 of 24; at least 2 are wanted"
     assert any("1 file of a variable frame rate" in warning for warning in result.warnings)
     assert result.bad == 9
     clean = read_csv(tmp_path / "out/clean.csv")

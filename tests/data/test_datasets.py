@@ -118,9 +118,9 @@ def test_parts_of_a_video(synthetic_set: SyntheticSet, make_config: MakeConfig, 
     assert not torch.equal(tail, head)
     assert whole.shape == tail.shape
     reasons = [dataset[SampleKey(0, row)].failures[0].reason for row in (4, 5, 6)]
-    assert reasons[0] == "too short: 2 frame(s) from frame 22 of 24; min_frames=4"
-    assert reasons[1].startswith("too short: 0 frame(s) from frame 30 of 24")
-    assert reasons[2].startswith("too short: 3 frame(s)")
+    assert reasons[0] == "too short: 2 frames from frame 22 of 24; min_frames=4"
+    assert reasons[1].startswith("too short: 0 frames from frame 30 of 24")
+    assert reasons[2].startswith("too short: 3 frames")
 
 
 def test_stride_by_source(synthetic_set: SyntheticSet, make_config: MakeConfig) -> None:

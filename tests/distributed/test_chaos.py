@@ -111,7 +111,7 @@ def test_every_sample_is_seen_exactly_once(undisturbed: Chaos, disturbed: Chaos)
 def test_the_checkpoint_goes_from_one_number_of_ranks_to_the_other(disturbed: Chaos) -> None:
     log = disturbed.log(0).read_text()
     for change in (
-        "from 2 rank(s) at ZeRO stage 1 to 1",
-        "from 1 rank(s) at ZeRO stage 2 to 2 rank(s) at ZeRO stage 3",
+        "from 2 ranks at ZeRO stage 1 to 1",
+        "from 1 rank at ZeRO stage 2 to 2 ranks at ZeRO stage 3",
     ):
         assert change in log

@@ -40,7 +40,7 @@ def test_a_full_disk_costs_the_save_and_not_the_run(zygote: Zygote, small_disk: 
     processes = run.start()
     assert [process.wait(240) for process in processes] == [EXIT_NOT_SAVED] * len(processes)
     log = run.log(0).read_text()
-    assert "will not fit: make room, or lower train.keep" in log, "told before the first step"
+    assert "will not fit: make room, or lower --train.keep" in log, "told before the first step"
     assert f"the checkpoint of step {2 * SAVE_EVERY} could not be written" in log
     assert "No space left on device" in log
     assert f"training goes on, the next try is after step {NUM_STEPS}" in log

@@ -186,6 +186,6 @@ def test_a_run_on_cached_answers_equals_one_with_the_teacher(vmae2: Vmae2, manif
     code, text = vmae2(*distilling(manifest, teacher.with_name("online"), teacher, 3, *options, *cache))
     assert code == EXIT_USER_ERROR
     assert (
-        "online was started with other settings: distil.cache: where the teacher's answers come from has changed"
+        "online was started with other settings: --distil.cache: where the teacher's answers come from has changed"
         in text
     )

@@ -99,7 +99,7 @@ def stop_by_sigusr1_and_by_the_time_limit(run: Run) -> None:
     assert run.rows()[-1]["bad_videos"] == 0
     processes = run.start(options=("--train.time-limit", "1s"))  # over before the first step
     assert [process.wait(120) for process in processes] == [EXIT_PREEMPTED] * RANKS
-    assert "stopped at the end of train.time_limit=1s and saved at step" in run.log(0).read_text()
+    assert "stopped at the end of --train.time-limit 1s and saved at step" in run.log(0).read_text()
 
 
 def kill_between_saves(run: Run) -> None:

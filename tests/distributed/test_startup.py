@@ -136,5 +136,5 @@ def test_equal_ranks_train_and_leave_a_table_of_hosts(hosts: Hosts) -> None:
     table = json.loads((hosts.run / "env.json").read_text())["hosts"]
     assert [(row["host"], row["ranks"]) for row in table] == [("w1", [0]), ("w2", [1])]
     log = hosts.logs[0].read_text()
-    assert all(f"host w{number}: rank(s) {number - 1}, 1 x CPU" in log for number in (1, 2))
+    assert all(f"host w{number}: rank {number - 1}, 1 x CPU" in log for number in (1, 2))
     assert not list(hosts.run.parent.rglob(".start-*"))

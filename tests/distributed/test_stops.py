@@ -26,7 +26,7 @@ def test_divergence(tmp_path: Path, manifest: Path, capsys: pytest.CaptureFixtur
     arguments = tiny_pretraining(manifest, run, 12)
     arguments += ["--optim.base-lr", "1e35", "--optim.warmup-epochs", "0", "--train.max-nonfinite-steps", "2"]
     assert stop_code(arguments) == EXIT_DIVERGED
-    assert "more than train.max_nonfinite_steps=2" in capsys.readouterr().err
+    assert "more than --train.max-nonfinite-steps 2" in capsys.readouterr().err
     newest = find_newest_whole(run / "ckpt")
     assert newest is not None
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

@@ -281,7 +281,7 @@ def test_running_becomes_the_launcher(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "args", "parts"),
     [
-        ("w1 slots=3\n", [], ["train.global_batch=32", "3 rank(s)"]),
+        ("w1 slots=3\n", [], ["--train.global-batch 32", "3 ranks"]),
         ("w1 slots=1\nw2 slots=1\n", ["--launcher", "ssh", "--run"], ["--launcher ssh", "each on its host"]),
         ("w1 slots=1\nw2 slots=1\n", ["--launcher", "telnet"], ["telnet", "pdsh"]),
         ("w1 slots=1\nw2 slots=1\n", ["--run", "--bin", "/nonexistent"], ["/nonexistent/deepspeed", "--bin"]),

@@ -162,7 +162,7 @@ def test_what_sbatch_would_misread_is_refused(option: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["--nodes", "7"], ["train.global_batch=8192", "56 rank(s)"]),
+        (["--nodes", "7"], ["--train.global-batch 8192", "56 ranks"]),
         (["--nodes", "0"], ["--nodes 0: at least 1"]),
         ([], ["--nodes"]),
         (["--nodes", "8", "--train.ds-config", "zero9"], ["zero9"]),

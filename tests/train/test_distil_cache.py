@@ -121,7 +121,7 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(make: Make, tm
         for start in (distil_cache, lambda config: open_answers(config, open_mixture(config.data))):
             with pytest.raises(ConfigError, match=message) as error:
                 start(config)
-            assert "name another distil.cache" in str(error.value)
+            assert "name another --distil.cache" in str(error.value)
             assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="dtype: was float32, now float16"):
         distil_cache(make(cache_dtype="float16"))

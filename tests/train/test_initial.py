@@ -108,7 +108,7 @@ def test_a_head_of_other_classes_is_drawn_anew_or_mapped(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[0, 1]", "names 2 classes, and model.num_classes=3"),
+        ("[0, 1]", "names 2 classes, and --model.num-classes 3"),
         ('{"a": 1}', "JSON list of class numbers"),
         ("[", "head_map="),
     ],

@@ -38,7 +38,7 @@ def test_the_message_holds_the_numbers() -> None:
     said = [message for message in map(watch.row, [0.9, 0.1, 0.2, 0.3, 0.4, 0.5]) if message]
     assert said == [
         "30% of the time of the last 5 rows went into waiting for data: raise --data.workers from 2 to 8 "
-        "(2 rank(s) x 2 worker(s) on the 16 cores of this host)"
+        "(2 ranks x 2 workers on the 16 cores of this host)"
     ]
 
 
@@ -50,7 +50,12 @@ def test_workers_while_cores_are_left(workers: int) -> None:
 @pytest.mark.parametrize(("workers", "cores"), [(4, 8), (4, 9), (6, 8), (1, 1), (0, 1)])
 def test_less_work_where_none_is_left(workers: int, cores: int) -> None:
     text = remedy(PretrainDataConfig(workers=workers, views=3, prefetch=7), ranks=2, cores=cores)
-    for expected in (f"2 rank(s) x {workers} worker(s) on {cores} cores", "vmae2 data prepare", "now 3", "now 7"):
+    for expected in (
+        f"2 ranks x {workers} worker{'' if workers == 1 else 's'} on {cores} core{'' if cores == 1 else 's'}",
+        "vmae2 data prepare",
+        "now 3",
+        "now 7",
+    ):
         assert expected in text, expected
 
 

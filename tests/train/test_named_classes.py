@@ -94,7 +94,7 @@ def test_the_names_are_kept_with_the_run_and_decide_whether_it_is_the_same(make:
     (tmp_path / "moved.txt").write_text("run\r\nwalk\r\nsit")
     assert open_run_folder(make(labels=tmp_path / "moved.txt")).path == folder
     (tmp_path / "other.txt").write_text("walk\nrun\nsit\n")
-    with pytest.raises(ConfigError, match=r"data.labels: the names in .*other.txt has changed"):
+    with pytest.raises(ConfigError, match=r"--data.labels: the names in .*other.txt has changed"):
         open_run_folder(make(labels=tmp_path / "other.txt"))
 
 

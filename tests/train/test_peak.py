@@ -15,7 +15,7 @@ CUDA = torch.device("cuda", 0)
 def test_override_wins() -> None:
     peak = device_peak(CUDA, "bf16", 5e12)
     assert peak is not None
-    assert peak == (5e12, "train.peak_flops, 5 TFLOP/s")
+    assert peak == (5e12, "--train.peak-flops, 5 TFLOP/s")
 
 
 def test_cpu_is_measured_and_says_so() -> None:
@@ -50,4 +50,4 @@ def test_unknown_peak_warns_and_stays_unknown(
     with caplog.at_level(logging.WARNING):
         assert device_peak(CUDA, "bf16") is None
     assert device_name in caplog.text
-    assert "train.peak_flops" in caplog.text
+    assert "--train.peak-flops" in caplog.text

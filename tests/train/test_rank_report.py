@@ -96,7 +96,7 @@ def test_the_table_has_a_row_a_host() -> None:
         ("w2", [2, 3], -2.0),
         ("w3", [4, 5], 0.5),
     ]
-    assert describe_host(table[1]) == "host w2: rank(s) 2-3, 2 x H100, 78.0 GiB free, clock -2.00 s"
+    assert describe_host(table[1]) == "host w2: ranks 2-3, 2 x H100, 78.0 GiB free, clock -2.00 s"
 
 
 def test_the_code_s_digest_is_that_of_the_files_on_disk() -> None:

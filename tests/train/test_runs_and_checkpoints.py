@@ -104,9 +104,9 @@ def test_another_split_of_the_same_batch_and_states_is_the_same_run(tmp_path: Pa
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        ("a.mp4", "b.mp4", "data.mixture: source 'one' has changed"),
-        ("weight = 1", "weight = 2", "data.mixture: source 'two' has changed"),
-        ('name = "two"', 'name = "three"', "data.mixture: source 'three' has changed"),
+        ("a.mp4", "b.mp4", "--data.mixture: source 'one' has changed"),
+        ("weight = 1", "weight = 2", "--data.mixture: source 'two' has changed"),
+        ('name = "two"', 'name = "three"', "--data.mixture: source 'three' has changed"),
     ],
 )
 def test_a_changed_source_is_another_run(before: str, after: str, told: str, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_spikes_that_go_on_stop_the_run(
 
     monkeypatch.setattr(session, "make_loader", recorded)
     assert train(run, videos, monkeypatch, range(9, 99), *options) == EXIT_DIVERGED
-    assert "after 2 rollbacks (guard.max_rollbacks=2)" in capsys.readouterr().err
+    assert "after 2 rollbacks (--guard.max-rollbacks 2)" in capsys.readouterr().err
     actions = [event["action"] for event in rows_of(run / "guard.jsonl")]
     assert actions == ["back to step 8, samples left out", "back to step 4, samples left out", "stopped"]
     assert [path.name for path in (run / "ckpt").glob("step*")] == ["step00000004"]

@@ -124,7 +124,7 @@ def test_its_name_is_its_weights_whatever_the_file(tmp_path: Path) -> None:
 
 def test_a_head_map_picks_the_student_s_classes(tmp_path: Path) -> None:
     ten = written(tmp_path, TEACHER.model_copy(update={"num_classes": 10}), "ten.safetensors")
-    with pytest.raises(ConfigError, match=r"has 10 classes, and the student model.num_classes=5; .*teacher-head-map"):
+    with pytest.raises(ConfigError, match=r"has 10 classes, and the student --model.num-classes 5; .*teacher-head-map"):
         open_teacher(config_of(ten))
     (tmp_path / "map.json").write_text("[9, 0, 4, 4, 7]")
     mapped = teacher_of(config_of(ten, teacher_head_map=tmp_path / "map.json"))(noise())
@@ -154,8 +154,12 @@ def test_what_cannot_teach_is_refused_in_a_line(tmp_path: Path) -> None:
             ConfigError,
             "sees 3 frames, and the student's clip of 8 does not hold them",
         ),
-        (config_of(file, teacher_frames=16), ConfigError, "set data.num_frames to a multiple of 16"),
-        (config_of(file, teacher_size=32), ConfigError, "height=32 is not a positive multiple of the cube's 6; try 30"),
+        (config_of(file, teacher_frames=16), ConfigError, "set --data.num-frames to a multiple of 16"),
+        (
+            config_of(file, teacher_size=32),
+            ConfigError,
+            "--distil.teacher-size 32 is not a positive multiple of the cube's 6",
+        ),
         (config_of(file, teacher_size=None), ConfigError, "see --distil.teacher-size"),
     ]
     for config, kind, message in refused:

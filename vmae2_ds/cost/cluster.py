@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vmae2_ds.cost.assumptions import Range
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.progress import counted
 
 CPU_KEY = "cpu"
 """What `--gpu` calls this machine's CPU."""
@@ -60,7 +61,9 @@ def make_cluster(
     nodes = num_nodes if num_nodes is not None else -(-num_gpus // USUAL_NODE)
     if num_gpus % nodes:
         near = max(1, num_gpus // nodes) * nodes
-        raise ConfigError(f"--gpus {num_gpus} do not divide over {nodes} node(s); try --gpus {near}, or say --nodes")
+        raise ConfigError(
+            f"--gpus {num_gpus} do not divide over {counted(nodes, 'node')}; try --gpus {near}, or say --nodes"
+        )
     if memory_gib is not None and not 0 < memory_gib <= gpu.memory_gb:
         raise ConfigError(
             f"--memory {memory_gib:g}: {gpu.name} has {gpu.memory_gb:g} GB; say less, or leave --memory out"

@@ -103,7 +103,7 @@ def read_index(folder: Path) -> AnswersIndex:
         return AnswersIndex.model_validate_json(file.read_text())
     except FileNotFoundError:
         raise ConfigError(
-            f"distil.cache={folder} holds no answers (no {INDEX}); write them first: vmae2 distil-cache with the same options"
+            f"--distil.cache {folder} holds no answers (no {INDEX}); write them first: vmae2 distil-cache with the same options"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from None

@@ -37,7 +37,7 @@ def check_policy(name: str, size: int) -> None:
         _policy(name, size)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise ConfigError(
-            f"augment.rand_augment={name!r} is no policy of timm ({error or type(error).__name__})"
+            f"--augment.rand-augment {name!r} is no policy of timm ({error or type(error).__name__})"
         ) from None
 
 

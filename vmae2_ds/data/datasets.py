@@ -25,6 +25,7 @@ from vmae2_ds.data.uncut import UncutBatch
 from vmae2_ds.data.watchdog import GuardedReader
 from vmae2_ds.errors import ConfigError, DataError, VideoError
 from vmae2_ds.masking import make_masks
+from vmae2_ds.progress import counted
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +67,10 @@ class VideoDataset(Dataset[S]):
         for source in sorted(set(data.source_strides) - set(mixture.names)):
             for near in difflib.get_close_matches(source.lower(), spelt, n=1):
                 raise ConfigError(
-                    f"data.source_strides: {mixture.name} has no source {source!r}; did you mean {spelt[near]!r}?"
+                    f"--data.source-strides: {mixture.name} has no source {source!r}; did you mean {spelt[near]!r}?"
                 )
             log.info(
-                "no video has the source %r of data.source_strides; sources are %s", source, ", ".join(mixture.names)
+                "no video has the source %r of --data.source-strides; sources are %s", source, ", ".join(mixture.names)
             )
 
     @abstractmethod
@@ -122,7 +123,9 @@ class VideoDataset(Dataset[S]):
             part = max(0, length - entry.start) if entry.frames is None else min(entry.frames, length - entry.start)
             if part < self._data.min_frames:
                 whole = "" if part == length else f" from frame {entry.start} of {length}"
-                raise VideoError(f"too short: {max(0, part)} frame(s){whole}; min_frames={self._data.min_frames}")
+                raise VideoError(
+                    f"too short: {counted(max(0, part), 'frame')}{whole}; min_frames={self._data.min_frames}"
+                )
             stride = self._stride(source, name, fps)
             return entry.start + SAMPLERS[self._data.sampling](part, self._data.num_frames, stride, rng)
 

@@ -15,7 +15,7 @@ def check_names(config: FinetuneConfig) -> None:
     names = class_names_of(config.data)
     if names is not None and len(names.names) != config.model.num_classes:
         raise ConfigError(
-            f"data.labels={names.file} names {len(names.names)} classes, and the model has num_classes="
+            f"--data.labels {names.file} names {len(names.names)} classes, and the model has num_classes="
             f"{config.model.num_classes}; set --model.num-classes {len(names.names)}, or give the file of its classes"
         )
 

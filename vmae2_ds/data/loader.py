@@ -63,7 +63,7 @@ def make_loader(
     if order.length is not None and order.length < wanted:
         raise ConfigError(
             f"{mixture.name} is used up after {order.length} samples (max_epochs of its sources), and the run wants {wanted}: "
-            "lower train.epochs, or leave a source without max_epochs"
+            "lower --train.epochs, or leave a source without max_epochs"
         )
 
     def micro_batches() -> Iterator[list[SampleKey]]:

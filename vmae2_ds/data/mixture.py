@@ -21,6 +21,7 @@ from vmae2_ds.data.reader_choice import choose_reader
 from vmae2_ds.data.storage import ReadAs, check_template
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import LabelledDataConfig
+from vmae2_ds.progress import counted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -185,10 +186,10 @@ class Mixture(NamedTuple):
         for source in self.sources:
             videos = len(source.manifest)
             passes = source.share * self.num_videos / videos
-            end = "" if source.max_videos is None else f", at most {source.max_videos / videos:g} epochs"
+            end = "" if source.max_videos is None else f", at most {counted(source.max_videos / videos, 'epoch')}"
             lines.append(
-                f"source {source.name or self.name}: {videos} videos, {source.share:.2%} of the samples, "
-                f"{passes:.3g} passes in an epoch{end}"
+                f"source {source.name or self.name}: {counted(videos, 'video')}, {source.share:.2%} of the samples, "
+                f"{counted(float(f'{passes:.3g}'), 'pass', 'passes')} in an epoch{end}"
             )
         return lines
 
@@ -280,9 +281,9 @@ def _read_mixture(data: DataConfig) -> tuple[MixtureConfig, Path]:
     for name in data.leave_out:
         if all(source.name != name for source in config.source):
             names = ", ".join(source.name for source in config.source)
-            raise ConfigError(f"data.leave_out: {path} has no source {name!r}; it has {names}")
+            raise ConfigError(f"--data.leave-out: {path} has no source {name!r}; it has {names}")
     if not kept:
-        raise ConfigError(f"data.leave_out leaves no source of {path}")
+        raise ConfigError(f"--data.leave-out leaves no source of {path}")
     return config.model_copy(update={"source": kept}), path.parent if data.root is None else data.root
 
 
@@ -294,7 +295,7 @@ def _parse_mixture(path: Path, ready: dict[str, Path]) -> MixtureConfig:
         hint = f"did you mean {near[0]!r}? " if near else ""
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(
-            f"data.mixture={path}: {reason}; {hint}give a TOML or JSON file of sources, or one of {', '.join(ready)}"
+            f"--data.mixture {path}: {reason}; {hint}give a TOML or JSON file of sources, or one of {', '.join(ready)}"
         ) from None
     try:
         written = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

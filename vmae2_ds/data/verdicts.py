@@ -91,7 +91,7 @@ def _judge_file(scanned: Scanned, video: ListedVideo, how: ReadAs, min_frames: i
         part = left if video.frames is None else min(left, video.frames)
     if part < min_frames:
         of = "" if part == scanned.frames else f" from frame {video.start} of {scanned.frames}"
-        return "too short", f"{part} frame(s){of}; at least {min_frames} are wanted"
+        return "too short", f"{counted(part, 'frame')}{of}; at least {min_frames} are wanted"
     return None, ""
 
 

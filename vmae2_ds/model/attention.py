@@ -41,7 +41,7 @@ def flash_attention(qkv_BN3HK: Tensor) -> Tensor:
     from flash_attn import flash_attn_qkvpacked_func
 
     if qkv_BN3HK.is_cuda and qkv_BN3HK.dtype == torch.float32:
-        raise ConfigError("model.attention=flash computes in 16 bit only; set train.precision=bf16, or choose sdpa")
+        raise ConfigError("--model.attention flash computes in 16 bit only; set --train.precision bf16, or choose sdpa")
     return flash_attn_qkvpacked_func(qkv_BN3HK)
 
 
@@ -61,7 +61,7 @@ def get_attention(name: str) -> AttentionFn:
             import flash_attn  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"model.attention=flash needs flash_attn, which cannot be imported ({error}); on a machine with CUDA "
+                f"--model.attention flash needs flash_attn, which cannot be imported ({error}); on a machine with CUDA "
                 "run `pip install --no-build-isolation 'vmae2_ds[flash]'`, or choose sdpa, math or auto"
             ) from error
     return ATTENTION[name]

@@ -22,6 +22,7 @@ import torch
 from vmae2_ds.disk import flush_to_disk, write_whole
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import CheckpointError, SaveFailed
+from vmae2_ds.progress import counted
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.hashed_files import HashedFiles, sha256_of
 from vmae2_ds.train.retention import Keep, Saved, survivors
@@ -206,8 +207,8 @@ def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agree
         return saved["vmae2"]
     if (whole["world_size"], whole["stage"]) != (world.size, engine.stage):
         raise CheckpointError(
-            f"{target} was written by {whole['world_size']} rank(s) at ZeRO stage {whole['stage']}, this run has "
-            f"{world.size} rank(s) at stage {engine.stage}"
+            f"{target} was written by {counted(whole['world_size'], 'rank')} at ZeRO stage {whole['stage']}, this run has "
+            f"{counted(world.size, 'rank')} at stage {engine.stage}"
         )
     reader = engine.deepspeed.checkpoint_engine
     kept, reader.load = reader.load, read_state

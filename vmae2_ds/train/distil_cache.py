@@ -100,7 +100,9 @@ def open_answers(config: DistilConfig, mixture: Mixture) -> AnswersIndex:
         _refuse(folder, different(index.teacher, open_teacher(config)[0].identity(), "teacher."))
     check_classes(index.classes, config, f"behind {folder}")
     if config.distil.feature_weight and not index.feature_width:
-        raise ConfigError(f"{folder} holds no features; cache anew with distil.feature_weight set, or set it to 0 here")
+        raise ConfigError(
+            f"{folder} holds no features; cache anew with --distil.feature-weight set, or set it to 0 here"
+        )
     CachedAnswers(folder, index).check_there(epochs_of(config, mixture))
     return index
 
@@ -154,8 +156,8 @@ def _prepare(
 def _refuse(folder: Path, differences: list[str]) -> None:
     if differences:
         raise ConfigError(
-            f"{folder} holds answers about something else: {'; '.join(differences[:3])}; name another distil.cache, or set the "
-            "same"
+            f"{folder} holds answers about something else: {'; '.join(differences[:3])}; name another --distil.cache, or set "
+            "the same"
         )
 
 
@@ -173,7 +175,7 @@ def _check_space(folder: Path, index: AnswersIndex, epochs: list[int], missing: 
     if need > free:
         raise ConfigError(
             f"{folder}: the answers still to be written take {need / GIB:.3g} GiB, and {free / GIB:.3g} GiB are free; lower "
-            "train.epochs or data.views, or name a distil.cache on another disk"
+            "--train.epochs or --data.views, or name a --distil.cache on another disk"
         )
 
 

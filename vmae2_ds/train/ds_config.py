@@ -32,17 +32,17 @@ def read_policy(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix == ".json":
         if not path.is_file():
-            raise ConfigError(f"train.ds_config: no file {path}; or name one of {', '.join(policy_names())}")
+            raise ConfigError(f"--train.ds-config: no file {path}; or name one of {', '.join(policy_names())}")
         try:
             text = path.read_text()
         except OSError as error:
-            raise ConfigError(f"train.ds_config {path}: {error.strerror}") from None
+            raise ConfigError(f"--train.ds-config {path}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise ConfigError(f"train.ds_config {path}: not a text file; a ds_config is JSON") from None
+            raise ConfigError(f"--train.ds-config {path}: not a text file; a ds_config is JSON") from None
     elif name in policy_names():
         text = (_folder() / f"{name}.json").read_text()
     else:
-        raise ConfigError(f"train.ds_config={name!r} is neither a .json file nor one of {', '.join(policy_names())}")
+        raise ConfigError(f"--train.ds-config {name!r} is neither a .json file nor one of {', '.join(policy_names())}")
     try:
         policy = json.loads(text)
     except json.JSONDecodeError as error:
@@ -95,15 +95,15 @@ def fill_policy(policy: dict[str, Any], config: RunConfig, plan: RunPlan, *, on_
     ds_config.setdefault("steps_per_print", 10**9)  # our own metrics speak
     for key in ("optimizer", "scheduler", "fp16", "amp", "train_micro_batch_size"):
         if key in ds_config:
-            raise ConfigError(f"ds_config sets {key!r}, which belongs to the run config (optim.*, train.precision)")
+            raise ConfigError(f"ds_config sets {key!r}, which belongs to the run config (--optim.*, --train.precision)")
     stage = zero_stage(ds_config)
     if bf16 and stage == 0:
         raise ConfigError(
             "bf16 with ZeRO stage 0 takes a wrong first step in DeepSpeed (Adam's counter starts at 1: 0.735 of the "
-            "update); use train.ds_config zero1, which costs no more, or train.precision fp32"
+            "update); use --train.ds-config zero1, which costs no more, or --train.precision fp32"
         )
     if config.train.ds_zero_init and stage != 3:
-        raise ConfigError(f"train.ds_zero_init needs ZeRO stage 3, {config.train.ds_config} has stage {stage}")
+        raise ConfigError(f"--train.ds-zero-init needs ZeRO stage 3, {config.train.ds_config} has stage {stage}")
     zero = ds_config.get("zero_optimization", {})
     for part in ("offload_optimizer", "offload_param"):
         if part in zero:

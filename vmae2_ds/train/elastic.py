@@ -12,6 +12,7 @@ from typing import Any
 from vmae2_ds.disk import flush_to_disk
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import CheckpointError
+from vmae2_ds.progress import counted
 from vmae2_ds.train.checkpoint import WHOLE, declare_whole, why_unsound
 from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.hashed_files import sha256_of
@@ -112,4 +113,4 @@ def _refuse_uncovered(source: Path, before: dict[str, Any], now: dict[str, Any])
 
 
 def _words(state: dict[str, Any]) -> str:
-    return f"{state['world_size']} rank(s) at ZeRO stage {state['stage']}"
+    return f"{counted(state['world_size'], 'rank')} at ZeRO stage {state['stage']}"

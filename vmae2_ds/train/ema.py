@@ -44,7 +44,7 @@ class WeightAverage:
             return self._load_universal(WholeStates(target))
         path = target / mean_file(world.rank)
         if not path.is_file():
-            raise CheckpointError(f"{target} holds no running mean of the weights; go on without optim.ema_decay")
+            raise CheckpointError(f"{target} holds no running mean of the weights; go on without --optim.ema-decay")
         saved = read_state(path)
         if [shard.shape for shard in saved] != [shard.shape for shard in self._mean]:
             raise CheckpointError(f"{path} is of another number of ranks or another ZeRO stage")
@@ -55,7 +55,9 @@ class WeightAverage:
         for piece in self._engine.pieces():
             saved = states.read(piece.name, MEAN)
             if saved is None:
-                raise CheckpointError(f"{states} holds no running mean of {piece.name}; go on without optim.ema_decay")
+                raise CheckpointError(
+                    f"{states} holds no running mean of {piece.name}; go on without --optim.ema-decay"
+                )
             mine = self._mean[piece.shard].view(-1)[piece.offset : piece.offset + piece.numel]
             mine.copy_(saved[piece.start : piece.start + piece.numel])
 
@@ -90,6 +92,6 @@ def check_ema(ds_config: dict[str, Any]) -> None:
     offload = ds_config.get("zero_optimization", {}).get("offload_optimizer", {})
     if offload.get("device") == "nvme":
         raise ConfigError(
-            "optim.ema_decay needs the master weights in memory, and the ds_config offloads the optimizer to nvme; "
+            "--optim.ema-decay needs the master weights in memory, and the ds_config offloads the optimizer to nvme; "
             "offload to cpu, or leave ema_decay out"
         )

@@ -18,6 +18,7 @@ from vmae2_ds.distil_config import INDEX, DistilConfig
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.masking import count_masks
+from vmae2_ds.progress import counted
 from vmae2_ds.train.ds_config import read_policy
 from vmae2_ds.train.plan import plan_run
 
@@ -35,7 +36,11 @@ def first_look(config: RunConfig) -> None:
     that all of them end alike; on several hosts the start-up check reads them, and names the host where one is amiss.
     """
     geometry = config.geometry
-    _ = config.model.positions_geometry
+    try:
+        _ = config.model.positions_geometry
+    except ConfigError as error:
+        said = str(error).replace("--data.num-frames", "its frames,").replace("--data.size", "its size,")
+        raise ConfigError(f"--model.positions-from: {said}") from None
     if isinstance(config, PretrainConfig):
         count_masks(config.mask, geometry)
     lists = lists_of(config.data)
@@ -72,8 +77,8 @@ def _warn_of_workers(config: RunConfig, ranks: int) -> None:
     cores = os.cpu_count() or 1
     if config.data.workers * ranks > WORKERS_A_CORE * cores:
         log.warning(
-            "--data.workers %d: %d rank(s) here start %d loader processes on %d cores; more than %d for each core only wait",
-            config.data.workers, ranks, config.data.workers * ranks, cores, WORKERS_A_CORE,
+            "--data.workers %d: %s here start %d loader processes on %d cores; more than %d for each core only wait",
+            config.data.workers, counted(ranks, "rank"), config.data.workers * ranks, cores, WORKERS_A_CORE,
         )  # fmt: skip
 
 

@@ -248,20 +248,20 @@ def about_run(run: AnyRun, labels: Sequence[str] | None = None) -> About:
     return About(run.model, target, None if labels is None else tuple(labels), clip)
 
 
-def read_head_map(file: Path, num_classes: int, setting: str = "train.head_map") -> list[int]:
+def read_head_map(file: Path, num_classes: int, setting: str = "--train.head-map") -> list[int]:
     """A JSON list: for each class, a class of another head (`vmae2 data merge-kinetics` writes them). Raises ConfigError."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{setting}={file}: {error}") from None
+        raise ConfigError(f"{setting} {file}: {error}") from None
     if not isinstance(found, list) or not all(isinstance(x, int) and x >= 0 for x in found):
-        raise ConfigError(f"{setting}={file}: a head map is a JSON list of class numbers")
+        raise ConfigError(f"{setting} {file}: a head map is a JSON list of class numbers")
     if len(found) != num_classes:
-        raise ConfigError(f"{setting}={file} names {len(found)} classes, and model.num_classes={num_classes}")
+        raise ConfigError(f"{setting} {file} names {len(found)} classes, and --model.num-classes {num_classes}")
     return found
 
 
-def mapped_head(found: State, head_map: list[int], source: Path, setting: str = "train.head_map") -> State:
+def mapped_head(found: State, head_map: list[int], source: Path, setting: str = "--train.head-map") -> State:
     """The head of `found`, class by class as the map says. Raises ConfigError where it has no such head."""
     if any(name not in found for name in HEAD):
         raise ConfigError(f"{setting} is set, but {source} has no head; leave it out")

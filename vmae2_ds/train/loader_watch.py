@@ -11,6 +11,7 @@ from statistics import fmean
 import psutil
 
 from vmae2_ds.config import DataConfig
+from vmae2_ds.progress import counted
 
 BINDS = 0.1
 """Share of the time that may go into waiting for data before a run says something."""
@@ -81,11 +82,11 @@ def cores_of_this_process() -> int:
 
 def remedy(data: DataConfig, ranks: int, cores: int) -> str:
     """What would feed `ranks` ranks faster on a host with `cores` cores: more workers while cores are left, else less work."""
-    most, used = cores // ranks, f"{ranks} rank(s) x {data.workers} worker(s)"
+    most, used = cores // ranks, f"{counted(ranks, 'rank')} x {counted(data.workers, 'worker')}"
     if data.workers < most:
         return f"raise --data.workers from {data.workers} to {most} ({used} on the {cores} cores of this host)"
     return (
-        f"no core is left for more loader workers ({used} on {cores} cores): re-encode the videos once with a short side and "
-        f"short GOPs (vmae2 data prepare), or cut more clips from each decoded video (--data.views, now {data.views}); where "
-        f"only some reads are slow, raise --data.prefetch (now {data.prefetch})"
+        f"no core is left for more loader workers ({used} on {counted(cores, 'core')}): re-encode the videos once with a "
+        f"short side and short GOPs (vmae2 data prepare), or cut more clips from each decoded video (--data.views, "
+        f"now {data.views}); where only some reads are slow, raise --data.prefetch (now {data.prefetch})"
     )

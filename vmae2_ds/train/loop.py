@@ -164,7 +164,7 @@ def train(
         began = time.perf_counter()
         hooks.stepped(state.step)
         averages.leave_out(time.perf_counter() - began)
-        why = "by a signal" if signalled else f"at the end of train.time_limit={config.time_limit}" if late else None
+        why = "by a signal" if signalled else f"at the end of --train.time-limit {config.time_limit}" if late else None
         reason = _why_stop(state, config, hooks, why)
         if state.step % config.log_every == 0 or state.step == last_step or reason is not None:
             hooks.report(
@@ -197,9 +197,9 @@ def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, asked: s
     if state.skipped_in_a_row > config.max_nonfinite_steps:
         return Diverged(
             f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite or a spike, more than "
-            f"train.max_nonfinite_steps={config.max_nonfinite_steps}; stopped and saved at step {state.step}. Look at the last "
-            "rows of metrics.jsonl; to go on from an earlier checkpoint with a lower optim.base_lr or with optim.clip_grad: "
-            "vmae2 export RUN/ckpt/stepN --out w.safetensors, then a new run with --train.init w.safetensors"
+            f"--train.max-nonfinite-steps {config.max_nonfinite_steps}; stopped and saved at step {state.step}. Look at the "
+            "last rows of metrics.jsonl; to go on from an earlier checkpoint with a lower --optim.base-lr or with "
+            "--optim.clip-grad: vmae2 export RUN/ckpt/stepN --out w.safetensors, then a new run with --train.init w.safetensors"
         )
     if asked:
         return Preempted(f"stopped {asked} and saved at step {state.step}; the same command goes on from there")

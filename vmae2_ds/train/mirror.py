@@ -40,7 +40,7 @@ class SecondPlace:
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"train.copy_to={copy_to}: {error}") from None
+            raise ConfigError(f"--train.copy-to {copy_to}: {error}") from None
 
     def runs(self) -> list[str]:
         """Names of the runs that have something there, oldest first."""
@@ -241,4 +241,4 @@ def _asked(place: SecondPlace, action: Callable[[], T]) -> T:
     except CheckpointError:
         raise
     except Exception as error:  # each file system has errors of its own
-        raise CheckpointError(f"train.copy_to: {place.url} cannot be read: {error!r}; {WAY_OUT}") from error
+        raise CheckpointError(f"--train.copy-to: {place.url} cannot be read: {error!r}; {WAY_OUT}") from error

@@ -34,7 +34,7 @@ def device_peak(device: torch.device, precision: Literal["bf16", "fp32"], overri
     `override` is train.peak_flops. float32 on CUDA counts against TF32 only where torch was allowed to use it.
     """
     if override is not None:
-        return Peak(override, f"train.peak_flops, {override / 1e12:g} TFLOP/s")
+        return Peak(override, f"--train.peak-flops, {override / 1e12:g} TFLOP/s")
     if device.type == "cpu":
         return measure_matmul(precision)
     device_name = torch.cuda.get_device_name(device)
@@ -45,7 +45,7 @@ def device_peak(device: torch.device, precision: Literal["bf16", "fp32"], overri
     flops = None if accelerator is None else accelerator.peak_flops(number_format)
     if accelerator is None or flops is None:
         logger.warning(
-            "no %s peak is known for %r, so MFU is left out; set train.peak_flops to the dense FLOP/s of its datasheet",
+            "no %s peak is known for %r, so MFU is left out; set --train.peak-flops to the dense FLOP/s of its datasheet",
             number_format,
             device_name,
         )

@@ -52,9 +52,9 @@ class RunPlan:
         """Every factor of the batch and of the learning rate, a line each."""
         return [
             f"global batch {counted(self.global_batch, 'clip')} = micro_batch {counted(self.micro_batch, 'video')} x "
-            f"accumulation {self.accumulation} x {self.world_size} rank(s) x {self.views} view(s)",
+            f"accumulation {self.accumulation} x {counted(self.world_size, 'rank')} x {counted(self.views, 'view')}",
             f"peak learning rate {self.peak_lr:.4g} = base_lr {self.base_lr:g} x ({counted(self.global_batch, 'clip')} / "
-            f"{self.views} view(s)) / {self.lr_batch}; the end is {self.min_lr:.4g}",
+            f"{counted(self.views, 'view')}) / {self.lr_batch}; the end is {self.min_lr:.4g}",
             f"{counted(self.num_steps, 'step')} ({self.warmup_steps} of warm-up) = "
             f"{counted(self.epochs, 'pass', 'passes')} over {counted(self.num_videos, 'video')}, "
             f"{self.epochs * self.views:.4g} with views",
@@ -67,12 +67,12 @@ class RunPlan:
             share = self.num_steps / 10 / self.steps_per_epoch
             found.append(
                 f"{self.warmup_steps} of {counted(self.num_steps, 'step')} are warm-up, in which the learning rate only rises "
-                f"from 0; for a tenth of them set optim.warmup_epochs={share:.2g}"
+                f"from 0; for a tenth of them set --optim.warmup-epochs {share:.2g}"
             )
         if self.videos_per_step > self.num_videos:
             found.append(
                 f"a step of {self.videos_per_step} videos is larger than the list of {self.num_videos}: it has each video "
-                f"{self.videos_per_step / self.num_videos:.3g} times; lower train.global_batch, or list more videos"
+                f"{self.videos_per_step / self.num_videos:.3g} times; lower --train.global-batch, or list more videos"
             )
         return found
 
@@ -88,9 +88,9 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
     if train.global_batch % clips:
         lower = max(1, train.global_batch // clips) * clips
         raise ConfigError(
-            f"train.global_batch={train.global_batch} is not a multiple of micro_batch={train.micro_batch} x "
-            f"{world_size} rank(s) x views={views} = {clips}; try {lower} or {lower + clips}, "
-            "or another train.micro_batch"
+            f"--train.global-batch {train.global_batch} is not a multiple of micro_batch={train.micro_batch} x "
+            f"{counted(world_size, 'rank')} x views={views} = {clips}; try {lower} or {lower + clips}, "
+            "or another --train.micro-batch"
         )
     if num_videos < 1:
         raise ConfigError("the manifest lists no videos")
@@ -99,8 +99,8 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
     num_steps = train.max_steps or round(train.epochs * steps_per_epoch)
     if num_steps < 1:
         raise ConfigError(
-            f"train.epochs={train.epochs:g} over {num_videos} videos is less than one step of {videos_per_step} videos; "
-            "raise epochs, set train.max_steps, or lower train.global_batch"
+            f"--train.epochs {train.epochs:g} over {num_videos} videos is less than one step of {videos_per_step} videos; "
+            "raise epochs, set --train.max-steps, or lower --train.global-batch"
         )
     warmup_steps = min(round(config.optim.warmup_epochs * steps_per_epoch), num_steps)
     scale = videos_per_step / config.optim.lr_batch  # views do not count (published rule, PAPER C)

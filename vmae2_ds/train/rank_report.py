@@ -99,7 +99,7 @@ def _lists(config: AnyRun, mixture: Mixture) -> dict[str, str]:
     if names is not None:
         lists[str(names.file)] = f"sha256 {names.digest[:8]}"
     policy = repr(sorted(_flat(read_policy(config.train.ds_config))))
-    return {**lists, f"train.ds_config {config.train.ds_config}": f"sha256 {_digest(policy.encode())}"}
+    return {**lists, f"--train.ds-config {config.train.ds_config}": f"sha256 {_digest(policy.encode())}"}
 
 
 def _digest(content: bytes) -> str:
@@ -129,7 +129,7 @@ def problems_of(reports: Sequence[RankReport]) -> list[str]:
     if blind := [rank for rank, report in enumerate(reports) if not report.sees_folder]:
         problems.append(
             f"{name_ranks(reports, blind)} cannot see what {reports[0].host} (rank 0) writes beside the run folder; "
-            "set train.run or train.runs to a folder that every host mounts"
+            "set --train.run or --train.runs to a folder that every host mounts"
         )
     able = [rank for rank, report in enumerate(reports) if report.error is None]
     versions = [{name: report.versions.get(name, "none") for name in MUST_AGREE} for report in reports]
@@ -193,7 +193,8 @@ def host_table(reports: Sequence[RankReport], offsets_s: Sequence[float]) -> lis
 def describe_host(row: dict[str, Any]) -> str:
     """A row of the table as a line of the log."""
     return (
-        f"host {row['host']}: rank(s) {_spans(row['ranks'])}, {len(row['ranks'])} x {row['device']}, "
+        f"host {row['host']}: {'ranks' if len(row['ranks']) > 1 else 'rank'} {_spans(row['ranks'])}, "
+        f"{len(row['ranks'])} x {row['device']}, "
         f"{row['free_gib']:.1f} GiB free, clock {row['clock_s']:+.2f} s"
     )
 

@@ -27,9 +27,9 @@ MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8
 
 NOTES = {
     "loss": "Averaged over ranks and over the steps between two rows.",
-    "lr": "Peak = base rate x videos per step / optim.lr_batch.",
+    "lr": "Peak = base rate x videos per step / --optim.lr-batch.",
     "grad_norm": "Over all parameters and ranks.",
-    "clips_per_s": "Clips, not videos: each video gives data.views of them.",
+    "clips_per_s": "Clips, not videos: each video gives --data.views of them.",
     "data_wait_share": "The loader is the bottleneck where this is far from zero.",
     "mfu": "Work of the model as configured, recomputation left out.",
 }
@@ -143,8 +143,8 @@ def _warnings(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
     wait = _tail_median(rows, "data_wait_share")
     if wait is not None and wait > BINDS:
         warnings.append(
-            f"{wait:.0%} of the time went into waiting for data: raise data.workers while cores are left, re-encode the videos "
-            "(vmae2 data prepare), or raise data.views."
+            f"{wait:.0%} of the time went into waiting for data: raise --data.workers while cores are left, re-encode the "
+            "videos (vmae2 data prepare), or raise --data.views."
         )
     return warnings
 
@@ -189,7 +189,7 @@ def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str,
     last = rows[-1]
     loss_note = f"{_know_nothing(config)} would give {_text(_tail_median(rows, 'flat_loss'), '{:.4f}')}"
     first_loss = next((row["loss"] for row in rows if row.get("loss") is not None), None)
-    peak = (environment.get("peak") or {}).get("name", "no known peak: set train.peak_flops")
+    peak = (environment.get("peak") or {}).get("name", "no known peak: set --train.peak-flops")
     flops = _tail_median(rows, "flops_per_s")
     first = _text(first_loss, "{:.4f}")
     return [

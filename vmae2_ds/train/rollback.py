@@ -87,7 +87,7 @@ class SpikeActions:
         if state.rollbacks >= self._config.max_rollbacks:
             self._note(spike, state, "stopped", [])
             raise Diverged(
-                f"step {state.step + 1}: {spike}, after {state.rollbacks} rollbacks (guard.max_rollbacks="
+                f"step {state.step + 1}: {spike}, after {state.rollbacks} rollbacks (--guard.max-rollbacks "
                 f"{self._config.max_rollbacks}); the run stands at {target}. Look at {EVENTS} and {SKIPPED} in its folder; to "
                 "go on: a higher --guard.max-rollbacks or --guard.rollback-skip, or --guard.on-spike warn"
             )

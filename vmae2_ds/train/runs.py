@@ -191,23 +191,23 @@ def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder
         log.info("%s is not here any more: its files came from %s", path, place.url)
     if not (path / "run.json").is_file():
         if path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
-            raise ConfigError(f"train.run={path} is neither a run folder (no run.json) nor empty; name another")
+            raise ConfigError(f"--train.run {path} is neither a run folder (no run.json) nor empty; name another")
         path.mkdir(parents=True, exist_ok=True)
         return _start(config, identity, path)
     if config.train.resume == "never":
-        raise ConfigError(f"train.run={path} already holds a run; leave out --train.resume never, or name another")
+        raise ConfigError(f"--train.run {path} already holds a run; leave out --train.resume never, or name another")
     if different := differing_settings(config, identity, path):
-        raise ConfigError(f"{path} was started with other settings: {'; '.join(different)}; name another train.run")
+        raise ConfigError(f"{path} was started with other settings: {'; '.join(different)}; name another --train.run")
     if not _hold(path):
-        raise ConfigError(f"{path} is held by another job; wait for it, end it, or name another train.run")
+        raise ConfigError(f"{path} is held by another job; wait for it, end it, or name another --train.run")
     if is_finished(path):
-        log.info("%s is finished already; to train again name another train.run", path)
+        log.info("%s is finished already; to train again name another --train.run", path)
     return RunFolder(path, _newest_here_or_there(config, path))
 
 
 def _start(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:
     if not _hold(path):
-        raise ConfigError(f"{path} is held by another job; name another train.run")
+        raise ConfigError(f"{path} is held by another job; name another --train.run")
     (path / "ckpt").mkdir(exist_ok=True)
     write_whole(path / "identity.json", json.dumps(identity, indent=1))
     if (names := class_names_of(config.data)) is not None:
@@ -258,16 +258,16 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
         if key not in MAY_CHANGE.get(section, set()) and before[section][key] != value
     ]
     said = {
-        "manifest": f"data.manifest: the content of {config.data.manifest}",
-        "labels": f"data.labels: the names in {getattr(config.data, 'labels', None)}",
-        "ds_config": f"train.ds_config: in the content of {config.train.ds_config} more than how states are split",
+        "manifest": f"--data.manifest: the content of {config.data.manifest}",
+        "labels": f"--data.labels: the names in {getattr(config.data, 'labels', None)}",
+        "ds_config": f"--train.ds-config: in the content of {config.train.ds_config} more than how states are split",
         "teacher": "--teacher: the model that answers",
-        "answers": "distil.cache: where the teacher's answers come from",
+        "answers": "--distil.cache: where the teacher's answers come from",
     }
     identity_now = {**identity, "ds_config": _beyond_splitting(identity["ds_config"])}
     identity_before["ds_config"] = _beyond_splitting(identity_before["ds_config"])
     return different + [
-        f"{said.get(name, f'data.mixture: {name}')} has changed"
+        f"{said.get(name, f'--data.mixture: {name}')} has changed"
         for name in {**identity_before, **identity_now}
         if identity_now.get(name) != identity_before.get(name)
     ]

@@ -121,7 +121,7 @@ def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, world: W
         )
     if world.rank == 0 and free < missing * needed:
         log.warning(
-            "%s has %.3g GB free; %d more checkpoints of about %.3g GB will not fit: make room, or lower train.keep",
+            "%s has %.3g GB free; %d more checkpoints of about %.3g GB will not fit: make room, or lower --train.keep",
             folder, free / 1e9, missing, needed / 1e9,
         )  # fmt: skip
 

@@ -128,8 +128,8 @@ class _Session:
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"out of device memory at step {self.state.step} with {self.plan.clips_per_micro_step} clips per micro step "
-                f"({str(error).splitlines()[0]}); lower train.micro_batch (accumulation makes up for it), set "
-                "model.checkpointing all, or take a higher ZeRO stage"
+                f"({str(error).splitlines()[0]}); lower --train.micro-batch (accumulation makes up for it), set "
+                "--model.checkpointing all, or take a higher ZeRO stage"
             ) from error
         finally:
             self.reporter.close()
@@ -169,7 +169,7 @@ class _Session:
             log.warning("%s", warning)
         if self.config.stage != "pretrain" and self.config.train.init is None and not self.state.step:
             log.warning("no --train.init: from random weights")
-        log.info("MFU against %s", self.peak.name if self.peak else "no known peak: set train.peak_flops to get one")
+        log.info("MFU against %s", self.peak.name if self.peak else "no known peak: set --train.peak-flops to get one")
         going_on = f"going on from step {self.state.step}" if self.state.step else "a new run"
         log.info("run folder: %s, %s", self.folder.path, going_on)
 

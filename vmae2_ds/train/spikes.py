@@ -129,6 +129,6 @@ def check_norm_is_taken(config: GuardConfig, ds_config: Mapping[str, Any]) -> No
     acts = config.on_spike in ("skip", "rollback")
     if acts and ds_config.get("zero_optimization", {}).get("compute_grad_norm", True) is False:
         raise ConfigError(
-            f"guard.on_spike={config.on_spike} needs the gradient's norm, and the ds_config sets compute_grad_norm=false; take "
-            "that out, or set --guard.on-spike warn"
+            f"--guard.on-spike {config.on_spike} needs the gradient's norm, and the ds_config sets compute_grad_norm=false; "
+            "take that out, or set --guard.on-spike warn"
         )

@@ -116,7 +116,7 @@ def _judge(meeting: Meeting, store: torch.distributed.Store, deadline: float) ->
         }
         store.set("call", "")
         return Verdict(
-            f"{len(missing)} of {len(ranks)} ranks did not report within train.collective_timeout_s={meeting.timeout_s:g}: "
+            f"{len(missing)} of {len(ranks)} ranks did not report within --train.collective-timeout-s {meeting.timeout_s:g}: "
             f"rank {missing[0]}{' and others' if missing[1:] else ''} on {', '.join(sorted(where)[:4])}; look there at what "
             "blocks reading the lists and the run folder, then start the same command again",
             lost=True,
@@ -161,7 +161,7 @@ def _file_beside(folder: Path) -> Any:
         file.touch()
     except OSError as error:
         raise ConfigError(
-            f"{above} cannot be written ({error.strerror}); set train.run or train.runs to a folder that can"
+            f"{above} cannot be written ({error.strerror}); set --train.run or --train.runs to a folder that can"
         ) from None
     try:
         yield file.name

@@ -69,7 +69,7 @@ def open_teacher(config: DistilConfig) -> tuple[TeacherCard, State]:
     found, weights, _ = open_classifier(distil.teacher, student)
     model = found.model
     if distil.teacher_head_map is not None:
-        setting = "distil.teacher_head_map"
+        setting = "--distil.teacher-head-map"
         head_map = read_head_map(distil.teacher_head_map, config.model.num_classes, setting)
         weights = weights | mapped_head(weights, head_map, distil.teacher, setting)
         model = model.model_copy(update={"num_classes": len(head_map)})
@@ -78,7 +78,7 @@ def open_teacher(config: DistilConfig) -> tuple[TeacherCard, State]:
     if student.num_frames % frames:
         raise ConfigError(
             f"the teacher {distil.teacher} sees {frames} frames, and the student's clip of {student.num_frames} does not hold "
-            f"them at even steps; set data.num_frames to a multiple of {frames}, or distil.teacher_frames to what divides "
+            f"them at even steps; set --data.num-frames to a multiple of {frames}, or --distil.teacher-frames to what divides "
             f"{student.num_frames}"
         )
     taught = FinetuneConfig(model=model, data=found.data).changed(
@@ -87,7 +87,12 @@ def open_teacher(config: DistilConfig) -> tuple[TeacherCard, State]:
     try:
         macs = classifier_macs(model, taught.geometry)
     except ConfigError as error:
-        raise ConfigError(f"the clip of the teacher {distil.teacher}: {error}; see --distil.teacher-size") from None
+        said = (
+            str(error)
+            .replace("--data.num-frames", "--distil.teacher-frames")
+            .replace("--data.size", "--distil.teacher-size")
+        )
+        raise ConfigError(f"the clip of the teacher {distil.teacher}: {said}; see --distil.teacher-size") from None
     return TeacherCard(distil.teacher, taught, macs, digest_of(weights)), weights
 
 
@@ -95,7 +100,7 @@ def check_classes(num_classes: int, config: DistilConfig, teacher: str) -> None:
     """Raises ConfigError where the teacher's answers are of other classes than the student's."""
     if num_classes != config.model.num_classes:
         raise ConfigError(
-            f"the teacher {teacher} has {num_classes} classes, and the student model.num_classes={config.model.num_classes}; "
+            f"the teacher {teacher} has {num_classes} classes, and the student --model.num-classes {config.model.num_classes}; "
             "set --model.num-classes, or map the teacher's with --distil.teacher-head-map"
         )
 

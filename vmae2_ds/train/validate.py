@@ -34,7 +34,7 @@ class Validation:
     def __init__(self, config: FinetuneConfig, world: World, agreement: Agreement) -> None:
         data = config.data
         if data.val_manifest is None:
-            raise ConfigError("no validation list: set data.val_manifest")
+            raise ConfigError("no validation list: set --data.val-manifest")
         manifest = read_manifest(data.val_manifest, data.val_root or data.root, form=form_of(data))
         self.dataset = ViewsDataset(config, manifest, None)
         self._videos_at_once = config.train.micro_batch * data.views

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vmae2_ds.errors import CheckpointError
+from vmae2_ds.progress import counted
 from vmae2_ds.train.safe_load import read_shard
 
 MASTER = "fp32"
@@ -197,7 +198,7 @@ class ZeroShards:
         paths = sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
         if len(paths) != ranks:
             raise CheckpointError(
-                f"{self._source} has {pattern} of {len(paths)} rank(s), and of {ranks} they should be"
+                f"{self._source} has {pattern} of {counted(len(paths), 'rank')}, and of {ranks} they should be"
             )
         return paths
 

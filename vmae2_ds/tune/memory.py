@@ -115,7 +115,7 @@ def memory(
     chosen = ZeroPolicy.of_ds_config(read_policy(ds_config))
     if chosen.stage == 0 and precision == "bf16":
         raise ConfigError(
-            "bf16 with ZeRO stage 0 is refused (train.ds_config says why); use zero1, or --precision fp32"
+            "bf16 with ZeRO stage 0 is refused (--train.ds-config says why); use zero1, or --precision fp32"
         )
     found = {
         "model": model,

@@ -61,7 +61,7 @@ def micro_batches(config: PretrainConfig, num_gpus: int) -> list[int]:
         several = f"{lower} or {lower + unit}" if lower else f"{unit}"
         fewer = max((n for n in range(1, num_gpus) if global_batch % (views * n) == 0), default=None)
         raise ConfigError(
-            f"train.global_batch={global_batch} cannot be shared by {num_gpus} GPUs with views={views} each: it is no "
+            f"--train.global-batch {global_batch} cannot be shared by {num_gpus} GPUs with views={views} each: it is no "
             f"multiple of {unit}; try --train.global-batch {several}" + (f", or --gpus {fewer}" if fewer else "")
         )
     per_gpu = global_batch // (views * num_gpus)
