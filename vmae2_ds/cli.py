@@ -23,6 +23,13 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C, as shells have it: 128 + SIGINT."""
 _HELP = ("-h", "--help")
 
+_FOOTER = (
+    "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to mend, 74 checkpoints could not be "
+    "written, 75 stopped by a signal or its time limit and saved, 76 the loss diverged, 77 the data could not be read "
+    "on, 78 hung or a rank lost, 130 interrupted before there was anything to save, 1 a defect of the program. "
+    "After 75 and 78 the same command goes on."
+)
+
 WAYS_OUT = {
     errno.ENOSPC: "free some space, or name another disk",
     errno.EDQUOT: "free some space, or name another disk",
@@ -133,10 +140,7 @@ def _help(verbs: dict[str, Verb], group: str = "") -> str:
             "",
             *(textwrap.fill(line, width, subsequent_indent=indent) for line in verbs_lines),
             "",
-            "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to mend, 74 checkpoints could not be",
-            "written, 75 stopped by a signal or its time limit and saved, 76 the loss diverged, 77 the data could not be read",
-            "on, 78 hung or a rank lost, 130 interrupted before there was anything to save, 1 a defect of the program.",
-            "After 75 and 78 the same command goes on.",
+            textwrap.fill(_FOOTER, min(width, 118)),
         ]
     )
 

@@ -22,7 +22,7 @@ from vmae2_ds.progress import counted
 from vmae2_ds.recipes import RECIPES, describe_recipe
 from vmae2_ds.refusals import refused
 from vmae2_ds.spelling import did_you_mean
-from vmae2_ds.terminal import nobody_reads, say
+from vmae2_ds.terminal import fitted, nobody_reads, say
 
 Asked = TypeVar("Asked", bound=BaseModel)
 RecipeFn = Callable[[], RunConfig]
@@ -58,7 +58,7 @@ def recipe(prog: str, args: Sequence[str], stages: Sequence[str], more: Sequence
     """
     of_stage = {name: stage for stage in stages for name in STAGES[stage]}
     if args[:1] in (["-h"], ["--help"]):
-        say(_recipes_help(prog, stages))
+        say(fitted(_recipes_help(prog, stages)))
         raise SystemExit(0)
     if not args:
         raise ConfigError(f"name a recipe: {', '.join(of_stage)}; see {prog} --help")

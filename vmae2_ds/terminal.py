@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 
 from vmae2_ds.errors import ConfigError
@@ -78,3 +79,20 @@ def columns() -> int | None:
     if sys.stdout is None or not (os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty()):
         return None
     return shutil.get_terminal_size((250, 24)).columns
+
+
+def fitted(text: str) -> str:
+    """The text with its lines broken at the terminal's width, but for command lines, which are there to be copied."""
+    width = columns()
+    if width is None:
+        return text
+    return "\n".join(line if _is_command(line) else _broken(line, width) for line in text.splitlines())
+
+
+def _is_command(line: str) -> bool:
+    return line.lstrip().startswith(("vmae2 ", "Command: ", "usage: ", "Example: "))
+
+
+def _broken(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return line if len(line) <= width else textwrap.fill(line, width, subsequent_indent=indent)

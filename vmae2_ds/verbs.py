@@ -13,8 +13,8 @@ from typing import Any
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.parse import STAGES, ask, call, pretraining, recipe
-from vmae2_ds.terminal import say
-from vmae2_ds.train.first_look import cache_of, check_cache, first_look
+from vmae2_ds.terminal import fitted, say
+from vmae2_ds.train.first_look import first_look
 
 Verb = Callable[[list[str]], None]
 
@@ -53,9 +53,6 @@ def distil_cache(args: list[str]) -> None:
     _, config = recipe("vmae2 distil-cache", args, ["distil"])
     assert isinstance(config, DistilConfig), "what a recipe of distil makes"
     first_look(config)
-    folder = cache_of(config)
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: the verb, for all of them together
-        check_cache(folder)
     from vmae2_ds.train.distil_cache import distil_cache as run
 
     said = run(config)
@@ -168,14 +165,14 @@ def flops(args: list[str]) -> None:
     """MACs and training FLOPs by module and token set: vmae2 flops --model base [--json]."""
     from vmae2_ds.tune.flops import flops as run
 
-    _show(call(run, "vmae2 flops", args))
+    _show(call(run, "vmae2 flops", args), fits=True)
 
 
 def memory(args: list[str]) -> None:
     """Activations per clip, and what each ZeRO stage holds: vmae2 memory --model base [--gpus N] [--json]."""
     from vmae2_ds.tune.memory import memory as run
 
-    _show(call(run, "vmae2 memory", args))
+    _show(call(run, "vmae2 memory", args), fits=True)
 
 
 def plan(args: list[str]) -> None:
@@ -185,7 +182,7 @@ def plan(args: list[str]) -> None:
 
     asked, config, _, _ = ask(PlanArguments, "vmae2 plan", args, ["pretrain"])
     made = make_plan(pretraining("vmae2 plan", config), asked)
-    _show(plan_json(made) if asked.json_ else describe_plan(made))
+    _show(plan_json(made) if asked.json_ else describe_plan(made), fits=True)
     check_fits(made)
 
 
@@ -218,9 +215,11 @@ def launch_hosts(args: list[str]) -> None:
     _show(run(asked, config, [stage, *words]))
 
 
-def _show(result: dict[str, Any] | str) -> None:
-    """Print a calculator's answer: JSON, or text as it is."""
-    say(result if isinstance(result, str) else json.dumps(result, indent=2))
+def _show(result: dict[str, Any] | str, *, fits: bool = False) -> None:
+    """Print a calculator's answer: JSON, or text, which `fits` breaks at the terminal's width."""
+    if isinstance(result, str):
+        return say(fitted(result) if fits else result)
+    say(json.dumps(result, indent=2))
 
 
 VERBS: dict[str, Verb] = {

@@ -44,6 +44,21 @@ def test_tune_s_tables_keep_to_the_terminal(
     assert max(map(len, tables[1:])) <= columns
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize(
+    "line", ["memory", "flops", "plan vit_b_pretrain_hybrid --gpus 8 --gpu h100", "data", "pretrain --help"]
+)
+def test_prose_keeps_to_the_terminal_and_command_lines_are_whole(
+    columns: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = answer(line.split(), capsys)
+    wide = [row for row in out.splitlines() if len(row) > columns]
+    assert all(row.startswith("usage: ") or row.lstrip().startswith("Command: ") for row in wide), wide
+    if line.startswith("pretrain"):
+        assert "--module vmae2_ds pretrain vit_ti_pretrain_desk --data.manifest L" in out
+
+
 def test_a_plan_on_a_cpu_speaks_of_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"memory_gb": 8, "bandwidth_gb_s": 10, "link_gb_s": 1, "peak_tflops": {"bf16": 0.1, "fp32": 0.1}}
     monkeypatch.setattr(
