@@ -16,6 +16,9 @@ from vmae2_ds.errors import ConfigError
 FIRST_WORD_S = 1.0
 """Other ranks let rank 0 speak first; nothing depends on whether it does."""
 OLD_S = 3600.0
+LAUNCH_S = 600.0
+"""Ranks start within so long of their launcher, one after another on a busy machine. An older parent is a shell, in which
+somebody may type them again."""
 _SAID = "vmae2_said_"
 _JOB = (
     "MASTER_ADDR",
@@ -52,7 +55,8 @@ def may_say(line: str, rank: int | None) -> bool:
     file = folder / f"{_SAID}{_key(line, parent)}"
     try:
         _forget_old(folder)
-        _forget(file, _wall_time(_started(os.getpid()) or 0.0))  # ranks typed by hand again: of an earlier try
+        if time.clock_gettime(time.CLOCK_BOOTTIME) - parent > LAUNCH_S:
+            _forget(file, _wall_time(_started(os.getpid()) or 0.0))  # of an earlier try
         file.touch(exist_ok=False)
     except FileExistsError:
         return False

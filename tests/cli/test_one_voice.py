@@ -16,15 +16,19 @@ ROOT = Path(__file__).parents[2]
 ASK = """
 import sys
 from vmae2_ds import one_voice
-one_voice.FIRST_WORD_S = 0
+one_voice.FIRST_WORD_S, one_voice.LAUNCH_S = 0, float(sys.argv[3])
 print(one_voice.may_say(sys.argv[1], int(sys.argv[2])))
 """
 
 
-def speakers(lines: Sequence[str], folder: Path, **env: str) -> list[bool]:
+LAUNCHER, SHELL = "1e9", "0"
+"""Whom the ranks take their parent for: all is of one job, or of an earlier try where it is older than they are."""
+
+
+def speakers(lines: Sequence[str], folder: Path, parent: str = LAUNCHER, **env: str) -> list[bool]:
     """Which of the ranks of one job, started together, may say its line."""
     everything = {**os.environ, "TMPDIR": str(folder), **env}
-    commands = [[sys.executable, "-c", ASK, line, str(rank)] for rank, line in enumerate(lines)]
+    commands = [[sys.executable, "-c", ASK, line, str(rank), parent] for rank, line in enumerate(lines)]
     ranks = [
         subprocess.Popen(command, cwd=ROOT, env=everything, stdout=subprocess.PIPE, text=True) for command in commands
     ]
@@ -39,7 +43,8 @@ def test_one_of_the_ranks_that_would_say_the_same_says_it_and_a_line_of_one_s_ow
 
 def test_the_same_ranks_by_hand_again_say_it_again(tmp_path: Path) -> None:
     """The same shell, the same port, the same mistake: a file of before must not silence it."""
-    assert [sum(speakers(["same", "same"], tmp_path)) for _ in range(2)] == [1, 1]
+    assert [speakers(["same"], tmp_path, SHELL) for _ in range(2)] == [[True], [True]]
+    assert speakers(["same"], tmp_path, LAUNCHER) == [False]
 
 
 def test_two_jobs_of_one_launcher_speak_for_themselves(tmp_path: Path) -> None:
