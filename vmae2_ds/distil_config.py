@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from vmae2_ds.config import ClipLength, Edge, StrictModel
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.strict import Amount, Part
 
@@ -75,3 +76,11 @@ class DistilConfig(FinetuneConfig):
                     "--distil.cache needs the same frames each time; name one --data.reader instead of auto"
                 )
         return self
+
+
+def check_has_teacher(config: DistilConfig, *, must_ask: bool = False) -> None:
+    """Raises ConfigError where neither a teacher nor its answers are named; `must_ask`: answers do not do."""
+    distil = config.distil
+    if distil.teacher is None and (must_ask or distil.cache is None):
+        instead = "" if must_ask else " (or its answers, --distil.cache FOLDER)"
+        raise ConfigError(f"no teacher named: give --teacher RUN_OR_FILE, a classifier{instead}")

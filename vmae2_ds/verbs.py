@@ -52,7 +52,7 @@ def distil_cache(args: list[str]) -> None:
     """Keep what the teacher of a distil run says of its clips, for runs to come: the run's line with --distil.cache FOLDER."""
     _, config = recipe("vmae2 distil-cache", args, ["distil"])
     assert isinstance(config, DistilConfig), "what a recipe of distil makes"
-    first_look(config)
+    first_look(config, must_ask=True)
     from vmae2_ds.train.distil_cache import distil_cache as run
 
     said = run(config)

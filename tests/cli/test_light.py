@@ -34,6 +34,7 @@ def test_what_a_first_look_refuses_needs_no_heavy_package(tmp_path: Path) -> Non
     video.write_text("path\na.mp4\n")
     empty.write_text("path,label\n")
     texts.write_text("path,label\na.mp4,cat\n")
+    (one := tmp_path / "one.csv").write_text("path,label,source\na.mp4,0,a\na.mp4,1,a\n")
     (names := tmp_path / "names.txt").write_text("cat\n")
     refused = [
         "pretrain vit_ti_pretrain_desk",
@@ -50,11 +51,16 @@ def test_what_a_first_look_refuses_needs_no_heavy_package(tmp_path: Path) -> Non
         f"finetune vit_ti_finetune_desk --data.manifest {texts} --data.labels nowhere.txt",
         f"finetune vit_ti_finetune_desk --data.manifest {video} --data.val-manifest nowhere.csv",
         f"distil vit_ti_distil_desk --data.manifest {video} --teacher nowhere.pth",
+        f"distil vit_ti_distil_desk --data.manifest {video}",  # without a teacher
+        f"distil vit_ti_distil_desk --data.manifest {video} --teacher {tmp_path} --distil.alpha 0.5",  # without labels
         "distil-cache vit_ti_distil_desk --data.manifest nowhere.csv",
+        f"distil-cache vit_ti_distil_desk --data.manifest {video} --distil.cache answers",
+        f"distil-cache vit_ti_distil_desk --data.manifest {video} --teacher {tmp_path}",
         "evaluate nowhere --manifest x.csv",
         f"evaluate {tmp_path} --manifest nowhere.csv",
         "predict nowhere a.mp4",
         "probe nowhere --manifest x.csv",
+        f"probe {tmp_path} --manifest {one} --kind linear",  # of one source, and nothing to test on
         "visualize nowhere",
         "import nowhere.pth --out x.safetensors",
         "export nowhere --out x.pth",

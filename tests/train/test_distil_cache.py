@@ -127,7 +127,7 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(make: Make, tm
         distil_cache(make(cache_dtype="float16"))
     open_answers(make(teacher=None), open_mixture(make().data))  # the teacher itself is not needed any more
     wide = make(teacher=None).changed(model={"num_classes": 6})
-    with pytest.raises(ConfigError, match=r"has 5 classes, and the student model\.num_classes=6"):
+    with pytest.raises(ConfigError, match=r"has 5 classes, and the student --model.num-classes 6"):
         open_answers(wide, open_mixture(wide.data))
 
 

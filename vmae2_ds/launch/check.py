@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmae2_ds.config import RunConfig
+from vmae2_ds.data.labels import check_names
 from vmae2_ds.data.mixture import open_mixture
+from vmae2_ds.distil_config import DistilConfig, check_has_teacher
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.train.ds_config import resolve_ds_config
+from vmae2_ds.train.first_look import check_classes_of, check_settings, check_val_classes
 from vmae2_ds.train.plan import plan_run
 
 UNKNOWN_VIDEOS = 10**9
@@ -20,13 +24,23 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def check_run(config: RunConfig, ranks: int) -> list[str]:
     """What the run will be, a line each; raises ConfigError or DataError where it cannot start on `ranks` ranks."""
+    check_settings(config)
+    if isinstance(config, DistilConfig):
+        check_has_teacher(config)
     lists = [path for path in (config.data.manifest, config.data.mixture) if path is not None]
     absent = [path for path in lists if isinstance(path, Path) and not path.exists()]
-    videos = UNKNOWN_VIDEOS if absent else open_mixture(config.data).num_videos
+    mixture = None if absent else open_mixture(config.data)
+    videos = UNKNOWN_VIDEOS if mixture is None else mixture.num_videos
     plan = plan_run(config, videos, ranks)
     resolve_ds_config(config, plan, on_cpu=False)
     if absent:
         return [plan.describe()[0], f"{absent[0]} is not on this machine: its videos are not checked"]
+    if mixture is not None:
+        if isinstance(config, FinetuneConfig):
+            check_names(config)
+            if config.data.val_manifest is not None and config.data.val_manifest.exists():
+                check_val_classes(config)
+        check_classes_of(config, mixture)
     return plan.lines()
 
 

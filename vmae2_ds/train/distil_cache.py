@@ -31,7 +31,7 @@ from vmae2_ds.data.loader import load_samples
 from vmae2_ds.data.mixture import Mixture, identity_of_videos, open_mixture
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, default_device
-from vmae2_ds.distil_config import INDEX, DistilConfig
+from vmae2_ds.distil_config import INDEX, DistilConfig, check_has_teacher
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.train.engine import start_ranks, stop_ranks
@@ -53,6 +53,7 @@ def distil_cache(config: DistilConfig) -> str:
     others as `open_teacher`, and as the loader.
     """
     folder = cache_of(config)
+    check_has_teacher(config, must_ask=True)
     world = start_ranks()
     agreement = Agreement(world)
     mixture = open_mixture(config.data)

@@ -11,10 +11,10 @@ from vmae2_ds.config import PretrainConfig, RunConfig
 from vmae2_ds.data.labels import check_labels, check_names
 from vmae2_ds.data.lists import read_list
 from vmae2_ds.data.manifest import read_manifest
-from vmae2_ds.data.mixture import form_of, lists_of, open_mixture
+from vmae2_ds.data.mixture import Mixture, form_of, lists_of, open_mixture
 from vmae2_ds.disk import check_out_folder
 from vmae2_ds.dist import LOCAL_SIZES, NODES, World, map_rank_variables
-from vmae2_ds.distil_config import INDEX, DistilConfig
+from vmae2_ds.distil_config import INDEX, DistilConfig, check_has_teacher
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.masking import count_masks
@@ -29,12 +29,29 @@ SMALL_BYTES = 8 * 2**20
 WORKERS_A_CORE = 4
 
 
-def first_look(config: RunConfig) -> None:
+def first_look(config: RunConfig, *, must_ask: bool = False) -> None:
     """Raises ConfigError or DataError for what the run would refuse once torch is there; warns of too many workers.
 
     What only the command line decides is looked at everywhere. Files are looked at where all ranks are on this host, so
     that all of them end alike; on several hosts the start-up check reads them, and names the host where one is amiss.
+
+    `must_ask`: the run makes a teacher's answers and learns nothing.
     """
+    check_settings(config)
+    lists = lists_of(config.data)
+    if isinstance(config, DistilConfig):
+        check_has_teacher(config, must_ask=must_ask)
+        if must_ask:
+            cache_of(config)
+    world = map_rank_variables({**os.environ})
+    if world.local_rank == 0:
+        _warn_of_workers(config, _ranks_here(world, os.environ))
+    if _on_one_host(world, os.environ):
+        _look_at_files(config, lists, world, must_ask=must_ask)
+
+
+def check_settings(config: RunConfig) -> None:
+    """Raises ConfigError for shapes and masks that cannot be, on whatever host the files are."""
     geometry = config.geometry
     try:
         _ = config.model.positions_geometry
@@ -43,12 +60,14 @@ def first_look(config: RunConfig) -> None:
         raise ConfigError(f"--model.positions-from: {said}") from None
     if isinstance(config, PretrainConfig):
         count_masks(config.mask, geometry)
-    lists = lists_of(config.data)
-    world = map_rank_variables({**os.environ})
-    if world.local_rank == 0:
-        _warn_of_workers(config, _ranks_here(world, os.environ))
-    if _on_one_host(world, os.environ):
-        _look_at_files(config, lists, world)
+
+
+def check_classes_of(config: RunConfig, mixture: Mixture) -> None:
+    """Raises ConfigError where a video's label is none of the model's classes, or missing where the run learns from labels."""
+    if not isinstance(config, FinetuneConfig) or (isinstance(config, DistilConfig) and config.distil.alpha == 1):
+        return
+    for source in mixture.sources:
+        check_labels(source.manifest, config.model.num_classes)
 
 
 def cache_of(config: DistilConfig) -> Path:
@@ -82,15 +101,20 @@ def _warn_of_workers(config: RunConfig, ranks: int) -> None:
         )  # fmt: skip
 
 
-def _look_at_files(config: RunConfig, lists: list[Path], world: World) -> None:
+def check_val_classes(config: FinetuneConfig) -> None:
+    """Raises DataError where the validation list cannot be read, ConfigError as `check_classes_of`."""
+    if config.data.val_manifest is not None:
+        root = config.data.val_root or config.data.root
+        val = read_manifest(config.data.val_manifest, root, form=form_of(config.data))
+        check_labels(val, config.model.num_classes)
+
+
+def _look_at_files(config: RunConfig, lists: list[Path], world: World, *, must_ask: bool) -> None:
     starts = {"--train.init": config.train.init}
     if isinstance(config, FinetuneConfig):
         starts["--train.head-map"] = config.train.head_map
         check_names(config)
-        if config.data.val_manifest is not None:
-            root = config.data.val_root or config.data.root
-            val = read_manifest(config.data.val_manifest, root, form=form_of(config.data))
-            check_labels(val, config.model.num_classes)
+        check_val_classes(config)
     if isinstance(config, DistilConfig):
         starts |= {"--teacher": config.distil.teacher, "--distil.teacher-head-map": config.distil.teacher_head_map}
     for option, path in starts.items():
@@ -100,9 +124,8 @@ def _look_at_files(config: RunConfig, lists: list[Path], world: World) -> None:
     if sum(path.stat().st_size for path in lists if path.is_file()) <= SMALL_BYTES:
         mixture = open_mixture(config.data)
         plan_run(config, mixture.num_videos, world.size)
-        if isinstance(config, FinetuneConfig) and config.stage == "finetune":  # a teacher may do without labels
-            for source in mixture.sources:
-                check_labels(source.manifest, config.model.num_classes)
+        if not must_ask:
+            check_classes_of(config, mixture)
         return
     for path in lists:
         if not path.is_dir() and next(iter(read_list(path, form_of(config.data))), None) is None:

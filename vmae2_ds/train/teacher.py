@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vmae2_ds.contracts import LabelledBatch, TaughtBatch
 from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.dist import Agreement, World, default_device
-from vmae2_ds.distil_config import DistilConfig
+from vmae2_ds.distil_config import DistilConfig, check_has_teacher
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.model.embed import is_resized, unit_pixels
@@ -62,10 +62,8 @@ def open_teacher(config: DistilConfig) -> tuple[TeacherCard, State]:
         CheckpointError: it cannot be read.
     """
     distil, student = config.distil, config.data
-    if distil.teacher is None:
-        raise ConfigError(
-            "no teacher named: give --teacher RUN_OR_FILE, a classifier (or its answers, --distil.cache FOLDER)"
-        )
+    check_has_teacher(config, must_ask=distil.cache is not None)
+    assert distil.teacher is not None, "just checked"
     found, weights, _ = open_classifier(distil.teacher, student)
     model = found.model
     if distil.teacher_head_map is not None:
