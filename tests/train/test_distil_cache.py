@@ -133,7 +133,7 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(make: Make, tm
 
 def test_features_that_were_not_kept_cannot_be_learned(make: Make) -> None:
     distil_cache(make(feature_weight=0.0))
-    with pytest.raises(ConfigError, match=r"holds no features; cache anew with distil\.feature_weight set"):
+    with pytest.raises(ConfigError, match=r"holds no features; cache anew with --distil.feature-weight set"):
         open_answers(make(teacher=None), open_mixture(make().data))
 
 
@@ -175,7 +175,7 @@ def test_a_folder_of_something_else_is_refused_before_the_teacher_is_opened(make
 
 
 def test_what_a_cache_cannot_be_used_with_is_refused(make: Make) -> None:
-    with pytest.raises(ValueError, match=r"a mixed clip depends on its micro batch; set augment\.mixup=0"):
+    with pytest.raises(ValueError, match=r"a mixed clip depends on its micro batch; set --augment.mixup 0"):
         DistilConfig.model_validate({**make().model_dump(), "augment": AugmentConfig()})
     with pytest.raises(ValueError, match=r"needs all ranks to ask together"):
         make(teacher_sharded=True)

@@ -119,7 +119,7 @@ def test_a_manifest_that_points_outside_is_refused(tmp_path: Path, caplog: pytes
 
 
 def test_an_unknown_kind_of_url_is_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"train\.copy_to=nosuch://bucket: Protocol not known"):
+    with pytest.raises(ConfigError, match=r"--train.copy-to nosuch://bucket: Protocol not known"):
         SecondPlace("nosuch://bucket", "recipe")
 
 

@@ -88,7 +88,7 @@ def test_a_changed_manifest_or_policy_is_another_run(tmp_path: Path) -> None:
     assert open_run_folder(config).path == run
     manifest.write_text("path\na.mp4\nb.mp4\n")
     policy.write_text('{"zero_optimization": {"stage": 3, "zero_quantized_gradients": true}}')
-    with pytest.raises(ConfigError, match=r"list\.csv has changed; train\.ds_config: in the content of .*mine\.json"):
+    with pytest.raises(ConfigError, match=r"list\.csv has changed; --train.ds-config: in the content of .*mine\.json"):
         open_run_folder(changed(config, "train", run=run))
 
 

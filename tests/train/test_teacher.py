@@ -134,7 +134,7 @@ def test_a_head_map_picks_the_student_s_classes(tmp_path: Path) -> None:
     torch.testing.assert_close(mapped.teacher_logits_BC, every.teacher_logits_BC[:, [9, 0, 4, 4, 7]])
     (tmp_path / "map.json").write_text("[10, 0, 4, 4, 7]")
     with pytest.raises(
-        ConfigError, match=r"distil\.teacher_head_map asks for class 10, and the head .* has 10 classes"
+        ConfigError, match=r"--distil.teacher-head-map asks for class 10, and the head .* has 10 classes"
     ):
         open_teacher(config_of(ten, teacher_head_map=tmp_path / "map.json"))
 
