@@ -55,7 +55,7 @@ def test_the_global_generators_are_put_back() -> None:
 
 @pytest.mark.parametrize("name", ["augmix", "rand-z9", ""])
 def test_an_unknown_policy_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="--augment.rand-augment"):
+    with pytest.raises(ConfigError, match=r"--augment\.rand-augment"):
         check_policy(name, 224)
 
 
