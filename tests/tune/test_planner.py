@@ -158,12 +158,12 @@ def test_a_calibration_replaces_the_priors(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"gpu": "a100"}, r"--gpu 'a100' is not in the table; .*known: t4"),
-        ({"gpus": 9}, r"--gpus 9 do not divide over 2 node\(s\); try --gpus 8"),
-        ({"gpus": 12, "nodes": 5}, r"do not divide over 5 node\(s\); try --gpus 10"),
+        ({"gpus": 9}, r"--gpus 9 do not divide over 2 nodes; try --gpus 8"),
+        ({"gpus": 12, "nodes": 5}, r"do not divide over 5 nodes; try --gpus 10"),
         ({"memory": 96}, r"--memory 96: A100 80GB SXM has 80 GB"),
         (
             {"gpus": 48, "nodes": 6},
-            r"global_batch=8192 is not a multiple of micro_batch=32 x 48 rank\(s\) x views=4 = 6144",
+            r"global-batch 8192 is not a multiple of micro_batch=32 x 48 ranks x views=4 = 6144",
         ),
         ({"gpu": "v100-32g"}, r"V100 32GB SXM2 has no bf16 peak in its datasheet; it has fp16, fp32"),
         ({"calibration": Path("absent.json")}, r"--calibration absent.json: No such file"),
