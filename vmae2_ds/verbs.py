@@ -14,7 +14,7 @@ from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.parse import STAGES, ask, call, pretraining, recipe
 from vmae2_ds.terminal import fitted, say
-from vmae2_ds.train.first_look import first_look
+from vmae2_ds.train.first_look import cache_of, check_cache, first_look
 
 Verb = Callable[[list[str]], None]
 
@@ -53,6 +53,9 @@ def distil_cache(args: list[str]) -> None:
     _, config = recipe("vmae2 distil-cache", args, ["distil"])
     assert isinstance(config, DistilConfig), "what a recipe of distil makes"
     first_look(config, must_ask=True)
+    folder = cache_of(config)
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: the verb, for all of them together
+        check_cache(folder)
     from vmae2_ds.train.distil_cache import distil_cache as run
 
     said = run(config)

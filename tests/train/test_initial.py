@@ -110,7 +110,7 @@ def test_a_head_of_other_classes_is_drawn_anew_or_mapped(tmp_path: Path) -> None
     [
         ("[0, 1]", "names 2 classes, and --model.num-classes 3"),
         ('{"a": 1}', "JSON list of class numbers"),
-        ("[", "head_map="),
+        ("[", "--train.head-map "),
     ],
 )
 def test_a_head_map_that_is_none_is_refused(tmp_path: Path, content: str, message: str) -> None:

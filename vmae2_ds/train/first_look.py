@@ -41,8 +41,6 @@ def first_look(config: RunConfig, *, must_ask: bool = False) -> None:
     lists = lists_of(config.data)
     if isinstance(config, DistilConfig):
         check_has_teacher(config, must_ask=must_ask)
-        if must_ask:
-            cache_of(config)
     world = map_rank_variables({**os.environ})
     if world.local_rank == 0:
         _warn_of_workers(config, _ranks_here(world, os.environ))
