@@ -24,7 +24,7 @@ def stop_code(arguments: list[str]) -> int:
 def test_divergence(tmp_path: Path, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     arguments = tiny_pretraining(manifest, run, 12)
-    arguments += ["--optim.base-lr", "1e35", "--optim.warmup-epochs", "0", "--train.max-nonfinite-steps", "2"]
+    arguments += ["--optim.base-lr", "1e9", "--optim.warmup-epochs", "0", "--train.max-nonfinite-steps", "2"]
     assert stop_code(arguments) == EXIT_DIVERGED
     assert "more than --train.max-nonfinite-steps 2" in capsys.readouterr().err
     newest = find_newest_whole(run / "ckpt")
