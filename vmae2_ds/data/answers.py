@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,6 +25,7 @@ from vmae2_ds.contracts import AskedBatch, LabelledBatch, TaughtBatch
 from vmae2_ds.data.labelled import LabelledDataset, LabelledSample
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.data.order import SampleKey
+from vmae2_ds.disk import whole_file
 from vmae2_ds.distil_config import INDEX
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig
@@ -133,11 +133,8 @@ def write_shard(
     dtype = DTYPES[index.dtype]
     tensors = {"logits": logits_VKC.to(dtype), "feature": feature_VKE.to(dtype), "attempt": attempt_V.to(torch.uint8)}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    half = file.with_name(f".{file.name}.tmp{os.getpid()}")
-    save_file(tensors, half, {"index": index.digest, "content": _content_digest(tensors)})
-    with half.open("rb+") as written:
-        os.fsync(written.fileno())
-    os.replace(half, file)
+    with whole_file(file) as part:
+        save_file(tensors, part, {"index": index.digest, "content": _content_digest(tensors)})
 
 
 def why_unusable(folder: Path, index: AnswersIndex, shard: Shard) -> str | None:

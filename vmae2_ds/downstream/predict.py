@@ -106,7 +106,7 @@ def predict(
     from vmae2_ds.data.views import ViewsDataset
     from vmae2_ds.model.source import read_given
     from vmae2_ds.train.engine import start_ranks, stop_ranks
-    from vmae2_ds.train.evaluate import classifier_of, open_classifier, score_videos
+    from vmae2_ds.train.evaluate import classifier_of, open_classifier, score_videos, scoring_line
     from vmae2_ds.train.initial import clip_line, labels_of, read_names
     from vmae2_ds.train.runs import with_options
 
@@ -124,13 +124,9 @@ def predict(
     del weights
     views = config.test
     if world.rank == 0:
-        log.info(
-            "%s: %s x %s x %s, %s, %s, on %s%s",
-            checkpoint, counted(len(entries), "video"), counted(views.clips, "clip"), counted(views.crops, "crop"),
-            clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride),
-            config.train.precision, counted(world.size, "rank"),
-            "" if names else "; no class names, --labels FILE gives them",
-        )  # fmt: skip
+        clip = clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride)
+        unnamed = "" if names else "; no class names, --labels FILE gives them"
+        log.info("%s: %s%s", checkpoint, scoring_line(len(entries), config, clip, world), unnamed)
     scores = score_videos(objective, dataset, views.views_at_once, world, Agreement(world))
     stop_ranks(world)
     if scores is None:

@@ -128,12 +128,8 @@ def evaluate(
     objective = classifier_of(config, weights)
     del weights
     if world.rank == 0:
-        log.info(
-            "%s: %s x %s x %s, %s, %s, on %s",
-            checkpoint, counted(len(listed), "video"), counted(views.clips, "clip"), counted(views.crops, "crop"),
-            clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride),
-            config.train.precision, counted(world.size, "rank"),
-        )  # fmt: skip
+        clip = clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride)
+        log.info("%s: %s", checkpoint, scoring_line(len(listed), config, clip, world))
     scores = score_videos(objective, dataset, views.views_at_once, world, agreement)
 
     def write() -> dict[str, Any]:
@@ -154,6 +150,12 @@ def evaluate(
             f"named in {folder / 'unreadable.txt'}, and the result is of the others"
         )
     return {**result, "folder": str(folder)}
+
+
+def scoring_line(videos: int, config: FinetuneConfig, clip: str, world: World) -> str:
+    """What is going to be scored: videos x clips x crops, their frames (`clip_line`), precision and ranks."""
+    counts = counted(videos, "video"), counted(config.test.clips, "clip"), counted(config.test.crops, "crop")
+    return f"{' x '.join(counts)}, {clip}, {config.train.precision}, on {counted(world.size, 'rank')}"
 
 
 def open_classifier(
