@@ -27,7 +27,7 @@ from benchmarks.harness import FAILURES, is_device_broken, reason_of
 from benchmarks.record import WHOLE_GROUP, Row, append_rows, current, fingerprint, provenance, read_rows
 from vmae2_ds.config import StrictModel
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train.engine import start_ranks, stop_ranks
+from vmae2_ds.train.ranks import start_ranks, stop_ranks
 
 LOOK_EVERY_S = 2.0
 

@@ -23,6 +23,8 @@ LAYERS = (
     {"ranges"},
     {"contracts", "dist", "disk", "options", "progress", "refusals", "strict", "terminal"},
     {"guard_config", "one_voice"},
+    {"model_config"},
+    {"run_config"},
     {"config"},
     {"finetune_config"},
     {"distil_config"},
@@ -38,7 +40,7 @@ LAYERS = (
 """Low to high. A name is a module or a subpackage of vmae2_ds; inside a subpackage only cycles are forbidden."""
 
 DOORS = {
-    "deepspeed": {"train.engine", "train.checkpoint", "train.safe_load", "tune.tuner"},
+    "deepspeed": {"train.engine", "train.ranks", "train.checkpoint", "train.safe_load", "tune.tuner"},
     "decord": {"data.reader_decord"},
     "torchcodec": {"data.reader_torchcodec"},
     "av": {"data.encode", "data.frame_index", "data.probe", "data.reader_common", "data.reader_pyav", "data.synthetic"},

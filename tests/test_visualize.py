@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.train.made_checkpoint import made_checkpoint
-from vmae2_ds.config import ClassifierConfig, MaskConfig, ModelConfig, PretrainConfig, PretrainDataConfig, TowerConfig
+from vmae2_ds.config import MaskConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch
 from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
 from vmae2_ds.draw_clips import Reconstruction, caption_of, cubes_of, draw_prediction, draw_reconstruction, picture_rows
@@ -23,6 +23,7 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.model_config import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.visualize import decode_passes, visualize
 from vmae2_ds.weights import export_weights
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from vmae2_ds.config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
@@ -17,6 +16,7 @@ from vmae2_ds.model.layouts import LAYOUTS, State, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
 from vmae2_ds.model.source import read_all
+from vmae2_ds.model_config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.train.evaluate import evaluate
 from vmae2_ds.weights import export_weights, import_weights
 

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.test_weights import MODELS, drawn
 from tests.train.made_checkpoint import counted, made_checkpoint
-from vmae2_ds.config import ClassifierConfig, ModelConfig, ObjectiveConfig, PretrainConfig, PretrainDataConfig
+from vmae2_ds.config import ObjectiveConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.layouts import LAYOUTS, to_layout
 from vmae2_ds.model.published import read_published, write_weights
 from vmae2_ds.model.stored import in_dtype
+from vmae2_ds.model_config import ClassifierConfig, ModelConfig
 from vmae2_ds.train.initial import labels_of, open_model
 from vmae2_ds.weights import export_weights, import_weights
 

@@ -172,3 +172,12 @@ class LoadedBatch(NamedTuple):
     """Videos replaced in this batch."""
     sources: dict[str, int]
     """Videos used, counted by manifest source."""
+
+
+class StepResult(NamedTuple):
+    """What an optimizer step did."""
+
+    applied: bool
+    """False where the gradient was not finite or too large: all ranks left the update out."""
+    grad_norm: float
+    """Global gradient norm before clipping; inf or nan where it was not finite."""

@@ -6,6 +6,7 @@ The one way to write a file that somebody may read later. A verb calls `check_ou
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -115,3 +116,16 @@ def _try_writing(folder: Path, said: str) -> None:
             with contextlib.suppress(OSError):
                 above.rmdir()
         raise ConfigError(f"{said}: {error.strerror}; name a place that can be written") from None
+
+
+CHUNK = 1 << 22
+"""Bytes read at a time for a hash."""
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

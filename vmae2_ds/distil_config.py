@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, model_validator
 
-from vmae2_ds.config import ClipLength, Edge, StrictModel
+from vmae2_ds.config import StrictModel
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
-from vmae2_ds.strict import Amount, Part
+from vmae2_ds.strict import Amount, ClipLength, Edge, Part
 
 INDEX = "index.json"
 """What is in every folder of a teacher's answers, and says whose they are."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from vmae2_ds.config import ClassifierConfig
 from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.finetune_recipes import CLASSES, FINETUNE_RECIPES, vit_ti_finetune_desk
+from vmae2_ds.model_config import ClassifierConfig
 
 
 def _like(supervised: FinetuneConfig, recipe: str, **sections: Mapping[str, object]) -> DistilConfig:

@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, model_validator
 
-from vmae2_ds.config import ClassifierConfig, DataConfig, OptimConfig, RunConfig, StrictModel, TrainConfig
+from vmae2_ds.config import StrictModel
+from vmae2_ds.model_config import ClassifierConfig
 from vmae2_ds.ranges import MOST_VIEWS
+from vmae2_ds.run_config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from vmae2_ds.strict import Amount, Part, PartBelow1, Size
 
 Sides = tuple[Annotated[float, Field(ge=0.01, le=100)], Annotated[float, Field(ge=0.01, le=100)]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vmae2_ds.config import ClassifierConfig
 from vmae2_ds.finetune_config import (
     AugmentConfig,
     FinetuneConfig,
@@ -18,6 +17,7 @@ from vmae2_ds.finetune_config import (
     LabelledDataConfig,
     ViewsConfig,
 )
+from vmae2_ds.model_config import ClassifierConfig
 
 VIEWS = 2
 """Clips of each video a pass (published num_sample)."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import tyro
 from pydantic import BaseModel, ValidationError
 
-from vmae2_ds.config import PretrainConfig, RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.distil_recipes import DISTIL_RECIPES
 from vmae2_ds.errors import ConfigError, Vmae2Error
 from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
@@ -21,6 +21,7 @@ from vmae2_ds.options import Subject, check_known, in_own_words, model_at, name_
 from vmae2_ds.progress import counted
 from vmae2_ds.recipes import RECIPES, describe_recipe
 from vmae2_ds.refusals import refused
+from vmae2_ds.run_config import RunConfig
 from vmae2_ds.spelling import did_you_mean
 from vmae2_ds.terminal import fitted, nobody_reads, say
 

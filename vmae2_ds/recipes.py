@@ -9,17 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from vmae2_ds.config import (
-    MaskConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    PretrainConfig,
-    PretrainDataConfig,
-    RunConfig,
-    TrainConfig,
-)
+from vmae2_ds.config import MaskConfig, ObjectiveConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model_config import ModelConfig
+from vmae2_ds.run_config import OptimConfig, RunConfig, TrainConfig
 
 
 def _hybrid(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from vmae2_ds.ranges import MANY, MOST_SEED
+from vmae2_ds.ranges import MANY, MOST_FRAMES, MOST_PIXELS, MOST_SEED, MOST_WORKERS
 
 LONG_S = 1e8
 """Three years: the longest wait that anybody can mean, and below what operating systems' clocks and sockets take."""
@@ -67,3 +67,15 @@ def _check_span(span: str) -> str:
 
 TimeSpan = Annotated[str, AfterValidator(_check_span)]
 """A stretch of time, as SLURM writes it with all three parts, or as a number with its unit."""
+
+
+ClipLength = Annotated[int, Field(ge=1, le=MOST_FRAMES)]
+"""Frames of a clip, or steps between them."""
+
+
+Edge = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+"""Pixels along one side of a clip or a cube."""
+
+
+Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
+"""Processes of one rank."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from vmae2_ds.config import ConfigFile, PretrainConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.disk import check_out_folder, check_there, write_whole
@@ -21,13 +21,14 @@ from vmae2_ds.draw import draw_curves
 from vmae2_ds.draw_clips import DecodedPass, Reconstruction, animate_reconstruction, draw_reconstruction
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks, passes_over_hidden
+from vmae2_ds.model_config import ConfigFile
 from vmae2_ds.progress import counted
 from vmae2_ds.ranges import check_clip_options, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
     from torch import Tensor
 
-    from vmae2_ds.data.datasets import PretrainDataset
+    from vmae2_ds.data.pretrain import PretrainDataset
     from vmae2_ds.model.layouts import State
     from vmae2_ds.objectives import Reconstruct
 
@@ -87,11 +88,11 @@ def visualize(
         check_out_folder(out, inputs=[] if manifest is None else [manifest], is_ours=_is_ours)
     check_there(source)
 
-    from vmae2_ds.data.datasets import PretrainDataset
+    from vmae2_ds.data.pretrain import PretrainDataset
     from vmae2_ds.train.initial import clip_line
     from vmae2_ds.train.ready import autoencoder_of
     from vmae2_ds.train.report import read_rows, write_report
-    from vmae2_ds.train.runs import with_options
+    from vmae2_ds.train.stages import with_options
     from vmae2_ds.train.zero_weights import read_weights
 
     data = {"num_frames": num_frames, "size": size, "stride": stride}

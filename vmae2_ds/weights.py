@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vmae2_ds.config import SIZES, AnyModel, ClassifierConfig, ConfigFile
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import check_out_file, check_out_folder, check_there
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.ours import check_ending, refuse_other_file, refuse_other_folder
+from vmae2_ds.model_config import SIZES, AnyModel, ClassifierConfig, ConfigFile
 from vmae2_ds.ranges import MOST_FRAMES, check_ranges
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else

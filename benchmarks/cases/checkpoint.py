@@ -35,9 +35,10 @@ from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.states import WEIGHT_BYTES
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint, tag_of
+from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.ds_config import zero_stage
 from vmae2_ds.train.retention import Keep
+from vmae2_ds.train.whole import tag_of
 from vmae2_ds.weights import export_weights
 
 POLICIES = ("zero0", "zero2", "zero3")

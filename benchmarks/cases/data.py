@@ -25,10 +25,10 @@ from vmae2_ds.cost.assumptions import Assumptions, End
 from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.decode import installed_readers, read_clip
 from vmae2_ds.data.loader import make_loader
 from vmae2_ds.data.mixture import open_mixture
+from vmae2_ds.data.pretrain import PretrainDataset
 from vmae2_ds.data.sampling import stride_indices
 from vmae2_ds.data.transforms import crop_resize, draw_crop
 from vmae2_ds.recipes import get_recipe

@@ -21,10 +21,10 @@ from benchmarks.record import Row
 from benchmarks.steps import SEED
 from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch
-from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.index import index_manifest
 from vmae2_ds.data.loader import make_loader
 from vmae2_ds.data.mixture import open_mixture
+from vmae2_ds.data.pretrain import PretrainDataset
 from vmae2_ds.recipes import get_recipe
 
 ROWS, CLIPS = 100_000_000, 3_000

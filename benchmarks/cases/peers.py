@@ -24,8 +24,8 @@ from benchmarks.steps import (
     step_config,
     step_flops,
 )
-from vmae2_ds.config import SIZES, ModelConfig
 from vmae2_ds.masking import count_masks
+from vmae2_ds.model_config import SIZES, ModelConfig
 from vmae2_ds.train.build import fastest_attention
 from vmae2_ds.train.peak import DTYPES
 

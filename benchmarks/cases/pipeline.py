@@ -24,9 +24,9 @@ from benchmarks.scenes import FPS, write_scene
 from benchmarks.steps import SEED
 from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import PretrainBatch
-from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.mixture import Mixture, open_mixture
 from vmae2_ds.data.order import SampleKey
+from vmae2_ds.data.pretrain import PretrainDataset
 from vmae2_ds.data.transforms import CropBox
 from vmae2_ds.recipes import get_recipe
 

@@ -20,8 +20,10 @@ from benchmarks import flight
 from benchmarks.case import Bench
 from benchmarks.harness import FAILURES, attempt, reason_of
 from benchmarks.steps import MASKS, SEED, Precision
-from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TrainConfig
+from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.dist import World, default_device
+from vmae2_ds.model_config import ModelConfig
+from vmae2_ds.run_config import TrainConfig
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.ds_config import fill_policy, policy_names, read_policy, zero_stage
 from vmae2_ds.train.engine import Engine

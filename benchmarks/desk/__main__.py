@@ -21,7 +21,8 @@ from vmae2_ds.downstream.frozen import FrozenEncoder, features_of, views_of
 from vmae2_ds.errors import Vmae2Error
 from vmae2_ds.train.evaluate import evaluate
 from vmae2_ds.train.report import read_rows
-from vmae2_ds.train.runs import AnyRun, find_checkpoint
+from vmae2_ds.train.runs import find_checkpoint
+from vmae2_ds.train.stages import AnyRun
 from vmae2_ds.train.zero_weights import read_weights
 
 VIEWS = {"ridge": "mean", "motion": "motion", "attentive": "tokens"}

@@ -16,7 +16,8 @@ from benchmarks.cases.zero_engine import of_all_ranks, policies, run_config, set
 from benchmarks.record import Row
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
-from vmae2_ds.train.engine import Engine, start_ranks, stop_ranks
+from vmae2_ds.train.engine import Engine
+from vmae2_ds.train.ranks import start_ranks, stop_ranks
 from vmae2_ds.train.retention import Keep
 from vmae2_ds.train.zero_weights import read_weights
 

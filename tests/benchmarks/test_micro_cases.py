@@ -18,10 +18,10 @@ from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench
 from tests.benchmarks.fresh import in_fresh_process
-from vmae2_ds.config import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.model.attention import get_attention
+from vmae2_ds.model_config import ModelConfig
 from vmae2_ds.train import spikes
 from vmae2_ds.train.peak import DTYPES
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 
 from tests.cli.lines import kinds_in, line_of, numbers_of, refusal, subject_of
 from vmae2_ds.cli import VERBS
-from vmae2_ds.config import RunConfig
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.data.mixture import MixtureConfig
 from vmae2_ds.distil_config import DistilConfig
@@ -21,6 +20,7 @@ from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.options import model_at, name_behind, options_of
 from vmae2_ds.parse import STAGES
 from vmae2_ds.refusals import refused
+from vmae2_ds.run_config import RunConfig
 from vmae2_ds.strict import StrictModel
 
 RECIPES = {name: build for recipes in STAGES.values() for name, build in recipes.items()}

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TrainConfig
+from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
+from vmae2_ds.model_config import ModelConfig
+from vmae2_ds.run_config import TrainConfig
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vmae2_ds.data.manifest import VideoEntry
+from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.errors import VideoError
 
 Picture = Callable[[VideoEntry, np.ndarray], np.ndarray]

@@ -13,12 +13,12 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup, mixup_target
 
-from vmae2_ds.config import ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry, LabelledBatch
 from vmae2_ds.data.augment import Mixing, check_policy, draw_mixing, erase, paste_boxes, rand_augment
 from vmae2_ds.data.transforms import draw_resized_crop, view_crops
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model_config import ClassifierConfig, TowerConfig
 from vmae2_ds.objectives import Classify
 
 POLICY = "rand-m7-n4-mstd0.5-inc1"

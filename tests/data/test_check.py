@@ -18,11 +18,11 @@ from tests.data import bad_readers
 from tests.data.odd_videos import encoded, pieces_of, rewritten
 from vmae2_ds.data import scan
 from vmae2_ds.data.check import check_manifest
-from vmae2_ds.data.manifest import VideoEntry, read_manifest
+from vmae2_ds.data.entry import ReadAs, VideoEntry
+from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.pack import pack_manifest
 from vmae2_ds.data.prepare import prepare_manifest
 from vmae2_ds.data.probe import is_variable, probe_entry
-from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.data.synthetic import SyntheticSet, write_video
 from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.errors import ConfigError, DataError, VideoError

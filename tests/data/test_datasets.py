@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from vmae2_ds.config import PretrainConfig
-from vmae2_ds.data.datasets import MAX_ATTEMPTS, PretrainDataset, PretrainSample
+from vmae2_ds.data.datasets import MAX_ATTEMPTS
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.data.order import SampleKey
+from vmae2_ds.data.pretrain import PretrainDataset, PretrainSample
 from vmae2_ds.data.synthetic import SyntheticSet
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.masking import count_masks

@@ -9,8 +9,7 @@ import numpy as np
 from tests.data.odd_videos import ODD_VIDEOS
 from tests.data.test_every_frame import REFUSED
 from vmae2_ds.data.decode import read_clip
-from vmae2_ds.data.manifest import VideoEntry
-from vmae2_ds.data.storage import ReadAs
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.errors import VideoError
 

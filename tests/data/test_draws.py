@@ -14,20 +14,22 @@ import pytest
 import torch
 
 from tests.data.stand_in import StandInReader, listed
-from vmae2_ds.config import ClassifierConfig, PretrainConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.data.augment import draw_mixing, erase, paste_boxes, rand_augment
-from vmae2_ds.data.datasets import PretrainDataset, VideoDataset
+from vmae2_ds.data.datasets import VideoDataset
 from vmae2_ds.data.labelled import LabelledDataset
 from vmae2_ds.data.loader import make_loader
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import Mixture, open_mixture
 from vmae2_ds.data.order import SampleKey, SampleOrder, Shuffle
+from vmae2_ds.data.pretrain import PretrainDataset
 from vmae2_ds.data.sampling import dense_indices, sample_stride
 from vmae2_ds.data.seeding import Purpose, generator
 from vmae2_ds.data.transforms import CropBox, crop_resize, draw_crop, draw_resized_crop
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import AugmentConfig, FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.masking import make_masks
+from vmae2_ds.model_config import ClassifierConfig
 
 MakeConfig = Callable[..., PretrainConfig]
 

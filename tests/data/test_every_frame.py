@@ -23,10 +23,9 @@ from tests.data.odd_videos import FRAMES, ODD_VIDEOS, encoded, number_of, pieces
 from tests.data.test_decode import within_limit
 from vmae2_ds.data.decode import read_clip, read_frames
 from vmae2_ds.data.encode import reencode
-from vmae2_ds.data.manifest import VideoEntry
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.probe import VideoFacts, probe_entry
 from vmae2_ds.data.scan import decode_all
-from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.errors import VideoError
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from vmae2_ds.config import ClassifierConfig
 from vmae2_ds.contracts import LabelledBatch
 from vmae2_ds.data.labelled import LabelledDataset
 from vmae2_ds.data.loader import make_loader
@@ -17,6 +16,7 @@ from vmae2_ds.data.order import SampleKey
 from vmae2_ds.data.synthetic import CLASSES, SyntheticSet
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import AugmentConfig, FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.model_config import ClassifierConfig
 
 Make = Callable[..., FinetuneConfig]
 

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch
 from vmae2_ds.data import loader, watchdog
-from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.loader import make_loader
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import Mixture
+from vmae2_ds.data.pretrain import PretrainDataset
 from vmae2_ds.data.synthetic import SyntheticSet
 from vmae2_ds.data.uncut import UncutBatch
 from vmae2_ds.errors import DataError

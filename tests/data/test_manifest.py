@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.index import index_manifest
 from vmae2_ds.data.lists import ListForm, csv_line, list_form
-from vmae2_ds.data.manifest import DEFAULT_SOURCE, VideoEntry, manifest_digest, read_manifest
+from vmae2_ds.data.manifest import DEFAULT_SOURCE, manifest_digest, read_manifest
 from vmae2_ds.errors import ConfigError, DataError
 
 

@@ -17,11 +17,11 @@ from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data import datasets
 from vmae2_ds.data import mixture as mixtures
-from vmae2_ds.data.datasets import PretrainDataset, PretrainSample
+from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.manifest import VideoEntry
 from vmae2_ds.data.mixture import Mixture, identity_of_videos, open_mixture, ready_mixtures
 from vmae2_ds.data.order import SampleKey
+from vmae2_ds.data.pretrain import PretrainDataset, PretrainSample
 from vmae2_ds.data.reader_choice import ReaderChoice
 from vmae2_ds.data.synthetic import SyntheticSet, write_video
 from vmae2_ds.errors import ConfigError, DataError

@@ -20,11 +20,11 @@ import torch
 import webdataset
 
 from vmae2_ds.config import PretrainConfig, PretrainDataConfig
-from vmae2_ds.data.datasets import PretrainDataset
 from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import Mixture, open_mixture
 from vmae2_ds.data.order import SampleKey
 from vmae2_ds.data.pack import pack_manifest
+from vmae2_ds.data.pretrain import PretrainDataset
 from vmae2_ds.data.shards import expand, index_shards
 from vmae2_ds.data.storage import fetch
 from vmae2_ds.data.synthetic import SyntheticSet

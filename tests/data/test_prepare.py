@@ -18,12 +18,12 @@ from tests.data import bad_readers
 from tests.data.odd_videos import ODD_VIDEOS, number_of
 from vmae2_ds.data import decode, prepare
 from vmae2_ds.data.decode import read_frames
-from vmae2_ds.data.manifest import Manifest, VideoEntry, read_manifest
+from vmae2_ds.data.entry import ReadAs, VideoEntry
+from vmae2_ds.data.manifest import Manifest, read_manifest
 from vmae2_ds.data.pack import pack_manifest
 from vmae2_ds.data.prepare import Prepared, prepare_manifest
 from vmae2_ds.data.probe import probe_entry
 from vmae2_ds.data.reader_choice import choose_reader
-from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.data.synthetic import SyntheticSet, write_video
 from vmae2_ds.errors import ConfigError, DataError
 

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from vmae2_ds.config import PretrainDataConfig
-from vmae2_ds.data.manifest import VideoEntry, read_manifest
+from vmae2_ds.data.entry import ReadAs, VideoEntry
+from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.data.reader_common import Choose
 from vmae2_ds.data.shards import index_shards
-from vmae2_ds.data.storage import ReadAs, fetch, frame_names, read_entry
+from vmae2_ds.data.storage import fetch, frame_names, read_entry
 from vmae2_ds.data.synthetic import SyntheticSet
 from vmae2_ds.errors import VideoError
 

@@ -11,6 +11,7 @@ import pytest
 
 from vmae2_ds.cli import main
 from vmae2_ds.data.check import check_manifest
+from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.index import index_manifest
 from vmae2_ds.data.kinetics import merge_kinetics
 from vmae2_ds.data.manifest import read_manifest
@@ -18,7 +19,6 @@ from vmae2_ds.data.pack import pack_manifest
 from vmae2_ds.data.prepare import prepare_manifest
 from vmae2_ds.data.probe import probe_entry
 from vmae2_ds.data.shards import index_shards
-from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.errors import ConfigError
 

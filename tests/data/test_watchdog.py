@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 from vmae2_ds.config import PretrainConfig
-from vmae2_ds.data.datasets import PretrainDataset
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.manifest import VideoEntry, read_manifest
+from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.mixture import Mixture
-from vmae2_ds.data.storage import ReadAs, read_entry
+from vmae2_ds.data.pretrain import PretrainDataset
+from vmae2_ds.data.storage import read_entry
 from vmae2_ds.data.synthetic import SyntheticSet
 from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.errors import ConfigError, VideoError

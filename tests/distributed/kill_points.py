@@ -30,12 +30,13 @@ from tests.distributed.elastic_steps import (
 from tests.distributed.steps import make_clips
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train import checkpoint, hashed_files
-from vmae2_ds.train.checkpoint import load_checkpoint, newest_sound, save_checkpoint, tag_of
+from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.elastic import fitting
 from vmae2_ds.train.optim import learning_rate, make_optimizer, set_learning_rate
 from vmae2_ds.train.plan import plan_run
 from vmae2_ds.train.retention import Keep
+from vmae2_ds.train.whole import newest_sound, tag_of
 
 ALONE = World()
 
@@ -104,7 +105,8 @@ class Trial:
     """A rank of its own and its engine, in a child: collectives do not outlive a fork."""
 
     def __init__(self, policy: str) -> None:
-        from vmae2_ds.train.engine import Engine, start_ranks
+        from vmae2_ds.train.engine import Engine
+        from vmae2_ds.train.ranks import start_ranks
 
         torch.set_num_threads(1)
         start_ranks()

@@ -18,8 +18,8 @@ from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.model.about import read_about
 from vmae2_ds.model.layouts import our_shapes, to_layout
-from vmae2_ds.train.checkpoint import find_newest_whole
-from vmae2_ds.train.runs import read_run_config
+from vmae2_ds.train.stages import read_run_config
+from vmae2_ds.train.whole import find_newest_whole
 from vmae2_ds.train.zero_weights import read_weights
 
 pytestmark = pytest.mark.slow

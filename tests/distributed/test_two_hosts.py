@@ -21,7 +21,7 @@ from tests.distributed.two_hosts import BIN, REPOSITORY, Host, TwoHosts, two_hos
 from tests.distributed.zygote import Zygote
 from vmae2_ds.launch.hostfile import read_hostfile
 from vmae2_ds.launch.hosts import HostsArguments, command_lines
-from vmae2_ds.train.checkpoint import find_newest_whole
+from vmae2_ds.train.whole import find_newest_whole
 
 pytestmark = pytest.mark.slow
 STEPS = 30

@@ -16,7 +16,7 @@ import torch
 
 from tests.downstream.test_probe import run  # noqa: F401  # the fixture
 from vmae2_ds import disk, progress
-from vmae2_ds.config import SIZES, ClassifierConfig, ModelConfig, PretrainConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
 from vmae2_ds.downstream import frozen, kept
 from vmae2_ds.downstream.fits import PROBES
@@ -26,6 +26,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.layouts import our_shapes, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.model_config import SIZES, ClassifierConfig, ModelConfig
 
 
 @pytest.fixture(scope="module")

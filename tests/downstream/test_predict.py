@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from vmae2_ds.cli import main
-from vmae2_ds.config import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
 from vmae2_ds.downstream.predict import describe, predict, videos_of
@@ -23,6 +22,7 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.model_config import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.train.evaluate import evaluate
 from vmae2_ds.weights import export_weights
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TowerConfig
+from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.downstream import fits as probes
@@ -18,6 +18,7 @@ from vmae2_ds.downstream.frozen import Features, FrozenEncoder, features_of, pix
 from vmae2_ds.downstream.trained import TrainedProbe
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.model_config import ModelConfig, TowerConfig
 
 
 def clusters(videos: int, spread: float, seed: int = 0) -> Features:

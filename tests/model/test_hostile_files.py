@@ -16,11 +16,10 @@ import torch
 import torchvision
 from safetensors.torch import save
 
-from vmae2_ds.config import SIZES, ClassifierConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.layouts import State, layout_shapes
-from vmae2_ds.train.evaluate import open_classifier
-from vmae2_ds.train.initial import load_for
+from vmae2_ds.model_config import SIZES, ClassifierConfig
+from vmae2_ds.train.initial import load_for, open_classifier
 from vmae2_ds.weights import import_weights
 
 CLASSIFIER = ClassifierConfig(encoder=SIZES["tiny"][0].model_copy(update={"depth": 1}), num_classes=5)

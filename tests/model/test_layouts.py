@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import LAYOUTS, from_layout, layout_shapes, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.model_config import ClassifierConfig, EncoderConfig, ModelConfig
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from tests.model.test_layouts import model_of
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.downstream.frozen import FrozenEncoder
 from vmae2_ds.downstream.probe import probe
@@ -24,9 +23,10 @@ from vmae2_ds.model.embed import every_cube, normalise_pixels
 from vmae2_ds.model.layouts import LAYOUTS, State, bare, to_layout
 from vmae2_ds.model.source import read_all, read_given
 from vmae2_ds.model.transformers_config import transformers_config_of
-from vmae2_ds.train.evaluate import evaluate, open_classifier
-from vmae2_ds.train.initial import initial_weights, labels_of, load_for, open_model
-from vmae2_ds.train.runs import with_options
+from vmae2_ds.model_config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
+from vmae2_ds.train.evaluate import evaluate
+from vmae2_ds.train.initial import initial_weights, labels_of, load_for, open_classifier, open_model
+from vmae2_ds.train.stages import with_options
 from vmae2_ds.weights import export_weights, import_weights
 
 GEOMETRY = ClipGeometry(4, 16, 16, 2, 8)

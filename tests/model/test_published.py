@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from tests.golden_data import golden_json
-from vmae2_ds.config import SIZES, ClassifierConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import State, from_layout, layout_shapes, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import infer_model, read_published
+from vmae2_ds.model_config import SIZES, ClassifierConfig, ModelConfig
 
 PUBLISHED = {"small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.model.test_layouts import model_of
-from vmae2_ds.config import ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.model_config import ClassifierConfig, TowerConfig
 from vmae2_ds.objectives import Classify
 from vmae2_ds.weights import export_weights
 

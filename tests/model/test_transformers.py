@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.model.test_layouts import model_of
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, MaskConfig, ModelConfig, ObjectiveConfig
+from vmae2_ds.config import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.about import About
@@ -24,6 +24,7 @@ from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
 from vmae2_ds.model.source import read_all
+from vmae2_ds.model_config import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.initial import load_for
 from vmae2_ds.weights import export_weights

@@ -11,11 +11,11 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
 from tests import by_hand
-from vmae2_ds.config import ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.block import Block, Blocks
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube
+from vmae2_ds.model_config import ClassifierConfig, TowerConfig
 from vmae2_ds.objectives import Classify
 
 TOWER = TowerConfig(width=24, depth=4, heads=3, mlp=40)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmae2_ds.contracts import LossOutput
+from vmae2_ds.contracts import LossOutput, StepResult
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train.engine import StepResult
 
 GIVE_UP_S = 60
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from vmae2_ds.config import ModelConfig, PretrainConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.model.layouts import State, our_shapes
-from vmae2_ds.train.checkpoint import WHOLE, tag_of
+from vmae2_ds.model_config import ModelConfig
+from vmae2_ds.train.whole import WHOLE, tag_of
 
 
 def counted(config: ModelConfig) -> State:

@@ -14,10 +14,11 @@ import torch
 
 from vmae2_ds.dist import World
 from vmae2_ds.errors import SaveFailed
-from vmae2_ds.train.checkpoint import WHOLE, find_newest_whole, save_checkpoint, tag_of, why_torn
+from vmae2_ds.train.checkpoint import save_checkpoint
 from vmae2_ds.train.hashed_files import HashedFiles
 from vmae2_ds.train.mirror import Mirror, SecondPlace, fetch_newest
 from vmae2_ds.train.retention import Keep
+from vmae2_ds.train.whole import WHOLE, find_newest_whole, tag_of, why_torn
 
 SHARDS = ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]
 

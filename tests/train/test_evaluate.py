@@ -16,14 +16,16 @@ from torch import nn
 
 from tests import by_hand
 from tests.data.stand_in import StandInReader, listed
-from vmae2_ds.config import ClassifierConfig, TowerConfig
-from vmae2_ds.data.manifest import VideoEntry, read_manifest
+from vmae2_ds.data.entry import VideoEntry
+from vmae2_ds.data.manifest import read_manifest
 from vmae2_ds.data.views import ViewsDataset
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig, ViewsConfig
 from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model_config import ClassifierConfig, TowerConfig
 from vmae2_ds.objectives import Classify
-from vmae2_ds.train.evaluate import classifier_of, score_videos
+from vmae2_ds.train.evaluate import score_videos
+from vmae2_ds.train.initial import classifier_of
 from vmae2_ds.train.scores import Scores
 from vmae2_ds.train.validate import Validation
 

@@ -16,9 +16,9 @@ from tests.train.test_runs_and_checkpoints import write_checkpoint
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.train import elastic
-from vmae2_ds.train.checkpoint import WHOLE
 from vmae2_ds.train.elastic import fitting
 from vmae2_ds.train.hashed_files import HashedFiles
+from vmae2_ds.train.whole import WHOLE
 
 
 def fit(source: Path, stage: int = 2, **policy: Any) -> Path:

@@ -11,20 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from tests.train.made_checkpoint import counted, made_checkpoint
-from vmae2_ds.config import (
-    ClassifierConfig,
-    EncoderConfig,
-    ModelConfig,
-    PretrainConfig,
-    PretrainDataConfig,
-    TowerConfig,
-)
+from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.layouts import LAYOUTS, State, our_shapes, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.model_config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.train.initial import initial_weights, load_for, read_head_map
 
 GEOMETRY = ClipGeometry(4, 16, 16, 2, 8)

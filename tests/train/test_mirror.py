@@ -15,9 +15,9 @@ import pytest
 from tests.train.test_runs_and_checkpoints import config_in, start_run, write_checkpoint
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.train import mirror
-from vmae2_ds.train.checkpoint import WHOLE, tag_of
 from vmae2_ds.train.mirror import Mirror, SecondPlace, fetch_newest
 from vmae2_ds.train.runs import finish, open_run_folder
+from vmae2_ds.train.whole import WHOLE, tag_of
 
 
 @pytest.fixture(params=["file", "memory", "folder"])

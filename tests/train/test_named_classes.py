@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.train.test_teacher import TEACHER, written
-from vmae2_ds.config import ClassifierConfig, PretrainDataConfig
+from vmae2_ds.config import PretrainDataConfig
 from vmae2_ds.data.check import check_manifest
 from vmae2_ds.data.class_names import implied_names
 from vmae2_ds.data.index import index_manifest
@@ -22,6 +22,7 @@ from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.downstream.probe import probe
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.model_config import ClassifierConfig
 from vmae2_ds.train.evaluate import evaluate
 from vmae2_ds.train.first_look import first_look
 from vmae2_ds.train.rank_report import report_of

@@ -19,11 +19,12 @@ import vmae2_ds
 from tests.model.test_layouts import model_of
 from tests.model.test_second_implementation import CONFIG, GEOMETRY, logits_by_hand
 from tests.train.made_checkpoint import made_checkpoint
-from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TowerConfig
+from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.layouts import State, to_layout
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.model_config import ModelConfig, TowerConfig
 from vmae2_ds.weights import export_weights
 
 ROOT = Path(__file__).parents[2]

@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 
 from tests.train.test_runs_and_checkpoints import write_checkpoint
-from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TrainConfig
+from vmae2_ds.config import PretrainConfig, PretrainDataConfig
+from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.train.checkpoint import WHOLE, find_newest_whole, tag_of
-from vmae2_ds.train.engine import StepResult
-from vmae2_ds.train.loop import TrainState
+from vmae2_ds.model_config import ModelConfig
+from vmae2_ds.run_config import TrainConfig
 from vmae2_ds.train.plan import plan_run
 from vmae2_ds.train.rollback import RollBack, SpikeActions, drop_newer, with_rollbacks
 from vmae2_ds.train.spikes import Spike
+from vmae2_ds.train.state import TrainState
+from vmae2_ds.train.whole import WHOLE, find_newest_whole, tag_of
 
 SPIKE = Spike("the loss", 9.0, 2.0)
 REFUSED = StepResult(False, 1.0)

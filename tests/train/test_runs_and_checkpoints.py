@@ -17,9 +17,11 @@ from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train import runs
-from vmae2_ds.train.checkpoint import WHOLE, _drop_old, find_newest_whole, tag_of, why_torn
+from vmae2_ds.train.checkpoint import _drop_old
 from vmae2_ds.train.retention import Keep
-from vmae2_ds.train.runs import find_checkpoint, finish, open_run_folder, read_run_config, write_run_files
+from vmae2_ds.train.runs import find_checkpoint, finish, open_run_folder, write_run_files
+from vmae2_ds.train.stages import read_run_config
+from vmae2_ds.train.whole import WHOLE, find_newest_whole, tag_of, why_torn
 
 
 def config_in(folder: Path, **changes: Any) -> PretrainConfig:

@@ -10,7 +10,7 @@ from vmae2_ds.cli import main
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.errors import EXIT_OK
 from vmae2_ds.objectives import Classify
-from vmae2_ds.train.checkpoint import tag_of
+from vmae2_ds.train.whole import tag_of
 from vmae2_ds.train.zero_shards import MEAN, ZeroShards
 
 pytestmark = pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 
 from tests.distributed.ranks import tiny_pretraining
 from vmae2_ds.cli import main
+from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.loader import make_loader
 from vmae2_ds.data.order import window_of
 from vmae2_ds.data.synthetic import write_synthetic_set
@@ -21,7 +22,6 @@ from vmae2_ds.errors import EXIT_DIVERGED, EXIT_OK, ConfigError
 from vmae2_ds.guard_config import GuardConfig
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train import session
-from vmae2_ds.train.engine import StepResult
 from vmae2_ds.train.spikes import Recent, Spike, SpikeGuard, check_norm_is_taken, spike_limit
 
 

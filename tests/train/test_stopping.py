@@ -14,13 +14,13 @@ from pydantic import TypeAdapter
 
 from tests.distributed.ranks import tiny_pretraining
 from vmae2_ds.cli import main
-from vmae2_ds.config import TrainConfig
 from vmae2_ds.data.synthetic import write_synthetic_set
 from vmae2_ds.errors import EXIT_PREEMPTED, Preempted
+from vmae2_ds.run_config import TrainConfig
 from vmae2_ds.strict import seconds_of
 from vmae2_ds.train import stopping
-from vmae2_ds.train.checkpoint import find_newest_whole
 from vmae2_ds.train.stopping import STOP_SIGNALS, StopRequests, stop_signals
+from vmae2_ds.train.whole import find_newest_whole
 
 
 def test_spans_of_time() -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry, LabelledBatch
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.distil_config import DistilConfig, DistilSettings
@@ -22,6 +21,7 @@ from vmae2_ds.model.embed import every_cube, normalise_pixels
 from vmae2_ds.model.layouts import to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.published import write_weights
+from vmae2_ds.model_config import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.train.teacher import Teacher, digest_of, fit_clips, open_teacher
 
 TOWER = TowerConfig(width=32, depth=2, heads=2, mlp=64)

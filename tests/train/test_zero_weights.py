@@ -16,10 +16,11 @@ import torch
 from safetensors import safe_open
 
 from tests.train.made_checkpoint import counted, list_files, made_checkpoint
-from vmae2_ds.config import ModelConfig, PretrainConfig, PretrainDataConfig, TowerConfig
+from vmae2_ds.config import PretrainConfig, PretrainDataConfig
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.layouts import to_layout
-from vmae2_ds.train.checkpoint import WHOLE
+from vmae2_ds.model_config import ModelConfig, TowerConfig
+from vmae2_ds.train.whole import WHOLE
 from vmae2_ds.train.zero_shards import ZeroShards
 from vmae2_ds.train.zero_weights import open_weights, read_weights
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.tune.test_search_space import cluster_of
-from vmae2_ds.config import PretrainConfig, TowerConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, read_assumptions
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model_config import TowerConfig
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import evaluate, search

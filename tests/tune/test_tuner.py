@@ -12,15 +12,16 @@ from types import SimpleNamespace
 import pytest
 
 from tests.tune.test_search_space import cluster_of
-from vmae2_ds.config import PretrainConfig, TowerConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model_config import TowerConfig
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.engine import start_ranks
 from vmae2_ds.train.plan import plan_run
+from vmae2_ds.train.ranks import start_ranks
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import Candidate, Search, search
 from vmae2_ds.tune.predict import GIB

@@ -12,19 +12,20 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from vmae2_ds.config import ReaderName
 from vmae2_ds.data.check_report import write_report
 from vmae2_ds.data.decode import find_reader
+from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.lists import LARGEST_LABEL, csv_line, list_form
 from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.scan import DecodeName, Look, Scanned, scan
-from vmae2_ds.data.storage import ReadAs, check_template
+from vmae2_ds.data.storage import check_template
 from vmae2_ds.data.verdicts import CheckedManifest, Judged, judge
 from vmae2_ds.data.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import DAY_S, LEAST_WAIT_S, MOST_FRAMES, MOST_SEED, check_ranges, most_workers
+from vmae2_ds.run_config import ReaderName
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmae2_ds.data.manifest import Manifest, VideoEntry
+from vmae2_ds.data.entry import VideoEntry
+from vmae2_ds.data.manifest import Manifest
 from vmae2_ds.data.probe import VideoFacts
 from vmae2_ds.data.sampling import sample_stride
 from vmae2_ds.data.scan import Look, Scanned, key_of

@@ -11,8 +11,8 @@ from torch import Tensor
 from vmae2_ds.contracts import LabelledBatch, ReadFailure
 from vmae2_ds.data.augment import check_policy, draw_mixing, erase, paste_boxes, rand_augment
 from vmae2_ds.data.datasets import VideoDataset
+from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.labels import check_labels, check_names
-from vmae2_ds.data.manifest import VideoEntry
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.data.order import SampleKey
 from vmae2_ds.data.seeding import Purpose

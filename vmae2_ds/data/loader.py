@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vmae2_ds.config import DataConfig, RunConfig
 from vmae2_ds.contracts import LoadedBatch
 from vmae2_ds.data.datasets import Sample, VideoDataset
 from vmae2_ds.data.order import SampleKey, positions_of, window_of
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.run_config import DataConfig, RunConfig
 
 STALL_S = 300.0
 """A micro batch that takes longer ends the run: a reader hangs (dmlc/decord#269) or the storage is gone. Well below the

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.lists import PLAIN, ListedVideo, ListForm, read_list
 from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
@@ -35,26 +36,6 @@ _NONE = -1  # "no label", "to the end" and "no shard" inside the rows
 _MAX_PATH = _MAX_SOURCES = 2**16 - 1
 TOLD_ROWS = 10_000
 _FILES_LOOKED_AT = 8  # at reading; a scan of millions of files is not a reader's job
-
-
-class VideoEntry(NamedTuple):
-    """One row: a video, or `frames` frames of it from frame `start` on (None: to the end)."""
-
-    path: str
-    """Where the video lies; inside a shard, its member's name."""
-    label: int | None
-    source: str
-    start: int
-    frames: int | None
-    shard: str | None = None
-    """The tar file, or its URL, that holds the video as `size` bytes from byte `offset` on; None: a file of its own."""
-    offset: int = 0
-    size: int = 0
-
-    @property
-    def name(self) -> str:
-        """Its identity, and what messages call it. In a shard the place belongs to it: members may share a name."""
-        return self.path if self.shard is None else f"{self.shard}:{self.path}@{self.offset}+{self.size}"
 
 
 class ManifestRows(NamedTuple):

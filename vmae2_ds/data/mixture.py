@@ -12,16 +12,18 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from vmae2_ds.config import DataConfig, ReaderName, StrictModel
+from vmae2_ds.config import StrictModel
 from vmae2_ds.data.class_names import ClassNames, read_class_names
+from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.lists import ListForm
 from vmae2_ds.data.manifest import Manifest, manifest_digest, read_manifest
 from vmae2_ds.data.order import SampleKey, SampleOrder
 from vmae2_ds.data.reader_choice import choose_reader
-from vmae2_ds.data.storage import ReadAs, check_template
+from vmae2_ds.data.storage import check_template
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import LabelledDataConfig
 from vmae2_ds.progress import counted
+from vmae2_ds.run_config import DataConfig, ReaderName
 
 if sys.version_info >= (3, 11):
     import tomllib

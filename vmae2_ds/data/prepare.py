@@ -17,14 +17,15 @@ from tyro.conf import Positional
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data.decode import read_clip
 from vmae2_ds.data.encode import X264, Encoded, reencode
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.ledger import BadFileLedger
 from vmae2_ds.data.lists import csv_line, list_form
-from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, VideoEntry, read_manifest
+from vmae2_ds.data.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.parallel import in_parallel
 from vmae2_ds.data.reader_choice import clip_cost
 from vmae2_ds.data.reader_common import check_is_file
 from vmae2_ds.data.scan import stamp_of
-from vmae2_ds.data.storage import ReadAs, fetch
+from vmae2_ds.data.storage import fetch
 from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.data.work_folder import check_work_folder, read_lines, work_folder
 from vmae2_ds.disk import write_whole

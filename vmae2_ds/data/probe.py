@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.frame_index import in_order, index_frames, opened
-from vmae2_ds.data.manifest import VideoEntry
 from vmae2_ds.data.reader_common import Video
 from vmae2_ds.data.reader_pyav import orientation
-from vmae2_ds.data.storage import ReadAs, fetch, frame_names
+from vmae2_ds.data.storage import fetch, frame_names
 from vmae2_ds.errors import VideoError
 
 VFR_TICKS = 2

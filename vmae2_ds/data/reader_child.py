@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from vmae2_ds.data.manifest import VideoEntry
-from vmae2_ds.data.storage import ReadAs, read_entry
+from vmae2_ds.data.entry import ReadAs, VideoEntry
+from vmae2_ds.data.storage import read_entry
 from vmae2_ds.errors import VideoError, Vmae2Error
 
 PR_SET_PDEATHSIG = 1

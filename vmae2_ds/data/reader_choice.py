@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vmae2_ds.data.decode import installed_readers
-from vmae2_ds.data.manifest import VideoEntry
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.reader_common import Choose
 from vmae2_ds.data.sampling import stride_indices
-from vmae2_ds.data.storage import ReadAs, read_entry
+from vmae2_ds.data.storage import read_entry
 from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.errors import VideoError
 

@@ -13,13 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.frame_index import all_frames, index_of
-from vmae2_ds.data.manifest import Manifest, VideoEntry
+from vmae2_ds.data.manifest import Manifest
 from vmae2_ds.data.parallel import in_parallel
 from vmae2_ds.data.probe import VideoFacts, probe_entry
 from vmae2_ds.data.reader_pyav import Turn
 from vmae2_ds.data.sampling import stride_indices
-from vmae2_ds.data.storage import ReadAs, fetch
+from vmae2_ds.data.storage import fetch
 from vmae2_ds.data.watchdog import Watchdog
 from vmae2_ds.errors import VideoError
 

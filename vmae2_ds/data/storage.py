@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
 
 import numpy as np
 
 from vmae2_ds.data.decode import read_clip
-from vmae2_ds.data.manifest import VideoEntry
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.reader_common import Choose, Video, choose_checked
 from vmae2_ds.errors import ConfigError, VideoError
-
-
-class ReadAs(NamedTuple):
-    """How the videos of a source are read."""
-
-    kind: str = "video"
-    """video: a file, or a member of a shard; frames: a folder of pictures."""
-    template: str = "{:05}.jpg"
-    """File name of frame number k of a folder, as a Python format."""
-    reader: str = "pyav"
 
 
 def check_template(template: str) -> None:

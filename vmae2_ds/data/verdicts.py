@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.lists import ListedVideo
 from vmae2_ds.data.manifest import Manifest
 from vmae2_ds.data.scan import Scanned, key_of
-from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.progress import counted
 
 Verdict = Literal["missing", "unreadable", "too short", "wrong label", "duplicate", "two labels"]

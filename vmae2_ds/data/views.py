@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.labels import check_labels
 from vmae2_ds.data.loader import STALL_S, iterate, start_worker
-from vmae2_ds.data.manifest import Manifest, VideoEntry
+from vmae2_ds.data.manifest import Manifest
 from vmae2_ds.data.sampling import VIEWS, middle_clip
-from vmae2_ds.data.storage import ReadAs
 from vmae2_ds.data.transforms import crop_resize, view_crops
 from vmae2_ds.data.watchdog import GuardedReader
 from vmae2_ds.errors import VideoError

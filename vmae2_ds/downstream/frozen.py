@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as pictures
 
-from vmae2_ds.config import ClassifierConfig, PretrainConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.lists import PLAIN, ListForm
 from vmae2_ds.data.manifest import read_manifest
@@ -27,8 +27,9 @@ from vmae2_ds.model.embed import sinusoid_table
 from vmae2_ds.model.encoder import ClipEncoder
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.model_config import ClassifierConfig
 from vmae2_ds.progress import Ticker, counted, heard
-from vmae2_ds.train.runs import AnyRun
+from vmae2_ds.train.stages import AnyRun
 
 log = logging.getLogger(__name__)
 

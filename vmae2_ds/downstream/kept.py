@@ -14,7 +14,7 @@ from vmae2_ds.data.lists import PLAIN, ListForm
 from vmae2_ds.data.manifest import manifest_digest
 from vmae2_ds.downstream.frozen import Encode, Features, clip_settings, features_of
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.train.runs import AnyRun
+from vmae2_ds.train.stages import AnyRun
 
 
 def kept_features(

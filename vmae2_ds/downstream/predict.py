@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from vmae2_ds.config import ConfigFile
+from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.list_header import VIDEO_SUFFIXES
 from vmae2_ds.data.lists import ListForm
-from vmae2_ds.data.manifest import INDEX, VideoEntry, read_manifest
+from vmae2_ds.data.manifest import INDEX, read_manifest
 from vmae2_ds.disk import check_out_folder, check_there, write_whole
 from vmae2_ds.dist import Agreement
 from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.model_config import ConfigFile
 from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import check_clip_options, check_ranges
 from vmae2_ds.terminal import columns
@@ -105,10 +106,10 @@ def predict(
         check_out_folder(out, inputs=[*sources.values(), *filter(os.path.isfile, videos)], is_ours=_is_ours)
     from vmae2_ds.data.views import ViewsDataset
     from vmae2_ds.model.source import read_given
-    from vmae2_ds.train.engine import start_ranks, stop_ranks
-    from vmae2_ds.train.evaluate import classifier_of, open_classifier, score_videos, scoring_line
-    from vmae2_ds.train.initial import clip_line, labels_of, read_names
-    from vmae2_ds.train.runs import with_options
+    from vmae2_ds.train.evaluate import score_videos, scoring_line
+    from vmae2_ds.train.initial import classifier_of, clip_line, labels_of, open_classifier, read_names
+    from vmae2_ds.train.ranks import start_ranks, stop_ranks
+    from vmae2_ds.train.stages import with_options
 
     config, weights, checkpoint = open_classifier(source, given=read_given(model_config))
     config = with_options(

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import tyro
 
-from vmae2_ds.config import ConfigFile
 from vmae2_ds.data.lists import list_form
 from vmae2_ds.data.manifest import manifest_digest, read_manifest
 from vmae2_ds.disk import check_out_file, check_out_folder, check_there, write_whole
 from vmae2_ds.downstream.sources import check_sources
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model_config import ConfigFile
 from vmae2_ds.ranges import check_clip_options, check_ranges
 
 log = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ def probe(
     from vmae2_ds.downstream.trained import TrainedProbe
     from vmae2_ds.model.source import read_given
     from vmae2_ds.train.initial import clip_line, open_model
-    from vmae2_ds.train.runs import with_options
     from vmae2_ds.train.scores import other_result
+    from vmae2_ds.train.stages import with_options
 
     opened = open_model(source, given=read_given(model_config))
     asked = {"num_frames": num_frames, "size": size, "stride": stride, "sampling": sampling, "workers": workers}

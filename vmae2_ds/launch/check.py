@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmae2_ds.config import RunConfig
 from vmae2_ds.data.labels import check_names
 from vmae2_ds.data.mixture import open_mixture
 from vmae2_ds.distil_config import DistilConfig, check_has_teacher
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.run_config import RunConfig
 from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.first_look import check_classes_of, check_settings, check_val_classes
 from vmae2_ds.train.plan import plan_run

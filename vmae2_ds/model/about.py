@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from vmae2_ds.config import AnyModel, ClassifierConfig, ModelConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.finetune_config import HeadlessConfig
+from vmae2_ds.model_config import AnyModel, ClassifierConfig, ModelConfig
 
 TARGETS = ("normalised", "pixels")
 CLIP_FIELDS = ("num_frames", "size", "stride", "sampling")

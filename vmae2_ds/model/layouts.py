@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vmae2_ds.config import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import HeadlessConfig
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.stored import Shape, StoredState, dtypes_of, shapes_of
+from vmae2_ds.model_config import ClassifierConfig, EncoderConfig, ModelConfig
 
 State = dict[str, Tensor]
 Names = tuple[str, ...]

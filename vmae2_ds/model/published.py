@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vmae2_ds.config import SIZES, AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import HeadlessConfig
@@ -23,6 +22,7 @@ from vmae2_ds.model.about import About, model_of_fields, read_about
 from vmae2_ds.model.layouts import EMBED_WEIGHT, LAYOUTS, Layout, State, bare, best_reading, shortened, unwrapped
 from vmae2_ds.model.ours import check_ending
 from vmae2_ds.model.stored import save_safetensors
+from vmae2_ds.model_config import SIZES, AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
 
 WRAPPERS = ("model", "module", "state_dict")
 """What a state dict may lie in: torch's and the published code's, DeepSpeed's, mmengine's."""

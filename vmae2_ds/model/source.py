@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae2_ds.config import AnyModel
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.about import About, read_about
 from vmae2_ds.model.layouts import State, best_reading, from_layout
 from vmae2_ds.model.published import model_of, named, read_published, with_given
 from vmae2_ds.model.transformers_config import about_transformers, config_of_transformers
 from vmae2_ds.model.transformers_folder import read_config, weights_in
+from vmae2_ds.model_config import AnyModel
 
 
 class Found(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vmae2_ds.config import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.about import About, names_for
 from vmae2_ds.model.block import NORM_EPS
+from vmae2_ds.model_config import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 
 
 def transformers_config_of(config: EncoderConfig, geometry: ClipGeometry, about: About | None = None) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vmae2_ds.config import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError
@@ -20,6 +19,7 @@ from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD, is_resized
 from vmae2_ds.model.ours import CARD, CONFIG, PREPROCESSOR, WEIGHTS
 from vmae2_ds.model.stored import save_safetensors
 from vmae2_ds.model.transformers_config import transformers_config_of
+from vmae2_ds.model_config import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
 
 
 def write_folder(

@@ -17,9 +17,9 @@ from vmae2_ds.objectives import Classify, Distil
 from vmae2_ds.train.build import Objective, make_objective
 from vmae2_ds.train.distil_cache import open_answers
 from vmae2_ds.train.finetune import supervised_stage
-from vmae2_ds.train.runs import AnyRun
 from vmae2_ds.train.session import train_stage
 from vmae2_ds.train.stage import Extras
+from vmae2_ds.train.stages import AnyRun
 from vmae2_ds.train.teacher import Teacher, TeacherCard
 
 

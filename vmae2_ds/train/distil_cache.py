@@ -34,10 +34,10 @@ from vmae2_ds.dist import Agreement, default_device
 from vmae2_ds.distil_config import INDEX, DistilConfig, check_has_teacher
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.progress import Ticker, counted, heard
-from vmae2_ds.train.engine import start_ranks, stop_ranks
 from vmae2_ds.train.first_look import cache_of, check_cache
+from vmae2_ds.train.identity import MAY_CHANGE
 from vmae2_ds.train.plan import plan_run
-from vmae2_ds.train.runs import MAY_CHANGE
+from vmae2_ds.train.ranks import start_ranks, stop_ranks
 from vmae2_ds.train.teacher import Teacher, check_classes, open_teacher
 
 log = logging.getLogger(__name__)

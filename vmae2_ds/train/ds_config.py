@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.config import RunConfig
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.run_config import RunConfig
 from vmae2_ds.train.plan import RunPlan
 
 AUTO = "auto"

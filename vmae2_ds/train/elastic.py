@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.disk import flush_to_disk
+from vmae2_ds.disk import flush_to_disk, sha256_of
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.progress import counted
-from vmae2_ds.train.checkpoint import WHOLE, declare_whole, why_unsound
 from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.hashed_files import sha256_of
 from vmae2_ds.train.universal import FOLDER, convert, remove
+from vmae2_ds.train.whole import WHOLE, declare_whole, why_unsound
 
 log = logging.getLogger(__name__)
 

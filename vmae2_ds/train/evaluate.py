@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,24 +12,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from vmae2_ds.config import ClassifierConfig, ConfigFile
 from vmae2_ds.data.class_names import implied_names
 from vmae2_ds.data.lists import list_form
 from vmae2_ds.data.manifest import manifest_digest, read_manifest
 from vmae2_ds.disk import check_out_folder, check_there
-from vmae2_ds.dist import Agreement, World, default_device
+from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import ConfigError, DataError
-from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.model_config import ConfigFile
 from vmae2_ds.progress import Ticker, counted, heard
 from vmae2_ds.ranges import check_clip_options, check_ranges
 from vmae2_ds.train.scores import may_hold_evaluation
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
-    import torch
     from torch import Tensor
 
     from vmae2_ds.data.views import ViewsDataset
-    from vmae2_ds.model.layouts import State
     from vmae2_ds.objectives import Classify
     from vmae2_ds.train.scores import Scores
 
@@ -91,11 +88,11 @@ def evaluate(
 
     from vmae2_ds.data.views import ViewsDataset
     from vmae2_ds.model.source import read_given
-    from vmae2_ds.train.engine import start_ranks, stop_ranks
     from vmae2_ds.train.hashed_files import digest_of
-    from vmae2_ds.train.initial import clip_line, labels_of
-    from vmae2_ds.train.runs import with_options
+    from vmae2_ds.train.initial import class_names, classifier_of, clip_line, labels_of, open_classifier
+    from vmae2_ds.train.ranks import start_ranks, stop_ranks
     from vmae2_ds.train.scores import folder_for, summary, write_scores
+    from vmae2_ds.train.stages import with_options
 
     config, weights, checkpoint = open_classifier(source, given=read_given(model_config))
     config = with_options(
@@ -158,49 +155,6 @@ def scoring_line(videos: int, config: FinetuneConfig, clip: str, world: World) -
     return f"{' x '.join(counts)}, {clip}, {config.train.precision}, on {counted(world.size, 'rank')}"
 
 
-def open_classifier(
-    source: Path, data: LabelledDataConfig | None = None, given: Mapping[str, Any] | None = None
-) -> tuple[FinetuneConfig, State, Path]:
-    """The config, our weights and the checkpoint that `source` means. Raises ConfigError or CheckpointError.
-
-    `data` says what a file leaves open, the clips that it was trained on; default: 16 frames of 224x224. `given`: as of
-    `open_model`.
-    """
-    from vmae2_ds.train.initial import open_model
-
-    run, weights, checkpoint = open_model(source, data, given)
-    if not isinstance(run, FinetuneConfig):
-        what = f"a {run.stage} run" if source.is_dir() else "a masked autoencoder"
-        raise ConfigError(f"{source} is {what}, which has no classes; fine-tune it: --train.init {source}")
-    if not run.model.num_classes:
-        raise ConfigError(
-            f"{source} is an encoder without a head, which has no classes; fine-tune it: --train.init {source}"
-        )
-    return run, weights, checkpoint
-
-
-def classifier_of(config: FinetuneConfig, weights: State | None, device: torch.device | None = None) -> Classify:
-    """The objective with these weights, in the run's precision, on `device` or this process's own, for inference.
-
-    Without weights they are left as they lie in memory, to be filled in.
-    """
-    objective = bare_classifier(config)
-    if weights is not None:
-        objective.model.load_state_dict(weights)
-    if config.train.precision == "bf16":
-        objective.bfloat16()
-    return objective.to(device or default_device()).eval()
-
-
-def bare_classifier(config: FinetuneConfig) -> Classify:
-    """The objective for inference, its weights as they lie in memory."""
-    from vmae2_ds.model.classifier import Classifier
-    from vmae2_ds.objectives import Classify
-
-    model_config: ClassifierConfig = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})
-    return Classify(Classifier(model_config, config.geometry, seed=None), 0.0, config.geometry)
-
-
 def score_videos(
     objective: Classify,
     dataset: ViewsDataset,
@@ -248,15 +202,6 @@ def _score(objective: Classify, clip_KTHWC: Tensor, views_at_once: int, ticker: 
             ticker.again(f"{sum(map(len, probs))} of {counted(len(clip_KTHWC), 'view')}")
         prob_KC = torch.cat(probs)
     return prob_KC.double().mean(dim=0).float().cpu().numpy()
-
-
-def class_names(file: Path | None, num_classes: int) -> list[str]:
-    """A name a line, as many as there are classes; numbers without a file. Raises ConfigError."""
-    if file is None:
-        return [str(label) for label in range(num_classes)]
-    from vmae2_ds.train.initial import read_names
-
-    return read_names(file, num_classes, "--labels")
 
 
 def describe(result: dict[str, Any]) -> str:

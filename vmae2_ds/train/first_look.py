@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmae2_ds.config import PretrainConfig, RunConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.data.labels import check_labels, check_names
 from vmae2_ds.data.lists import read_list
 from vmae2_ds.data.manifest import read_manifest
@@ -19,6 +19,7 @@ from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.masking import count_masks
 from vmae2_ds.progress import counted
+from vmae2_ds.run_config import RunConfig
 from vmae2_ds.train.ds_config import read_policy
 from vmae2_ds.train.plan import plan_run
 

@@ -11,10 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vmae2_ds.disk import flush_to_disk
-
-CHUNK = 1 << 22
-"""Bytes read at a time for a hash."""
+from vmae2_ds.disk import flush_to_disk, sha256_of
 
 
 class Written(NamedTuple):
@@ -102,15 +99,6 @@ class _HashedFile:
                 raise self._error
             os.fsync(self._file.fileno())
         return Written(self._size, self._hash.hexdigest())
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def digest_of(weights: Mapping[str, torch.Tensor]) -> str:

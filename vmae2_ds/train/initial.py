@@ -1,4 +1,4 @@
-"""Where a run's first weights come from: another run by its folder, or a file of any known key layout."""
+"""Which model and which weights a SOURCE means: a run by its folder, a checkpoint, or a file of any known key layout."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from pydantic import ValidationError
 
-from vmae2_ds.config import (
-    ClassifierConfig,
-    DataConfig,
-    EncoderConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    PretrainConfig,
-    PretrainDataConfig,
-)
+from vmae2_ds.config import ObjectiveConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.data.class_names import read_class_names
+from vmae2_ds.dist import default_device
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.about import CLIP_FIELDS, About, read_about
+from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import is_resized
 from vmae2_ds.model.layouts import State, best_reading, our_shapes, some
 from vmae2_ds.model.published import named, read_published
 from vmae2_ds.model.source import Found, find_weights
 from vmae2_ds.model.transformers_folder import is_weights_folder, weights_in
+from vmae2_ds.model_config import ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.objectives import Classify
 from vmae2_ds.progress import counted
-from vmae2_ds.train.runs import NAMES, AnyRun, find_checkpoint, read_run_config
+from vmae2_ds.run_config import DataConfig
+from vmae2_ds.train.runs import NAMES, find_checkpoint
+from vmae2_ds.train.stages import AnyRun, read_run_config
 from vmae2_ds.train.zero_weights import read_weights
 
 log = logging.getLogger(__name__)
@@ -270,3 +268,48 @@ def mapped_head(found: State, head_map: list[int], source: Path, setting: str = 
             f"{setting} asks for class {max(head_map)}, and the head of {source} has {len(found['head.bias'])} classes"
         )
     return {name: found[name][torch.tensor(head_map)] for name in HEAD}
+
+
+def open_classifier(
+    source: Path, data: LabelledDataConfig | None = None, given: Mapping[str, Any] | None = None
+) -> tuple[FinetuneConfig, State, Path]:
+    """The config, our weights and the checkpoint that `source` means. Raises ConfigError or CheckpointError.
+
+    `data` says what a file leaves open, the clips that it was trained on; default: 16 frames of 224x224. `given`: as of
+    `open_model`.
+    """
+    run, weights, checkpoint = open_model(source, data, given)
+    if not isinstance(run, FinetuneConfig):
+        what = f"a {run.stage} run" if source.is_dir() else "a masked autoencoder"
+        raise ConfigError(f"{source} is {what}, which has no classes; fine-tune it: --train.init {source}")
+    if not run.model.num_classes:
+        raise ConfigError(
+            f"{source} is an encoder without a head, which has no classes; fine-tune it: --train.init {source}"
+        )
+    return run, weights, checkpoint
+
+
+def classifier_of(config: FinetuneConfig, weights: State | None, device: torch.device | None = None) -> Classify:
+    """The objective with these weights, in the run's precision, on `device` or this process's own, for inference.
+
+    Without weights they are left as they lie in memory, to be filled in.
+    """
+    objective = bare_classifier(config)
+    if weights is not None:
+        objective.model.load_state_dict(weights)
+    if config.train.precision == "bf16":
+        objective.bfloat16()
+    return objective.to(device or default_device()).eval()
+
+
+def bare_classifier(config: FinetuneConfig) -> Classify:
+    """The objective for inference, its weights as they lie in memory."""
+    model_config: ClassifierConfig = config.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})
+    return Classify(Classifier(model_config, config.geometry, seed=None), 0.0, config.geometry)
+
+
+def class_names(file: Path | None, num_classes: int) -> list[str]:
+    """A name a line, as many as there are classes; numbers without a file. Raises ConfigError."""
+    if file is None:
+        return [str(label) for label in range(num_classes)]
+    return read_names(file, num_classes, "--labels")

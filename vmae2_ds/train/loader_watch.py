@@ -10,8 +10,8 @@ from statistics import fmean
 
 import psutil
 
-from vmae2_ds.config import DataConfig
 from vmae2_ds.progress import counted
+from vmae2_ds.run_config import DataConfig
 
 BINDS = 0.1
 """Share of the time that may go into waiting for data before a run says something."""

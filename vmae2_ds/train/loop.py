@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from vmae2_ds.config import TrainConfig
-from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure
+from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure, StepResult
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooManyBadFiles
-from vmae2_ds.train.engine import Engine, StepResult
+from vmae2_ds.run_config import TrainConfig
+from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.feed import Feed
 from vmae2_ds.train.metrics import (
     MEMORY_COLUMNS,
@@ -27,38 +27,9 @@ from vmae2_ds.train.metrics import (
 )
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
 from vmae2_ds.train.plan import RunPlan
-from vmae2_ds.train.spikes import Recent, Spike, SpikeGuard
+from vmae2_ds.train.spikes import Spike, SpikeGuard
+from vmae2_ds.train.state import TrainState
 from vmae2_ds.train.stopping import StopRequests
-
-
-@dataclass
-class TrainState:
-    """What goes on at resume, the same on every rank."""
-
-    step: int = 0
-    """Optimizer steps done, skipped ones included."""
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    videos_tried: int = 0
-    bad_videos: int = 0
-    source_videos: dict[str, int] = field(default_factory=dict)
-    """Videos used, by source; checkpoints of before it was counted start it at nothing."""
-    reader: str | None = None
-    """What --data.reader auto chose at the start, kept so that a resumed run reads the same frames."""
-    attention: tuple[str, ...] | None = None
-    """Kernels of encoder and decoder, as the model has them, kept so that a resumed run computes the same bits."""
-    spikes: int = 0
-    recent: Recent = field(default_factory=dict)
-    """What the next step is compared with."""
-    rollbacks: int = 0
-    rolled_back_to: list[int] = field(default_factory=list)
-    """Steps of the checkpoints that were gone back to, in order."""
-    skipped_windows: list[int] = field(default_factory=list)
-    """Stretches of the sample order that rollbacks leave out (data/order.py:window_of)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for the checkpoint."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from vmae2_ds.disk import flush_to_disk
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.train.checkpoint import WHOLE, find_newest_whole
+from vmae2_ds.train.whole import WHOLE, find_newest_whole
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vmae2_ds.config import OptimConfig
+from vmae2_ds.run_config import OptimConfig
 from vmae2_ds.train.plan import RunPlan
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmae2_ds.config import RunConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.progress import counted
+from vmae2_ds.run_config import RunConfig
 
 
 @dataclass(frozen=True)

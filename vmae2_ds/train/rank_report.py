@@ -21,7 +21,7 @@ from vmae2_ds.data.mixture import Mixture, class_names_of
 from vmae2_ds.dist import default_device
 from vmae2_ds.train.ds_config import read_policy
 from vmae2_ds.train.environment import installed_versions
-from vmae2_ds.train.runs import AnyRun
+from vmae2_ds.train.stages import AnyRun
 
 MUST_AGREE = ("vmae2_ds", "torch", "deepspeed", "numpy", "cuda", "nccl")
 """Versions without which ranks compute different things, or do not understand each other."""

@@ -23,9 +23,8 @@ from vmae2_ds.model.encoder import ClipEncoder
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Classify, Reconstruct
-from vmae2_ds.train.evaluate import class_names, classifier_of, open_classifier
-from vmae2_ds.train.initial import labels_of, open_model
-from vmae2_ds.train.runs import AnyRun, with_options
+from vmae2_ds.train.initial import class_names, classifier_of, labels_of, open_classifier, open_model
+from vmae2_ds.train.stages import AnyRun, with_options
 
 # B clips, T frames, H x W pixels, C classes or 3 colours, N cubes, M decoded cubes, P values in a cube, D width.
 

@@ -16,17 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.data.order import positions_of, window_of
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.train.checkpoint import LATEST, WHOLE, why_torn
-from vmae2_ds.train.engine import StepResult
-from vmae2_ds.train.loop import TrainState
 from vmae2_ds.train.plan import RunPlan
 from vmae2_ds.train.spikes import Spike
+from vmae2_ds.train.state import TrainState
+from vmae2_ds.train.whole import LATEST, WHOLE, why_torn
 
 log = logging.getLogger(__name__)
 

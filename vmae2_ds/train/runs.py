@@ -12,52 +12,24 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple
 
-from pydantic import ValidationError
-
-from vmae2_ds.config import PretrainConfig, RunConfig
-from vmae2_ds.data.mixture import class_names_of, identity_of_videos
+from vmae2_ds.data.mixture import class_names_of
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.finetune_config import FinetuneConfig
-from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.refusals import refused
-from vmae2_ds.strict import StrictModel
-from vmae2_ds.train.checkpoint import find_newest_whole, newest_sound
-from vmae2_ds.train.ds_config import read_policy
+from vmae2_ds.run_config import RunConfig
 from vmae2_ds.train.environment import commit, environment
+from vmae2_ds.train.identity import differing_settings, identity_of
 from vmae2_ds.train.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
+from vmae2_ds.train.stages import AnyRun, read_run_config
+from vmae2_ds.train.whole import find_newest_whole, newest_sound
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 NAMES = "labels.txt"
 """The names of a run's classes, one a line, where `data.labels` gave them."""
-
-AnyRun = PretrainConfig | FinetuneConfig
-Run = TypeVar("Run", bound=RunConfig)
-STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "distil": DistilConfig,
-}
-"""What run.json holds, by its `stage`; files of before there were stages are of pre-training."""
-
-MAY_CHANGE = {
-    "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
-    | {"keep_every_hours", "keep_best", "max_failed_saves", "copy_to"}
-    | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s", "time_limit"}
-    # how the same global batch and the same states are split: elastic.py goes on from there
-    | {"micro_batch", "ds_config", "ds_zero_init"},
-    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels"},
-    "distil": {"teacher", "teacher_sharded", "cache", "cache_dtype"},
-    "guard": set(GuardConfig.model_fields),
-}
-"""Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is, and what the classes
-are called, is in its identity."""
 
 
 class RunFolder(NamedTuple):
@@ -235,108 +207,6 @@ def _hold(path: Path) -> bool:
         log.warning("%s: this file system has no locks (%s); do not start two jobs on one run folder", path, error)
     _HELD[path] = file
     return True
-
-
-def identity_of(config: RunConfig) -> dict[str, Any]:
-    """What a resumed run must share beside its settings: the videos listed, in their order, and the ZeRO policy."""
-    return {**identity_of_videos(config.data), "ds_config": read_policy(config.train.ds_config)}
-
-
-def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:
-    """What changes the result and differs from the run in folder `path`, as "a.b: was x, now y"."""
-    try:
-        before = _as_written(path).model_dump(mode="json")
-        identity_before = json.loads((path / "identity.json").read_text())
-    except (OSError, ValueError, ConfigError) as error:
-        return [f"{path} cannot be read ({str(error).splitlines()[0]})"]
-    now = config.model_dump(mode="json")
-    different = [
-        f"{section}.{key}: was {before[section][key]}, now {value}"
-        for section, values in now.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-        if key not in MAY_CHANGE.get(section, set()) and before[section][key] != value
-    ]
-    said = {
-        "manifest": f"--data.manifest: the content of {config.data.manifest}",
-        "labels": f"--data.labels: the names in {getattr(config.data, 'labels', None)}",
-        "ds_config": f"--train.ds-config: in the content of {config.train.ds_config} more than how states are split",
-        "teacher": "--teacher: the model that answers",
-        "answers": "--distil.cache: where the teacher's answers come from",
-    }
-    identity_now = {**identity, "ds_config": _beyond_splitting(identity["ds_config"])}
-    identity_before["ds_config"] = _beyond_splitting(identity_before["ds_config"])
-    return different + [
-        f"{said.get(name, f'--data.mixture: {name}')} has changed"
-        for name in {**identity_before, **identity_now}
-        if identity_now.get(name) != identity_before.get(name)
-    ]
-
-
-def _beyond_splitting(policy: dict[str, Any]) -> dict[str, Any]:
-    """What of a ZeRO policy changes the numbers: not the stage, buckets or offload, but dtypes and quantised traffic."""
-    zero = {
-        key: value for key, value in policy.get("zero_optimization", {}).items() if key.startswith("zero_quantized")
-    }
-    return {**policy, "zero_optimization": {key: value for key, value in zero.items() if value}}
-
-
-def read_run_config(path: Path) -> AnyRun:
-    """The config of the run in folder `path`, its relative paths taken from where the run was started; raises ConfigError."""
-    config = _as_written(path)
-    try:
-        started_in = Path(json.loads((path / "env.json").read_text())["cwd"])
-    except (OSError, ValueError, KeyError, TypeError):  # of before it was kept, or torn
-        return config
-    paths = {
-        name: {key: there for key, value in section if (there := _found_from(started_in, key, value)) is not None}
-        for name, section in config
-        if isinstance(section, StrictModel)
-    }
-    return config.changed(**paths)
-
-
-def _found_from(folder: Path, key: str, value: object) -> Path | str | None:
-    """A setting that names a file relative to `folder`, from there; None for all others, and where it is gone."""
-    if (not isinstance(value, Path) and key != "mixture") or value is None:
-        return None
-    path = folder / str(value)
-    return None if not path.exists() else str(path) if isinstance(value, str) else path
-
-
-def _as_written(path: Path) -> AnyRun:
-    file = path / "run.json"
-    if not file.is_file():
-        raise ConfigError(f"{path} is not a run folder: it has no run.json")
-    try:
-        written = json.loads(file.read_text())
-        return STAGES[written.get("stage", "pretrain")].model_validate(written)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {refused(error, '.'.join, STAGES[written.get('stage', 'pretrain')])}") from None
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{file} is damaged ({error!r})") from None
-
-
-def with_options(config: Run, **sections: Mapping[str, object]) -> Run:
-    """`config` with a command's options in its sections, checked again; None stands for an option that was not given.
-
-    Raises ConfigError, naming the option.
-    """
-    given = {
-        name: {key: value for key, value in fields.items() if value is not None} for name, fields in sections.items()
-    }
-    fields = config.changed(**given).model_dump()
-    if "model" not in given:
-        fields["model"] = config.model  # as it is: a model without a head is a kind of its own
-    try:
-        return type(config).model_validate(fields)
-    except ValidationError as error:
-        # of a field its option; of a section that does not fit together its name
-        raise ConfigError(refused(error, _option_of, type(config))) from None
-
-
-def _option_of(path: tuple[str, ...]) -> str:
-    return f"--{'-'.join(path[1:]).replace('_', '-')}" if path[1:] else "".join(path)
 
 
 def find_checkpoint(source: Path) -> tuple[AnyRun, Path]:

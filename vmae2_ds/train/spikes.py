@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from vmae2_ds.contracts import StepResult
 from vmae2_ds.dist import World
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.train.engine import StepResult
 
 MAD_TO_DEVIATION = 1.4826
 """Of a normal distribution, whose deviation is so many median absolute deviations: 1 / Phi^-1(3/4)."""

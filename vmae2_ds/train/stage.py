@@ -14,7 +14,7 @@ from vmae2_ds.data.mixture import Mixture
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.build import Objective, make_objective
 from vmae2_ds.train.plan import RunPlan
-from vmae2_ds.train.runs import AnyRun
+from vmae2_ds.train.stages import AnyRun
 from vmae2_ds.train.validate import Validate
 
 

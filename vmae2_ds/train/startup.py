@@ -22,9 +22,9 @@ import torch.distributed
 from vmae2_ds.data.mixture import Mixture, open_mixture
 from vmae2_ds.errors import ConfigError, RankLost, Vmae2Error
 from vmae2_ds.train.ds_config import read_policy
-from vmae2_ds.train.engine import Meeting
 from vmae2_ds.train.rank_report import RankReport, describe_host, host_table, problems_of, report_of, warnings_of
-from vmae2_ds.train.runs import AnyRun
+from vmae2_ds.train.ranks import Meeting
+from vmae2_ds.train.stages import AnyRun
 
 log = logging.getLogger(__name__)
 

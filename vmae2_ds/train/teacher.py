@@ -24,9 +24,8 @@ from vmae2_ds.model.embed import is_resized, unit_pixels
 from vmae2_ds.model.layouts import State
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.engine import FrozenShards
-from vmae2_ds.train.evaluate import bare_classifier, classifier_of, open_classifier
 from vmae2_ds.train.hashed_files import digest_of
-from vmae2_ds.train.initial import mapped_head, read_head_map
+from vmae2_ds.train.initial import bare_classifier, classifier_of, mapped_head, open_classifier, read_head_map
 
 # B clips, T frames, H x W pixels, S the clip's edge, C classes, E the teacher's width.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.layouts import State
 from vmae2_ds.model.stored import StoredState
-from vmae2_ds.train.checkpoint import WHOLE, why_torn
+from vmae2_ds.train.whole import WHOLE, why_torn
 from vmae2_ds.train.zero_shards import ZeroShards, as_known
 
 _PREFIX = "model."  # of an objective's model; what else it may have is not the model's

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from vmae2_ds.config import CheckpointingName, MaskConfig, ModelConfig
+from vmae2_ds.config import MaskConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import block_parts, count_parameters, mae_macs, recomputed_macs, training_flops
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts, count_masks
+from vmae2_ds.model_config import CheckpointingName, ModelConfig
 from vmae2_ds.ranges import MANY, MOST_FRAMES, MOST_PIXELS, check_ranges
 from vmae2_ds.tune.tables import scaled, table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from vmae2_ds.config import CheckpointingName, MaskConfig, ModelConfig
+from vmae2_ds.config import MaskConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import Activations, mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
@@ -14,6 +14,7 @@ from vmae2_ds.cost.traffic import AttentionKind, Precision
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts
+from vmae2_ds.model_config import CheckpointingName, ModelConfig
 from vmae2_ds.ranges import MANY, MOST_FRAMES, MOST_PIXELS, check_ranges
 from vmae2_ds.train.ds_config import policy_names, read_policy
 from vmae2_ds.tune.flops import PUBLISHED_MASK, SizeName, token_sets

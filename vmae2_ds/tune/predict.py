@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from vmae2_ds.config import ModelConfig, PretrainConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
@@ -19,6 +19,7 @@ from vmae2_ds.cost.states import StateBytes, state_bytes
 from vmae2_ds.cost.traffic import AttentionKind
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.masking import count_masks
+from vmae2_ds.model_config import ModelConfig
 
 GIB = 2**30
 OVERHEAD = ("fragmentation", "context", "workspaces")

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from vmae2_ds.config import CheckpointingName, PretrainConfig
+from vmae2_ds.config import PretrainConfig
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model_config import CheckpointingName
 from vmae2_ds.tune.predict import Setting
 
 CHECKPOINTING: tuple[tuple[CheckpointingName, int], ...] = (
