@@ -35,6 +35,17 @@ def environment_put_back() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(autouse=True)
+def scheduling_is_kept() -> Iterator[None]:
+    """A library that makes this process a real-time one would starve all that is started after it, on this whole machine."""
+    before = os.sched_getscheduler(0)
+    yield
+    after = os.sched_getscheduler(0)
+    if after != before:
+        os.sched_setscheduler(0, before, os.sched_param(0))
+    assert after == before, f"the test left the scheduling policy {after} behind; it was {before}"
+
+
 @pytest.fixture(autouse=True, scope="module")
 def linear_put_back() -> Iterator[None]:
     """DeepSpeed's stage 3 replaces it for good by one that keeps more: tests that count bytes would count those."""

@@ -144,6 +144,8 @@ def test_what_was_meant_is_offered(line: str, said: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize("recipe", ["vit_b_pretrain_hybrid", "vit_b_finetune_k400", "vit_s_distil_k710"])
 def test_launch_takes_recipes_of_every_stage(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [recipe if word == "vit_b_pretrain_hybrid" else word for word in line_of("launch slurm", tmp_path)]
+    if "distil" in recipe:
+        words += ["--teacher", "elsewhere.safetensors"]
     code, out, _ = answer(words, capsys)
     assert code == 0
     assert f"vmae2_ds {'pretrain' if 'pretrain' in recipe else recipe.split('_')[2]} {recipe}" in out

@@ -6,7 +6,9 @@ writing packets anew, with other times, flags or order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,13 +65,26 @@ class Piece(NamedTuple):
     is_key: bool
 
 
+@contextlib.contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Run by root, SVT-AV1 makes the thread that opens it a real-time one, of priority 99, and leaves it so.
+
+    Ranks started later inherit that: on two cores their gloo threads then keep everything else from running.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def encoded(path: Path, numbers: Iterable[int] = ALL, codec: str = "libx264", gop: int = 12, **told: Any) -> Path:
     """Encode the numbers at 25 frames a second. `told`: options of the codec, and what is popped here; `ticks`: pts of k."""
     ticks: Callable[[int], int] = told.pop("ticks", lambda k: k)
     matrix, form = told.pop("matrix", None), told.pop("form", None)
     pix_fmt, rate, muxer = told.pop("pix_fmt", "yuv420p"), told.pop("rate", 25), told.pop("muxer", {})
     height, swap = told.pop("height", HEIGHT), told.pop("swap", 1000)
-    with av.open(str(path), "w", format=form, options=muxer) as container:
+    with ordinary_priority(), av.open(str(path), "w", format=form, options=muxer) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = WIDTH, height, pix_fmt
         stream.gop_size, stream.bit_rate = gop, 1_000_000
