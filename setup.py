@@ -68,7 +68,7 @@ setup(
     package_data={"vmae2_ds": ["**/*.html", "**/*.toml"], "vmae2_ds.ds_configs": ["*.json", "*.md"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["vmae2 = vmae2_ds.cli:main"]},
+    entry_points={"console_scripts": ["vmae2 = vmae2_ds.cli.main:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",

@@ -17,8 +17,8 @@ from benchmarks.case import Options
 from benchmarks.cases import CASES
 from benchmarks.record import RESULTS, ROOT, Row, read_rows
 from benchmarks.run import run_cases
+from vmae2_ds.config.model import SIZES
 from vmae2_ds.errors import ConfigError, Vmae2Error
-from vmae2_ds.model_config import SIZES
 
 REPORTS = ROOT / "reports"
 

@@ -16,10 +16,10 @@ from benchmarks.devices import DeviceName, attentions_on, find_device, measure_m
 from benchmarks.harness import Timing, Variant, attempt, paired_ratio, rows_of, time_interleaved
 from benchmarks.record import Row
 from benchmarks.steps import Precision, matmul_step
-from vmae2_ds.config import StrictModel
+from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.dist import World
+from vmae2_ds.engine.device_peak import device_peak
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.train.peak import device_peak
 
 MATMUL = "matmul"
 """The variant that stands for a CPU's peak: timed in the rounds of what it is compared with."""

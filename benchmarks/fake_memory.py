@@ -14,12 +14,12 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from vmae2_ds.config import MaskConfig, ObjectiveConfig
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.cost.activations import AttentionKind, Precision
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig
 from vmae2_ds.objectives import Reconstruct
 
 FAKE = FakeTensorMode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from benchmarks.record import Row
-from vmae2_ds.config import StrictModel
+from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.disk import write_whole
 
 IN_FLIGHT = ".in_flight.json"

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from vmae2_ds.train.environment import commit, installed_versions
+from vmae2_ds.provenance import commit, installed_versions
 from vmae2_ds.train.report import read_rows as read_lines
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vmae2_ds.data.synthetic import write_video
+from vmae2_ds.data.tools.synthetic import write_video
 
 # H, W pixels of a frame, 3 colours.
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.devices import Step
-from vmae2_ds.config import MaskConfig, ObjectiveConfig
+from vmae2_ds.config.model import CheckpointingName, ModelConfig
+from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.cost.flops import mae_macs, training_flops
+from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import CheckpointingName, ModelConfig
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.train.peak import DTYPES
 from vmae2_ds.tune.trial import noise_batch
 
 Precision = Literal["bf16", "fp32"]

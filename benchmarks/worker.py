@@ -25,9 +25,9 @@ from benchmarks.cases import CASES
 from benchmarks.devices import describe, settle_malloc
 from benchmarks.harness import FAILURES, is_device_broken, reason_of
 from benchmarks.record import WHOLE_GROUP, Row, append_rows, current, fingerprint, provenance, read_rows
-from vmae2_ds.config import StrictModel
+from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train.ranks import start_ranks, stop_ranks
+from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
 LOOK_EVERY_S = 2.0
 

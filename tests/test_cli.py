@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vmae2_ds.cli import VERBS, main
-from vmae2_ds.recipes import RECIPES
+from vmae2_ds.cli.main import VERBS, main
+from vmae2_ds.recipes.pretrain import RECIPES
 
 
 def run(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -108,7 +108,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_recipe_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    from vmae2_ds.config import StrictModel
+    from vmae2_ds.config.pretrain import StrictModel
 
     _, out, _ = run(["pretrain", "vit_ti_pretrain_desk", "--help"], capsys)
     told = " ".join(out.replace("│", " ").split())

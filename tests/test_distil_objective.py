@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmae2_ds.config.distil import DistilSettings
+from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry, LabelledBatch, TaughtBatch
-from vmae2_ds.distil_config import DistilSettings
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model_config import ClassifierConfig, TowerConfig
 from vmae2_ds.objectives import Classify, Distil, divergence
 
 GEOMETRY = ClipGeometry(4, 16, 16, 2, 8)

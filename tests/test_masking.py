@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.golden_data import golden_json
-from vmae2_ds.config import MaskConfig
+from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.contracts import ClipGeometry, Masks
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks, make_masks, passes_over_hidden

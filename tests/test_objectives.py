@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.model.conftest import TINY, TINY_GEOMETRY, make_batch
-from vmae2_ds.config import MaskConfig, ObjectiveConfig
+from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct, normalise_cubes

@@ -30,7 +30,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "vmae2 = vmae2_ds.cli:main" in archive.read(entry_points).decode()
+        assert "vmae2 = vmae2_ds.cli.main:main" in archive.read(entry_points).decode()
     return names
 
 

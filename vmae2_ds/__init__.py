@@ -10,7 +10,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vmae2_ds.train.ready import load_autoencoder, load_classifier, load_encoder
+    from vmae2_ds.runs.ready import load_autoencoder, load_classifier, load_encoder
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_autoencoder", "load_classifier", "load_encoder"]
@@ -18,7 +18,7 @@ __all__ = ["__version__", "load_autoencoder", "load_classifier", "load_encoder"]
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        from vmae2_ds.train import ready
+        from vmae2_ds.runs import ready
 
         return getattr(ready, name)
     raise AttributeError(f"module 'vmae2_ds' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vmae2_ds.config import MaskConfig
+from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.contracts import ClipGeometry, Masks
 from vmae2_ds.errors import ConfigError
 

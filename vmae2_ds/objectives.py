@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmae2_ds.config import ObjectiveConfig
+from vmae2_ds.config.distil import DistilSettings
+from vmae2_ds.config.pretrain import ObjectiveConfig
 from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, LabelledBatch, LossOutput, PretrainBatch, TaughtBatch
-from vmae2_ds.distil_config import DistilSettings
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import Linear, every_cube, gather_cubes, normalise_pixels, unit_pixels
 from vmae2_ds.model.mae import MaskedAutoencoder

@@ -15,11 +15,11 @@ from benchmarks.harness import Variant
 from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, geometry_of
+from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.cost.flops import block_parts, training_flops
+from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.attention import get_attention
-from vmae2_ds.model_config import ModelConfig, TowerConfig
-from vmae2_ds.train.peak import DTYPES
 
 # B clips, N tokens, H heads, K channels in a head.
 

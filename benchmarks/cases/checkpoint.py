@@ -31,15 +31,15 @@ from benchmarks.cases.zero_engine import (
 from benchmarks.harness import measured_row, spread
 from benchmarks.record import Row
 from benchmarks.steps import Precision
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
+from vmae2_ds.checkpoint.whole import tag_of
+from vmae2_ds.config.ds_config import zero_stage
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.states import WEIGHT_BYTES
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
-from vmae2_ds.train.ds_config import zero_stage
-from vmae2_ds.train.retention import Keep
-from vmae2_ds.train.whole import tag_of
-from vmae2_ds.weights import export_weights
+from vmae2_ds.runs.export import export_weights
 
 POLICIES = ("zero0", "zero2", "zero3")
 """One for each layout of files: stage 1 writes what stage 2 does, and nothing depends on offload. bf16 has no stage 0."""

@@ -12,10 +12,10 @@ from benchmarks.devices import measure_memory
 from benchmarks.harness import Variant, attempt
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench, geometry_of, step_config, step_flops
+from vmae2_ds.config.model import CheckpointingName, ModelConfig
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.flops import mae_macs, recomputed_macs, training_flops
 from vmae2_ds.masking import MaskCounts, count_masks
-from vmae2_ds.model_config import CheckpointingName, ModelConfig
 
 BASE: CheckpointingName = "none"
 WAYS: tuple[CheckpointingName, ...] = ("none", "decoder", "every_k", "all")

@@ -20,19 +20,19 @@ from benchmarks.harness import Variant, measured_row, rows_of, time_interleaved
 from benchmarks.record import Row
 from benchmarks.scenes import FPS, draw_scene, width_of, write_scene
 from benchmarks.steps import SEED
-from vmae2_ds.config import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.cost.assumptions import Assumptions, End
 from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.data.decode import installed_readers, read_clip
-from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.mixture import open_mixture
-from vmae2_ds.data.pretrain import PretrainDataset
-from vmae2_ds.data.sampling import stride_indices
-from vmae2_ds.data.transforms import crop_resize, draw_crop
-from vmae2_ds.recipes import get_recipe
-from vmae2_ds.tune.predict import Setting, attention_kind, data_core_s, predict_time
+from vmae2_ds.data.clips.crops import crop_resize, draw_crop
+from vmae2_ds.data.clips.sampling import stride_indices
+from vmae2_ds.data.feed.loader import make_loader
+from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.readers.table import installed_readers, read_clip
+from vmae2_ds.data.sources.mixture import open_mixture
+from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.tune.prediction import Setting, attention_kind, data_core_s, predict_time
 
 HEIGHTS = (240, 480, 720)
 GOPS = (16, 250)
@@ -173,7 +173,7 @@ def cores_rows(measured: Row) -> list[Row]:
                 values |= {f"accelerator_clips_per_s{end}": rate, f"cores{end}": rate / per_core}
             row = measured_row(f"cores {key} {size}", measured["config"] | config, ())
             rows.append(
-                row | {"values": values, "kind": "modelled", "source": "vmae2_ds/tune/predict.py, predict_time"}
+                row | {"values": values, "kind": "modelled", "source": "vmae2_ds/tune/prediction.py, predict_time"}
             )
     return rows
 

@@ -18,11 +18,11 @@ from benchmarks.harness import Variant
 from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, SEED, Precision, geometry_of, make_batch
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
+from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.embed import CubeEmbed, gather_cubes, normalise_pixels
-from vmae2_ds.model_config import ModelConfig
-from vmae2_ds.train.peak import DTYPES
 
 # B clips, T frames, H x W pixels, C = 3 colours, N cubes, V visible cubes, P values in a cube, D width.
 

@@ -22,21 +22,21 @@ from benchmarks.devices import Step
 from benchmarks.harness import Variant
 from benchmarks.record import Row
 from benchmarks.steps import SEED
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.checkpoint.state import TrainState
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.guard import GuardConfig
+from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch, LossOutput, PretrainBatch, StepResult
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.recipes import get_recipe
+from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.ranks import start_ranks
+from vmae2_ds.guard.hang import HangSwitch
+from vmae2_ds.guard.spikes import SpikeGuard
+from vmae2_ds.guard.stopping import StopRequests
+from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.train.build import build_engine
-from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.hang import HangSwitch
 from vmae2_ds.train.loop import LoopHooks, train
-from vmae2_ds.train.plan import plan_run
-from vmae2_ds.train.ranks import start_ranks
-from vmae2_ds.train.spikes import SpikeGuard
-from vmae2_ds.train.state import TrainState
-from vmae2_ds.train.stopping import StopRequests
 from vmae2_ds.tune.trial import noise_batch
 
 RECIPE = "vit_ti_pretrain_desk"

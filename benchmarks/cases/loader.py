@@ -19,13 +19,13 @@ from benchmarks.cases.pipeline import RECIPE, draw_set
 from benchmarks.harness import measured_row
 from benchmarks.record import Row
 from benchmarks.steps import SEED
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch
-from vmae2_ds.data.index import index_manifest
-from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.mixture import open_mixture
-from vmae2_ds.data.pretrain import PretrainDataset
-from vmae2_ds.recipes import get_recipe
+from vmae2_ds.data.feed.loader import make_loader
+from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.sources.mixture import open_mixture
+from vmae2_ds.data.tools.index import index_manifest
+from vmae2_ds.recipes.pretrain import get_recipe
 
 ROWS, CLIPS = 100_000_000, 3_000
 QUICK_ROWS, QUICK_CLIPS = 1_000_000, 240

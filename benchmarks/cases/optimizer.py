@@ -15,10 +15,10 @@ from benchmarks.devices import Step
 from benchmarks.harness import Variant
 from benchmarks.record import Row
 from benchmarks.steps import LEARNING_RATE, SEED, Precision, geometry_of, optimizer_step
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.cost.compute_time import OPTIMIZER_BYTES
+from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig
-from vmae2_ds.train.peak import DTYPES
 
 BASE = "one_by_one"
 SETTINGS = {"lr": LEARNING_RATE, "weight_decay": 0.01}

@@ -15,7 +15,8 @@ from benchmarks.fake_memory import measure as count_memory
 from benchmarks.fake_memory import measure_published
 from benchmarks.record import Row
 from benchmarks.steps import DECODER_MASKS, MASKS, geometry_of
-from vmae2_ds.config import MaskConfig
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.assumptions import Assumptions, Range
@@ -24,7 +25,6 @@ from vmae2_ds.cost.paper_hours import compare_with_paper
 from vmae2_ds.cost.traffic import AttentionKind
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig
 
 PAPER_SIZES = ("base", "giant")
 """Of the paper's Table 2; other sizes are added as the options name them."""

@@ -24,10 +24,10 @@ from benchmarks.steps import (
     step_config,
     step_flops,
 )
+from vmae2_ds.config.model import SIZES, ModelConfig
+from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.masking import count_masks
-from vmae2_ds.model_config import SIZES, ModelConfig
 from vmae2_ds.train.build import fastest_attention
-from vmae2_ds.train.peak import DTYPES
 
 BASE = "transformers_eager"
 

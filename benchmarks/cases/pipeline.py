@@ -22,13 +22,13 @@ from benchmarks.harness import Variant, rows_of, time_interleaved
 from benchmarks.record import Row
 from benchmarks.scenes import FPS, write_scene
 from benchmarks.steps import SEED
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.contracts import PretrainBatch
-from vmae2_ds.data.mixture import Mixture, open_mixture
-from vmae2_ds.data.order import SampleKey
-from vmae2_ds.data.pretrain import PretrainDataset
-from vmae2_ds.data.transforms import CropBox
-from vmae2_ds.recipes import get_recipe
+from vmae2_ds.data.clips.crops import CropBox
+from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.sources.mixture import Mixture, open_mixture
+from vmae2_ds.data.sources.order import SampleKey
+from vmae2_ds.recipes.pretrain import get_recipe
 
 VIEWS = (1, 2, 4, 8)
 USUAL_VIEWS = 4

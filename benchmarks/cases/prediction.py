@@ -15,6 +15,7 @@ from benchmarks.devices import Step, keep_freed_memory
 from benchmarks.harness import Variant
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench, fused_adamw, geometry_of, step_config, step_flops
+from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.cost.compute_time import (
     ATTENTION_PRODUCTS,
     DeviceRates,
@@ -34,10 +35,9 @@ from vmae2_ds.cost.traffic import (
     score_traffic,
     widths_of,
 )
+from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.attention import get_attention
-from vmae2_ds.model_config import ModelConfig, TowerConfig
-from vmae2_ds.train.peak import DTYPES
 
 CALIBRATED = "small"
 """The one size that the rates are fitted to."""

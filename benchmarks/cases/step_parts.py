@@ -15,10 +15,10 @@ from benchmarks.devices import Step
 from benchmarks.harness import Variant, spread
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Kernels, Precision, Workbench, geometry_of, step_config, step_flops
-from vmae2_ds.config import MaskConfig
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.cost.flops import mae_macs
 from vmae2_ds.masking import count_masks
-from vmae2_ds.model_config import ModelConfig
 
 PARTS = (
     "embed",

@@ -33,7 +33,7 @@ from benchmarks.devices import held_bytes, memory_source, peak_of
 from benchmarks.harness import measured_row, paired_ratio
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, step_config, step_flops
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.zero import ZeroPolicy
 
 Scaling = Literal["weak", "strong"]

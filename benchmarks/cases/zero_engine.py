@@ -20,15 +20,15 @@ from benchmarks import flight
 from benchmarks.case import Bench
 from benchmarks.harness import FAILURES, attempt, reason_of
 from benchmarks.steps import MASKS, SEED, Precision
-from vmae2_ds.config import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.ds_config import fill_policy, policy_names, read_policy, zero_stage
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.dist import World, default_device
-from vmae2_ds.model_config import ModelConfig
-from vmae2_ds.run_config import TrainConfig
+from vmae2_ds.engine.engine import Engine
 from vmae2_ds.train.build import build_engine
-from vmae2_ds.train.ds_config import fill_policy, policy_names, read_policy, zero_stage
-from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.optim import set_learning_rate
-from vmae2_ds.train.plan import plan_run
 from vmae2_ds.tune.trial import LEARNING_RATE, noise_batch
 
 Result = TypeVar("Result")

@@ -16,14 +16,14 @@ from benchmarks.desk.lists import SETS, Lists, write_lists
 from benchmarks.desk.stages import Stages, settle_recipe
 from benchmarks.desk.table import key_of, markdown
 from benchmarks.record import Row, append_rows, provenance
-from vmae2_ds.downstream.fits import PROBES, probe_accuracy
-from vmae2_ds.downstream.frozen import FrozenEncoder, features_of, views_of
+from vmae2_ds.checkpoint.zero_weights import read_weights
+from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.downstream.classify.evaluate import evaluate
+from vmae2_ds.downstream.probe.fits import PROBES, probe_accuracy
+from vmae2_ds.downstream.probe.frozen import FrozenEncoder, features_of, views_of
 from vmae2_ds.errors import Vmae2Error
-from vmae2_ds.train.evaluate import evaluate
+from vmae2_ds.runs.folder import find_checkpoint
 from vmae2_ds.train.report import read_rows
-from vmae2_ds.train.runs import find_checkpoint
-from vmae2_ds.train.stages import AnyRun
-from vmae2_ds.train.zero_weights import read_weights
 
 VIEWS = {"ridge": "mean", "motion": "motion", "attentive": "tokens"}
 """By how a frozen encoder is probed, what of it: ridge and motion by ridge."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as pictures
 
-from vmae2_ds.data.decode import read_clip
-from vmae2_ds.data.synthetic import CLASSES as MOTIONS
-from vmae2_ds.data.synthetic import write_synthetic_set, write_video
+from vmae2_ds.data.readers.table import read_clip
+from vmae2_ds.data.tools.synthetic import CLASSES as MOTIONS
+from vmae2_ds.data.tools.synthetic import write_synthetic_set, write_video
 from vmae2_ds.errors import DataError
 
 SETS = {"ut": "ut_interaction", "bg": "body_gesture"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmae2_ds.draw import BLACK, BLUE, GREEN, ORANGE, svg_of
+from vmae2_ds.draw.charts import BLACK, BLUE, GREEN, ORANGE, svg_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

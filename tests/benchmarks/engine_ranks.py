@@ -14,12 +14,12 @@ from benchmarks.case import Bench, Options
 from benchmarks.cases import checkpoint, zero
 from benchmarks.cases.zero_engine import of_all_ranks, policies, run_config, set_up, tear_down, try_variant
 from benchmarks.record import Row
+from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
+from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
-from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.ranks import start_ranks, stop_ranks
-from vmae2_ds.train.retention import Keep
-from vmae2_ds.train.zero_weights import read_weights
+from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
 DEVICE = torch.device("cpu")
 

@@ -13,16 +13,16 @@ from benchmarks.case import Bench, Options
 from benchmarks.cases import data
 from benchmarks.record import Row
 from benchmarks.scenes import draw_scene, width_of, write_scene
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import mae_macs, recomputed_macs, training_flops
 from vmae2_ds.cost.hardware import get_accelerator
-from vmae2_ds.data.decode import read_frames
-from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.mixture import open_mixture
-from vmae2_ds.data.pretrain import PretrainDataset
-from vmae2_ds.data.transforms import CropBox
-from vmae2_ds.model_config import ModelConfig
-from vmae2_ds.recipes import get_recipe
+from vmae2_ds.data.clips.crops import CropBox
+from vmae2_ds.data.feed.loader import make_loader
+from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.readers.table import read_frames
+from vmae2_ds.data.sources.mixture import open_mixture
+from vmae2_ds.recipes.pretrain import get_recipe
 
 QUICK = Bench(Options(device="cpu", rounds=2, warmup=0, quick=True))
 HEIGHT = 48  # small: what is read does not depend on it

@@ -12,11 +12,11 @@ from benchmarks.desk.__main__ import main
 from benchmarks.desk.lists import CLASSES, FRAMES, SIZE, write_lists
 from benchmarks.desk.stages import settle_recipe
 from benchmarks.desk.table import markdown
-from vmae2_ds.config import PretrainDataConfig
-from vmae2_ds.data.decode import read_clip
-from vmae2_ds.data.manifest import read_manifest
-from vmae2_ds.data.mixture import open_mixture
-from vmae2_ds.data.synthetic import draw_clip, write_video
+from vmae2_ds.config.pretrain import PretrainDataConfig
+from vmae2_ds.data.readers.table import read_clip
+from vmae2_ds.data.sources.manifest import read_manifest
+from vmae2_ds.data.sources.mixture import open_mixture
+from vmae2_ds.data.tools.synthetic import draw_clip, write_video
 from vmae2_ds.errors import EXIT_OK, ConfigError
 from vmae2_ds.train.report import read_rows
 

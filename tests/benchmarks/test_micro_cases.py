@@ -18,12 +18,12 @@ from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench
 from tests.benchmarks.fresh import in_fresh_process
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import count_parameters
+from vmae2_ds.engine.device_peak import DTYPES
+from vmae2_ds.guard import spikes
 from vmae2_ds.model.attention import get_attention
-from vmae2_ds.model_config import ModelConfig
-from vmae2_ds.train import spikes
-from vmae2_ds.train.peak import DTYPES
 
 CPU = torch.device("cpu")
 ONCE = Bench(Options(device="cpu", sizes=("tiny",), precisions=("fp32",), rounds=1, warmup=0))

@@ -11,8 +11,8 @@ from benchmarks.case import Bench, Options
 from benchmarks.cases import loader, pipeline
 from benchmarks.record import Row
 from tests.benchmarks.fresh import in_fresh_process
-from vmae2_ds.data.mixture import open_mixture
-from vmae2_ds.data.pretrain import PretrainDataset
+from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.sources.mixture import open_mixture
 
 QUICK = Bench(Options(device="cpu", rounds=1, warmup=0, quick=True))
 

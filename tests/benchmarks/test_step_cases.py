@@ -12,7 +12,7 @@ from benchmarks.cases.peers import transformers_step
 from benchmarks.harness import spread
 from benchmarks.record import Row
 from benchmarks.steps import DECODER_MASKS, MASKS, Workbench, geometry_of, step_flops
-from vmae2_ds.config import MaskConfig
+from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.errors import ConfigError
 
 BENCH = Bench(Options(device="cpu", sizes=("tiny",), precisions=("bf16",), rounds=2, warmup=1))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from vmae2_ds.cli import VERBS, main
+from vmae2_ds.cli.main import VERBS, main
+from vmae2_ds.cli.options import Subject
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.launch.hosts import HostsArguments
 from vmae2_ds.launch.slurm import SlurmArguments
-from vmae2_ds.options import Subject
 from vmae2_ds.tune.arguments import PlanArguments, TuneArguments
 
 LINES: dict[str, str] = {
@@ -97,7 +97,7 @@ def subject_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> Subject | None:
         seen.append(function)
         raise Seen
 
-    monkeypatch.setattr("vmae2_ds.verbs.call", note)
+    monkeypatch.setattr("vmae2_ds.cli.verbs.call", note)
     with contextlib.suppress(Seen, ConfigError):  # of a recipe that is not there
         VERBS[verb](["vit_x"])
     monkeypatch.undo()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vmae2_ds.cli import VERBS
+from vmae2_ds.cli.main import VERBS
 
 ROOT = Path(__file__).parents[2]
 

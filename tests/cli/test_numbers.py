@@ -12,16 +12,16 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tests.cli.lines import kinds_in, line_of, numbers_of, refusal, subject_of
-from vmae2_ds.cli import VERBS
+from vmae2_ds.cli.main import VERBS
+from vmae2_ds.cli.options import model_at, name_behind, options_of
+from vmae2_ds.cli.parse import STAGES
+from vmae2_ds.config.distil import DistilConfig
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.refusals import refused
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.strict import StrictModel
 from vmae2_ds.cost.hardware import Accelerator
-from vmae2_ds.data.mixture import MixtureConfig
-from vmae2_ds.distil_config import DistilConfig
-from vmae2_ds.finetune_config import FinetuneConfig
-from vmae2_ds.options import model_at, name_behind, options_of
-from vmae2_ds.parse import STAGES
-from vmae2_ds.refusals import refused
-from vmae2_ds.run_config import RunConfig
-from vmae2_ds.strict import StrictModel
+from vmae2_ds.data.sources.mixture import MixtureConfig
 
 RECIPES = {name: build for recipes in STAGES.values() for name, build in recipes.items()}
 ODD = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e30)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds import one_voice
+from vmae2_ds.console import one_voice
 
 ROOT = Path(__file__).parents[2]
 ASK = """
 import sys
-from vmae2_ds import one_voice
+from vmae2_ds.console import one_voice
 one_voice.FIRST_WORD_S, one_voice.LAUNCH_S = 0, float(sys.argv[3])
 print(one_voice.may_say(sys.argv[1], int(sys.argv[2])))
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.lines import answer, line_of, refusal
-from vmae2_ds.cli import VERBS
+from vmae2_ds.cli.main import VERBS
 
 FOLDERS = {
     "visualize": "--out",
@@ -36,7 +36,7 @@ FILES = {
 """Verbs that write a file, the option that names it, and a name that it could have."""
 WRITES_NOTHING = {"flops", "memory", "plan", "launch hosts"}
 WRITES_A_RUN = {"pretrain", "finetune", "distil"}
-"""`train.run` is held, made and refused by open_run_folder: tests/train/test_runs_and_checkpoints.py."""
+"""`train.run` is held, made and refused by open_run_folder: tests/runs/test_folder.py."""
 
 
 def with_place(verb: str, place: Path, folder: Path) -> list[str]:
@@ -143,7 +143,7 @@ def test_what_is_written_has_its_place_before_torch_is_there(tmp_path: Path) -> 
     lines += [["export", str(source), "--layout", "transformers", "--out", str(out)] for out in (project, taken)]
     code = f"""
 import sys
-from vmae2_ds.cli import main
+from vmae2_ds.cli.main import main
 for line in {lines}:
     try:
         main(line)

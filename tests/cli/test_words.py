@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.lines import answer, line_of, refusal
-from vmae2_ds import cli, errors
-from vmae2_ds.cli import VERBS, main
+from vmae2_ds import errors
+from vmae2_ds.cli import main as cli
+from vmae2_ds.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 

@@ -28,7 +28,7 @@ class Refuse(MetaPathFinder):
 
 def outcome(line: list[str]) -> int | str:
     """Exit code of one command line, or what it would have imported."""
-    from vmae2_ds.cli import main
+    from vmae2_ds.cli.main import main
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.fake_memory import measure, saved_shapes
 from benchmarks.steps import MASKS, geometry_of
+from vmae2_ds.config.model import SIZES, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import Activations, AttentionKind, Precision, mae_activations
 from vmae2_ds.masking import count_masks
-from vmae2_ds.model_config import SIZES, ModelConfig
 
 # 3 % is the bar. What is left: MemTracker rounds norm statistics to 512 bytes, and a CPU keeps them in 16 bit.
 TOLERANCE = 0.002

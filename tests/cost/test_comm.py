@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.cost.comm import CommBytes, comm_bytes
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.model_config import ModelConfig
 
 GIANT = ModelConfig.of_size("giant")
 BYTES = 2 * count_parameters(GIANT).total  # one copy of the weights, bf16

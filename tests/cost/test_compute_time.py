@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.cost.test_traffic import CLIPS, GEOMETRY, MASKS, MODEL
 from tests.model.conftest import make_batch
-from vmae2_ds.config import ObjectiveConfig
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.compute_time import (
     OPTIMIZER_BYTES,
@@ -31,7 +32,6 @@ from vmae2_ds.cost.traffic import AttentionKind
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig
 from vmae2_ds.objectives import Reconstruct
 
 RATES = DeviceRates(

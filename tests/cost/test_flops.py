@@ -8,12 +8,12 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.conftest import TINY, TINY_GEOMETRY, make_batch
-from vmae2_ds.config import MaskConfig, ObjectiveConfig
+from vmae2_ds.config.model import SIZES, ModelConfig
+from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs, training_flops
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import SIZES, ModelConfig
 from vmae2_ds.objectives import Reconstruct
 
 ENCODER_ONLY, DUAL, DISJOINT = (

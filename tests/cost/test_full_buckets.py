@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.cost.comm import Collective, comm_bytes
 from vmae2_ds.cost.gathers import persistent, replay_gathers
 from vmae2_ds.cost.parameters import parameter_sizes
 from vmae2_ds.cost.states import bucket_fills
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.model_config import ModelConfig, TowerConfig
 
 TINY = ModelConfig(
     encoder=TowerConfig(width=4, depth=1, heads=1, mlp=8),

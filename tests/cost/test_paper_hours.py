@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmae2_ds.config import MaskConfig
+from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.paper_hours import PAPER_RUNS, Comparison, compare_with_paper
 from vmae2_ds.errors import ConfigError

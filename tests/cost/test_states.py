@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vmae2_ds.config.model import SIZES, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.parameters import group_sizes, parameter_shapes
 from vmae2_ds.cost.states import StatePrecision, bucket_fills, state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import SIZES, ModelConfig
 from vmae2_ds.train.optim import parameter_groups
 
 BASE, GIANT = ModelConfig.of_size("base"), ModelConfig.of_size("giant")

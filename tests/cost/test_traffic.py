@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.model.conftest import make_batch
-from vmae2_ds.config import MaskConfig, ObjectiveConfig
+from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import block_macs, recomputed_macs
 from vmae2_ds.cost.traffic import (
@@ -32,7 +33,6 @@ from vmae2_ds.masking import count_masks
 from vmae2_ds.model.attention import get_attention
 from vmae2_ds.model.block import Blocks
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig, TowerConfig
 from vmae2_ds.objectives import Reconstruct
 
 PRODUCTS = {"mm", "addmm", "bmm"}

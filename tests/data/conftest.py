@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import PretrainConfig, PretrainDataConfig
-from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
-from vmae2_ds.model_config import ModelConfig
-from vmae2_ds.run_config import TrainConfig
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.run import TrainConfig
+from vmae2_ds.data.tools.synthetic import SyntheticSet, write_synthetic_set
 
 
 @pytest.fixture(scope="session")

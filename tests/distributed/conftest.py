@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.zygote import Zygote
-from vmae2_ds.data.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import write_synthetic_set
 
 
 @pytest.fixture(scope="session")

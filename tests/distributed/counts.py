@@ -9,8 +9,8 @@ from collections import Counter
 import torch
 
 from vmae2_ds.dist import Agreement
+from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 from vmae2_ds.train.metrics import add_counts, count_vector
-from vmae2_ds.train.ranks import start_ranks, stop_ranks
 
 
 def main() -> None:

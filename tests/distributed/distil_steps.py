@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from tests.distributed import finetune_steps
+from vmae2_ds.config.distil import DistilConfig, DistilSettings
+from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import LabelledBatch
 from vmae2_ds.dist import World
-from vmae2_ds.distil_config import DistilConfig, DistilSettings
-from vmae2_ds.finetune_config import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model_config import ClassifierConfig, TowerConfig
 from vmae2_ds.objectives import Classify, Distil
-from vmae2_ds.train.distil import distil_objective
-from vmae2_ds.train.teacher import Teacher, TeacherCard, digest_of
+from vmae2_ds.train.distil.stage import distil_objective
+from vmae2_ds.train.distil.teacher import Teacher, TeacherCard, digest_of
 
 TEACHER_WIDTH = 64
 
@@ -101,7 +101,7 @@ class Watched:
 
 def main() -> None:
     """One rank: run the policies of argv[1]; rank 0 writes losses to argv[2], and weights to POLICY.pt beside it."""
-    from vmae2_ds.train.ranks import start_ranks, stop_ranks
+    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
     world = start_ranks()

@@ -15,15 +15,15 @@ import torch
 
 from tests.distributed.state_bytes import MODELS
 from tests.distributed.steps import make_clips
-from vmae2_ds.config import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.run import OptimConfig, TrainConfig
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.model.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.run_config import OptimConfig, TrainConfig
-from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
-from vmae2_ds.train.plan import plan_run
+from vmae2_ds.weights.layouts import State
 
 NUM_STEPS, CUT, GLOBAL_BATCH, MICRO_BATCH = 6, 3, 12, 2
 LAYER_DECAY, EMA_DECAY, FROZEN = 0.5, 0.7, "bridge.weight"
@@ -78,12 +78,12 @@ def plain_steps(config: PretrainConfig) -> tuple[list[float], State]:
 
 def run_part(part: dict[str, Any], world: World) -> dict[str, Any]:
     """Train from the start to the cut and save into `save`, or load from `load` and train to the end."""
-    from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
-    from vmae2_ds.train.elastic import fitting
+    from vmae2_ds.checkpoint.elastic import fitting
+    from vmae2_ds.checkpoint.retention import Keep
+    from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
+    from vmae2_ds.checkpoint.whole import newest_sound, tag_of
+    from vmae2_ds.engine.engine import Engine
     from vmae2_ds.train.ema import WeightAverage
-    from vmae2_ds.train.engine import Engine
-    from vmae2_ds.train.retention import Keep
-    from vmae2_ds.train.whole import newest_sound, tag_of
 
     config = make_config(part["policy"], part["precision"])
     plan = plan_run(config, GLOBAL_BATCH, world.size)
@@ -158,7 +158,7 @@ def states_of(engine: Any) -> dict[str, Any]:
 
 def main() -> None:
     """One rank: run the parts of argv[1]; rank 0 writes what came of them to argv[2]."""
-    from vmae2_ds.train.ranks import start_ranks, stop_ranks
+    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
     world = start_ranks()

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.finetune import FinetuneConfig, FinetuneOptimConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.config.model import ClassifierConfig, TowerConfig
+from vmae2_ds.config.plan import plan_run
 from vmae2_ds.contracts import LabelledBatch
-from vmae2_ds.data.augment import draw_mixing, paste_boxes
-from vmae2_ds.finetune_config import FinetuneConfig, FinetuneOptimConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.data.clips.augment import draw_mixing, paste_boxes
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.layouts import State
-from vmae2_ds.model_config import ClassifierConfig, TowerConfig
 from vmae2_ds.objectives import Classify
-from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.loop import seed_of
 from vmae2_ds.train.optim import learning_rate, parameter_groups, set_learning_rate
-from vmae2_ds.train.plan import plan_run
+from vmae2_ds.weights.layouts import State
 
 Prepare = Callable[[LabelledBatch], Any]
 
@@ -140,7 +140,7 @@ def engine_steps(
 
 def main() -> None:
     """One rank: run the policies of argv[1]; rank 0 writes losses to argv[2], and weights to POLICY.pt beside it."""
-    from vmae2_ds.train.ranks import start_ranks, stop_ranks
+    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
     world = start_ranks()

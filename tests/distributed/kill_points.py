@@ -28,15 +28,16 @@ from tests.distributed.elastic_steps import (
     make_objective,
 )
 from tests.distributed.steps import make_clips
+from vmae2_ds.checkpoint import hashed_files
+from vmae2_ds.checkpoint import save as checkpoint
+from vmae2_ds.checkpoint.elastic import fitting
+from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
+from vmae2_ds.checkpoint.whole import newest_sound, tag_of
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.plan import plan_run
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.train import checkpoint, hashed_files
-from vmae2_ds.train.checkpoint import load_checkpoint, save_checkpoint
-from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.elastic import fitting
 from vmae2_ds.train.optim import learning_rate, make_optimizer, set_learning_rate
-from vmae2_ds.train.plan import plan_run
-from vmae2_ds.train.retention import Keep
-from vmae2_ds.train.whole import newest_sound, tag_of
 
 ALONE = World()
 
@@ -105,8 +106,8 @@ class Trial:
     """A rank of its own and its engine, in a child: collectives do not outlive a fork."""
 
     def __init__(self, policy: str) -> None:
-        from vmae2_ds.train.engine import Engine
-        from vmae2_ds.train.ranks import start_ranks
+        from vmae2_ds.engine.engine import Engine
+        from vmae2_ds.engine.ranks import start_ranks
 
         torch.set_num_threads(1)
         start_ranks()

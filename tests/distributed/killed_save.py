@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vmae2_ds.cli import main
+from vmae2_ds.cli.main import main
 
 
 def write_half_and_die(save: Any) -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from tests.distributed.steps import NUM_VIDEOS, make_clips, make_config
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.plan import plan_run
+from vmae2_ds.engine.ranks import start_ranks
 from vmae2_ds.train.build import build_engine
-from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.optim import set_learning_rate
-from vmae2_ds.train.plan import plan_run
-from vmae2_ds.train.ranks import start_ranks
 
 
 def run_variant(changes: dict[str, Any], world_size: int, rank: int) -> dict[str, Any]:

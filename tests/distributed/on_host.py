@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 
-from vmae2_ds.cli import main
+from vmae2_ds.cli.main import main
 
 if __name__ == "__main__":
     _, name, folder, *words = sys.argv

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.cli import main
-from vmae2_ds.train.engine import Engine
+from vmae2_ds.cli.main import main
+from vmae2_ds.engine.engine import Engine
 
 
 def record() -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 
 from tests.distributed.finetune_steps import RANKS, make_batch, make_config
+from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.save import save_checkpoint
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.plan import plan_run
 from vmae2_ds.dist import World
-from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 from vmae2_ds.train.build import build_engine
-from vmae2_ds.train.checkpoint import save_checkpoint
-from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.optim import set_learning_rate
-from vmae2_ds.train.plan import plan_run
-from vmae2_ds.train.ranks import start_ranks, stop_ranks
-from vmae2_ds.train.retention import Keep
 
 REFERENCE = "reference.pt"
 

@@ -21,13 +21,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.distributed.steps import NUM_VIDEOS, make_clips
-from vmae2_ds.config import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.model_config import ModelConfig, TowerConfig
-from vmae2_ds.run_config import TrainConfig
 from vmae2_ds.train.build import build_engine
-from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.plan import plan_run
 
 UNLEARNED = 2  # micro steps in which stage 3 learns the order of the modules
 FLAGS = 16
@@ -193,7 +193,7 @@ def measure(variant: dict[str, Any], world_size: int, rank: int) -> dict[str, An
 
 def main() -> None:
     """One rank: measure every variant of argv[1] (name -> variant); rank 0 writes all ranks' results to argv[2]."""
-    from vmae2_ds.train.ranks import start_ranks, stop_ranks
+    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
     world = start_ranks()

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmae2_ds.config import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.plan import RunPlan, plan_run
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.run import OptimConfig, TrainConfig
 from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig, TowerConfig
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.run_config import OptimConfig, TrainConfig
-from vmae2_ds.train.ds_config import resolve_ds_config
 from vmae2_ds.train.optim import learning_rate, parameter_groups
-from vmae2_ds.train.plan import RunPlan, plan_run
 
 NUM_STEPS, GLOBAL_BATCH, NUM_VIDEOS = 8, 8, 16
 PEAK_LR = 3e-3
@@ -120,7 +120,7 @@ def engine_losses(config: PretrainConfig, world_size: int, rank: int) -> list[fl
 
 def main() -> None:
     """One rank: run every variant of argv[1] (name -> changes of make_config); rank 0 writes the losses to argv[2]."""
-    from vmae2_ds.train.ranks import start_ranks, stop_ranks
+    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
     world = start_ranks()

@@ -11,8 +11,8 @@ import pytest
 
 from tests.distributed.test_resume import NUM_STEPS, SAVE_EVERY, Run
 from tests.distributed.zygote import Zygote
+from vmae2_ds.checkpoint.whole import find_newest_whole, tag_of
 from vmae2_ds.errors import EXIT_NOT_SAVED, EXIT_OK, EXIT_USER_ERROR
-from vmae2_ds.train.whole import find_newest_whole, tag_of
 
 pytestmark = pytest.mark.slow
 

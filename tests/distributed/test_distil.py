@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 
 from tests.distributed.ranks import free_port, rank_environment, tiny_finetuning
 from tests.distributed.zygote import Zygote
+from vmae2_ds.checkpoint.whole import find_newest_whole
+from vmae2_ds.checkpoint.zero_weights import read_weights
+from vmae2_ds.config.distil import DistilConfig
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.cost.flops import classifier_macs
-from vmae2_ds.distil_config import DistilConfig
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
-from vmae2_ds.finetune_config import FinetuneConfig
-from vmae2_ds.model.about import read_about
-from vmae2_ds.model.layouts import our_shapes, to_layout
-from vmae2_ds.train.stages import read_run_config
-from vmae2_ds.train.whole import find_newest_whole
-from vmae2_ds.train.zero_weights import read_weights
+from vmae2_ds.weights.about import read_about
+from vmae2_ds.weights.layouts import our_shapes, to_layout
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.distributed.elastic_steps import CUT, FROZEN, NUM_STEPS, groups_of, make_config, make_objective, plain_steps
 from tests.distributed.zygote import Zygote, run_forked
-from vmae2_ds.train.whole import tag_of
+from vmae2_ds.checkpoint.whole import tag_of
 
 pytestmark = pytest.mark.slow
 FP32_TOLERANCE = 1e-6  # absolute, on losses near 1: sums over ranks and micro steps run in another order

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.distributed.ranks import REPOSITORY, free_port, rank_environment, tiny_finetuning, tiny_pretraining
-from vmae2_ds.data.synthetic import SyntheticSet, write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SyntheticSet, write_synthetic_set
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
 
 pytestmark = pytest.mark.slow

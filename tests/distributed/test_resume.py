@@ -14,8 +14,8 @@ import pytest
 
 from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
 from tests.distributed.zygote import Rank, Zygote
+from vmae2_ds.checkpoint.whole import find_newest_whole, tag_of, why_torn
 from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_HUNG, EXIT_OK, EXIT_PREEMPTED
-from vmae2_ds.train.whole import find_newest_whole, tag_of, why_torn
 
 pytestmark = pytest.mark.slow
 NUM_STEPS, SAVE_EVERY, RANKS = 12, 4, 2

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import tiny_pretraining
-from vmae2_ds.cli import main
+from vmae2_ds.checkpoint.whole import find_newest_whole
+from vmae2_ds.cli.main import main
 from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_DIVERGED
-from vmae2_ds.train.whole import find_newest_whole
 
 pytestmark = pytest.mark.slow
 

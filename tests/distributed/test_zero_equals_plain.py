@@ -10,10 +10,10 @@ import pytest
 
 from tests.distributed.ranks import run_ranks
 from tests.distributed.steps import make_config, plain_losses
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.plan import plan_run
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.plan import plan_run
 
 FP32_TOLERANCE = 1e-6  # absolute, on losses near 1: the sum over ranks runs in another order
 BF16_TOLERANCE = 1e-3  # bf16 gradients are rounded once per micro step and rank

@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from vmae2_ds.cli import main
+from vmae2_ds.cli.main import main
 from vmae2_ds.contracts import LossOutput
-from vmae2_ds.data import loader
+from vmae2_ds.data.feed import loader
 from vmae2_ds.objectives import Reconstruct
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.model.conftest import make_batch
-from vmae2_ds.config import MaskConfig, ObjectiveConfig
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.attention import ATTENTION, choose_attention, get_attention
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig
 from vmae2_ds.objectives import Reconstruct
 
 pytestmark = [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vmae2_ds.data.transforms import crop_resize, draw_crop
-from vmae2_ds.data.uncut import UncutBatch
+from vmae2_ds.data.clips.crops import crop_resize, draw_crop
+from vmae2_ds.data.clips.device_crops import UncutBatch
 
 pytestmark = pytest.mark.gpu
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.ds_config import read_policy
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.recipes import get_recipe
-from vmae2_ds.train.ds_config import read_policy
-from vmae2_ds.tune.predict import Setting, predict_memory
+from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.tune.prediction import Setting, predict_memory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.cli import main
+from vmae2_ds.cli.main import main
 
 DISTIL = "vit_ti_distil_desk --train.micro-batch 1"
 FINETUNE = "vit_ti_finetune_desk --train.micro-batch 1"

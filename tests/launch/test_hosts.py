@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.test_slurm import HOSTILE
-from vmae2_ds.cli import main
+from vmae2_ds.cli.main import main
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.launch.hostfile import read_hostfile
 from vmae2_ds.launch.hosts import HostsArguments, command_lines, pdsh_word

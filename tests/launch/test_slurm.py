@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.cli import main
+from vmae2_ds.cli.main import main
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.launch.slurm import SlurmArguments, launch_slurm
-from vmae2_ds.recipes import RECIPES
+from vmae2_ds.recipes.pretrain import RECIPES
 
 RECIPE = "vit_g_pretrain_hybrid"
 HOSTILE = [

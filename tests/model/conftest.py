@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from vmae2_ds.config import MaskConfig
+from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.masking import make_masks
-from vmae2_ds.model_config import ModelConfig, TowerConfig
 
 TINY_GEOMETRY = ClipGeometry(8, 32, 32, 2, 8)
 TINY = ModelConfig(

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.golden_data import GOLDEN, clip_of, fill, golden_json, shared_or_skip
-from vmae2_ds.config import ObjectiveConfig
+from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.pretrain import ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.model.embed import gather_cubes, normalise_pixels
-from vmae2_ds.model.layouts import from_layout, layout_shapes, official_name
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig, TowerConfig
 from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.weights.layouts import from_layout, layout_shapes, official_name
 
 OUTPUT = {"rtol": 1e-4, "atol": 1e-5}  # golden README
 LOSS, GRAD_NORM = 1e-5, 1e-3

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from tests.model.test_classifier import linear_by_hand
+from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import published_resize, sinusoid_table
-from vmae2_ds.model.layouts import to_layout
-from vmae2_ds.model.published import write_weights
-from vmae2_ds.model_config import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
-from vmae2_ds.train.initial import open_model
-from vmae2_ds.train.teacher import TeacherCard
-from vmae2_ds.weights import export_weights, import_weights
+from vmae2_ds.runs.export import export_weights, import_weights
+from vmae2_ds.runs.open import open_model
+from vmae2_ds.train.distil.teacher import TeacherCard
+from vmae2_ds.weights.files import write_weights
+from vmae2_ds.weights.layouts import to_layout
 
 WIDTH = 24
 

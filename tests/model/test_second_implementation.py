@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.model.test_layouts import model_of
+from tests.weights.test_layouts import model_of
+from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.model.layouts import to_layout
-from vmae2_ds.model.published import write_weights
-from vmae2_ds.model_config import ClassifierConfig, TowerConfig
 from vmae2_ds.objectives import Classify
-from vmae2_ds.weights import export_weights
+from vmae2_ds.runs.export import export_weights
+from vmae2_ds.weights.files import write_weights
+from vmae2_ds.weights.layouts import to_layout
 
 GEOMETRY = ClipGeometry(4, 32, 32, 2, 16)
 WIDTH, HIDDEN, HEADS, DEPTH, CLASSES = 192, 80, 3, 2, 5

@@ -13,23 +13,23 @@ from typing import Any
 import pytest
 import torch
 
-from vmae2_ds.config import MaskConfig, PretrainConfig, PretrainDataConfig
+from vmae2_ds.checkpoint.state import TrainState
+from vmae2_ds.config.guard import GuardConfig
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.contracts import LossOutput, StepResult
-from vmae2_ds.data.loader import make_loader
-from vmae2_ds.data.mixture import Mixture, open_mixture
-from vmae2_ds.data.pretrain import PretrainDataset
-from vmae2_ds.data.synthetic import write_synthetic_set
+from vmae2_ds.data.feed.loader import make_loader
+from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.sources.mixture import Mixture, open_mixture
+from vmae2_ds.data.tools.synthetic import write_synthetic_set
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import DataError, LoaderFailed
-from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.model_config import ModelConfig
-from vmae2_ds.run_config import TrainConfig
+from vmae2_ds.guard.spikes import SpikeGuard
+from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.loop import LoopHooks, train
 from vmae2_ds.train.metrics import MOST_SOURCES, OTHERS, add_counts, count_vector, counted_names, source_columns
-from vmae2_ds.train.plan import plan_run
-from vmae2_ds.train.spikes import SpikeGuard
-from vmae2_ds.train.state import TrainState
-from vmae2_ds.train.stopping import StopRequests
 
 STEPS = 6
 

@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from tests.train.little_ranks import LittleAgreement, LittleEngine, Meeting
+from vmae2_ds.checkpoint.state import TrainState
+from vmae2_ds.config.guard import GuardConfig
+from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.contracts import LoadedBatch, ReadFailure
 from vmae2_ds.dist import World
 from vmae2_ds.errors import Diverged
-from vmae2_ds.guard_config import GuardConfig
-from vmae2_ds.run_config import TrainConfig
+from vmae2_ds.guard.spikes import SpikeGuard
+from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.ema import WeightAverage
 from vmae2_ds.train.loop import LoopHooks, train
 from vmae2_ds.train.metrics import StepAverages
-from vmae2_ds.train.plan import RunPlan
-from vmae2_ds.train.spikes import SpikeGuard
-from vmae2_ds.train.state import TrainState
-from vmae2_ds.train.stopping import StopRequests
 
 STEPS, MICRO_BATCHES, CLIPS, WIDTH, DECAY = 9, 4, 4, 3, 0.7
 FIRST = np.array([0.5, -1.0, 2.0])

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from tests.golden_data import golden_json
+from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
+from vmae2_ds.config.plan import RunPlan, plan_run
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.finetune_recipes import FINETUNE_RECIPES
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.layouts import official_name
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ClassifierConfig, ModelConfig, TowerConfig
-from vmae2_ds.recipes import RECIPES, get_recipe
+from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
+from vmae2_ds.recipes.pretrain import RECIPES, get_recipe
 from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
-from vmae2_ds.train.plan import RunPlan, plan_run
+from vmae2_ds.weights.layouts import official_name
 
 NUM_VIDEOS = 1_348_000
 

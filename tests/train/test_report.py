@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import ObjectiveConfig, PretrainConfig, PretrainDataConfig
-from vmae2_ds.distil_config import DistilConfig, DistilSettings
+from vmae2_ds.config.distil import DistilConfig, DistilSettings
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.model import ClassifierConfig, ModelConfig
+from vmae2_ds.config.pretrain import ObjectiveConfig, PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.finetune_config import FinetuneConfig
-from vmae2_ds.model_config import ClassifierConfig, ModelConfig
-from vmae2_ds.run_config import RunConfig
 from vmae2_ds.train.report import write_report
 
 ROW = {"epoch": 0.5, "lr": 1e-3, "grad_norm": 0.25, "clips_per_s": 81.25, "step_time_s": 0.394, "data_wait_share": 0.01,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from vmae2_ds.config import PretrainDataConfig
+from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.pretrain import PretrainDataConfig
 from vmae2_ds.dist import World
-from vmae2_ds.train.loader_watch import DataWaitWatch
+from vmae2_ds.guard.loader_watch import DataWaitWatch
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
-from vmae2_ds.train.plan import RunPlan
 
 PLAN = RunPlan(
     global_batch=48, micro_batch=2, views=3, accumulation=2, world_size=4, num_videos=100, steps_per_epoch=6.25,

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.distributed.ranks import tiny_finetuning
-from vmae2_ds.cli import main
-from vmae2_ds.data.synthetic import write_synthetic_set
+from vmae2_ds.checkpoint.whole import tag_of
+from vmae2_ds.checkpoint.zero_shards import MEAN, ZeroShards
+from vmae2_ds.cli.main import main
+from vmae2_ds.data.tools.synthetic import write_synthetic_set
 from vmae2_ds.errors import EXIT_OK
 from vmae2_ds.objectives import Classify
-from vmae2_ds.train.whole import tag_of
-from vmae2_ds.train.zero_shards import MEAN, ZeroShards
 
 pytestmark = pytest.mark.slow
 STEPS, CUT, REFUSED, DECAY = 6, 4, 2, 0.75

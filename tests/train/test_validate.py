@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.errors import ConfigError, DataError
-from vmae2_ds.finetune_config import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.model_config import ClassifierConfig
 from vmae2_ds.train.validate import Validation, is_due
 
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, Range
 from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.compute_time import Work, micro_step_work
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.cost.states import StateBytes
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.recipes import get_recipe
+from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune import measure
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import Candidate
-from vmae2_ds.tune.predict import GIB, GpuMemory, Setting, StepTime, add_up, predict_time
+from vmae2_ds.tune.prediction import GIB, GpuMemory, Setting, StepTime, add_up, predict_time
 from vmae2_ds.tune.tuner import launch_command, workers_needed
 
 GIANT = 1_026_306_560

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.tune.test_search_space import cluster_of
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.model import TowerConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, read_assumptions
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.model_config import TowerConfig
-from vmae2_ds.recipes import get_recipe
+from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import evaluate, search
 from vmae2_ds.tune.measure import Measured, Trial, refit
-from vmae2_ds.tune.predict import GIB
+from vmae2_ds.tune.prediction import GIB
 from vmae2_ds.tune.tuner import _cluster_here, _fastest_measured, describe_tuning, tune, tuning_json
 
 NOTHING = Measured(None, None, None, None, None)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.ds_config import read_policy
+from vmae2_ds.config.model import TowerConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.model_config import TowerConfig
-from vmae2_ds.recipes import get_recipe
-from vmae2_ds.train.ds_config import read_policy
-from vmae2_ds.tune.predict import Setting, predict_memory
+from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.tune.prediction import Setting, predict_memory
 
 TOLERANCE = 0.15
 CPU = Accelerator(

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.ds_config import read_policy
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.states import state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes import get_recipe
-from vmae2_ds.train.ds_config import read_policy
+from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune.arguments import PlanArguments, cluster_of
 from vmae2_ds.tune.planner import Plan, check_fits, describe_plan, make_plan, plan_json
-from vmae2_ds.tune.predict import Setting, add_up, predict_memory, predict_time
+from vmae2_ds.tune.prediction import Setting, add_up, predict_memory, predict_time
 
 RECIPE = "vit_g_pretrain_hybrid"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from vmae2_ds.config.plan import plan_run
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes import get_recipe
-from vmae2_ds.train.plan import plan_run
+from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune.search_space import all_settings
 
 

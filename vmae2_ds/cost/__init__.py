@@ -1,1 +1,1 @@
-"""Closed forms for FLOPs and the peaks of known hardware."""
+"""Closed forms: FLOPs, memory, traffic and time of a configuration, and the peaks of known hardware."""

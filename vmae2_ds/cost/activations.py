@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from vmae2_ds.config.model import CheckpointingName, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.traffic import AttentionKind, Precision
-from vmae2_ds.model_config import CheckpointingName, ModelConfig, TowerConfig
 
 # n tokens, d width, m hidden width, h heads of a block; V visible cubes, M decoded cubes, P values in a cube.
 

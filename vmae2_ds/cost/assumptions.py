@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError, model_validator
 
-from vmae2_ds.config import StrictModel
+from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.errors import ConfigError
 
 End = Literal["best", "expected", "worst"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmae2_ds.console.progress import counted
 from vmae2_ds.cost.assumptions import Range
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.progress import counted
 
 CPU_KEY = "cpu"
 """What `--gpu` calls this machine's CPU."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.cost.gathers import Gathers, persistent, replay_gathers
 from vmae2_ds.cost.parameters import group_sizes, has_decay, parameter_shapes, parameter_sizes
 from vmae2_ds.cost.states import PLAIN_BUCKET, WEIGHT_BYTES, StatePrecision, bucket_fills
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.model_config import ModelConfig
 
 CollectiveKind = Literal["all_reduce", "reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
 

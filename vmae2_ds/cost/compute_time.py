@@ -15,6 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs
 from vmae2_ds.cost.hardware import Accelerator, NumberFormat
@@ -27,7 +28,6 @@ from vmae2_ds.cost.traffic import (
     weight_traffic,
 )
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.model_config import ModelConfig
 
 Attention = AttentionKind | tuple[AttentionKind, AttentionKind]
 """One kernel for both towers, or the encoder's and the decoder's."""

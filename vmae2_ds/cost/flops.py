@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.model_config import ClassifierConfig, ModelConfig, TowerConfig
 
 
 @dataclass(frozen=True)

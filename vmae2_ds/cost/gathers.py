@@ -16,9 +16,9 @@ from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
+from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.cost.parameters import parameter_shapes
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.model_config import ModelConfig, TowerConfig
 
 
 class Gathers(NamedTuple):

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from vmae2_ds.config import StrictModel
+from vmae2_ds.config.pretrain import StrictModel
+from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.spelling import did_you_mean
 
 NumberFormat = Literal["bf16", "fp16", "tf32", "fp32"]
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.assumptions import Assumptions, Range
 from vmae2_ds.cost.compute_time import DeviceRates, micro_step_time, optimizer_time, rates_of
 from vmae2_ds.cost.flops import count_parameters, mae_macs, training_flops
 from vmae2_ds.cost.hardware import Accelerator, find_accelerator
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.model_config import ModelConfig
 
 PRECISION: Literal["autocast"] = "autocast"
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import prod
 from types import MappingProxyType
 
-from vmae2_ds.model_config import ModelConfig, TowerConfig
+from vmae2_ds.config.model import ModelConfig, TowerConfig
 
 Shape = tuple[int, ...]
 

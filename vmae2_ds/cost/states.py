@@ -14,10 +14,10 @@ from itertools import accumulate, chain
 from math import prod
 from typing import Literal
 
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.cost.gathers import persistent, replay_gathers
 from vmae2_ds.cost.parameters import group_sizes, parameter_shapes, parameter_sizes
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.model_config import ModelConfig
 
 StatePrecision = Literal["bf16", "fp32"]
 WEIGHT_BYTES: dict[StatePrecision, int] = {"bf16": 2, "fp32": 4}

@@ -23,8 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.model_config import ModelConfig, TowerConfig
 
 AttentionKind = Literal["math", "sdpa", "flash"]
 """math keeps n x n scores of every head in memory; sdpa (torch's fused kernels) and flash (flash_attn) do not."""

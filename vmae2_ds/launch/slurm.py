@@ -12,13 +12,13 @@ import tyro
 from pydantic import Field
 
 from vmae2_ds import __version__
-from vmae2_ds.config import StrictModel
+from vmae2_ds.config.pretrain import StrictModel
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.strict import Whole
 from vmae2_ds.disk import check_out_file, write_whole
 from vmae2_ds.dist import SLURM_PORTS
 from vmae2_ds.errors import EXIT_HUNG, EXIT_PREEMPTED, ConfigError
-from vmae2_ds.launch.check import bash_words, check_run, check_words, environment_of, refuse_unless
-from vmae2_ds.run_config import RunConfig
-from vmae2_ds.strict import Whole
+from vmae2_ds.launch.run_check import bash_words, check_run, check_words, environment_of, refuse_unless
 
 _WORD = r"[\w.@:+=/%,&|*()\[\]-]+"
 """What may stand behind `#SBATCH --option=`: sbatch reads those lines by rules of its own."""

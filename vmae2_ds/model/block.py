@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from vmae2_ds.config.model import TowerConfig
 from vmae2_ds.model.attention import AttentionFn, sdpa_attention
 from vmae2_ds.model.embed import Linear
-from vmae2_ds.model_config import TowerConfig
 
 # B clips, N tokens, D width, H heads, K = D / H channels in a head.
 

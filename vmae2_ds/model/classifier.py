@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.attention import get_attention
 from vmae2_ds.model.block import NORM_EPS, CheckpointFn
 from vmae2_ds.model.embed import Linear
 from vmae2_ds.model.encoder import Encoder
 from vmae2_ds.model.seeded import SeededModel
-from vmae2_ds.model_config import ClassifierConfig
 
 # B clips, N cubes, P values in a cube, D width, C classes.
 

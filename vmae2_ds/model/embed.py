@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmae2_ds.config.model import ClassifierConfig, EncoderConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.model_config import ClassifierConfig, EncoderConfig
 
 # B clips, T frames, H x W pixels, C = 3 colours, N cubes, V of them chosen, D width.
 # P = tubelet * patch * patch * 3 values in a cube, always in the order t, h, w, c, as they lie in the clip.

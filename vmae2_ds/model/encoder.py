@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vmae2_ds.config.model import EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.block import NORM_EPS, Blocks
 from vmae2_ds.model.embed import CubeEmbed, every_cube, is_resized, normalise_pixels
-from vmae2_ds.model_config import EncoderConfig, ModelConfig
 
 # B clips, V of a clip's cubes, P values in a cube, D width.
 

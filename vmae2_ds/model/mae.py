@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.attention import get_attention
 from vmae2_ds.model.block import NORM_EPS, Blocks, CheckpointFn
 from vmae2_ds.model.embed import Linear, position_table, positions_at
 from vmae2_ds.model.encoder import Encoder
 from vmae2_ds.model.seeded import SeededModel
-from vmae2_ds.model_config import ModelConfig
 
 # B clips, N cubes, V visible cubes, M decoded cubes, P values in a cube, D encoder width, E decoder width.
 

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.engine.device_peak import DTYPES
+from vmae2_ds.engine.engine import Engine
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import choose_attention
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.model_config import ModelConfig, TowerConfig
 from vmae2_ds.objectives import Classify, Reconstruct
-from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.initial import initial_weights
+from vmae2_ds.runs.open import initial_weights
 from vmae2_ds.train.optim import make_optimizer, parameter_groups
-from vmae2_ds.train.peak import DTYPES
-from vmae2_ds.train.plan import RunPlan
-from vmae2_ds.train.stages import AnyRun
 
 Objective = Reconstruct | Classify
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.checkpoint.hashed_files import HashedFiles
+from vmae2_ds.checkpoint.safe_load import read_state
+from vmae2_ds.checkpoint.universal import WholeStates
+from vmae2_ds.checkpoint.zero_shards import MEAN, mean_file
 from vmae2_ds.dist import World
+from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.model.layouts import State
-from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.hashed_files import HashedFiles
-from vmae2_ds.train.safe_load import read_state
-from vmae2_ds.train.universal import WholeStates
-from vmae2_ds.train.zero_shards import MEAN, mean_file
+from vmae2_ds.weights.layouts import State
 
 WEIGHTS = "ema.safetensors"
 """The mean at the end of a run, in its folder, under published names."""

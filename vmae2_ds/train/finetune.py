@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.cost.flops import classifier_macs
-from vmae2_ds.data.labelled import LabelledDataset
+from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.finetune_config import FinetuneConfig
+from vmae2_ds.engine.device_peak import DTYPES
+from vmae2_ds.engine.engine import Engine
 from vmae2_ds.train.build import fastest_kernel
-from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.peak import DTYPES
-from vmae2_ds.train.plan import RunPlan
 from vmae2_ds.train.session import train_stage
 from vmae2_ds.train.stage import Stage
 from vmae2_ds.train.validate import Validation

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from vmae2_ds.checkpoint.state import TrainState
+from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure, StepResult
 from vmae2_ds.dist import Agreement, World
+from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooManyBadFiles
-from vmae2_ds.run_config import TrainConfig
-from vmae2_ds.train.engine import Engine
+from vmae2_ds.guard.spikes import Spike, SpikeGuard
+from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.feed import Feed
 from vmae2_ds.train.metrics import (
     MEMORY_COLUMNS,
@@ -26,10 +30,6 @@ from vmae2_ds.train.metrics import (
     source_columns,
 )
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
-from vmae2_ds.train.plan import RunPlan
-from vmae2_ds.train.spikes import Spike, SpikeGuard
-from vmae2_ds.train.state import TrainState
-from vmae2_ds.train.stopping import StopRequests
 
 
 @dataclass(frozen=True)

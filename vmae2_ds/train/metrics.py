@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.console.progress import time_left
 from vmae2_ds.contracts import LossOutput
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Agreement, World
-from vmae2_ds.progress import time_left
-from vmae2_ds.train.loader_watch import DataWaitWatch
-from vmae2_ds.train.plan import RunPlan
+from vmae2_ds.guard.loader_watch import DataWaitWatch
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vmae2_ds.run_config import OptimConfig
-from vmae2_ds.train.plan import RunPlan
+from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.run import OptimConfig
 
 
 def has_weight_decay(name: str, shape: torch.Size) -> bool:

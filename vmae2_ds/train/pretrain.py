@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.flops import mae_macs
-from vmae2_ds.data.pretrain import PretrainDataset
+from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.masking import count_masks
 from vmae2_ds.train.build import resolve_attention
 from vmae2_ds.train.session import train_stage

@@ -11,18 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.distil import DistilConfig
+from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.stages import read_run_config
+from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import write_whole
-from vmae2_ds.distil_config import DistilConfig
-from vmae2_ds.draw import CURVES, Curve, curve_svg, has_values
-from vmae2_ds.progress import counted
-from vmae2_ds.run_config import RunConfig
-from vmae2_ds.train.hang import STACKS
-from vmae2_ds.train.loader_watch import BINDS
+from vmae2_ds.draw.charts import CURVES, Curve, curve_svg, has_values
+from vmae2_ds.guard.hang import STACKS
+from vmae2_ds.guard.loader_watch import BINDS
+from vmae2_ds.guard.rollback import EVENTS
+from vmae2_ds.runs.folder import is_finished
 from vmae2_ds.train.metrics import SOURCE_SHARE, SOURCE_VIDEOS, source_columns
-from vmae2_ds.train.rollback import EVENTS
-from vmae2_ds.train.runs import is_finished
-from vmae2_ds.train.stages import read_run_config
 
 TAIL = 0.1  # the end of a run that its closing figures are medians of
 MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8

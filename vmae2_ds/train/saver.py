@@ -8,16 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vmae2_ds.checkpoint.mirror import Mirror
+from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.save import save_checkpoint
+from vmae2_ds.checkpoint.whole import find_newest_whole
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.disk import flush_to_disk
 from vmae2_ds.dist import Agreement, World
+from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
-from vmae2_ds.run_config import TrainConfig
-from vmae2_ds.train.checkpoint import save_checkpoint
 from vmae2_ds.train.ema import WeightAverage
-from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.mirror import Mirror
-from vmae2_ds.train.retention import Keep
-from vmae2_ds.train.whole import find_newest_whole
 
 log = logging.getLogger(__name__)
 

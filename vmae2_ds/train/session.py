@@ -11,33 +11,30 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.checkpoint.elastic import fitting
+from vmae2_ds.checkpoint.mirror import Mirror
+from vmae2_ds.checkpoint.save import load_checkpoint
+from vmae2_ds.checkpoint.state import TrainState
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.contracts import ReadFailure, StepResult
 from vmae2_ds.cost.flops import inference_flops, training_flops
-from vmae2_ds.data.ledger import BadFileLedger, check_bad_share
-from vmae2_ds.data.loader import make_loader
+from vmae2_ds.data.bad_files import BadFileLedger, check_bad_share
+from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.dist import Agreement, World, default_device
+from vmae2_ds.engine.device_peak import device_peak
+from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.ranks import meet_ranks, start_ranks, stop_ranks
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
-from vmae2_ds.model.layouts import to_layout
-from vmae2_ds.model.published import write_weights
-from vmae2_ds.train.build import build_engine
-from vmae2_ds.train.checkpoint import load_checkpoint
-from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.elastic import fitting
-from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
-from vmae2_ds.train.engine import Engine
-from vmae2_ds.train.hang import HangSwitch
-from vmae2_ds.train.initial import about_run, labels_of_run
-from vmae2_ds.train.loader_watch import DataWaitWatch, WorkerMemory
-from vmae2_ds.train.loop import LoopHooks, train
-from vmae2_ds.train.metrics import MetricsWriter, Reporter
-from vmae2_ds.train.mirror import Mirror
-from vmae2_ds.train.peak import device_peak
-from vmae2_ds.train.peers import END_S, PeerWatch
-from vmae2_ds.train.plan import plan_run
-from vmae2_ds.train.ranks import meet_ranks, start_ranks, stop_ranks
-from vmae2_ds.train.report import write_report
-from vmae2_ds.train.rollback import RollBack, SpikeActions, with_rollbacks
-from vmae2_ds.train.runs import (
+from vmae2_ds.guard.hang import HangSwitch
+from vmae2_ds.guard.loader_watch import DataWaitWatch, WorkerMemory
+from vmae2_ds.guard.peers import END_S, PeerWatch
+from vmae2_ds.guard.rollback import RollBack, SpikeActions, with_rollbacks
+from vmae2_ds.guard.spikes import Spike, SpikeGuard, check_norm_is_taken
+from vmae2_ds.guard.startup import check_start
+from vmae2_ds.guard.stopping import stop_signals
+from vmae2_ds.runs.folder import (
     RunFolder,
     checkpoint_to_resume,
     finish,
@@ -45,14 +42,17 @@ from vmae2_ds.train.runs import (
     second_place,
     write_run_files,
 )
+from vmae2_ds.runs.open import about_run, labels_of_run
+from vmae2_ds.train.build import build_engine
+from vmae2_ds.train.ema import WEIGHTS, WeightAverage, check_ema
+from vmae2_ds.train.loop import LoopHooks, train
+from vmae2_ds.train.metrics import MetricsWriter, Reporter
+from vmae2_ds.train.report import write_report
 from vmae2_ds.train.saver import Saver, check_room
-from vmae2_ds.train.spikes import Spike, SpikeGuard, check_norm_is_taken
 from vmae2_ds.train.stage import Stage
-from vmae2_ds.train.stages import AnyRun
-from vmae2_ds.train.startup import check_start
-from vmae2_ds.train.state import TrainState
-from vmae2_ds.train.stopping import stop_signals
 from vmae2_ds.train.validate import ScheduledValidation, Validate
+from vmae2_ds.weights.files import write_weights
+from vmae2_ds.weights.layouts import to_layout
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.contracts import Movable
-from vmae2_ds.data.datasets import VideoDataset
-from vmae2_ds.data.mixture import Mixture
+from vmae2_ds.data.feed.dataset import VideoDataset
+from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Agreement, World
 from vmae2_ds.train.build import Objective, make_objective
-from vmae2_ds.train.plan import RunPlan
-from vmae2_ds.train.stages import AnyRun
 from vmae2_ds.train.validate import Validate
 
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vmae2_ds.data.manifest import read_manifest
-from vmae2_ds.data.mixture import form_of
-from vmae2_ds.data.views import ViewsDataset
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.console.progress import Ticker, heard
+from vmae2_ds.data.feed.views import ViewsDataset
+from vmae2_ds.data.sources.manifest import read_manifest
+from vmae2_ds.data.sources.mixture import form_of
 from vmae2_ds.dist import Agreement, World
+from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.finetune_config import FinetuneConfig
 from vmae2_ds.objectives import Classify
-from vmae2_ds.progress import Ticker, heard
-from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.metrics import MetricsWriter
-from vmae2_ds.train.plan import RunPlan
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from vmae2_ds.config import PretrainConfig, StrictModel
+from vmae2_ds.config.pretrain import PretrainConfig, StrictModel
+from vmae2_ds.config.strict import LONG_S, Count, Whole
 from vmae2_ds.cost.assumptions import Assumptions, Range, read_assumptions
 from vmae2_ds.cost.cluster import CPU_KEY, Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
-from vmae2_ds.data.mixture import open_mixture
+from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.strict import LONG_S, Count, Whole
 from vmae2_ds.tune.this_cpu import CPU_ASSUMPTIONS, this_cpu
 
 Ranks = Annotated[int, Field(ge=1, le=10**6)]

@@ -6,12 +6,12 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.tune.predict import GpuMemory, Setting, StepTime, accumulation, predict_memory, predict_time
+from vmae2_ds.tune.prediction import GpuMemory, Setting, StepTime, accumulation, predict_memory, predict_time
 from vmae2_ds.tune.search_space import all_settings
 
 SAME_TIME = 1.02

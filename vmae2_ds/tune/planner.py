@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.ds_config import fill_policy, read_policy
+from vmae2_ds.config.plan import RunPlan, plan_run
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks
-from vmae2_ds.train.ds_config import fill_policy, read_policy
-from vmae2_ds.train.plan import RunPlan, plan_run
 from vmae2_ds.tune.arguments import PlanArguments, assumptions_of, cluster_of, count_videos
-from vmae2_ds.tune.predict import (
+from vmae2_ds.tune.prediction import (
     GIB,
     GpuMemory,
     Setting,

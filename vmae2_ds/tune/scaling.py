@@ -14,11 +14,11 @@ from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.paper_hours import compare_with_paper
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes import get_recipe
+from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune.candidates import Candidate, search
-from vmae2_ds.tune.flops import SizeName
-from vmae2_ds.tune.memory import memory
-from vmae2_ds.tune.predict import accumulation
+from vmae2_ds.tune.flops_table import SizeName
+from vmae2_ds.tune.memory_table import memory
+from vmae2_ds.tune.prediction import accumulation
 from vmae2_ds.tune.tables import duration, markdown
 
 RECIPES = {

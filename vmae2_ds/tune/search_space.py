@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.model import CheckpointingName
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.model_config import CheckpointingName
-from vmae2_ds.tune.predict import Setting
+from vmae2_ds.tune.prediction import Setting
 
 CHECKPOINTING: tuple[tuple[CheckpointingName, int], ...] = (
     ("none", 1),

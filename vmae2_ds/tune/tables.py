@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vmae2_ds.terminal import columns
+from vmae2_ds.console.terminal import columns
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:

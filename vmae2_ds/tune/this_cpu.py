@@ -34,7 +34,7 @@ def this_cpu(num_ranks: int) -> Accelerator:
     """One rank's share of this machine: a timed matrix product and copy, and an equal part of the memory."""
     import torch
 
-    from vmae2_ds.train.peak import measure_matmul
+    from vmae2_ds.engine.device_peak import measure_matmul
 
     cores = max(1, (os.cpu_count() or 1) // num_ranks)
     threads = torch.get_num_threads()

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from vmae2_ds.config import MaskConfig, PretrainConfig
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.plan import RunPlan, plan_run
+from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.dist import World, default_device
+from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 from vmae2_ds.masking import count_masks, make_masks
 from vmae2_ds.train.build import build_engine, resolve_attention
-from vmae2_ds.train.ds_config import resolve_ds_config
-from vmae2_ds.train.engine import Engine
 from vmae2_ds.train.optim import set_learning_rate
-from vmae2_ds.train.plan import RunPlan, plan_run
-from vmae2_ds.train.ranks import start_ranks, stop_ranks
 
 LEARNING_RATE = 1e-5
 

@@ -12,20 +12,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.config import PretrainConfig
+from vmae2_ds.config.ds_config import fill_policy
+from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import ACCELERATORS, find_accelerator
 from vmae2_ds.disk import check_out_file, check_out_folder, write_whole
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.train.ds_config import fill_policy
-from vmae2_ds.train.plan import plan_run
 from vmae2_ds.tune.arguments import TuneArguments, assumptions_of, cluster_of, count_videos
 from vmae2_ds.tune.candidates import Candidate, Search, evaluate, search
 from vmae2_ds.tune.explain import candidate_json, front_table, nothing_fits, rejected_table
 from vmae2_ds.tune.measure import Trial, measure, refit
 from vmae2_ds.tune.planner import ENDS, Plan, plan_json, plan_setting
-from vmae2_ds.tune.predict import Setting, notes_on
+from vmae2_ds.tune.prediction import Setting, notes_on
 from vmae2_ds.tune.tables import duration, table
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,35 @@
+"""Messages name the options of the verb that was called, not those of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmae2_ds.cli.options import in_own_words
+from vmae2_ds.cli.parse import call
+from vmae2_ds.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--manifest", "--root", "--timeout-s"], "set --root, or see --timeout-s and --data.reader pyav"),
+        (["--read-timeout-s", "--reader"], "set --data.root, or see --read-timeout-s and --reader pyav"),
+        ([], "set --data.root, or see --data.read-timeout-s and --data.reader pyav"),
+    ],
+)
+def test_a_setting_is_called_as_the_verb_calls_it_where_the_verb_has_it(options: list[str], said: str) -> None:
+    message = "set --data.root, or see --data.read-timeout-s and --data.reader pyav"
+    assert in_own_words(message, options) == said
+
+
+def test_an_error_of_a_verb_without_data_options_names_its_own(tmp_path: Path) -> None:
+    from vmae2_ds.data.tools.check import check_manifest
+
+    (tmp_path / "list.csv").write_text("path,subject\na.mp4,x\n")
+    words = [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out")]
+    with pytest.raises(DataError, match=r"give --ignore-columns subject;"):
+        call(check_manifest, "vmae2 data check", words)
+    with pytest.raises(DataError, match=r"set --root to the folder they belong to"):
+        call(check_manifest, "vmae2 data check", [*words, "--ignore-columns", "subject"])

@@ -1,0 +1,117 @@
+"""Pictures: cubes go where the model has them, statistics come back exactly, grey is where nothing is."""
+
+from __future__ import annotations
+
+import logging
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import font_manager
+from PIL import Image
+
+from vmae2_ds.config.pretrain import MaskConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.draw.charts import CURVES, curve_svg, draw_curves, has_values
+from vmae2_ds.draw.pictures import (
+    GREY,
+    DecodedPass,
+    Reconstruction,
+    animate_reconstruction,
+    caption_of,
+    clip_of,
+    cubes_of,
+    draw_reconstruction,
+    picture_rows,
+    put_statistics_back,
+)
+from vmae2_ds.masking import make_masks
+from vmae2_ds.model.embed import gather_cubes
+from vmae2_ds.objectives import normalise_cubes
+
+GEOMETRY = ClipGeometry(8, 32, 48, 2, 8)
+
+
+@pytest.fixture
+def clip_THWC() -> np.ndarray:  # noqa: N802
+    return np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), dtype=np.uint8)
+
+
+def perfect(clip_THWC: np.ndarray, target: str, **mask: object) -> Reconstruction:
+    """What a model that knows the answer would give."""
+    masks = make_masks(MaskConfig(encoder_ratio=0.75, **mask), GEOMETRY, np.random.default_rng(0))
+    true_MP = torch.from_numpy(cubes_of(clip_THWC, GEOMETRY)[masks.decode_M]).float() / 255
+    predicted_MP = normalise_cubes(true_MP[None], GEOMETRY)[0] if target == "normalised" else true_MP
+    return Reconstruction(clip_THWC, [DecodedPass(masks, predicted_MP.numpy())], GEOMETRY, target, "a clip")
+
+
+def test_cubes_are_the_models(clip_THWC: np.ndarray) -> None:
+    everything = torch.arange(GEOMETRY.num_cubes)[None]
+    ours = cubes_of(clip_THWC, GEOMETRY)
+    np.testing.assert_array_equal(ours, gather_cubes(torch.from_numpy(clip_THWC)[None], everything, GEOMETRY)[0])
+    np.testing.assert_array_equal(clip_of(ours, GEOMETRY), clip_THWC)
+
+
+def test_statistics_come_back(clip_THWC: np.ndarray) -> None:
+    true_NP = cubes_of(clip_THWC, GEOMETRY).astype(np.float32) / 255
+    normalised_NP = normalise_cubes(torch.from_numpy(true_NP)[None], GEOMETRY)[0].numpy()
+    # float32 through a division and a product by the same deviation: a few units in the last place of 1
+    np.testing.assert_allclose(put_statistics_back(normalised_NP, true_NP), true_NP, atol=2e-6)
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
+@pytest.mark.parametrize("tokens", ["official", "disjoint"])
+def test_a_perfect_prediction_gives_the_clip_or_grey(clip_THWC: np.ndarray, target: str, tokens: str) -> None:
+    clip = perfect(clip_THWC, target, decoder_tokens=tokens)
+    rows = picture_rows(clip)
+    true_NP = cubes_of(clip_THWC / 255, GEOMETRY)
+    supervised = clip.masks.decode_M[clip.masks.is_supervised_M]
+    for label, shown in (
+        ("seen by\nthe encoder", clip.masks.visible_V),
+        ("predicted", supervised),
+        ("predicted\n+ seen", np.union1d(supervised, clip.masks.visible_V)),
+    ):
+        expected_NP = np.full_like(true_NP, GREY)
+        expected_NP[shown] = true_NP[shown]
+        np.testing.assert_allclose(cubes_of(rows[label], GEOMETRY), expected_NP, atol=2e-6)
+
+
+def test_caption_says_what_is_given(clip_THWC: np.ndarray) -> None:
+    assert "mean and deviation of the true cube are put back" in caption_of(perfect(clip_THWC, "normalised"))
+    assert "Blue" in caption_of(perfect(clip_THWC, "pixels"))
+    assert "Blue" not in caption_of(perfect(clip_THWC, "pixels", decoder_tokens="disjoint"))
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_files_are_written(clip_THWC: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    clip = perfect(clip_THWC, "normalised")
+    still, moving = tmp_path / "pictures" / "still.png", tmp_path / "pictures" / f"moving{suffix}"
+    draw_reconstruction(clip, still)
+    animate_reconstruction(clip, moving)
+    assert Image.open(still).width > 1000
+    assert Image.open(moving).n_frames == GEOMETRY.num_frames
+
+
+def test_curves(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "loss": 1 / step, "flat_loss": 0.9, "grad_norm": None if step == 3 else 0.1, "mfu": None}
+        for step in range(1, 90)
+    ]
+    assert has_values(rows, CURVES["loss"])
+    assert not has_values(rows, CURVES["mfu"])
+    svg = curve_svg(rows, CURVES["loss"])
+    assert "flat cubes" in "".join(ET.fromstring(svg).itertext())
+    assert svg == curve_svg(rows, CURVES["loss"])  # reproducible: a report can be compared with another
+    draw_curves(rows, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    draw_curves([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_matplotlib_s_cache_of_fonts_is_not_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Its line "generated new fontManager" stood in the middle of a user's first run."""
+    caplog.set_level(logging.INFO)
+    font_manager._log.info("generated new fontManager")  # type: ignore[attr-defined]
+    assert not caplog.records

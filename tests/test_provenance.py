@@ -1,0 +1,42 @@
+"""The commit that runs and rows carry: `+` says that the code is not the commit's, and nothing else does."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vmae2_ds.provenance import commit
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository of one commit with code, a page and rows."""
+    files = {"package/step.py": "1", "docs/page.md": "1", "benchmarks/results/cpu/a.jsonl": "1", "zero3.json": "1"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    name = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run(["git", *name, *words], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("changed", ["docs/page.md", "benchmarks/results/cpu/a.jsonl"])
+def test_rows_and_pages_that_grow_leave_the_commit_clean(checkout: Path, changed: str) -> None:
+    before = commit(checkout / "package")
+    (checkout / changed).write_text("2")
+    assert commit(checkout / "package") == before
+    assert before is not None
+    assert not before.endswith("+")
+
+
+@pytest.mark.parametrize("changed", ["package/step.py", "zero3.json"])
+def test_changed_code_and_policies_are_told_wherever_they_lie(checkout: Path, changed: str) -> None:
+    (checkout / changed).write_text("2")
+    assert str(commit(checkout / "package")).endswith("+")
+
+
+def test_outside_a_checkout_there_is_none(tmp_path: Path) -> None:
+    assert commit(tmp_path) is None

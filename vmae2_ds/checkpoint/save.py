@@ -1,0 +1,151 @@
+"""Checkpoints that survive a kill at any point, and the newest whole one at resume.
+
+DeepSpeed writes its shards in place, and `latest` before all ranks are done. So: shards go into a folder of their own,
+are hashed and flushed to disk on every rank, and only then does rank 0 write the folder's `whole.json`, which lists every
+file with its size and SHA-256, and rename `latest` into place. A folder without that list, or with a file that is missing
+or not what was written, does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmae2_ds.checkpoint.hashed_files import HashedFiles
+from vmae2_ds.checkpoint.retention import Keep, Saved, survivors
+from vmae2_ds.checkpoint.safe_load import read_state
+from vmae2_ds.checkpoint.universal import FOLDER as UNIVERSAL
+from vmae2_ds.checkpoint.universal import WholeStates
+from vmae2_ds.checkpoint.universal import remove as remove_universal
+from vmae2_ds.checkpoint.whole import LATEST, WHOLE, declare_whole, tag_of, why_torn
+from vmae2_ds.checkpoint.zero_shards import MOMENTS
+from vmae2_ds.console.progress import counted
+from vmae2_ds.disk import flush_to_disk, write_whole
+from vmae2_ds.dist import Agreement, World
+from vmae2_ds.engine.engine import Engine
+from vmae2_ds.errors import CheckpointError, SaveFailed
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    engine: Engine,
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    world: World,
+    keep: Keep,
+    write_more: Callable[[HashedFiles], None] | None = None,
+    figures: dict[str, float] | None = None,
+) -> Path:
+    """Write one checkpoint from all ranks and drop the old ones that `keep` does not name. Returns its folder.
+
+    `write_more` adds files of this rank's own; `figures` say how good it is. Raises SaveFailed on all ranks where the disk
+    refused one of them; what was written is then removed, and training can go on.
+    """
+    tag = tag_of(step)
+    target = folder / tag
+    agreement = Agreement(world)
+    files = HashedFiles(target)
+    if world.rank == 0 and target.exists():
+        files.attempt(lambda: shutil.rmtree(target))  # a torn one, or one of a step that is run again
+    _barrier(world)
+    with _written_by(files, engine):
+        engine.deepspeed.save_checkpoint(str(folder), tag=tag, client_state={"vmae2": state}, save_latest=False)
+    if write_more is not None:
+        write_more(files)
+    files.add(sorted((target / "offloaded_tensors" / f"rank{world.rank:02d}").rglob("*.swp")))
+    files.attempt(lambda: flush_to_disk(target))
+    layout = {"world_size": world.size, "stage": engine.stage, "zero": engine.zero_policy}
+    about = {"step": step, **layout, "time": time.time(), "figures": figures or {}}
+    if error := declare_whole(files, about, world, agreement):
+        if world.rank == 0:
+            shutil.rmtree(target, ignore_errors=True)
+        raise SaveFailed(f"the checkpoint of step {step} could not be written to {folder}: {error}")
+    if world.rank == 0:
+        files.attempt(lambda: write_whole(folder / LATEST, tag))
+        files.attempt(lambda: _drop_old(folder, keep))
+        if files.error is not None:  # the checkpoint is whole all the same
+            log.warning("%s: %s", folder, files.error)
+    _barrier(world)
+    return target
+
+
+@contextlib.contextmanager
+def _written_by(files: HashedFiles, engine: Engine) -> Iterator[None]:
+    """DeepSpeed's shards go through `files`; its recovery scripts are a convenience whose failure is the disk's as well."""
+    deepspeed = engine.deepspeed
+    writer, copy_scripts = deepspeed.checkpoint_engine, deepspeed._copy_recovery_script
+    kept = writer.save, writer.makedirs
+    writer.save, writer.makedirs = files.save, files.makedirs
+    deepspeed._copy_recovery_script = lambda path: files.attempt(lambda: copy_scripts(path))
+    try:
+        yield
+    finally:
+        writer.save, writer.makedirs = kept
+        del deepspeed._copy_recovery_script
+
+
+def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agreement) -> dict[str, Any]:
+    """Load `target` on all ranks, bit for bit, and return the state saved with it.
+
+    It is of the engine's own layout, or universal (elastic.fitting finds or makes that). No pickled code is run.
+    Raises CheckpointError on all ranks where one cannot see it whole.
+    """
+    reason = agreement.first_said(why_torn(target))
+    if reason is not None:
+        raise CheckpointError(f"{target}: not whole on every rank ({reason})")
+    whole = json.loads((target / WHOLE).read_text())
+    if "universal_of" in whole:
+        states = WholeStates(target)
+        engine.take_over(states.read, MOMENTS)
+        saved = states.client_state()
+        for counter in ("global_steps", "global_samples", "skipped_steps"):
+            setattr(engine.deepspeed, counter, saved[counter])
+        return saved["vmae2"]
+    if (whole["world_size"], whole["stage"]) != (world.size, engine.stage):
+        raise CheckpointError(
+            f"{target} was written by {counted(whole['world_size'], 'rank')} at ZeRO stage {whole['stage']}, this run has "
+            f"{counted(world.size, 'rank')} at stage {engine.stage}"
+        )
+    reader = engine.deepspeed.checkpoint_engine
+    kept, reader.load = reader.load, read_state
+    try:
+        loaded, client_state = engine.deepspeed.load_checkpoint(str(target.parent), tag=target.name)
+    finally:
+        reader.load = kept
+    if loaded is None:
+        raise CheckpointError(f"{target}: DeepSpeed could not load it; resume from an older one by removing it")
+    return client_state["vmae2"]
+
+
+def _drop_old(folder: Path, keep: Keep) -> None:
+    """Remove the whole checkpoints that do not stay, older torn ones, and conversions of what is gone."""
+    found = {target.name: target for target in folder.glob("step*")}
+    whole = [_saved(target) for target in found.values() if why_torn(target) is None]
+    stay = survivors(whole, keep)
+    for name, target in found.items():
+        if name not in stay and stay and name < max(stay):
+            (target / WHOLE).unlink(missing_ok=True)  # from here on it does not count
+            shutil.rmtree(target)
+    for made in (folder / UNIVERSAL).glob("*"):
+        if not (folder / made.name / WHOLE).is_file():
+            remove_universal(made)
+
+
+def _saved(target: Path) -> Saved:
+    whole = json.loads((target / WHOLE).read_text())
+    return Saved(target.name, whole.get("time", (target / WHOLE).stat().st_mtime), whole.get("figures", {}))
+
+
+def _barrier(world: World) -> None:
+    if world.size > 1:
+        torch.distributed.barrier()

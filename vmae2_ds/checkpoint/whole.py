@@ -1,0 +1,112 @@
+"""Which checkpoints count: folders whose `whole.json` lists every file, with its size and SHA-256, and finds them so.
+
+`declare_whole` writes that list last of all; a folder without it, or with a file that is missing or not what was written,
+is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from vmae2_ds.checkpoint.hashed_files import HashedFiles
+from vmae2_ds.disk import sha256_of, write_whole
+from vmae2_ds.dist import Agreement, World
+
+log = logging.getLogger(__name__)
+WHOLE = "whole.json"
+LATEST = "latest"
+
+
+def tag_of(step: int) -> str:
+    """Folder name of the checkpoint after `step` optimizer steps."""
+    return f"step{step:08d}"
+
+
+def declare_whole(files: HashedFiles, about: dict[str, Any], world: World, agreement: Agreement) -> str | None:
+    """Once all ranks have their files on disk, write the list of them that makes a folder count.
+
+    Returns None, or on all ranks what one of them could not write.
+    """
+    gathered = agreement.gather((files.written, files.error))
+
+    def declare() -> str | None:
+        assert gathered is not None, "rank 0 has them"
+        for rank, (_, error) in enumerate(gathered):
+            if error is not None:
+                return f"{error} (rank {rank})"
+        written = {name: found for mine, _ in gathered for name, found in sorted(mine.items())}
+        listed = {
+            "files": {name: found.size for name, found in written.items()},
+            "sha256": {name: found.sha256 for name, found in written.items()},
+        }
+        try:
+            write_whole(files.folder / WHOLE, json.dumps({**about, **listed}, indent=1))
+        except OSError as error:
+            return str(error)
+        return None
+
+    return agreement.from_first(declare)
+
+
+def find_newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint below `folder` that is whole, or None; torn ones are named in the log and passed over."""
+    for target in sorted(folder.glob("step*"), reverse=True):
+        reason = why_torn(target)
+        if reason is None:
+            return target
+        log.warning("%s is not whole (%s): passed over", target, reason)
+    return None
+
+
+def why_torn(target: Path) -> str | None:
+    """None where every listed file is there with its size, else what is wrong."""
+    try:
+        whole = json.loads((target / WHOLE).read_text())
+    except FileNotFoundError:
+        return "it was never finished"
+    except (OSError, ValueError) as error:
+        return f"{WHOLE} cannot be read: {error}"
+    for name, size in whole["files"].items():
+        path = target / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            return f"{name} has {found} bytes instead of {size}" if found is not None else f"{name} is missing"
+    return None
+
+
+def newest_sound(newest: Path, world: World, agreement: Agreement) -> Path | None:
+    """The newest checkpoint, from `newest` back, of whose files each has the checksum it was written with; None if none.
+
+    The same on all ranks, which share the reading: it takes as long as one rank needs for its part of the bytes. Others are
+    named in the log with what is wrong, and passed over.
+    """
+    older = agreement.from_first(lambda: sorted(newest.parent.glob("step*"), reverse=True))
+    listed = [target for target in older if target.name <= newest.name]
+    for target in listed:
+        reason = agreement.first_said(why_unsound(target, world))
+        if reason is None:
+            return target
+        if world.rank == 0:
+            log.warning("%s is not whole (%s): passed over", target, reason)
+    return None
+
+
+def why_unsound(target: Path, world: World) -> str | None:
+    """`why_torn`, and the first of this rank's share of the files whose content is not what was written."""
+    if reason := why_torn(target):
+        return reason
+    whole = json.loads((target / WHOLE).read_text())
+    sizes, written = whole["files"], whole.get("sha256", {})
+    if not written and world.rank == 0:
+        log.warning("%s was written before there were checksums: only the sizes of its files are checked", target)
+    names = sorted(written, key=lambda name: (-sizes[name], name))
+    for name in names[world.rank :: world.size]:
+        try:
+            if sha256_of(target / name) != written[name]:
+                return f"{name} is not what was written: its SHA-256 differs"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None

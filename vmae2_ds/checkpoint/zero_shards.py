@@ -1,0 +1,223 @@
+"""What ranks wrote of a model and its optimizer, put together one parameter at a time; tensors stay on disk until asked for.
+
+The files are mapped and given back to the system after each parameter, and nothing that they may hold is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import mmap
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmae2_ds.checkpoint.safe_load import read_shard
+from vmae2_ds.console.progress import counted
+from vmae2_ds.errors import CheckpointError
+
+MASTER = "fp32"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MEAN = "ema"
+
+
+def mean_file(rank: int) -> str:
+    """Where a rank keeps its shards of the running mean, in a checkpoint's folder."""
+    return f"ema_rank{rank:05d}.pt"
+
+
+@contextlib.contextmanager
+def as_known(source: Path) -> Iterator[None]:
+    """Turn what a file of another kind makes of the code that reads it into a CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{source}: its files are not shards of DeepSpeed as known here ({error!r})") from None
+
+
+class Fragment(NamedTuple):
+    """A run of elements of one parameter, in one shard of one rank; a parameter's fragments follow each other."""
+
+    rank: int
+    shard: int
+    offset: int
+    numel: int
+
+
+class ZeroShards:
+    """The states of a checkpoint that ranks wrote.
+
+    Args:
+        source: the checkpoint's folder.
+        world_size: ranks that wrote it.
+        stage: their ZeRO stage.
+
+    Raises CheckpointError where a rank's shards are not there, the files are not as DeepSpeed writes them, or one holds
+    anything but plain data and tensors.
+    """
+
+    def __init__(self, source: Path, world_size: int, stage: int) -> None:
+        self._source, self._stage = source, stage
+        self.shapes: dict[str, torch.Size] = {}
+        """Of the trained parameters, in the order they are stored."""
+        self.frozen_shapes: dict[str, torch.Size] = {}
+        """Of the others."""
+        self._frozen: dict[str, list[Tensor]] = {}  # by rank
+        self._fragments: dict[str, list[Fragment]] = {}
+        self._shards: list[dict[str, list[Tensor]]] = []  # by rank: state -> shards
+        self._steps: list[list[Any]] = []  # by rank and shard
+        self._groups: list[dict[str, Any]] | None = None
+        with as_known(source):
+            models = [read_shard(path) for path in self._by_rank("model", world_size if stage == 3 else 1)]
+            self.model: dict[str, Any] = models[0]
+            """What was saved with the model, as rank 0 wrote it."""
+            if stage == 0:
+                self._open_unsplit()
+            else:
+                self._open_split(world_size)
+            self._find_frozen(models)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """State -> whole tensor of the trained parameter `name`: fp32, and as saved exp_avg, exp_avg_sq, ema, step."""
+        whole = {state: self.whole(name, state) for state in self._shards[0]}
+        step = self.step(name)
+        return whole if step is None else {**whole, "step": step}
+
+    def step(self, name: str) -> Tensor | None:
+        """Adam's counter of the trained parameter `name`; None where it was not saved."""
+        first = self._fragments[name][0]
+        step = self._steps[first.rank][first.shard]
+        return None if step is None else step.clone()
+
+    def whole(self, name: str, state: str = MASTER) -> Tensor:
+        """One state of a parameter, or the only one of a frozen one; float32, in its shape."""
+        if name in self._frozen:
+            shape = self.frozen_shapes[name]
+            pieces = [(fragment, 0, fragment.numel()) for fragment in self._frozen[name]]
+        else:
+            shape = self.shapes[name]
+            found = self._fragments[name]
+            pieces = [(self._shards[x.rank][state][x.shard], x.offset, x.numel) for x in found]
+        values = torch.empty(sum(numel for _, _, numel in pieces))
+        if values.numel() < shape.numel() or any(x.numel() < offset + numel for x, offset, numel in pieces):
+            raise CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
+        for place, (stored, offset, _) in zip(values.split([numel for _, _, numel in pieces]), pieces, strict=True):
+            _take(place, stored.detach(), offset)
+        return values[: shape.numel()].view(shape)
+
+    def hyperparameters(self) -> list[dict[str, Any]]:
+        """The optimizer's groups as they were saved. Raises CheckpointError where weights alone can be read."""
+        if self._groups is None:
+            raise CheckpointError(f"{self._source}: the optimizer's states are not there, or not as known here")
+        return self._groups
+
+    def _open_unsplit(self) -> None:
+        optimizer = self.model["optimizer"]
+        if optimizer is None:
+            return  # all that there is, is the module's
+        order = [name for group in optimizer["param_groups"] for name in group["param_names"]]
+        masters = [self.model["module"][name] for name in order]
+        for shard, (name, master) in enumerate(zip(order, masters, strict=True)):
+            self.shapes[name] = master.shape
+            self._fragments[name] = [Fragment(0, shard, 0, master.numel())]
+        self._add_rank(masters, optimizer)
+
+    def _open_split(self, world_size: int) -> None:
+        paddings = None
+        for path in self._by_rank("optim", world_size):
+            saved = read_shard(path)["optimizer_state_dict"]
+            masters = saved["fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"]
+            paddings = saved.get("param_alignment_paddings")
+            self._add_rank(masters, saved.get("optimizer_state_dict" if self._stage == 3 else "base_optimizer_state"))
+        for shard, shapes in enumerate(self.model["param_shapes"]):
+            self.shapes |= shapes
+            if self._stage == 3:
+                self._place_apart(shard, shapes, world_size)
+            else:
+                self._place_end_to_end(shard, shapes, paddings and paddings[shard])
+
+    def _add_rank(self, masters: list[Tensor], optimizer: Any) -> None:
+        """Of `optimizer` only Adam's dict of states is known: weights do not need it, and elastic_checkpoint writes a list."""
+        states: dict[int, dict[str, Any]] = {}
+        if isinstance(optimizer, dict):
+            self._groups, states = optimizer["param_groups"], optimizer["state"]
+        moments = [states.get(shard, {}) for shard in range(len(masters))]
+        shards = {MASTER: list(masters)}
+        shards |= {key: [state[key] for state in moments] for key in MOMENTS if all(key in state for state in moments)}
+        mean = self._source / mean_file(len(self._shards))
+        if mean.is_file():
+            shards[MEAN] = read_shard(mean)
+        self._shards.append(shards)
+        self._steps.append([state.get("step") for state in moments])
+
+    def _place_apart(self, shard: int, shapes: Mapping[str, torch.Size], world_size: int) -> None:
+        """Stage 3: each parameter is cut in equal parts, the last ones padded, and each rank strings its parts together."""
+        offset = 0
+        for name, shape in shapes.items():
+            part = math.ceil(shape.numel() / world_size)
+            self._fragments[name] = [
+                Fragment(rank, shard, offset, max(0, min(part, shape.numel() - rank * part)))
+                for rank in range(world_size)
+            ]
+            offset += part
+
+    def _place_end_to_end(self, shard: int, shapes: Mapping[str, torch.Size], paddings: list[int] | None) -> None:
+        """Stages 1 and 2: a group's parameters lie end to end, perhaps with gaps, and that vector is cut among the ranks."""
+        sizes = [shards[MASTER][shard].numel() for shards in self._shards]
+        start = 0
+        for place, (name, shape) in enumerate(shapes.items()):
+            stop = start + shape.numel()
+            self._fragments[name] = found = []
+            before = 0
+            for rank, size in enumerate(sizes):
+                first, last = max(start, before), min(stop, before + size)
+                if first < last:
+                    found.append(Fragment(rank, shard, first - before, last - first))
+                before += size
+            start = stop + (paddings[place] if paddings is not None else 0)
+
+    def _find_frozen(self, models: list[dict[str, Any]]) -> None:
+        """They keep the type they were trained in."""
+        if self._stage == 3:
+            self.frozen_shapes = dict(self.model["frozen_param_shapes"] or {})
+            self._frozen = {name: [x["frozen_param_fragments"][name] for x in models] for name in self.frozen_shapes}
+        else:
+            self._frozen = {name: [value] for name, value in self.model["module"].items() if name not in self.shapes}
+            self.frozen_shapes = {name: value.shape for name, (value,) in self._frozen.items()}
+
+    def _by_rank(self, what: str, ranks: int) -> list[Path]:
+        """Rank 0 first: rank 10 is not behind rank 1."""
+        pattern = f"*_{what}_states.pt"
+        found = self._source.glob(pattern)
+        paths = sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+        if len(paths) != ranks:
+            raise CheckpointError(
+                f"{self._source} has {pattern} of {counted(len(paths), 'rank')}, and of {ranks} they should be"
+            )
+        return paths
+
+
+def _take(place: Tensor, stored: Tensor, offset: int) -> None:
+    """Fill `place` with the values of a mapped tensor from `offset` on."""
+    part = stored.flatten().narrow(0, offset, place.numel())
+    place.copy_(part)
+    if stored.is_contiguous():  # else `part` is a copy on the heap
+        _give_back(part)
+
+
+def _give_back(part: Tensor) -> None:
+    """Let the system have a mapped file's pages again: they stay in its cache, but no longer count as this process's.
+
+    Only for what `read_shard` gave: pages that are no file's would come back as zeros.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    start = part.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    length = part.data_ptr() + part.numel() * part.element_size() - start
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

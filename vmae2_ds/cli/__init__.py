@@ -1,0 +1,1 @@
+"""The command `vmae2`: words into arguments, arguments into verbs."""

@@ -1,0 +1,149 @@
+"""The command line: find the verb, call it, and turn what goes wrong into one line and an exit code. Nothing else.
+
+The same line works plain, or after `deepspeed --module vmae2_ds`, `torchrun -m vmae2_ds`, `mpirun` and `srun`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import textwrap
+import traceback
+
+from vmae2_ds import __version__
+from vmae2_ds.cli.verbs import VERBS, Verb
+from vmae2_ds.console.one_voice import may_say, rank_here
+from vmae2_ds.console.spelling import did_you_mean
+from vmae2_ds.console.terminal import columns, complain, finish_saying, nobody_reads, open_to_any_encoding, say
+from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError, Vmae2Error
+
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells have it: 128 + SIGINT."""
+_HELP = ("-h", "--help")
+
+_FOOTER = (
+    "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to mend, 74 checkpoints could not be "
+    "written, 75 stopped by a signal or its time limit and saved, 76 the loss diverged, 77 the data could not be read "
+    "on, 78 hung or a rank lost, 130 interrupted before there was anything to save, 1 a defect of the program. "
+    "After 75 and 78 the same command goes on."
+)
+
+WAYS_OUT = {
+    errno.ENOSPC: "free some space, or name another disk",
+    errno.EDQUOT: "free some space, or name another disk",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "mend its permissions, or name another place",
+    errno.EPERM: "mend its permissions, or name another place",
+    errno.ENOENT: "name one that is there",
+    errno.ENOTDIR: "a part of this path is a file; name another",
+    errno.EISDIR: "name a file in it",
+    errno.EEXIST: "name another",
+    errno.ENOTEMPTY: "name another",
+    errno.ENAMETOOLONG: "shorten it",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or take fewer workers",
+    errno.ENFILE: "raise the machine's limit of open files",
+    errno.ENOMEM: "take fewer workers or smaller batches",
+    errno.EIO: "the disk or its server fails; look there",
+    errno.ESTALE: "the file server has lost it; look there, then start again",
+}
+"""Errors of the operating system, which may come from anywhere in a verb, and what to do about them."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb and exit: 0 on success, 2 for what a user can mend, 74 to 78 as in errors.py, 1 for a defect."""
+    args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not arg.startswith("--local_rank")]
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    open_to_any_encoding()
+    logging.basicConfig(
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    sys.exit(_run(args, debug))
+
+
+def _run(args: list[str], debug: bool) -> int:
+    try:
+        try:
+            _do(args)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+        finish_saying()  # of a help text, which ends with 0
+    except Vmae2Error as error:
+        return _tell(str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        nobody_reads()  # of standard output: every other pipe is looked after where it is used
+    except OSError as error:
+        return _tell(describe_os_error(error), EXIT_USER_ERROR, debug)
+    except KeyboardInterrupt:
+        complain("vmae2: interrupted")
+        return EXIT_INTERRUPTED
+    return EXIT_OK if args else EXIT_USER_ERROR
+
+
+def _do(args: list[str]) -> None:
+    if not args or args in (["help"], *([word] for word in _HELP)):
+        return say(_help(VERBS))
+    if args in (["-V"], ["--version"]):
+        return say(__version__)
+    if args[0] == "help":
+        args = [*args[1:], "--help"]
+    group = {name: verb for name, verb in VERBS.items() if name.startswith(f"{args[0]} ")}
+    if group and (not args[1:] or args[1] in _HELP):
+        return say(_help(group, args[0]))
+    verb, rest = _find_verb(args)
+    return verb(rest)
+
+
+def _tell(line: str, code: int, debug: bool) -> int:
+    """Say what went wrong, once for all ranks of this host that would say the same."""
+    if debug:
+        traceback.print_exc()
+    rank = rank_here()
+    if may_say(line, rank):
+        complain(f"vmae2: {f'rank {rank}: ' if rank else ''}{line}")
+    return code
+
+
+def describe_os_error(error: OSError) -> str:
+    """`PATH: what the system says; what to do`, whatever is known of it."""
+    places = " -> ".join(
+        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+    )
+    reason = error.strerror or str(error) or type(error).__name__
+    way_out = WAYS_OUT.get(error.errno or 0, "--debug shows where it happened")
+    return f"{places + ': ' if places else ''}{reason}; {way_out}"
+
+
+def _find_verb(args: list[str]) -> tuple[Verb, list[str]]:
+    for words in (2, 1):
+        verb = VERBS.get(" ".join(args[:words]))
+        if verb is not None:
+            return verb, args[words:]
+    asked = " ".join(args[:2] if args[0] in ("data", "launch") else args[:1])
+    guess = did_you_mean(asked, VERBS)
+    raise ConfigError(f"unknown verb {asked!r}; {guess and guess + ' '}verbs are {', '.join(VERBS)}; see vmae2 --help")
+
+
+def _help(verbs: dict[str, Verb], group: str = "") -> str:
+    some, width = f"{group} " if group else "", columns() or 1000
+    verbs_lines = (f"  {name:<19} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in verbs.items())
+    indent = " " * (22 if width >= 80 else 4)
+    return "\n".join(
+        [
+            f"usage: vmae2 {some}VERB ...    (vmae2 {some}VERB --help, or vmae2 help {some}VERB, for its options)",
+            "",
+            *(textwrap.fill(line, width, subsequent_indent=indent) for line in verbs_lines),
+            "",
+            textwrap.fill(_FOOTER, min(width, 118)),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

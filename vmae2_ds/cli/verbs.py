@@ -1,0 +1,252 @@
+"""The verbs of `vmae2`, a function each: its line of help, its options, and the work, which is imported when it is asked for.
+
+No verb's `--help` imports torch: the functions and models that say the options lie where nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from vmae2_ds.cli.parse import STAGES, ask, call, pretraining, recipe
+from vmae2_ds.config.distil import DistilConfig
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.console.terminal import fitted, say
+from vmae2_ds.runs.first_look import cache_of, check_cache, first_look
+
+Verb = Callable[[list[str]], None]
+
+
+def pretrain(args: list[str]) -> None:
+    """Pre-train a named recipe with dual masking: vmae2 pretrain RECIPE --data.manifest FILE [--section.key value]."""
+    _, config = recipe("vmae2 pretrain", args, ["pretrain"])
+    first_look(config)
+    from vmae2_ds.train.pretrain import pretrain as run
+
+    run(pretraining("vmae2 pretrain", config))
+
+
+def finetune(args: list[str]) -> None:
+    """Train a classifier: post-pre-training, fine-tuning, linear probing: vmae2 finetune RECIPE --train.init RUN_OR_FILE ..."""
+    _, config = recipe("vmae2 finetune", args, ["finetune"])
+    assert isinstance(config, FinetuneConfig), "what a recipe of finetune makes"
+    first_look(config)
+    from vmae2_ds.train.finetune import finetune as run
+
+    run(config)
+
+
+def distil(args: list[str]) -> None:
+    """Train a classifier on what a frozen teacher says of its clips: vmae2 distil RECIPE --teacher RUN_OR_FILE ..."""
+    _, config = recipe("vmae2 distil", args, ["distil"])
+    assert isinstance(config, DistilConfig), "what a recipe of distil makes"
+    first_look(config)
+    from vmae2_ds.train.distil.stage import distil as run
+
+    run(config)
+
+
+def distil_cache(args: list[str]) -> None:
+    """Keep what the teacher of a distil run says of its clips, for runs to come: the run's line with --distil.cache FOLDER."""
+    _, config = recipe("vmae2 distil-cache", args, ["distil"])
+    assert isinstance(config, DistilConfig), "what a recipe of distil makes"
+    first_look(config, must_ask=True)
+    folder = cache_of(config)
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: the verb, for all of them together
+        check_cache(folder)
+    from vmae2_ds.train.distil.cache import distil_cache as run
+
+    said = run(config)
+    if os.environ.get("RANK", "0") == "0":
+        say(said)
+
+
+def evaluate(args: list[str]) -> None:
+    """Test a classifier with several views of each video: vmae2 evaluate RUN_OR_FILE --manifest FILE."""
+    from vmae2_ds.downstream.classify.evaluate import describe
+    from vmae2_ds.downstream.classify.evaluate import evaluate as run
+
+    result = call(run, "vmae2 evaluate", args)
+    if os.environ.get("RANK", "0") == "0":
+        say(describe(result))
+
+
+def predict(args: list[str]) -> None:
+    """Name videos that have no labels, with scores: vmae2 predict RUN_OR_FILE VIDEO_FOLDER_OR_LIST ... [--json] [--out DIR]."""
+    from vmae2_ds.downstream.classify.predict import predict as run
+
+    found = call(run, "vmae2 predict", args)
+    if found is not None:  # on rank 0
+        say(found.shown)
+        found.finish()
+
+
+def probe(args: list[str]) -> None:
+    """A probe on frozen features, beside a random encoder and pixels: vmae2 probe RUN_OR_FILE --manifest FILE."""
+    from vmae2_ds.downstream.probe.probe import describe
+    from vmae2_ds.downstream.probe.probe import probe as run
+
+    say(describe(call(run, "vmae2 probe", args)))
+
+
+def visualize(args: list[str]) -> None:
+    """Draw clips of a run as its model sees and completes them: frames, both masks, reconstruction; PNG and animation."""
+    from vmae2_ds.downstream.visualize import visualize as run
+
+    folder = call(run, "vmae2 visualize", args)
+    say(f"pictures: {folder}")
+
+
+def data_synth(args: list[str]) -> None:
+    """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
+
+    from vmae2_ds.data.tools.synthetic import write_synthetic_set
+
+    written = call(write_synthetic_set, "vmae2 data synth", args)
+    say(f"wrote {written.train}, {written.val} and the names of the classes, {written.labels}")
+
+
+def data_index(args: list[str]) -> None:
+    """Turn a long list of videos into a folder that every rank opens at once, whatever its length."""
+    from vmae2_ds.data.tools.index import index_manifest
+
+    say(str(call(index_manifest, "vmae2 data index", args)))
+
+
+def data_check(args: list[str]) -> None:
+    """Read every file of a manifest under a time limit; write a clean list, a bad list with reasons, and a page of it."""
+    from vmae2_ds.data.tools.check import check_manifest
+
+    say(str(call(check_manifest, "vmae2 data check", args)))
+
+
+def data_pack(args: list[str]) -> None:
+    """Copy the videos of a manifest into tar shards (webdataset) with checksums, and write the manifest that finds them."""
+    from vmae2_ds.data.tools.pack import pack_manifest
+
+    say(str(call(pack_manifest, "vmae2 data pack", args)))
+
+
+def data_prepare(args: list[str]) -> None:
+    """Re-encode videos to a short side and a short GOP, in parallel, and tell how much faster clips are read."""
+    from vmae2_ds.data.tools.prepare import prepare_manifest
+
+    say(str(call(prepare_manifest, "vmae2 data prepare", args)))
+
+
+def data_index_shards(args: list[str]) -> None:
+    """List the videos of tar shards that something else wrote, so that they can be read in any order."""
+    from vmae2_ds.data.tools.shards import index_shards
+
+    say(str(call(index_shards, "vmae2 data index-shards", args)))
+
+
+def data_merge_kinetics(args: list[str]) -> None:
+    """Build K710 out of the lists of Kinetics-400, 600 and 700: train and val lists, class names, head maps, counts."""
+    from vmae2_ds.data.tools.kinetics import merge_kinetics
+
+    say(str(call(merge_kinetics, "vmae2 data merge-kinetics", args)))
+
+
+def import_weights(args: list[str]) -> None:
+    """Turn a checkpoint of VideoMAE, transformers or mmaction2 into a safetensors file, every key accounted for."""
+    from vmae2_ds.runs.export import import_weights as run
+
+    say(str(call(run, "vmae2 import", args)))
+
+
+def export_weights(args: list[str]) -> None:
+    """Write weights for others: the published key names, a transformers folder, or mmaction2's and OpenTAD's."""
+    from vmae2_ds.runs.export import export_weights as run
+
+    say(str(call(run, "vmae2 export", args)))
+
+
+def flops(args: list[str]) -> None:
+    """MACs and training FLOPs by module and token set: vmae2 flops --model base [--json]."""
+    from vmae2_ds.tune.flops_table import flops as run
+
+    _show(call(run, "vmae2 flops", args), fits=True)
+
+
+def memory(args: list[str]) -> None:
+    """Activations per clip, and what each ZeRO stage holds: vmae2 memory --model base [--gpus N] [--json]."""
+    from vmae2_ds.tune.memory_table import memory as run
+
+    _show(call(run, "vmae2 memory", args), fits=True)
+
+
+def plan(args: list[str]) -> None:
+    """What a run will be: batch, memory, time, cost, what binds: vmae2 plan RECIPE --gpus N --gpu NAME [--nodes M]."""
+    from vmae2_ds.tune.arguments import PlanArguments
+    from vmae2_ds.tune.planner import check_fits, describe_plan, make_plan, plan_json
+
+    asked, config, _, _ = ask(PlanArguments, "vmae2 plan", args, ["pretrain"])
+    made = make_plan(pretraining("vmae2 plan", config), asked)
+    _show(plan_json(made) if asked.json_ else describe_plan(made), fits=True)
+    check_fits(made)
+
+
+def tune(args: list[str]) -> None:
+    """Search ZeRO, offload, checkpointing and micro batch for the fastest that fits: vmae2 tune RECIPE --gpus N --gpu NAME."""
+    from vmae2_ds.tune.arguments import TuneArguments
+    from vmae2_ds.tune.tuner import describe_tuning, tuning_json
+    from vmae2_ds.tune.tuner import tune as run
+
+    asked, config, _, words = ask(TuneArguments, "vmae2 tune", args, ["pretrain"])
+    tuned = run(pretraining("vmae2 tune", config), asked, words[1:])
+    _show(tuning_json(tuned) if asked.json_ else describe_tuning(tuned))
+
+
+def launch_slurm(args: list[str]) -> None:
+    """Write a SLURM script that saves in time and requeues itself: vmae2 launch slurm RECIPE --nodes 8 [--out FILE]."""
+    from vmae2_ds.launch.slurm import SlurmArguments
+    from vmae2_ds.launch.slurm import launch_slurm as run
+
+    asked, config, stage, words = ask(SlurmArguments, "vmae2 launch slurm", args, list(STAGES))
+    _show(run(asked, config, [stage, *words]))
+
+
+def launch_hosts(args: list[str]) -> None:
+    """Print or run the exact command lines for the hosts of a hostfile: vmae2 launch hosts RECIPE --hostfile FILE."""
+    from vmae2_ds.launch.hosts import HostsArguments
+    from vmae2_ds.launch.hosts import launch_hosts as run
+
+    asked, config, stage, words = ask(HostsArguments, "vmae2 launch hosts", args, list(STAGES))
+    _show(run(asked, config, [stage, *words]))
+
+
+def _show(result: dict[str, Any] | str, *, fits: bool = False) -> None:
+    """Print a calculator's answer: JSON, or text, which `fits` breaks at the terminal's width."""
+    if isinstance(result, str):
+        return say(fitted(result) if fits else result)
+    say(json.dumps(result, indent=2))
+
+
+VERBS: dict[str, Verb] = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "distil": distil,
+    "distil-cache": distil_cache,
+    "evaluate": evaluate,
+    "predict": predict,
+    "probe": probe,
+    "visualize": visualize,
+    "data synth": data_synth,
+    "data index": data_index,
+    "data check": data_check,
+    "data pack": data_pack,
+    "data index-shards": data_index_shards,
+    "data prepare": data_prepare,
+    "data merge-kinetics": data_merge_kinetics,
+    "import": import_weights,
+    "export": export_weights,
+    "flops": flops,
+    "memory": memory,
+    "plan": plan,
+    "tune": tune,
+    "launch slurm": launch_slurm,
+    "launch hosts": launch_hosts,
+}

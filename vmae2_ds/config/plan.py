@@ -1,0 +1,131 @@
+"""What a run will be, from its config, the number of videos and the number of ranks: pure numbers, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.console.progress import counted
+from vmae2_ds.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Batch identity, length and learning rates of a run."""
+
+    global_batch: int
+    """Clips per optimizer step over all ranks."""
+    micro_batch: int
+    views: int
+    accumulation: int
+    world_size: int
+    num_videos: int
+    steps_per_epoch: float
+    """Of one pass over the manifest, as `train.epoch_steps` counts them."""
+    num_steps: int
+    warmup_steps: int
+    base_lr: float
+    lr_batch: int
+    peak_lr: float
+    min_lr: float
+
+    @property
+    def videos_per_step(self) -> int:
+        """Videos decoded per optimizer step over all ranks."""
+        return self.global_batch // self.views
+
+    @property
+    def clips_per_micro_step(self) -> int:
+        """Clips one device holds at a time."""
+        return self.micro_batch * self.views
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the manifest in the whole run."""
+        return self.epochs_at(self.num_steps)
+
+    def epochs_at(self, step: int) -> float:
+        """Passes over the manifest in the first `step` steps."""
+        return step * self.videos_per_step / self.num_videos
+
+    def describe(self) -> list[str]:
+        """Every factor of the batch and of the learning rate, a line each."""
+        return [
+            f"global batch {counted(self.global_batch, 'clip')} = micro_batch {counted(self.micro_batch, 'video')} x "
+            f"accumulation {self.accumulation} x {counted(self.world_size, 'rank')} x {counted(self.views, 'view')}",
+            f"peak learning rate {self.peak_lr:.4g} = base_lr {self.base_lr:g} x ({counted(self.global_batch, 'clip')} / "
+            f"{counted(self.views, 'view')}) / {self.lr_batch}; the end is {self.min_lr:.4g}",
+            f"{counted(self.num_steps, 'step')} ({self.warmup_steps} of warm-up) = "
+            f"{counted(self.epochs, 'pass', 'passes')} over {counted(self.num_videos, 'video')}, "
+            f"{self.epochs * self.views:.4g} with views",
+        ]
+
+    def warnings(self) -> list[str]:
+        """What is allowed and hardly ever meant, each with a way out."""
+        found = []
+        if 2 * self.warmup_steps > self.num_steps:
+            share = self.num_steps / 10 / self.steps_per_epoch
+            found.append(
+                f"{self.warmup_steps} of {counted(self.num_steps, 'step')} are warm-up, in which the learning rate only rises "
+                f"from 0; for a tenth of them set --optim.warmup-epochs {share:.2g}"
+            )
+        if self.videos_per_step > self.num_videos:
+            found.append(
+                f"a step of {self.videos_per_step} videos is larger than the list of {self.num_videos}: it has each video "
+                f"{self.videos_per_step / self.num_videos:.3g} times; lower --train.global-batch, or list more videos"
+            )
+        return found
+
+    def lines(self) -> list[str]:
+        """`describe` and `warnings` together, to print."""
+        return [*self.describe(), *(f"warning: {warning}" for warning in self.warnings())]
+
+
+def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
+    """Derive and check the plan. Raises ConfigError where the batch does not divide or the manifest is too small."""
+    train, views = config.train, config.data.views
+    clips = train.micro_batch * world_size * views
+    if train.global_batch % clips:
+        lower = max(1, train.global_batch // clips) * clips
+        raise ConfigError(
+            f"--train.global-batch {train.global_batch} is not a multiple of micro_batch={train.micro_batch} x "
+            f"{counted(world_size, 'rank')} x views={views} = {clips}; try {lower} or {lower + clips}, "
+            "or another --train.micro-batch"
+        )
+    if num_videos < 1:
+        raise ConfigError("the manifest lists no videos")
+    videos_per_step = train.global_batch // views
+    steps_per_epoch = _steps_per_epoch(config, num_videos, videos_per_step)
+    num_steps = train.max_steps or round(train.epochs * steps_per_epoch)
+    if num_steps < 1:
+        raise ConfigError(
+            f"--train.epochs {train.epochs:g} over {num_videos} videos is less than one step of {videos_per_step} videos; "
+            "raise epochs, set --train.max-steps, or lower --train.global-batch"
+        )
+    warmup_steps = min(round(config.optim.warmup_epochs * steps_per_epoch), num_steps)
+    scale = videos_per_step / config.optim.lr_batch  # views do not count (published rule, PAPER C)
+    return RunPlan(
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        views=views,
+        accumulation=train.global_batch // clips,
+        world_size=world_size,
+        num_videos=num_videos,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        base_lr=config.optim.base_lr,
+        lr_batch=config.optim.lr_batch,
+        peak_lr=config.optim.base_lr * scale,
+        min_lr=config.optim.min_lr * scale,
+    )
+
+
+def _steps_per_epoch(config: RunConfig, num_videos: int, videos_per_step: int) -> float:
+    """As published (run_mae_pretraining.py and run_class_finetuning.py: `len(dataset_train) // total_batch_size`), or exact.
+
+    It counts steps alone: our order of the videos goes on over the end of a pass, where theirs drops the last ones.
+    """
+    if config.train.epoch_steps == "whole" and num_videos >= videos_per_step:
+        return num_videos // videos_per_step
+    return num_videos / videos_per_step

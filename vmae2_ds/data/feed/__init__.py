@@ -1,0 +1,1 @@
+"""Datasets and loaders: from a list and a seed to micro batches."""

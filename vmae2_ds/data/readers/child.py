@@ -1,0 +1,123 @@
+"""The process behind a Watchdog: answers one request after another over a socket, and dies with its parent.
+
+Started as `python -m vmae2_ds.data.readers.child SOCKET MEMORY PARENT`; imports no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from vmae2_ds.data.entry import ReadAs, VideoEntry
+from vmae2_ds.data.readers.storage import read_entry
+from vmae2_ds.errors import VideoError, Vmae2Error
+
+PR_SET_PDEATHSIG = 1
+"""Of <linux/prctl.h>."""
+FOLLOW_S = 0.2
+"""Between two signs of life of long work."""
+SHOWN = 200
+"""Characters of an unexpected error that are told."""
+
+
+def main() -> None:
+    """Serve until the parent closes its end."""
+    socket, memory, parent = (int(word) for word in sys.argv[1:])
+    _die_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides when to stop
+        signal.signal(number, signal.SIG_IGN)
+    child = _Child(Connection(socket), memory)
+    while True:
+        try:
+            request = child.pipe.recv()
+        except (EOFError, ConnectionError):
+            return
+        child.answer(request)
+
+
+class _Child:
+    def __init__(self, pipe: Connection, memory: int) -> None:
+        self.pipe = pipe
+        self._memory = memory
+        self._mapped: mmap.mmap | None = None
+
+    def answer(self, request: tuple[Any, ...]) -> None:
+        """Carry out one request; what goes wrong is an answer too."""
+        verb, *values = request
+        if verb == "call":
+            self._send_result(lambda: ("value", values[0](*values[1])))
+        elif verb == "follow":
+            self._send_result(lambda: ("value", self._follow(values[0](*values[1]))))
+        else:
+            self._send_result(lambda: self._read(*values))
+
+    def _send_result(self, work: Callable[[], tuple[Any, ...]]) -> None:
+        try:
+            result = work()
+        except _Skipped:
+            return
+        except Vmae2Error as error:
+            result = "error", error
+        except Exception as error:  # whatever a reader raises concerns this file alone
+            told = f"its reader failed: {type(error).__name__}: {str(error).strip()[:SHOWN]}"
+            result = "error", VideoError(" ".join(told.split()))
+        self.pipe.send(result)
+
+    def _follow(self, items: Iterator[Any]) -> Any:
+        """The last item; that there was another one is told now and then."""
+        told, last = time.monotonic(), None
+        for item in items:
+            last = item
+            if time.monotonic() - told > FOLLOW_S:
+                told = time.monotonic()
+                self.pipe.send(("going",))
+        return last
+
+    def _read(self, entry: VideoEntry, how: ReadAs) -> tuple[str, str, tuple[int, ...]]:
+        frames = np.asarray(read_entry(entry, how, self._ask_which))
+        if frames.dtype == np.uint8:
+            self._share(frames)
+        return "done", frames.dtype.str, frames.shape
+
+    def _ask_which(self, length: int, fps: float) -> np.ndarray:
+        """The parent's choice: its random draws stay with it."""
+        self.pipe.send(("choose", length, fps))
+        try:
+            verb, *values = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            sys.exit()
+        if verb == "skip":
+            self.pipe.send(("skipped",))
+            raise _Skipped
+        return np.array(values[0], np.int64)
+
+    def _share(self, frames: np.ndarray) -> None:
+        if self._mapped is None or len(self._mapped) < frames.nbytes:
+            os.ftruncate(self._memory, frames.nbytes)
+            self._mapped = mmap.mmap(self._memory, frames.nbytes)
+        np.frombuffer(self._mapped, np.uint8, frames.size).reshape(frames.shape)[...] = frames
+
+
+class _Skipped(BaseException):
+    """The parent does not want this video; no reader's `except Exception` may stop this on its way."""
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux for a SIGKILL when the parent ends: a reader that hangs would never see the socket close."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit()  # it ended before we asked
+
+
+if __name__ == "__main__":
+    main()

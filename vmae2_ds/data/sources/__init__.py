@@ -1,0 +1,1 @@
+"""Lists of videos: their formats, manifests, mixtures, class names, and the order of samples."""

@@ -1,0 +1,37 @@
+"""Labels and names against a model's classes, without torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.data.sources.manifest import Manifest
+from vmae2_ds.data.sources.mixture import class_names_of
+from vmae2_ds.errors import ConfigError
+
+
+def check_names(config: FinetuneConfig) -> None:
+    """Raises ConfigError where `data.labels` names more or fewer classes than the model has."""
+    names = class_names_of(config.data)
+    if names is not None and len(names.names) != config.model.num_classes:
+        raise ConfigError(
+            f"--data.labels {names.file} names {len(names.names)} classes, and the model has num_classes="
+            f"{config.model.num_classes}; set --model.num-classes {len(names.names)}, or give the file of its classes"
+        )
+
+
+def check_labels(manifest: Manifest, num_classes: int) -> None:
+    """Raises ConfigError, naming the first row, where a video has no label or one outside 0 .. num_classes - 1."""
+    for first, labels in manifest.label_blocks():
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(wrong):
+            row = first + int(wrong[0])
+            video, label = manifest.listed(row), manifest.listed(row).label
+            if label is None:
+                raise ConfigError(
+                    f"{manifest.file}: video {row + 1}, {video.path}, has no label; every video needs one here"
+                )
+            raise ConfigError(
+                f"{manifest.file}: video {row + 1}, {video.path}, has label {label}, and the model has num_classes="
+                f"{num_classes} (labels 0 .. {num_classes - 1}); set --model.num-classes or mend the list"
+            )

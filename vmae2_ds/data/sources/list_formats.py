@@ -1,0 +1,307 @@
+"""Text lists of videos, line by line: a CSV with a header, or a published space-separated list."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from vmae2_ds.data.sources.class_names import ClassNames, is_whole_number, read_class_names
+from vmae2_ds.data.sources.list_header import columns_of
+from vmae2_ds.errors import ConfigError, DataError
+
+LARGEST_LABEL = 2**31 - 1
+BLANKS = " \t\r\n"
+"""Around a cell that is not quoted they mean nothing. Other spaces of Unicode belong to names."""
+
+
+class ListedVideo(NamedTuple):
+    """One line of a list, as written; None where its cell is empty."""
+
+    path: str
+    label: int | None = None
+    source: str | None = None
+    start: int = 0
+    frames: int | None = None
+    shard: str | None = None
+    offset: int = 0
+    size: int = 0
+
+
+class ListForm(NamedTuple):
+    """What a list does not say of itself."""
+
+    frame_folders: bool = False
+    """A published list is of raw frames, `folder start frames`."""
+    ignore_columns: tuple[str, ...] | None = None
+    """Columns to leave out; empty: all that are none of ours; None: further columns are refused."""
+    names: ClassNames | None = None
+    """What labels that are no numbers mean."""
+    label_is_read: bool = True
+    """Whether labels are looked at; else no video has one."""
+
+
+PLAIN = ListForm()
+
+
+def list_form(
+    ignore_columns: tuple[str, ...] | None = None, labels: Path | None = None, *, frame_folders: bool = False
+) -> ListForm:
+    """What the options of a verb ask for; raises ConfigError for a file of names that is none."""
+    return ListForm(frame_folders, ignore_columns, None if labels is None else read_class_names(labels))
+
+
+def read_list(path: Path, form: ListForm = PLAIN) -> Iterator[ListedVideo]:
+    """The lines of a list.
+
+    Raises DataError, naming file and line, for anything it cannot take literally.
+    """
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(4096)
+        _refuse_binary(path, head)
+        # surrogateescape: a path that is not UTF-8 comes back as the bytes that the file system knows
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            first = next((line for line in iter(file.readline, "") if line.strip()), "")
+            file.seek(0)
+            if _is_published_line(first):
+                yield from _read_published(path, file, form.frame_folders)
+            else:
+                yield from _read_csv(path, file, form)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the manifest: {error.strerror}; name a list of videos") from error
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """A line of a list, its end included; None is an empty cell. `read_list` gives back every path as it was.
+
+    Unlike `csv.writer` it quotes a cell that begins or ends with a blank.
+    """
+    return ",".join(_csv_cell("" if cell is None else str(cell)) for cell in cells) + "\n"
+
+
+def _csv_cell(cell: str) -> str:
+    needs_quotes = cell.strip(BLANKS) != cell or any(mark in cell for mark in ',"\r\n')
+    return '"' + cell.replace('"', '""') + '"' if needs_quotes else cell
+
+
+def _error(file: Path, line: int, problem: str, text: str, way_out: str) -> DataError:
+    shown = text.rstrip("\r\n")
+    shown = shown if len(shown) <= 120 else shown[:117] + "..."
+    return DataError(f"{file}:{line}: {problem} in {shown!r}; {way_out}")
+
+
+def _refuse_binary(path: Path, head: bytes) -> None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}:1: the manifest is UTF-16; save it as UTF-8 CSV")
+    if b"\0" in head:
+        raise DataError(f"{path}:1: the manifest is not a text file; a CSV or a published list is wanted")
+
+
+# --- CSV -------------------------------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """The lines of a file, one by one, and those of the record in work."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self.record = file, ""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self.record += line
+        return line
+
+
+def _read_csv(path: Path, file: TextIO, form: ListForm) -> Iterator[ListedVideo]:
+    lines = _Lines(file)
+    reader = csv.reader(lines, strict=True)
+    unknown: Counter[str] = Counter()
+    try:
+        header = next((row for row in reader if any(cell.strip() for cell in row)), [])
+        if not header:
+            return
+        line = reader.line_num
+        columns = columns_of(
+            path,
+            header,
+            form.ignore_columns,
+            lambda problem, way_out: _error(path, line, problem, ",".join(header), way_out),
+        )
+        lines.record = ""
+        for row in reader:
+            if row:
+                cells = _cells(path, reader.line_num, row, len(header), columns, lines.record)
+                cell = cells.pop("label", "") if form.label_is_read else ""
+                label = _label(path, reader.line_num, cell, form.names, row, unknown)
+                yield _csv_row(path, reader.line_num, row, cells, label)
+            lines.record = ""
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{reader.line_num}: not CSV ({error}); quote a path that holds commas, and double its quotes"
+        ) from error
+    if unknown:
+        assert form.names is not None, "names are unknown to a file of names"
+        raise DataError(
+            f"{path}: {form.names.describe_unknown(unknown)}; mend the list, or add the names to {form.names.file}"
+        )
+
+
+def _cells(path: Path, line: int, row: list[str], width: int, columns: dict[str, int], record: str) -> dict[str, str]:
+    """By column: what is quoted as it is, the rest without blanks around it."""
+    if len(row) != width:
+        raise _error(
+            path,
+            line,
+            f"{len(row)} cells where the header has {width}",
+            ",".join(row),
+            "put a path that holds commas in double quotes, and leave empty cells empty",
+        )
+    cells = {name: row[at].strip(BLANKS) for name, at in columns.items()}
+    if any(cells[name] != row[at] for name, at in columns.items()):
+        quoted = _are_quoted(record)
+        cells |= {name: row[at] for name, at in columns.items() if quoted[at]}
+    if not cells["path"]:
+        raise _error(path, line, "empty path", ",".join(row), "give the video's path or drop the line")
+    return cells
+
+
+def _are_quoted(record: str) -> list[bool]:
+    """Of each cell of a record that `csv` has read without an error."""
+    quoted, at = [], 0
+    while True:
+        quoted.append(record.startswith('"', at))
+        if quoted[-1]:
+            at += 1
+            while record.startswith('""', end := record.index('"', at)):
+                at = end + 2
+            at = end + 1
+        else:
+            comma = record.find(",", at)
+            at = len(record) if comma < 0 else comma
+        if record[at : at + 1] != ",":
+            return quoted
+        at += 1
+
+
+def _label(
+    path: Path, line: int, cell: str, names: ClassNames | None, row: list[str], unknown: Counter[str]
+) -> int | None:
+    """A name that the file of names lacks is counted in `unknown`."""
+    if not cell:
+        return None
+    if names is None:
+        meaning = "label is a class number from 0, or empty"
+        if not cell.removeprefix("-").isdigit():
+            meaning += "; class names need a file that lists them, one a line: --data.labels FILE"
+        return _whole_number(path, line, "label", cell, 0, LARGEST_LABEL + 1, meaning, row)
+    try:
+        number = names.label_of(cell)
+    except ConfigError as error:
+        raise _error(path, line, f"label={cell!r}", ",".join(row), str(error)) from None
+    if number is None:
+        unknown[cell] += 1
+    return number
+
+
+_NUMBERS = (
+    ("start", 0, 2**31, "the first frame to use, counted from 0"),
+    ("frames", 1, 2**31, "the number of frames to use, or empty for all"),
+    ("offset", 0, 2**63, "the byte of the shard at which the video starts"),
+    ("bytes", 0, 2**63, "the number of bytes of the video inside the shard"),
+)
+"""Column, least value, the first value too large, meaning."""
+
+
+def _csv_row(path: Path, line: int, row: list[str], cells: dict[str, str], label: int | None) -> ListedVideo:
+    numbers = {
+        name: _whole_number(path, line, name, cell, least, limit, f"{name} is {meaning}", row)
+        for name, least, limit, meaning in _NUMBERS
+        if (cell := cells.get(name))
+    }
+    shard = cells.get("shard") or None
+    if "shard" in cells and (shard is None or "offset" not in numbers or "bytes" not in numbers):
+        raise _error(path, line, "an empty cell among shard, offset, bytes", ",".join(row), "give all three")
+    return ListedVideo(
+        cells["path"],
+        label,
+        cells.get("source") or None,
+        numbers.get("start", 0),
+        numbers.get("frames"),
+        shard,
+        numbers.get("offset", 0),
+        numbers.get("bytes", 0),
+    )
+
+
+def _whole_number(
+    path: Path, line: int, name: str, cell: str, least: int, limit: int, meaning: str, row: list[str]
+) -> int:
+    number = int(cell) if is_whole_number(cell.strip()) else least - 1
+    if not least <= number < limit:
+        raise _error(path, line, f"{name}={cell!r}", ",".join(row), meaning)
+    return number
+
+
+# --- published space-separated lists (PAPER A6) ----------------------------------------------------------------------
+
+
+def _is_int(token: str) -> bool:
+    return is_whole_number(token.removeprefix("-"))
+
+
+def _is_published_line(line: str) -> bool:
+    """`path 0 -1`, `path label` or `folder start frames`: no header, and the last word is a whole number."""
+    words = _words(line)
+    return len(words) > 1 and _is_int(words[-1])
+
+
+def _read_published(path: Path, file: TextIO, frame_folders: bool) -> Iterator[ListedVideo]:
+    for line, words, text in _split_lines(file):
+        numbers = [int(word) for word in words[1:] if _is_int(word)]
+        if len(words) not in (2, 3) or len(numbers) != len(words) - 1:
+            raise _error(
+                path,
+                line,
+                "neither 'path 0 -1' nor 'path label'",
+                text,
+                "paths with spaces need the CSV form: a header line 'path' or 'path,label', and commas",
+            )
+        if len(words) == 2:
+            if not 0 <= numbers[0] < 2**31:
+                raise _error(path, line, f"label={numbers[0]}", text, "labels are class numbers from 0")
+            yield ListedVideo(words[0], label=numbers[0])
+        elif frame_folders:
+            start, frames = numbers
+            if not (0 <= start < 2**31 and 1 <= frames < 2**31):
+                raise _error(path, line, "not a folder of frames", text, "a line is: folder, first frame, frames")
+            yield ListedVideo(words[0], start=start, frames=frames)
+        elif numbers[1] >= 0:
+            raise _error(
+                path,
+                line,
+                f"a folder of raw frames ('folder start frames', {numbers[1]} frames)",
+                text,
+                'list it in a mixture file, as a source with kind = "frames" (docs/DATA.md), and give --data.mixture',
+            )
+        elif numbers != [0, -1]:
+            raise _error(
+                path, line, "a video line that does not end in '0 -1'", text, "use a CSV with start and frames"
+            )
+        else:
+            yield ListedVideo(words[0])
+
+
+def _words(line: str) -> list[str]:
+    return [word for word in line.strip(BLANKS).replace("\t", " ").split(" ") if word]
+
+
+def _split_lines(file: TextIO) -> Iterator[tuple[int, list[str], str]]:
+    for line, text in enumerate(file, start=1):
+        if words := _words(text):
+            yield line, words, text

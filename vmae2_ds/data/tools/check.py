@@ -1,0 +1,198 @@
+"""`vmae2 data check`: which rows of a manifest are of use, why the others are not, and what the set is made of."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from vmae2_ds.config.ranges import DAY_S, LEAST_WAIT_S, MOST_FRAMES, MOST_SEED, check_ranges, most_workers
+from vmae2_ds.config.run import ReaderName
+from vmae2_ds.console.progress import Ticker, counted, heard
+from vmae2_ds.data.entry import ReadAs
+from vmae2_ds.data.readers.storage import check_template
+from vmae2_ds.data.readers.table import find_reader
+from vmae2_ds.data.sources.list_formats import LARGEST_LABEL, csv_line, list_form
+from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manifest
+from vmae2_ds.data.tools.check_report import write_report
+from vmae2_ds.data.tools.scan import DecodeName, Look, Scanned, scan
+from vmae2_ds.data.tools.verdicts import CheckedManifest, Judged, judge
+from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
+from vmae2_ds.disk import whole_file
+from vmae2_ds.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+BENCHED = 16
+"""Files that the readers are measured on."""
+MOST_PICTURES = 1000
+"""On one page."""
+ADVICE = "before a long run, check once with --decode all: damage outside of one clip of each file was not looked for"
+
+
+def check_manifest(
+    manifest: Positional[Path],
+    out: Path,
+    root: Path | None = None,
+    kind: Literal["video", "frames"] = "video",
+    template: str = "{:05}.jpg",
+    reader: ReaderName = "pyav",
+    decode: DecodeName = "clip",
+    num_frames: int = 16,
+    stride: int = 4,
+    min_frames: int = 2,
+    classes: int | None = None,
+    labels: Path | None = None,
+    ignore_columns: tuple[str, ...] | None = None,
+    workers: int | None = None,
+    timeout_s: float = 30,
+    bench: bool = False,
+    pictures: int = 24,
+    seed: int = 0,
+    strict: bool = False,
+) -> CheckedManifest:
+    """Read every file of a manifest, under a time limit, and write what is good, what is bad and why, and a page of it.
+
+    An interrupted check goes on: the same command looks only at files that it has not seen or that have changed since.
+
+    Args:
+        manifest: The list or indexed folder, as --data.manifest takes it; of packed videos their manifest.csv.
+        out: Folder for clean.csv, bad.csv, report.html, report.json and checked.jsonl (a line a file).
+        root: Folder that relative paths start from; default: the manifest's folder.
+        kind: Video files (or tar shards, which the manifest tells), or folders of frames.
+        template: File name of frame number k of a folder, as a Python format.
+        reader: Video reader to try.
+        decode: clip: one clip from the middle, as training reads; all: every frame too, as data prepare would, recommended once
+            before a long run, because damage outside of that clip is not seen otherwise; none: only the packets.
+        num_frames: Frames of that clip, and of the pictures.
+        stride: Step between its frames.
+        min_frames: A video, or part of one, with fewer is too short.
+        classes: Labels must be below this.
+        labels: A file with a class name a line: labels must be its names, or numbers of its lines from 0.
+        ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
+        workers: Files looked at at once; default: the cores.
+        timeout_s: A read that takes longer is given up.
+        bench: Measure the readers on a sample of the files, and say which to take.
+        pictures: Random clips on the page, as the model will see them.
+        seed: Draws the sample and the pictures.
+        strict: End with an error where any row is bad.
+    """
+    check_ranges(
+        num_frames=(num_frames, 1, MOST_FRAMES),
+        stride=(stride, 1, MOST_FRAMES),
+        min_frames=(min_frames, 1, MOST_FRAMES),
+        classes=(classes, 1, LARGEST_LABEL + 1),
+        workers=(workers, 1, most_workers()),
+        timeout_s=(timeout_s, LEAST_WAIT_S, DAY_S),
+        pictures=(pictures, 0, MOST_PICTURES),
+        seed=(seed, 0, MOST_SEED),
+    )
+    if kind == "frames":
+        check_template(template)
+    else:
+        find_reader(reader)
+    if labels is not None and classes is not None:
+        raise ConfigError("--classes and --labels say the same thing twice; keep one")
+    form = list_form(ignore_columns, labels, frame_folders=kind == "frames")
+    if form.names is not None:
+        classes = len(form.names.names)
+    check_work_folder(out, "check", (manifest, labels), root=root)
+    opened = read_manifest(manifest, root, form=form)
+    check_work_folder(out, "check", root=opened.root)
+    how = ReadAs(kind, template, reader)
+    look = Look(how, decode, num_frames, stride, timeout_s)
+    with work_folder(out, "check", {"list": os.path.abspath(manifest)}):
+        at_once = workers or os.cpu_count() or 1
+        log.info("%s: %s, looked at %d at a time", manifest, counted(len(opened), "row"), at_once)
+        with heard(Ticker(log, "files checked", None)) as ticker:
+            found = scan(opened, look, out / "checked.jsonl", at_once, ticker.tell)
+        judged = list(judge(opened, found, how, min_frames, classes))
+        _write_lists(opened, judged, out)
+        warnings = [*_warnings(opened, found), *_advice(found, num_frames * stride)]
+        verdicts = Counter(str(row.verdict) for row in judged if row.verdict is not None)
+        if bench:
+            log.info("measuring the readers on up to %d files", BENCHED)
+        readers = _bench(opened, judged, how, timeout_s, seed) if bench else ""
+        result = CheckedManifest(
+            out, len(opened), len(found), dict(verdicts), warnings, readers, "" if decode == "all" else ADVICE
+        )
+        write_report(result, opened, found, judged, look, pictures, seed)
+    if strict and result.bad:
+        raise DataError(f"{result.bad} of {result.rows} rows of {manifest} are bad: see {out}/bad.csv and report.html")
+    return result
+
+
+def _write_lists(manifest: Manifest, judged: list[Judged], out: Path) -> None:
+    """clean.csv with the columns that are in use, and bad.csv; each in one go."""
+    columns = {
+        "path": lambda video: video.path,
+        "label": lambda video: "" if video.label is None else video.label,
+        "source": lambda video: "" if video.source == DEFAULT_SOURCE else video.source,
+        "start": lambda video: video.start or "",
+        "frames": lambda video: "" if video.frames is None else video.frames,
+    }
+    used = [
+        "path",
+        *(name for name, cell in columns.items() if name != "path" and any(cell(j.video) != "" for j in judged)),
+    ]
+    if manifest.is_packed:
+        columns |= {"shard": lambda v: v.shard, "offset": lambda v: v.offset, "bytes": lambda v: v.size}
+        used += ["shard", "offset", "bytes"]
+    good = [row.video for row in judged if row.verdict is None]
+    _write_csv(out / "clean.csv", used, ([columns[name](video) for name in used] for video in good))
+    bad = (row for row in judged if row.verdict is not None)
+    _write_csv(
+        out / "bad.csv",
+        ["row", "path", "verdict", "reason"],
+        ([row.row, row.video.path, row.verdict, row.reason] for row in bad),
+    )
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
+    with (
+        whole_file(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        file.writelines(csv_line(row) for row in chain((header,), rows))
+
+
+def _warnings(manifest: Manifest, found: dict[str, Scanned]) -> list[str]:
+    variable = sum(scanned.facts.is_vfr for scanned in found.values() if scanned.facts is not None)
+    unlabelled = sum(manifest.listed(row).label is None for row in range(len(manifest)))
+    warnings = []
+    if variable:
+        warnings.append(f"{counted(variable, 'file')} of a variable frame rate: frames are read by number, not by time")
+    if 0 < unlabelled < len(manifest):
+        warnings.append(f"{unlabelled} of {len(manifest)} rows have no label, the others have one")
+    return warnings
+
+
+def _advice(found: dict[str, Scanned], span: int) -> list[str]:
+    """Where re-encoding pays: decoding starts at a key frame, and costs what the frames are large."""
+    facts = [scanned.facts for scanned in found.values() if scanned.facts is not None]
+    far = sum(fact.gop > 2 * span for fact in facts)
+    large = sum(min(fact.width, fact.height) > 400 for fact in facts)
+    if max(far, large) * 2 <= len(facts):
+        return []
+    return [
+        f"{far} of {len(facts)} files have more than {2 * span} frames between key frames, {large} a short side over 400 "
+        "pixels: vmae2 data prepare makes both small, and reading quicker"
+    ]
+
+
+def _bench(manifest: Manifest, judged: list[Judged], how: ReadAs, timeout_s: float, seed: int) -> str:
+    import numpy as np
+
+    from vmae2_ds.data.readers.choice import choose_reader
+
+    good = [row.row for row in judged if row.verdict is None]
+    if not good or how.kind == "frames":
+        return "no reader was measured: there is no good video file"
+    rows = np.random.default_rng(seed).permutation(good)[:BENCHED]
+    return str(choose_reader([manifest[int(row)] for row in rows], how, timeout_s))

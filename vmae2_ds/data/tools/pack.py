@@ -1,0 +1,268 @@
+"""`vmae2 data pack`: the videos of a manifest into tar shards (webdataset), and a manifest that finds each inside them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from tyro.conf import Positional
+
+from vmae2_ds.config.ranges import MOST_SEED, check_ranges
+from vmae2_ds.console.progress import Ticker, counted, heard
+from vmae2_ds.contracts import ReadFailure
+from vmae2_ds.data.bad_files import BadFileLedger
+from vmae2_ds.data.readers.storage import fetch
+from vmae2_ds.data.sources.list_formats import csv_line, list_form
+from vmae2_ds.data.sources.list_header import COLUMNS, VIDEO_SUFFIXES
+from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manifest
+from vmae2_ds.data.sources.order import Shuffle
+from vmae2_ds.data.tools.shards import iterate_members
+from vmae2_ds.data.tools.work_folder import check_work_folder, read_lines, work_folder
+from vmae2_ds.disk import write_whole
+from vmae2_ds.errors import DataError, VideoError
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_SUFFIX = "video"
+"""Of a file whose name has none of a video."""
+KEY_DIGITS = 9
+MOST_MIB = 2**20
+"""Of a shard: a tebibyte."""
+
+
+class PackedManifest(NamedTuple):
+    """What is in the folder now."""
+
+    out: Path
+    videos: int
+    rows: int
+    shards: int
+    size: int
+    bad: int
+    written: int
+    """Shards written by this call; the others were there."""
+
+    def __str__(self) -> str:
+        bad = f"; {counted(self.bad, 'file')} could not be read and left out, see bad_files.jsonl" if self.bad else ""
+        return (
+            f"{counted(self.videos, 'video')} of {counted(self.rows, 'row')} in {counted(self.shards, 'shard')}, "
+            f"{self.size / 1e9:.3f} GB, {self.written} of them written now{bad}: give {self.out}/manifest.csv as the manifest"
+        )
+
+
+class Shard(NamedTuple):
+    """A line of shards.jsonl: videos of the places begin .. end-1 of the packing order."""
+
+    shard: str
+    begin: int
+    end: int
+    videos: int
+    size: int
+    sha256: str
+
+
+def pack_manifest(
+    manifest: Positional[Path],
+    out: Path,
+    root: Path | None = None,
+    shard_mib: float = 1024,
+    shuffle: int | None = None,
+    verify: bool = False,
+    labels: Path | None = None,
+    ignore_columns: tuple[str, ...] | None = None,
+) -> PackedManifest:
+    """Copy the videos of a manifest into tar shards of about equal size, for storage that dislikes many small files.
+
+    An interrupted packing goes on with the same command: whole shards stay, half of one is written anew. The shards are
+    read by vmae2 in any order, by webdataset from front to end, and from any place that fsspec reaches. Folders of frames
+    are not packed: make videos of them first.
+
+    Args:
+        manifest: The list or indexed folder.
+        out: Local folder for the shards, manifest.csv, shards.jsonl (checksums) and bad_files.jsonl.
+        root: Folder that relative paths start from; default: the manifest's folder.
+        shard_mib: A shard is closed once it holds this many MiB; 0: a shard a video.
+        shuffle: Seed of a random order inside the shards, for readers that go from front to end; default: the list's order.
+        verify: Read finished shards again and compare their checksums; else their sizes.
+        labels: A file with a class name a line: the list may name classes instead of numbers.
+        ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
+    """
+    check_ranges(shard_mib=(shard_mib, 0, MOST_MIB), shuffle=(shuffle, 0, MOST_SEED))
+    form = list_form(ignore_columns, labels)
+    check_work_folder(out, "pack", (manifest, labels), root=root)
+    opened = read_manifest(manifest, root, form=form)
+    check_work_folder(out, "pack", root=opened.root)
+    settings = {"list": opened.rows.digest, "shard_mib": shard_mib, "shuffle": shuffle}
+    settings |= {"root": os.path.abspath(opened.root), "labels": form.names and form.names.digest}
+    with work_folder(out, "pack", settings):
+        firsts = _first_rows(opened)
+        places: Sequence[int] = range(len(firsts))
+        if shuffle is not None:
+            places = Shuffle(len(firsts), np.random.default_rng(shuffle))  # type: ignore[assignment]
+        ledger = BadFileLedger(out / "bad_files.jsonl")
+        done = {line["shard"]: Shard(**line) for line in read_lines(out / "shards.jsonl")}
+        log.info("%s: %s for shards of %g MiB", manifest, counted(len(firsts), "file"), shard_mib)
+        shards: list[Shard] = []
+        written = 0
+        with heard(Ticker(log, "files packed", len(firsts))) as ticker:
+            for name in _names():
+                begin = shards[-1].end if shards else 0
+                if begin == len(firsts):
+                    break
+                before = done.get(name)
+                if before is None or before.begin != begin or not _is_whole(out, before, verify):
+                    limit = int(shard_mib * 2**20)
+                    before = _write_shard(out, name, opened, firsts, places, begin, limit, ledger, ticker.tell)
+                    with (out / "shards.jsonl").open("a") as lines:
+                        lines.write(json.dumps(before._asdict()) + "\n")
+                    written += 1
+                ticker.tell(before.end)
+                shards.append(before)
+        rows = _write_manifest(out, opened, firsts, shards)
+        videos, size = sum(shard.videos for shard in shards), sum(shard.size for shard in shards)
+        if not videos:
+            raise DataError(f"{manifest}: none of its {len(firsts)} files could be read; see {out}/bad_files.jsonl")
+        return PackedManifest(out, videos, rows, len(shards), size, len(ledger.reasons), written)
+
+
+def _names() -> Iterator[str]:
+    number = 0
+    while True:
+        yield f"{number:06d}.tar"
+        number += 1
+
+
+def _first_rows(manifest: Manifest) -> list[int]:
+    """The first row of each file: rows that are parts of one film share its copy."""
+    first: dict[str, int] = {}
+    for row, entry in enumerate(manifest):
+        first.setdefault(entry.name, row)
+    return list(first.values())
+
+
+def _is_whole(out: Path, shard: Shard, verify: bool) -> bool:
+    path = out / shard.shard
+    if not path.is_file() or path.stat().st_size != shard.size:
+        log.warning("%s is missing or has another size than shards.jsonl says; writing it anew", path)
+        return False
+    if not verify:
+        return True
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != shard.sha256:
+        log.warning("%s has another checksum than shards.jsonl says; writing it anew", path)
+        return False
+    return True
+
+
+class _Hashing:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        if self.file.closed:  # tarfile ends its stream once more, when an error has already thrown it away
+            return len(data)
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write_shard(
+    out: Path,
+    name: str,
+    manifest: Manifest,
+    firsts: list[int],
+    places: Sequence[int],
+    begin: int,
+    limit: int,
+    ledger: BadFileLedger,
+    tell: Callable[[int], None],
+) -> Shard:
+    """Places from `begin` on until the shard is full; whole under its name, or not there."""
+    from webdataset import TarWriter
+
+    half = out / f"{name}.part"
+    end, videos = begin, 0
+    try:
+        with half.open("wb") as raw:
+            hashing = _Hashing(raw)
+            # a fixed owner and time: the same videos give the same bytes
+            tar = TarWriter(hashing, user="vmae2", group="vmae2", mtime=0, encoder=False)
+            while end < len(firsts) and (end == begin or hashing.size < limit):
+                row = firsts[places[end]]
+                end += 1
+                tell(end)
+                entry = manifest[row]
+                try:
+                    video = _content(entry.path, fetch(entry))
+                except VideoError as error:
+                    ledger.record([ReadFailure(entry.name, str(error))])
+                    continue
+                suffix = _suffix_of(entry.path)
+                sample: dict[str, str | bytes] = {"__key__": f"{row:0{KEY_DIGITS}d}", suffix: video}
+                if entry.label is not None:
+                    sample["cls"] = str(entry.label).encode()
+                tar.write(sample)
+                videos += 1
+            tar.close()
+            raw.flush()
+            os.fsync(raw.fileno())
+        half.replace(out / name)
+    finally:
+        half.unlink(missing_ok=True)
+    return Shard(name, begin, end, videos, hashing.size, hashing.digest.hexdigest())
+
+
+def _suffix_of(path: str) -> str:
+    """Of the member: one that index-shards takes for a video, and never that of a label."""
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix[1:] if suffix in VIDEO_SUFFIXES else UNKNOWN_SUFFIX
+
+
+def _content(path: str, video: str | bytes) -> bytes:
+    if isinstance(video, bytes):
+        return video
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, UnicodeEncodeError) as error:
+        raise VideoError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    if not content:
+        raise VideoError("an empty file")
+    return content
+
+
+def _write_manifest(out: Path, manifest: Manifest, firsts: list[int], shards: list[Shard]) -> int:
+    """manifest.csv with every row whose file was packed, in the list's order; returns how many."""
+    where: dict[int, tuple[str, int, int]] = {}
+    for shard in shards:
+        for name, offset, size in iterate_members(out / shard.shard):
+            key, _, suffix = name.partition(".")
+            if suffix != "cls":
+                where[int(key)] = (shard.shard, offset, size)
+    first = {manifest[row].name: row for row in firsts}
+    text = io.StringIO()
+    text.write(csv_line(COLUMNS))
+    rows = 0
+    for row in range(len(manifest)):
+        video = manifest.listed(row)
+        found = where.get(first[manifest[row].name])
+        if found is not None:
+            source = "" if video.source == DEFAULT_SOURCE else video.source
+            text.write(csv_line((video.path, video.label, source, video.start or None, video.frames, *found)))
+            rows += 1
+    write_whole(out / "manifest.csv", text.getvalue())
+    return rows

@@ -1,0 +1,214 @@
+"""A labelled video set made from a seed: the class is how a textured patch moves, and no single frame tells it.
+
+For tests and a first run without data. Place, texture, shape and contrast of the moving patch, of the distractors behind
+it and of the background are random and say nothing about the class; the frame wraps around at its edges, so that where
+the patch is says nothing either. A linear classifier on pixels is therefore at chance, on one frame or on all of them.
+What does not move as the class says stays where it is: masked pre-training learns what can be foretold.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+
+from vmae2_ds.config.ranges import MOST_FRAMES, MOST_SEED, check_ranges
+from vmae2_ds.console.progress import Ticker, counted, heard
+from vmae2_ds.data.sources.list_formats import csv_line
+from vmae2_ds.data.tools.encode import write_frames
+from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
+from vmae2_ds.disk import write_whole
+from vmae2_ds.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
+
+DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
+CLASSES = (*DIRECTIONS, "spin clockwise", "spin anticlockwise", "orbit clockwise", "orbit anticlockwise")
+"""Class names; a label is a position in this tuple."""
+SOURCE = "synthetic"
+NUM_DISTRACTORS = 2
+SMALLEST, LARGEST, MOST_VIDEOS, MOST_FPS = 16, 4096, 1_000_000, 1000
+PATCH_RADII, DISTRACTOR_RADII = (0.2, 0.28), (0.13, 0.19)
+"""From and to, in shares of the size: a patch of two or three cubes of a desk's model, whose path goes through some more."""
+
+
+class SyntheticSet(NamedTuple):
+    """The files of one set."""
+
+    train: Path
+    val: Path
+    labels: Path
+
+
+def write_synthetic_set(
+    folder: tyro.conf.Positional[Path],
+    /,
+    train_videos: int = 64,
+    val_videos: int = 32,
+    seed: int = 0,
+    size: int = 128,
+    frames: int = 32,
+    fps: int = 16,
+) -> SyntheticSet:
+    """Write a small labelled set of H.264 videos of moving shapes, whose class is the motion and not a frame.
+
+    Labels take turns, so that classes are balanced. The pixels are a function of the arguments alone (given libx264).
+
+    Args:
+        folder: Where to write train/, val/, train.csv and val.csv (path, label, source), and labels.txt.
+        train_videos: Number of training videos.
+        val_videos: Number of validation videos.
+        seed: The same seed writes the same pixels.
+        size: Height and width in pixels, an even number.
+        frames: Frames in a video.
+        fps: Frames per second.
+    """
+    check_ranges(
+        train_videos=(train_videos, 1, MOST_VIDEOS),
+        val_videos=(val_videos, 0, MOST_VIDEOS),
+        seed=(seed, 0, MOST_SEED),
+        size=(size, SMALLEST, LARGEST),
+        frames=(frames, 1, MOST_FRAMES),
+        fps=(fps, 1, MOST_FPS),
+    )
+    if size % 2:
+        raise ConfigError(
+            f"--size {size}: an even number of pixels, as H.264 keeps its colours; try {size - 1} or {size + 1}"
+        )
+    settings = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed, "size": size}
+    settings |= {"frames": frames, "fps": fps}
+    check_work_folder(folder, "synth", option="FOLDER")
+    log.info("%s: %s to write", folder, counted(train_videos + val_videos, "video"))
+    with (
+        work_folder(folder, "synth", settings, option="FOLDER"),
+        heard(Ticker(log, "videos written", train_videos + val_videos)) as ticker,
+    ):
+        for split, (name, count) in enumerate((("train", train_videos), ("val", val_videos))):
+            lines = [csv_line(("path", "label", "source"))]
+            (folder / name).mkdir(exist_ok=True)
+            for number in range(count):
+                label = number % len(CLASSES)
+                path = f"{name}/{number:05d}.mp4"
+                if not (folder / path).is_file():
+                    rng = np.random.default_rng((seed, split, number))
+                    _write_video_whole(folder / path, draw_clip(label, rng, size, frames), fps)
+                lines.append(csv_line((path, label, SOURCE)))
+                ticker.tell(split * train_videos + number + 1)
+            write_whole(folder / f"{name}.csv", "".join(lines))
+        write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in CLASSES))
+    return SyntheticSet(folder / "train.csv", folder / "val.csv", folder / "labels.txt")
+
+
+def _write_video_whole(path: Path, images: np.ndarray, fps: int) -> None:
+    """Under its name once it is whole; on the way it has the suffix by which libav knows what to write."""
+    part = path.with_name(f".part.{path.name}")
+    try:
+        write_video(part, images, fps)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def draw_clip(label: int, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
+    """uint8 (T, H, W, 3): background, distractors at rest, and on top the patch that moves as CLASSES[label] says."""
+    # one colour a video, shading slowly: the first thing that masked pre-training learns to continue
+    background_HWC = rng.uniform(0.25, 0.75, 3) + 0.1 * _texture(rng, size, cells=3)
+    for _ in range(NUM_DISTRACTORS):
+        _Patch(rng, size, DISTRACTOR_RADII).paint(background_HWC, np.zeros(2), 0.0)
+    patch = _Patch(rng, size, PATCH_RADII)
+    path = _path(label, rng, frames)
+    clip_THWC = np.empty((frames, size, size, 3), dtype=np.uint8)
+    for t in range(frames):
+        frame_HWC = background_HWC.copy()
+        patch.paint(frame_HWC, path.offsets[t], path.angles[t])
+        clip_THWC[t] = np.clip(frame_HWC * 255, 0, 255).astype(np.uint8)
+    return clip_THWC
+
+
+class _Path(NamedTuple):
+    """How a patch moves: (T, 2) offsets (down, right) in shares of the size, and (T,) angles in radians."""
+
+    offsets: np.ndarray
+    angles: np.ndarray
+
+
+def _path(label: int, rng: np.random.Generator, frames: int) -> _Path:
+    """Speeds are drawn so that a clip of any length covers about half the frame, or most of a turn."""
+    time = np.arange(frames) / frames
+    still, no_turn = np.zeros((frames, 2)), np.zeros(frames)
+    if label < len(DIRECTIONS):
+        heading = label * np.pi / 4 + rng.uniform(-np.pi / 16, np.pi / 16)
+        distance = rng.uniform(0.4, 0.7) * time
+        return _Path(np.stack([distance * np.sin(heading), distance * np.cos(heading)], axis=1), no_turn)
+    clockwise = 1 if CLASSES[label].endswith(" clockwise") else -1  # image rows grow downwards
+    turn = clockwise * rng.uniform(0.5, 0.9) * 2 * np.pi * time
+    if CLASSES[label].startswith("spin"):
+        return _Path(still, turn)
+    phase = rng.uniform(0, 2 * np.pi)
+    radius = rng.uniform(0.15, 0.22)
+    return _Path(radius * np.stack([np.sin(phase + turn), np.cos(phase + turn)], axis=1), no_turn)
+
+
+class _Patch:
+    """A textured disc, square or bar at a random place and angle."""
+
+    def __init__(self, rng: np.random.Generator, size: int, radii: tuple[float, float]) -> None:
+        self.size = size
+        self.centre = rng.uniform(0, 1, 2)
+        self.angle = rng.uniform(0, 2 * np.pi)
+        self.radius = rng.uniform(*radii) * size
+        self.texture_HWC = np.clip(0.5 + 0.5 * _texture(rng, 64, cells=5), 0, 1)
+        self.inside: Callable[[np.ndarray, np.ndarray], np.ndarray] = _SHAPES[int(rng.integers(len(_SHAPES)))]
+
+    def paint(self, frame_HWC: np.ndarray, offset: np.ndarray, turn: float) -> None:
+        """Paint onto float pixels in [0, 1], `offset` (down, right) and `turn` away from the first place and angle."""
+        angle = self.angle + turn
+        down, right = (self.centre + offset) % 1.0 * self.size
+        reach = int(self.radius) + 1
+        rows = np.arange(int(down) - reach, int(down) + reach + 2)
+        columns = np.arange(int(right) - reach, int(right) + reach + 2)
+        y, x = (rows - down)[:, None] / self.radius, (columns - right)[None, :] / self.radius
+        u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+        colours = _look_up(self.texture_HWC, v, u)
+        opacity = np.clip(self.inside(v, u) * self.radius + 0.5, 0, 1)[..., None]  # one pixel of soft edge
+        where = np.ix_(rows % self.size, columns % self.size)
+        frame_HWC[where] = (1 - opacity) * frame_HWC[where] + opacity * colours
+
+
+# Signed distance to the edge, positive inside, for (v, u) in [-1, 1].
+_SHAPES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
+    lambda v, u: 1 - np.hypot(v, u),
+    lambda v, u: 0.75 - np.maximum(abs(v), abs(u)),
+    lambda v, u: np.minimum(0.55 - abs(v), 0.85 - abs(u)),
+)
+
+
+def _texture(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """(size, size, 3) smooth colour noise of either sign, about unit variance at its cells."""
+    coarse = rng.normal(0, 1, (cells, cells, 3))
+    at = np.linspace(-1, 1, size)
+    return _look_up(coarse, at[:, None], at[None, :])
+
+
+def _look_up(image_HWC: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Bilinear values of a square image at (v, u) in [-1, 1], down and right, clamped at the border."""
+    last = len(image_HWC) - 1
+    v, u = np.broadcast_arrays(np.clip((v + 1) / 2 * last, 0, last), np.clip((u + 1) / 2 * last, 0, last))
+    top, left = np.minimum(v.astype(int), last - 1), np.minimum(u.astype(int), last - 1)
+    down, right = (v - top)[..., None], (u - left)[..., None]
+    upper = (1 - right) * image_HWC[top, left] + right * image_HWC[top, left + 1]
+    lower = (1 - right) * image_HWC[top + 1, left] + right * image_HWC[top + 1, left + 1]
+    return (1 - down) * upper + down * lower
+
+
+def write_video(path: Path, images: Iterable[np.ndarray], fps: int, gop: int = 16) -> None:
+    """H.264 of equally large uint8 (H, W, 3) images, H and W even, with a key frame every `gop` frames at most."""
+    import av
+
+    write_frames(path, (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images), fps, gop, crf=20)

@@ -1,0 +1,1 @@
+"""Classification: multi-view evaluation, scores, and names for videos without labels."""

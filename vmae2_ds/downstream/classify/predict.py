@@ -1,0 +1,283 @@
+"""`vmae2 predict`: what a classifier takes videos for that nobody has labelled, by name, with scores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from vmae2_ds.config.model import ConfigFile
+from vmae2_ds.config.ranges import check_clip_options, check_ranges
+from vmae2_ds.console.progress import Ticker, counted, heard
+from vmae2_ds.console.terminal import columns
+from vmae2_ds.data.entry import VideoEntry
+from vmae2_ds.data.sources.list_formats import ListForm
+from vmae2_ds.data.sources.list_header import VIDEO_SUFFIXES
+from vmae2_ds.data.sources.manifest import INDEX, read_manifest
+from vmae2_ds.disk import check_out_folder, check_there, write_whole
+from vmae2_ds.dist import Agreement
+from vmae2_ds.errors import ConfigError, DataError
+
+if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
+    from vmae2_ds.config.finetune import FinetuneConfig
+    from vmae2_ds.downstream.classify.scores import Scores
+
+log = logging.getLogger(__name__)
+
+LISTS = (".csv", ".tsv", ".txt", ".list", ".lst")
+"""What lists of videos are called; everything else that is no folder is a video."""
+UNLABELLED = ListForm(ignore_columns=(), label_is_read=False)
+MOST = 1_000_000
+RESULT, TABLE, PICTURES = "predictions.json", "predictions.csv", "pictures"
+
+
+class Predictions(NamedTuple):
+    """What was found, on rank 0; `finish` keeps it and says whether it is enough."""
+
+    result: dict[str, Any]
+    """What `--json` prints."""
+    shown: str
+    """For a terminal."""
+    finish: Callable[[], None]
+    """Writes --out. Raises DataError where not one video could be read."""
+
+
+def predict(
+    source: tyro.conf.Positional[Path],
+    videos: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    root: Path | None = None,
+    labels: Path | None = None,
+    top: int = 5,
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    out: Path | None = None,
+    pictures: int = 100,
+    clips: int | None = None,
+    crops: int | None = None,
+    sampling: Literal["dense", "segments"] | None = None,
+    precision: Literal["bf16", "fp32"] | None = None,
+    num_frames: int | None = None,
+    size: int | None = None,
+    stride: int | None = None,
+    workers: int | None = None,
+    model_config: ConfigFile = None,
+) -> Predictions | None:
+    """Name videos with a classifier: the most likely classes of each, with the mean softmax of several views as score.
+
+    Scored as by evaluate, on any number of ranks; only rank 0 returns something.
+
+    Args:
+        source: A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file or
+            folder with a head.
+        videos: Video files or URLs; folders, whose videos are taken at any depth; lists (.csv, .txt or an indexed folder),
+            with labels or without, which are not looked at.
+        root: Folder that relative paths in lists start from; default: each list's.
+        labels: A file with a class name a line; default: the run's labels.txt, or what a file says; else numbers.
+        top: Classes to name for each video.
+        json_: Print JSON instead of a table.
+        out: Folder for predictions.json, predictions.csv and a picture of each video.
+        pictures: Draw at most this many of the videos into --out; 0: none.
+        clips: Clips along time; default: the run's test.clips, 5 for a file.
+        crops: Crops of each clip; default: the run's test.crops, 3 for a file.
+        sampling: dense (Kinetics) or segments (SSv2); default: the run's.
+        precision: Default: the run's, bf16 for a file.
+        num_frames: Frames of a clip; default: the run's, for a file what it says, or 16.
+        size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
+        stride: Step between frames for dense sampling; default: the run's, for a file what it says, or 4.
+        workers: Loader processes per rank; default: the run's.
+        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
+    """
+    check_clip_options(clips=clips, crops=crops, num_frames=num_frames, size=size, stride=stride, workers=workers)
+    check_ranges(top=(top, 1, MOST), pictures=(pictures, 0, MOST))
+    if source.suffix.lower() in VIDEO_SUFFIXES:
+        raise ConfigError(f"{source} is named like a video: the run or file comes first, then the videos")
+    check_there(source)
+    entries = videos_of(videos, root)
+    if out is not None:
+        sources = {str(Path(entry.path).parent): entry.path for entry in entries if "://" not in entry.path}
+        check_out_folder(out, inputs=[*sources.values(), *filter(os.path.isfile, videos)], is_ours=_is_ours)
+    from vmae2_ds.config.stages import with_options
+    from vmae2_ds.data.feed.views import ViewsDataset
+    from vmae2_ds.downstream.classify.evaluate import score_videos, scoring_line
+    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
+    from vmae2_ds.runs.open import classifier_of, clip_line, labels_of, open_classifier, read_names
+    from vmae2_ds.weights.source import read_given
+
+    config, weights, checkpoint = open_classifier(source, given=read_given(model_config))
+    config = with_options(
+        config,
+        data={"num_frames": num_frames, "size": size, "stride": stride, "workers": workers},
+        test={"clips": clips, "crops": crops, "sampling": sampling},
+        train={"precision": precision},
+    )
+    names = labels_of(source) if labels is None else read_names(labels, config.model.num_classes, "--labels")
+    dataset = ViewsDataset(config, entries, config.test)
+    world = start_ranks()
+    objective = classifier_of(config, weights)
+    del weights
+    views = config.test
+    if world.rank == 0:
+        clip = clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride)
+        unnamed = "" if names else "; no class names, --labels FILE gives them"
+        log.info("%s: %s%s", checkpoint, scoring_line(len(entries), config, clip, world), unnamed)
+    scores = score_videos(objective, dataset, views.views_at_once, world, Agreement(world))
+    stop_ranks(world)
+    if scores is None:
+        return None
+    about = {
+        "checkpoint": str(checkpoint), "precision": config.train.precision,
+        **views.model_dump(include={"clips", "crops", "sampling"}),
+        **config.data.model_dump(include={"num_frames", "size", "stride"}),
+    }  # fmt: skip
+    result = {**about, "videos": _found(entries, scores, names, top)}
+    bad = len(scores.failures)
+    if bad:
+        log.warning("%d of %s could not be read", bad, counted(len(entries), "video"))
+    shown = json.dumps(result, indent=1) if json_ else describe(result["videos"], columns())
+
+    def finish() -> None:
+        if out is not None:
+            write(result, out)
+            draw(result["videos"], entries, config, out / PICTURES, pictures)
+            log.info("written: %s", out)
+        if bad == len(entries):
+            raise DataError(f"none of {counted(bad, 'video')} could be read; the first: {scores.failures[0]}")
+
+    return Predictions(result, shown, finish)
+
+
+def videos_of(places: Sequence[str], root: Path | None = None) -> list[VideoEntry]:
+    """The videos that these files, URLs, folders and lists mean, in their order.
+
+    Raises ConfigError where there are none, DataError as `read_manifest`.
+    """
+    found: list[VideoEntry] = []
+    for place in places:
+        path = Path(place)
+        if "://" in place:
+            found.append(_video(place))
+        elif path.is_dir() and not (path / INDEX).is_file():
+            inside = sorted(
+                os.path.join(folder, name)
+                for folder, _, names in os.walk(place)
+                for name in names
+                if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
+            )
+            if not inside:
+                raise ConfigError(
+                    f"{place}: no file in this folder is named like a video ({', '.join(VIDEO_SUFFIXES[:4])}, ...)"
+                )
+            found += map(_video, inside)
+        elif path.is_dir() or path.suffix.lower() in LISTS:
+            found += read_manifest(path, root, form=UNLABELLED)
+        else:
+            found.append(_video(place))
+    if not found:
+        raise ConfigError("no videos: name files, folders or lists of them behind the checkpoint")
+    return found
+
+
+def _video(path: str) -> VideoEntry:
+    return VideoEntry(path, label=None, source="default", start=0, frames=None)
+
+
+def _found(
+    entries: Sequence[VideoEntry], scores: Scores, names: Sequence[str] | None, top: int
+) -> list[dict[str, Any]]:
+    """A dict for each video, in order: its classes, the most likely first (of equal scores the lower class), or why not."""
+    reasons = iter(scores.failures)
+    place_of = {int(row): place for place, row in enumerate(scores.row_N)}
+    found: list[dict[str, Any]] = []
+    for row, entry in enumerate(entries):
+        if row not in place_of:
+            reason = next(reasons).removeprefix(f"{entry.name}: ")
+            found.append({"video": entry.name, "unreadable": reason, "classes": []})
+            continue
+        score_C = scores.score_NC[place_of[row]]
+        best = (-score_C).argsort(kind="stable")[:top]
+        classes = [
+            {"class": int(label), "name": names[label] if names else None, "score": float(score_C[label])}
+            for label in best
+        ]
+        found.append({"video": entry.name, "unreadable": None, "classes": classes})
+    return found
+
+
+def describe(videos: Sequence[dict[str, Any]], width: int | None) -> str:
+    """A table: video, score, class. Where a line would not fit into `width` (None: any does) a name has its own line."""
+    longest = max(len(video["video"]) for video in videos)
+    rows = [(video["video"], _lines(video)) for video in videos]
+    if width is not None and longest + 2 + max(len(line) for _, lines in rows for line in lines) > width:
+        return "\n".join(line for name, lines in rows for line in (name, *(f"  {line}" for line in lines)))
+    table = [f"{'video':<{longest}}    score  class"]
+    for name, lines in rows:
+        table += [f"{name if number == 0 else '':<{longest}}  {line}" for number, line in enumerate(lines)]
+    return "\n".join(table)
+
+
+def _lines(video: dict[str, Any]) -> list[str]:
+    if video["unreadable"] is not None:
+        return [f"could not be read: {video['unreadable']}"]
+    return [f"{100 * one['score']:5.1f} %  {_name(one)}" for one in video["classes"]]
+
+
+def _name(one: dict[str, Any]) -> str:
+    return f"class {one['class']}" if one["name"] is None else str(one["name"])
+
+
+def write(result: dict[str, Any], folder: Path) -> None:
+    """predictions.json, and predictions.csv with a line for each class of each video."""
+    write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("path", "rank", "class", "name", "score", "unreadable"))
+    for video in result["videos"]:
+        for rank, one in enumerate(video["classes"], start=1):
+            table.writerow((video["video"], rank, one["class"], one["name"], f"{one['score']:.6f}", ""))
+        if video["unreadable"] is not None:
+            table.writerow((video["video"], "", "", "", "", video["unreadable"]))
+    write_whole(folder / TABLE, text.getvalue())
+
+
+def draw(
+    videos: Sequence[dict[str, Any]], entries: Sequence[VideoEntry], config: FinetuneConfig, folder: Path, most: int
+) -> None:
+    """A picture of each of the first `most` videos that could be read: the middle of its middle clip, and its classes."""
+    from vmae2_ds.data.feed.views import ViewsDataset
+    from vmae2_ds.draw.pictures import draw_prediction
+
+    readable = [row for row, video in enumerate(videos) if video["unreadable"] is None]
+    if len(readable) > most > 0:
+        log.info("drawing the first %d of %d videos; --pictures %d draws all", most, len(readable), len(readable))
+    rows = readable[:most]
+    if not rows:
+        return
+    with heard(Ticker(log, "pictures drawn", len(rows))) as ticker:
+        for number, viewed in enumerate(ViewsDataset(config, entries, None).iterate(rows)):
+            ticker.tell(number)
+            if viewed.clip_KTHWC is None:
+                log.warning("%s: read before, and not again to be drawn: %s", entries[viewed.row].name, viewed.reason)
+                continue
+            video = videos[viewed.row]
+            stem = re.sub(r"[^\w.-]", "_", Path(video["video"]).stem)[:60]  # a name has 255 bytes at most
+            draw_prediction(
+                viewed.clip_KTHWC[0].numpy(),
+                [_name(one) for one in video["classes"]],
+                [one["score"] for one in video["classes"]],
+                video["video"],
+                folder / f"{viewed.row + 1:0{len(str(len(entries)))}}_{stem}.png",
+            )
+
+
+def _is_ours(folder: Path) -> bool:
+    """What an earlier call wrote, and nothing else."""
+    names = {path.name for path in folder.iterdir()}
+    return RESULT in names and names <= {RESULT, TABLE, PICTURES}

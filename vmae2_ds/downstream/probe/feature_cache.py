@@ -1,0 +1,84 @@
+"""Features that stay on disk: each list is decoded and encoded once per encoder, and what is kept is never too old."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.data.sources.list_formats import PLAIN, ListForm
+from vmae2_ds.data.sources.manifest import manifest_digest
+from vmae2_ds.downstream.probe.frozen import Encode, Features, clip_settings, features_of
+from vmae2_ds.errors import ConfigError
+
+
+def kept_features(
+    folder: Path,
+    makers: Mapping[str, str],
+    run: AnyRun,
+    encoders: Mapping[str, Encode],
+    manifest: Path,
+    root: Path | None,
+    clips: int,
+    form: ListForm = PLAIN,
+) -> dict[str, Features]:
+    """`features_of`, but mapped from files in `folder`, which are made where they are not there yet.
+
+    Args:
+        makers: what tells each encoder from every other, as `FrozenEncoder.identity`. With it, the list's content and form, the
+            root and how clips are taken make a file's name; so nothing has to be told to be made anew.
+
+    Raises as `features_of`, ConfigError where the folder cannot be written.
+    """
+    about = [str(manifest_digest(manifest)), str(root or manifest.parent), clips, clip_settings(run)]
+    about += [] if form == PLAIN else [form.ignore_columns, form.names and form.names.digest]
+    keys = {
+        name: hashlib.sha256(json.dumps([maker, *about]).encode()).hexdigest()[:20] for name, maker in makers.items()
+    }
+    missing = {name: encode for name, encode in encoders.items() if not (folder / f"{keys[name]}.npz").is_file()}
+    if missing:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder, keys, run, missing, manifest, root, clips, form)
+        except OSError as error:
+            raise ConfigError(f"--cache {folder}: {error}") from None
+    return {name: _open(folder, keys[name]) for name in encoders}
+
+
+def _make(
+    folder: Path,
+    keys: Mapping[str, str],
+    run: AnyRun,
+    encoders: Mapping[str, Encode],
+    manifest: Path,
+    root: Path | None,
+    clips: int,
+    form: ListForm,
+) -> None:
+    """Straight into files, so that the tokens of a long list need no memory; the small one is there once both are whole."""
+    half = {name: folder / f".{keys[name]}.{os.getpid()}.npy" for name in encoders}
+
+    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        return np.lib.format.open_memmap(half[name], "w+", dtype, shape)
+
+    try:
+        for name, found in features_of(run, encoders, manifest, root, clips, allocate, form).items():
+            found.feature_VF.flush()  # type: ignore[attr-defined]  # it lies in a memmap
+            half[name].replace(folder / f"{keys[name]}.npy")
+            small = half[name].with_suffix(".npz")
+            np.savez(small, label=found.label_V, source=found.source_V, path=found.path_V)
+            small.replace(folder / f"{keys[name]}.npz")
+    finally:
+        for path in half.values():
+            path.unlink(missing_ok=True)
+
+
+def _open(folder: Path, key: str) -> Features:
+    with np.load(folder / f"{key}.npz") as small:
+        label_V, source_V, path_V = (small[name] for name in ("label", "source", "path"))
+    return Features(np.load(folder / f"{key}.npy", mmap_mode="r")[: len(label_V)], label_V, source_V, path_V)

@@ -1,0 +1,259 @@
+"""`vmae2 visualize`: clips as a masked autoencoder sees and completes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import tyro
+
+from vmae2_ds.config.model import ConfigFile
+from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.ranges import check_clip_options, check_ranges
+from vmae2_ds.console.progress import counted
+from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
+from vmae2_ds.data.sources.mixture import open_mixture
+from vmae2_ds.disk import check_out_folder, check_there, write_whole
+from vmae2_ds.dist import default_device
+from vmae2_ds.draw.charts import draw_curves
+from vmae2_ds.draw.pictures import DecodedPass, Reconstruction, animate_reconstruction, draw_reconstruction
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.masking import count_masks, passes_over_hidden
+
+if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
+    from torch import Tensor
+
+    from vmae2_ds.data.feed.pretrain import PretrainDataset
+    from vmae2_ds.objectives import Reconstruct
+    from vmae2_ds.weights.layouts import State
+
+log = logging.getLogger(__name__)
+
+MOST_CLIPS = 10_000
+_OURS = re.compile(r"\.?(clip\d+\.(png|gif)|curves\.png|pictures\.json)(\.part\d+)?")
+
+
+def _is_ours(folder: Path) -> bool:
+    return all(_OURS.fullmatch(path.name) for path in folder.iterdir())
+
+
+def visualize(
+    source: tyro.conf.Positional[Path],
+    /,
+    manifest: Path | None = None,
+    root: Path | None = None,
+    clips: int = 6,
+    seed: int = 0,
+    out: Path | None = None,
+    num_frames: int | None = None,
+    size: int | None = None,
+    stride: int | None = None,
+    encoder_ratio: float | None = None,
+    decoder: Literal["none", "running_cell", "frame", "random"] | None = None,
+    decoder_ratio: float | None = None,
+    target: Literal["normalised", "pixels"] | None = None,
+    model_config: ConfigFile = None,
+) -> Path:
+    """Draw clips as a masked autoencoder sees and completes them, a PNG and an animation each, and a run's curves.
+
+    Rows: the clip, what the encoder sees, what the decoder has to fill, the reconstruction alone, and with the visible
+    cubes pasted in; then the whole frame: every hidden cube, decoded in as many passes of the decoder's mask as cover all.
+    Returns the folder.
+
+    Args:
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or the file
+            or folder of a masked autoencoder: published, of transformers, or one that vmae2 import wrote.
+        manifest: Videos to draw; default: the run's own. A file has none: give it.
+        root: Folder that the manifest's relative paths start from.
+        clips: Number of videos, spread over the manifest.
+        seed: Draws other frames, crops and masks of the same videos.
+        out: Folder for the pictures; default: pictures/STEP in the run folder, FILE_pictures/ beside a file.
+        num_frames: Frames of a clip; default: the run's, for a file what it says, or 16.
+        size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
+        stride: Step between frames; default: the run's, for a file what it says, or 4.
+        encoder_ratio: Share of cubes hidden from the encoder; default: the run's, 0.9 for a file.
+        decoder: The decoder's mask; default: the run's, running_cell for a file.
+        decoder_ratio: Share of cubes that one pass of the decoder leaves out; default: the run's, 0.5 for a file.
+        target: What the decoder predicts; default: the run's, for a file what it says, or normalised, as published.
+        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
+    """
+    check_clip_options(seed=seed, num_frames=num_frames, size=size, stride=stride)
+    check_ranges(clips=(clips, 1, MOST_CLIPS), encoder_ratio=(encoder_ratio, 0, 1), decoder_ratio=(decoder_ratio, 0, 1))
+    if out is not None:
+        check_out_folder(out, inputs=[] if manifest is None else [manifest], is_ours=_is_ours)
+    check_there(source)
+
+    from vmae2_ds.checkpoint.zero_weights import read_weights
+    from vmae2_ds.config.stages import with_options
+    from vmae2_ds.data.feed.pretrain import PretrainDataset
+    from vmae2_ds.runs.open import clip_line
+    from vmae2_ds.runs.ready import autoencoder_of
+    from vmae2_ds.train.report import read_rows, write_report
+
+    data = {"num_frames": num_frames, "size": size, "stride": stride}
+    mask = {"encoder_ratio": encoder_ratio, "decoder": decoder, "decoder_ratio": decoder_ratio}
+    found = _find(source, manifest, model_config)
+    config = with_options(found.config, data=data, mask=mask, objective={"target": target})
+    count_masks(config.mask, config.geometry)  # refuses what no mask can be
+    if manifest is None and config.data.manifest is not None and not config.data.manifest.exists():
+        raise ConfigError(
+            f"{config.data.manifest}, the list of the run {source}, is not there; name one with --manifest"
+        )
+    asked = {**data, **mask, "target": target, "seed": seed or None}
+    folder = out or found.pictures / _label(found, manifest, asked)
+    inputs = [path for path in (manifest, config.data.manifest) if path is not None]
+    check_out_folder(folder, inputs=inputs, is_ours=_is_ours)
+    if manifest is not None:
+        config = config.changed(data={"manifest": manifest, "root": root, "mixture": None, "leave_out": ()})
+    elif root is not None:
+        config = config.changed(data={"root": root})
+    drawing = _for_drawing(config, seed)
+    dataset = PretrainDataset(drawing, open_mixture(config.data).with_reader("pyav"))
+    weights = read_weights(found.checkpoint) if found.weights is None else found.weights
+    objective = autoencoder_of(config, weights).to(default_device()).eval()
+    shown = min(clips, dataset.mixture.num_videos)
+    log.info("%s: %s of %s", found.checkpoint, counted(shown, "clip"), clip_line(source, config.data, **data))
+    drawn: list[dict[str, Any]] = []
+    written: list[Path] = []
+    for number, view in enumerate(reconstruct(objective, drawing, dataset, clips)):
+        still, moving = (folder / f"clip{number:02d}{suffix}" for suffix in (".png", ".gif"))
+        draw_reconstruction(view.picture, still)
+        animate_reconstruction(view.picture, moving)
+        log.info("%s: %s", still, view.picture.title)
+        written += [still, moving]
+        drawn.append({"picture": still.name, "animation": moving.name, **view.about})
+    for stale in {path for path in folder.glob("clip*") if _OURS.fullmatch(path.name)} - set(written):
+        stale.unlink()  # of an earlier call for more clips
+    settings = {
+        **config.data.model_dump(include=set(data)),
+        **config.mask.model_dump(),
+        **config.objective.model_dump(),
+    }
+    about = {"checkpoint": str(found.checkpoint), "seed": seed, **settings, "clips": drawn}
+    write_whole(folder / "pictures.json", json.dumps(about, indent=1) + "\n")
+    if found.run is not None:
+        draw_curves(read_rows(found.run / "metrics.jsonl"), folder / "curves.png")
+        if out is None:
+            write_report(found.run)
+    return folder
+
+
+class _Found(NamedTuple):
+    """What SOURCE means."""
+
+    source: Path
+    config: PretrainConfig
+    checkpoint: Path
+    run: Path | None
+    """The run folder; a file has none."""
+    weights: State | None
+    """A file's, which are read to know the model; a run's are read after everything else was looked at."""
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of folders of pictures."""
+        if self.run is not None:
+            return self.run / "pictures"
+        whole = self.source if self.source.name not in ("", "..") else self.source.resolve()
+        return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}_pictures")
+
+
+def _find(source: Path, manifest: Path | None, model_config: Path | None) -> _Found:
+    """Raises ConfigError or CheckpointError where `source` is no masked autoencoder, or a file without a list of videos."""
+    from vmae2_ds.runs.folder import find_checkpoint
+    from vmae2_ds.runs.open import is_run, open_model
+    from vmae2_ds.weights.source import read_given
+
+    given = read_given(model_config)
+    run: Path | None = None
+    if is_run(source) and given is None:
+        (config, checkpoint), weights = find_checkpoint(source), None
+        run = checkpoint.parent.parent
+    else:
+        if manifest is None and source.exists() and not is_run(source):
+            raise ConfigError(f"{source} is no run, which would name its videos; give --manifest LIST")
+        config, weights, checkpoint = open_model(source, given=given)
+    if not isinstance(config, PretrainConfig):
+        what = f"a {config.stage} run" if run else "a classifier"
+        raise ConfigError(f"{source} is {what}: only a masked autoencoder draws what it does not see")
+    return _Found(source, config, checkpoint, run, weights)
+
+
+def _label(found: _Found, manifest: Path | None, asked: dict[str, Any]) -> str:
+    """A folder's name that tells these pictures from others of the same model: the step, the list, and what was asked."""
+    words = [found.checkpoint.name] * (found.run is not None) + ([manifest.stem[:40]] if manifest is not None else [])
+    words += [f"{name.replace('_', '-')}-{value}" for name, value in asked.items() if value is not None]
+    return "_".join(words)
+
+
+class DrawnClip(NamedTuple):
+    """One clip, ready to be drawn, and what is kept about it."""
+
+    picture: Reconstruction
+    about: dict[str, Any]
+
+
+def reconstruct(
+    objective: Reconstruct, config: PretrainConfig, dataset: PretrainDataset, count: int
+) -> Iterator[DrawnClip]:
+    """Predictions for `count` videos spread over the data set, one view each, titled with the video and the clip's loss."""
+    videos = dataset.mixture.num_videos
+    for number in range(min(count, videos)):
+        key = dataset.mixture.key_of(videos * number // min(count, videos))
+        sample = dataset[key]
+        masks = Masks(*(tensor[0].numpy() for tensor in sample[1:4]))
+        rng = np.random.default_rng((config.train.seed, number))
+        passes = passes_over_hidden(config.mask, config.geometry, masks, rng)
+        decoded, losses = decode_passes(objective, sample.clip_KTHWC, passes)
+        failures = list(dict.fromkeys(sample.failures))  # one may be drawn twice
+        path = dataset.entry_of(key, attempt=len(sample.failures)).name
+        yield DrawnClip(
+            Reconstruction(
+                clip_THWC=sample.clip_KTHWC[0].numpy(),
+                passes=decoded,
+                geometry=config.geometry,
+                target=config.objective.target,
+                title=title_of(path, failures, losses),
+            ),
+            {"video": path, "unused": [one._asdict() for one in failures], **losses},
+        )
+
+
+def decode_passes(
+    objective: Reconstruct, clip_1THWC: Tensor, passes: list[Masks]
+) -> tuple[list[DecodedPass], dict[str, float]]:
+    """What each pass predicts; and the mean squared error over the first pass's supervised cubes (`loss`, as in training)
+    and over all that some pass supervises (`loss_hidden`), each cube once, as the first pass that decodes it has it."""
+    import torch
+
+    decoded, error_N = [], np.full(objective.geometry.num_cubes, np.nan)
+    for masks in passes:
+        batch = PretrainBatch.of_clips(clip_1THWC, [masks]).to(default_device())
+        with torch.no_grad():
+            predicted_BMP, target_BMP = objective.predict(batch)
+        error_M = (predicted_BMP.float() - target_BMP).square().mean(dim=-1)[0].double().cpu().numpy()
+        decoded.append(DecodedPass(masks, predicted_BMP[0].float().cpu().numpy()))
+        is_new_M = masks.is_supervised_M & np.isnan(error_N[masks.decode_M])
+        error_N[masks.decode_M[is_new_M]] = error_M[is_new_M]
+    own = passes[0].decode_M[passes[0].is_supervised_M]
+    return decoded, {"loss": float(error_N[own].sum() / max(1, len(own))), "loss_hidden": float(np.nanmean(error_N))}
+
+
+def title_of(path: str, failures: list[ReadFailure], losses: dict[str, float]) -> str:
+    """The video, what of the list it stands in for and why, and its losses."""
+    shown = f"{Path(path).name}, loss {losses['loss']:.3f}, over all hidden cubes {losses['loss_hidden']:.3f}"
+    if not failures:
+        return shown
+    named = ", ".join(f"{Path(one.path).name} ({one.reason})" for one in failures)
+    return f"{named} could not be used; in {'its' if len(failures) == 1 else 'their'} place: {shown}"
+
+
+def _for_drawing(config: PretrainConfig, seed: int) -> PretrainConfig:
+    """One view per video, drawn from another seed than training's epoch 0 unless that is asked for."""
+    data = config.data.model_copy(update={"views": 1, "crop_on": "workers"})
+    return config.model_copy(update={"data": data, "train": config.train.model_copy(update={"seed": seed})})

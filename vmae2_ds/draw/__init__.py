@@ -1,0 +1,1 @@
+"""Pictures from plain arrays: curves and charts, and clips as a model sees and completes them."""

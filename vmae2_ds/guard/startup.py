@@ -1,0 +1,179 @@
+"""The start-up check: do all ranks have the same code, settings, lists and libraries, and see one run folder?
+
+It goes through the store at which the ranks meet, before there is a process group: what differs between hosts may well be
+what keeps collectives from working. Rank 0 compares; a difference ends every rank with one line that names the hosts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import platform
+import time
+import uuid
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed
+
+from vmae2_ds.config.ds_config import read_policy
+from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.data.sources.mixture import Mixture, open_mixture
+from vmae2_ds.engine.ranks import Meeting
+from vmae2_ds.errors import ConfigError, RankLost, Vmae2Error
+from vmae2_ds.guard.rank_report import RankReport, describe_host, host_table, problems_of, report_of, warnings_of
+
+log = logging.getLogger(__name__)
+
+SEEN_WITHIN_S = 10.0
+"""How long a file of rank 0 may take to show up on another host: network file systems keep what they know for a while."""
+GRACE_S = 60.0
+"""How much longer than rank 0 the others wait: its verdict says more than their own time-out."""
+GOODBYE_S = 30.0
+"""How long rank 0, which holds the store, waits for the others to have read why all end."""
+
+
+class Verdict(NamedTuple):
+    """What rank 0 tells all."""
+
+    problem: str | None
+    """Why no rank may go on."""
+    lost: bool
+    """The reason is a rank that did not report."""
+
+
+def check_start(config: AnyRun, meeting: Meeting) -> tuple[Mixture, list[dict[str, Any]]]:
+    """Compare all ranks; returns the opened videos and, on rank 0, the table of hosts (`host_table`).
+
+    Raises the same ConfigError on every rank where they differ or some cannot go on; a rank's own error where all fail
+    alike; RankLost where one does not report within the meeting's time.
+    """
+    if meeting.store is None:
+        mixture = open_mixture(config.data)
+        return mixture, host_table([report_of(config, mixture, sees_folder=True)], [0.0])
+    try:
+        return _check(config, meeting, meeting.store)
+    except torch.distributed.DistError as error:
+        raise RankLost(
+            f"rank {meeting.world.rank} on {platform.node()} lost rank 0 during the start-up check "
+            f"({str(error).splitlines()[0]}); the log of rank 0 says why; start the same command again"
+        ) from None
+
+
+def _check(config: AnyRun, meeting: Meeting, store: torch.distributed.Store) -> tuple[Mixture, list[dict[str, Any]]]:
+    rank, deadline = meeting.world.rank, time.monotonic() + meeting.timeout_s
+    store.set_timeout(timedelta(seconds=meeting.timeout_s + (GRACE_S if rank else 0)))
+    if store.add(f"starts/{rank}", 1) > 1:
+        other = _text(store, f"host/{rank}")
+        raise ConfigError(
+            f"two processes are rank {rank} of {meeting.world.size}: on {other} and on {platform.node()}; give each its own"
+        )
+    store.set(f"host/{rank}", platform.node())
+    mixture: Mixture | None = None
+    failure: Vmae2Error | None = None
+    with contextlib.ExitStack() as stack:
+        try:
+            if rank == 0:
+                store.set("file", stack.enter_context(_file_beside(_run_folder(config))))
+            read_policy(config.train.ds_config)
+            mixture = open_mixture(config.data)
+        except Vmae2Error as error:
+            failure = error
+            if rank == 0:
+                store.set("file", "")
+        sees_folder = rank == 0 or _sees(_run_folder(config), _text(store, "file"))
+        report = report_of(config, mixture, sees_folder=sees_folder, error=None if failure is None else str(failure))
+        store.set(f"report/{rank}", json.dumps(asdict(report)))
+        hosts: list[dict[str, Any]] = []
+        if rank == 0:
+            verdict, hosts = _judge(meeting, store, deadline)
+            store.set("verdict", json.dumps(verdict))
+        else:
+            _text(store, "call")
+            store.set(f"clock/{rank}", str(time.time()))
+            verdict = Verdict(*json.loads(_text(store, "verdict")))
+    if verdict.problem is None:
+        assert mixture is not None, "a rank without videos reports an error"
+        return mixture, hosts
+    _say_goodbye(meeting, store)
+    if failure is not None and str(failure) == verdict.problem:
+        raise failure
+    raise (RankLost if verdict.lost else ConfigError)(verdict.problem)
+
+
+def _judge(meeting: Meeting, store: torch.distributed.Store, deadline: float) -> tuple[Verdict, list[dict[str, Any]]]:
+    """Rank 0: take all reports, ask for the time, compare, and log what is worth it."""
+    ranks = range(meeting.world.size)
+    try:
+        store.wait([f"report/{rank}" for rank in ranks], timedelta(seconds=max(deadline - time.monotonic(), 1)))
+    except torch.distributed.DistStoreError:
+        missing = [rank for rank in ranks if not store.check([f"report/{rank}"])]
+        where = {_text(store, f"host/{rank}") for rank in missing if store.check([f"host/{rank}"])} or {
+            "an unknown host"
+        }
+        store.set("call", "")
+        return Verdict(
+            f"{len(missing)} of {len(ranks)} ranks did not report within --train.collective-timeout-s {meeting.timeout_s:g}: "
+            f"rank {missing[0]}{' and others' if missing[1:] else ''} on {', '.join(sorted(where)[:4])}; look there at what "
+            "blocks reading the lists and the run folder, then start the same command again",
+            lost=True,
+        ), []
+    reports = [RankReport(**json.loads(_text(store, f"report/{rank}"))) for rank in ranks]
+    called = time.time()
+    store.set("call", "")
+    offsets_s = [0.0, *(float(_text(store, f"clock/{rank}")) - called for rank in ranks[1:])]
+    problems = problems_of(reports)
+    hosts = host_table(reports, offsets_s)
+    if not problems:
+        for row in hosts:
+            log.info("%s", describe_host(row))
+        for warning in warnings_of(reports, offsets_s):
+            log.warning("%s", warning)
+    return Verdict("; also ".join(problems) or None, lost=False), hosts
+
+
+def _say_goodbye(meeting: Meeting, store: torch.distributed.Store) -> None:
+    """Rank 0 holds the store, so it leaves last."""
+    store.set(f"bye/{meeting.world.rank}", "")
+    if meeting.world.rank == 0:
+        there = [rank for rank in range(meeting.world.size) if store.check([f"report/{rank}"])]
+        with contextlib.suppress(torch.distributed.DistStoreError):
+            store.wait([f"bye/{rank}" for rank in there], timedelta(seconds=GOODBYE_S))
+
+
+def _text(store: torch.distributed.Store, key: str) -> str:
+    return store.get(key).decode()
+
+
+def _run_folder(config: AnyRun) -> Path:
+    return (config.train.run or config.train.runs / config.recipe).absolute()
+
+
+@contextlib.contextmanager
+def _file_beside(folder: Path) -> Any:
+    """A file in the run folder, or in what exists of its path, for others to see; yields its name."""
+    above = next(path for path in (folder, *folder.parents) if path.is_dir())
+    file = above / f".start-{uuid.uuid4().hex}"
+    try:
+        file.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"{above} cannot be written ({error.strerror}); set --train.run or --train.runs to a folder that can"
+        ) from None
+    try:
+        yield file.name
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _sees(folder: Path, name: str) -> bool:
+    """True once a file of that name shows up in the run folder or above it; at once where rank 0 has none to show."""
+    until = time.monotonic() + SEEN_WITHIN_S
+    while name and not any((path / name).exists() for path in (folder, *folder.parents)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True

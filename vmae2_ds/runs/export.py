@@ -1,0 +1,208 @@
+"""Weights that travel: checkpoints of any known key layout in; runs and files out, for others to load."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.disk import check_out_file, check_out_folder, check_there
+from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.weights.ours import check_ending, refuse_other_file, refuse_other_folder
+from vmae2_ds.config.model import SIZES, AnyModel, ClassifierConfig, ConfigFile
+from vmae2_ds.config.ranges import MOST_FRAMES, check_ranges
+
+if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else
+    from torch import Tensor
+
+    from vmae2_ds.weights.about import About
+
+LayoutName = Literal["published", "transformers", "transformers4", "mmaction2"]
+MOST_EDGE = 100_000
+"""Pixels of a clip's height or width that an option takes."""
+VERSIONS = {"transformers": "5.6 or newer", "transformers4": "up to 5.5, or 5.18 and newer"}
+"""Of transformers, by the layout that they read."""
+
+
+def import_weights(
+    source: tyro.conf.Positional[Path],
+    /,
+    out: Path,
+    size: str | None = None,
+    model_config: ConfigFile = None,
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    force: bool = False,
+) -> str:
+    """Check a checkpoint against its key layout, every key accounted for, and write it as .safetensors for --train.init.
+
+    Args:
+        source: A .pth, .pt, .bin or .safetensors file of a masked autoencoder or a classifier, published, of transformers or
+            of mmaction2, or a folder with config.json and model.safetensors. No code in it is run.
+        out: The .safetensors file to write.
+        size: Expected model size (tiny, small, base, large, huge, giant, 6b); default: read from the shapes.
+        model_config: A JSON file with what the weights do not show, such as {"encoder": {"heads": 8}} for a width that nobody
+            published: fields of the model config, some or all, a run.json, or a transformers config.json.
+        dtype: Floating point type of the tensors that are written. keep: each as the source has it.
+        force: Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export.
+    """
+    if size is not None and size not in SIZES:
+        raise ConfigError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+    _check_file(source, out, force)
+
+    from vmae2_ds.weights.layouts import in_layout
+    from vmae2_ds.weights.files import write_weights
+    from vmae2_ds.weights.source import read_all, read_given
+    from vmae2_ds.weights.transformers_folder import describe
+
+    read = read_all(source, read_given(model_config))
+    model = read.found.model
+    if size is not None and (model.encoder, model.patch) != (SIZES[size][0], SIZES[size][2]):
+        raise CheckpointError(f"{source} is not of size {size}: it has {describe(model)}")
+    theirs, types = _in_dtype(in_layout(read.state, model), dtype)
+    with _disk(out):
+        write_weights(theirs, out, model, read.found.about)
+    return (
+        f"{source}: {len(read.state)} tensors of layout {read.layout}, none missing, none extra; {describe(model)}; {types}; "
+        f"wrote {out}"
+    )
+
+
+def export_weights(
+    source: tyro.conf.Positional[Path],
+    /,
+    out: Path,
+    layout: LayoutName = "published",
+    num_frames: int | None = None,
+    size: int | None = None,
+    model_config: ConfigFile = None,
+    labels: Path | None = None,
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "float32",
+    force: bool = False,
+) -> str:
+    """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in float32.
+
+    Args:
+        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a file or a
+            folder as import takes it.
+        out: The file to write: .safetensors, or .pth with the published wrapper {"model": ...}. For transformers a folder,
+            which gets model.safetensors, config.json, preprocessor_config.json and a model card.
+        layout: published; transformers, which versions from 5.6 on read, or transformers4, for those up to 5.5 and from 5.18
+            on (5.6 to 5.17 would lose its q and v biases); mmaction2, which OpenTAD reads as well.
+        num_frames: For transformers, frames of the clips that the weights were trained on; default: the run's, for a file what
+            it says, or 16.
+        size: For transformers, the clips' height and width; default: the run's, for a file what it says, or 224.
+        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
+        labels: A file with a class name a line, for a classifier; default: the run's labels.txt, or what the file says.
+        dtype: Floating point type of the tensors that are written. keep: each as the source has it (a run's: float32).
+        force: Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export.
+            For transformers, write into a folder that holds something else, and replace the four files there.
+    """
+    check_ranges(num_frames=(num_frames, 1, MOST_FRAMES), size=(size, 1, MOST_EDGE))
+    is_folder = layout in VERSIONS
+    if is_folder:
+        if out.suffix in (".safetensors", ".pth", ".pt", ".bin") or out.is_file():
+            raise ConfigError(f"--out {out}: transformers reads a folder; name one")
+        check_there(source)
+        check_out_folder(out, inputs=_files_of(source), is_ours=None if force else refuse_other_folder)
+    else:
+        _check_file(source, out, force)
+
+    from vmae2_ds.weights.layouts import in_layout
+    from vmae2_ds.weights.files import write_weights
+    from vmae2_ds.weights.source import read_given
+    from vmae2_ds.weights.transformers_folder import describe, lost_positions, write_folder
+
+    ours, model, about, checkpoint = _weights_of(source, read_given(model_config))
+    if labels is not None:
+        about = about._replace(labels=_names_in(labels, model))
+    theirs, types = _in_dtype(in_layout(ours, model, layout), dtype)
+    with _disk(out):
+        if is_folder:
+            clip = about.clip or {}
+            frames, edge = num_frames or clip.get("num_frames", 16), size or clip.get("size", 224)
+            geometry = ClipGeometry(frames, edge, edge, model.tubelet, model.patch)
+            about = about._replace(clip={**clip, "num_frames": frames, "size": edge})
+            write_folder(theirs, model, about, geometry, out, str(checkpoint), VERSIONS[layout])
+        else:
+            write_weights(theirs, out, model, about)
+    said = f"{checkpoint}: {len(theirs)} tensors of layout {layout}; {describe(model)}; {types}; wrote {out}"
+    notes = [lost_positions(model).strip(), _nameless(model, about)] if is_folder else []
+    return ". ".join([said, *filter(None, notes)])
+
+
+def _nameless(model: AnyModel, about: About) -> str:
+    """What stands in a transformers folder for the names of classes that nobody said; nothing where they are known."""
+    if not isinstance(model, ClassifierConfig) or not model.num_classes or about.labels:
+        return ""
+    last = model.num_classes - 1
+    return f"Nobody said the names of its classes: LABEL_0 to LABEL_{last} stand there; --labels FILE names them"
+
+
+def _check_file(source: Path, out: Path, force: bool) -> None:
+    """Raises ConfigError where `out` cannot be written, is read, or would be lost."""
+    check_there(source)
+    check_ending(out)
+    check_out_file(out, inputs=_files_of(source), is_ours=None if force else refuse_other_file)
+
+
+def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], AnyModel, About, Path]:
+    """Ours, the model, what is known of it, and the checkpoint."""
+    from vmae2_ds.weights.source import read_all
+    from vmae2_ds.runs.open import about_run, is_run, labels_of
+    from vmae2_ds.runs.folder import find_checkpoint
+    from vmae2_ds.checkpoint.zero_weights import open_weights
+
+    names = labels_of(source)
+    if not is_run(source):
+        read = read_all(source, given)
+        labels = None if names is None else tuple(names)
+        return read.state, read.found.model, read.found.about._replace(labels=labels), source
+    if given is not None:
+        raise ConfigError(f"--config is for files: the run {source} says what its model is; leave it out")
+    run, checkpoint = find_checkpoint(source)
+    return open_weights(checkpoint), run.model, about_run(run, names), checkpoint
+
+
+def _names_in(file: Path, model: AnyModel) -> tuple[str, ...]:
+    from vmae2_ds.runs.open import read_names
+
+    if not isinstance(model, ClassifierConfig) or not model.num_classes:
+        raise ConfigError(f"--labels {file} is for classifiers, and this model has no classes; leave it out")
+    return tuple(read_names(file, model.num_classes, "--labels"))
+
+
+def _in_dtype(state: Mapping[str, Tensor], dtype: str) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors in that type, and a word on what they are and were."""
+    import torch
+
+    from vmae2_ds.weights.lazy_state import dtypes_of, in_dtype
+
+    before = ", ".join(sorted({str(found).removeprefix("torch.") for found in dtypes_of(state).values()}))
+    if dtype == "keep":
+        return state, f"{before} kept"
+    return in_dtype(state, getattr(torch, dtype)), dtype if before == dtype else f"{dtype} (was {before})"
+
+
+def _files_of(source: Path) -> Iterator[Path]:
+    """Every file that reading `source` may need, and what its run wrote beside; looked up only where --out exists."""
+    if not source.is_dir():
+        yield source
+        return
+    runs = [top for top in (source.parent.parent, source, *source.iterdir()) if (top / "run.json").is_file()]
+    for run in runs:  # not an earlier export that lies in it
+        yield from (run / "run.json", run / "ema.safetensors", *(run / "ckpt").rglob("*"))
+    if not runs:
+        yield from source.iterdir()
+
+
+@contextlib.contextmanager
+def _disk(out: Path) -> Iterator[None]:
+    """What the disk refuses is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror or error}; nothing was written") from None

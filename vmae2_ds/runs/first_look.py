@@ -1,0 +1,131 @@
+"""What is wrong with a run and can be seen without torch: nobody waits for its import to learn of a slip."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.data.sources.labels import check_labels, check_names
+from vmae2_ds.data.sources.list_formats import read_list
+from vmae2_ds.data.sources.manifest import read_manifest
+from vmae2_ds.data.sources.mixture import Mixture, form_of, lists_of, open_mixture
+from vmae2_ds.disk import check_out_folder
+from vmae2_ds.dist import LOCAL_SIZES, NODES, World, map_rank_variables
+from vmae2_ds.config.distil import INDEX, DistilConfig, check_has_teacher
+from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.masking import count_masks
+from vmae2_ds.console.progress import counted
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.ds_config import read_policy
+from vmae2_ds.config.plan import plan_run
+
+log = logging.getLogger(__name__)
+
+SMALL_BYTES = 8 * 2**20
+"""Lists up to this size are read whole, in half a second; of longer ones the first line, as the run itself reads them."""
+WORKERS_A_CORE = 4
+
+
+def first_look(config: RunConfig, *, must_ask: bool = False) -> None:
+    """Raises ConfigError or DataError for what the run would refuse once torch is there; warns of too many workers.
+
+    What only the command line decides is looked at everywhere. Files are looked at where all ranks are on this host, so
+    that all of them end alike; on several hosts the start-up check reads them, and names the host where one is amiss.
+
+    `must_ask`: the run makes a teacher's answers and learns nothing.
+    """
+    check_settings(config)
+    lists = lists_of(config.data)
+    if isinstance(config, DistilConfig):
+        check_has_teacher(config, must_ask=must_ask)
+    world = map_rank_variables({**os.environ})
+    if world.local_rank == 0:
+        _warn_of_workers(config, _ranks_here(world, os.environ))
+    if _on_one_host(world, os.environ):
+        _look_at_files(config, lists, world, must_ask=must_ask)
+
+
+def check_settings(config: RunConfig) -> None:
+    """Raises ConfigError for shapes and masks that cannot be, on whatever host the files are."""
+    geometry = config.geometry
+    try:
+        _ = config.model.positions_geometry
+    except ConfigError as error:
+        said = str(error).replace("--data.num-frames", "its frames,").replace("--data.size", "its size,")
+        raise ConfigError(f"--model.positions-from: {said}") from None
+    if isinstance(config, PretrainConfig):
+        count_masks(config.mask, geometry)
+
+
+def check_classes_of(config: RunConfig, mixture: Mixture) -> None:
+    """Raises ConfigError where a video's label is none of the model's classes, or missing where the run learns from labels."""
+    if not isinstance(config, FinetuneConfig) or (isinstance(config, DistilConfig) and config.distil.alpha == 1):
+        return
+    for source in mixture.sources:
+        check_labels(source.manifest, config.model.num_classes)
+
+
+def cache_of(config: DistilConfig) -> Path:
+    """The folder that distil-cache fills. Raises ConfigError where none is named."""
+    if config.distil.cache is None:
+        raise ConfigError("no folder named for the answers: give --distil.cache FOLDER")
+    return config.distil.cache
+
+
+def check_cache(folder: Path) -> None:
+    """Raises ConfigError unless answers can be written into it: a new or empty folder, or one of answers."""
+    check_out_folder(folder, "--distil.cache", is_ours=lambda path: (path / INDEX).is_file())
+
+
+def _on_one_host(world: World, env: Mapping[str, str]) -> bool:
+    return world.size == _ranks_here(world, env) or any(env.get(name) == "1" for name in NODES)
+
+
+def _ranks_here(world: World, env: Mapping[str, str]) -> int:
+    """Ranks on this host; 1 where nothing says."""
+    said = env.get(LOCAL_SIZES.get(world.launcher, ""), "") or env.get("LOCAL_SIZE", "")  # `deepspeed` has its own
+    return int(said) if said.isdigit() else 1
+
+
+def _warn_of_workers(config: RunConfig, ranks: int) -> None:
+    cores = os.cpu_count() or 1
+    if config.data.workers * ranks > WORKERS_A_CORE * cores:
+        log.warning(
+            "--data.workers %d: %s here start %d loader processes on %d cores; more than %d for each core only wait",
+            config.data.workers, counted(ranks, "rank"), config.data.workers * ranks, cores, WORKERS_A_CORE,
+        )  # fmt: skip
+
+
+def check_val_classes(config: FinetuneConfig) -> None:
+    """Raises DataError where the validation list cannot be read, ConfigError as `check_classes_of`."""
+    if config.data.val_manifest is not None:
+        root = config.data.val_root or config.data.root
+        val = read_manifest(config.data.val_manifest, root, form=form_of(config.data))
+        check_labels(val, config.model.num_classes)
+
+
+def _look_at_files(config: RunConfig, lists: list[Path], world: World, *, must_ask: bool) -> None:
+    starts = {"--train.init": config.train.init}
+    if isinstance(config, FinetuneConfig):
+        starts["--train.head-map"] = config.train.head_map
+        check_names(config)
+        check_val_classes(config)
+    if isinstance(config, DistilConfig):
+        starts |= {"--teacher": config.distil.teacher, "--distil.teacher-head-map": config.distil.teacher_head_map}
+    for option, path in starts.items():
+        if path is not None and not path.exists():
+            raise ConfigError(f"{option} {path}: there is no such file or folder")
+    read_policy(config.train.ds_config)
+    if sum(path.stat().st_size for path in lists if path.is_file()) <= SMALL_BYTES:
+        mixture = open_mixture(config.data)
+        plan_run(config, mixture.num_videos, world.size)
+        if not must_ask:
+            check_classes_of(config, mixture)
+        return
+    for path in lists:
+        if not path.is_dir() and next(iter(read_list(path, form_of(config.data))), None) is None:
+            raise DataError(f"{path}: the list is empty")

@@ -1,0 +1,71 @@
+"""Whether a resumed run is still the same run: what it shares besides its settings, and which settings may change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vmae2_ds.data.sources.mixture import identity_of_videos
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.config.guard import GuardConfig
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.ds_config import read_policy
+from vmae2_ds.config.stages import read_as_written
+
+MAY_CHANGE = {
+    "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
+    | {"keep_every_hours", "keep_best", "max_failed_saves", "copy_to"}
+    | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s", "time_limit"}
+    # how the same global batch and the same states are split: elastic.py goes on from there
+    | {"micro_batch", "ds_config", "ds_zero_init"},
+    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels"},
+    "distil": {"teacher", "teacher_sharded", "cache", "cache_dtype"},
+    "guard": set(GuardConfig.model_fields),
+}
+"""Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is, and what the classes
+are called, is in its identity."""
+
+
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """What a resumed run must share beside its settings: the videos listed, in their order, and the ZeRO policy."""
+    return {**identity_of_videos(config.data), "ds_config": read_policy(config.train.ds_config)}
+
+
+def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:
+    """What changes the result and differs from the run in folder `path`, as "a.b: was x, now y"."""
+    try:
+        before = read_as_written(path).model_dump(mode="json")
+        identity_before = json.loads((path / "identity.json").read_text())
+    except (OSError, ValueError, ConfigError) as error:
+        return [f"{path} cannot be read ({str(error).splitlines()[0]})"]
+    now = config.model_dump(mode="json")
+    different = [
+        f"{section}.{key}: was {before[section][key]}, now {value}"
+        for section, values in now.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if key not in MAY_CHANGE.get(section, set()) and before[section][key] != value
+    ]
+    said = {
+        "manifest": f"--data.manifest: the content of {config.data.manifest}",
+        "labels": f"--data.labels: the names in {getattr(config.data, 'labels', None)}",
+        "ds_config": f"--train.ds-config: in the content of {config.train.ds_config} more than how states are split",
+        "teacher": "--teacher: the model that answers",
+        "answers": "--distil.cache: where the teacher's answers come from",
+    }
+    identity_now = {**identity, "ds_config": _beyond_splitting(identity["ds_config"])}
+    identity_before["ds_config"] = _beyond_splitting(identity_before["ds_config"])
+    return different + [
+        f"{said.get(name, f'--data.mixture: {name}')} has changed"
+        for name in {**identity_before, **identity_now}
+        if identity_now.get(name) != identity_before.get(name)
+    ]
+
+
+def _beyond_splitting(policy: dict[str, Any]) -> dict[str, Any]:
+    """What of a ZeRO policy changes the numbers: not the stage, buckets or offload, but dtypes and quantised traffic."""
+    zero = {
+        key: value for key, value in policy.get("zero_optimization", {}).items() if key.startswith("zero_quantized")
+    }
+    return {**policy, "zero_optimization": {key: value for key, value in zero.items() if value}}
