@@ -18,31 +18,36 @@ INDEX = "index.json"
 
 
 class DistilSettings(StrictModel):
-    """The teacher, what is learned from it, and where its answers are kept."""
+    """Teacher, weights of the loss, and cache of the teacher's answers."""
 
     teacher: Annotated[Path | None, tyro.conf.arg(prefix_name=False)] = None
-    """The frozen teacher: a run folder or a checkpoint file of a classifier, as --train.init takes them."""
+    """The frozen teacher, a classifier: a run folder, an exported file or a published checkpoint."""
     teacher_precision: Literal["bf16", "fp32"] = "bf16"
-    """The teacher's weights and activations."""
+    """Number format of the teacher's weights and activations."""
     teacher_sharded: bool = False
-    """Every rank holds its part of the teacher and gathers a layer's weights while it runs, as ZeRO-3 does; for a teacher that
-    does not fit beside the student."""
+    """Split the teacher's weights over the ranks and gather one layer at a time, as ZeRO-3 does; for a teacher that does
+    not fit beside the student."""
     teacher_frames: ClipLength | None = None
-    """Frames that the teacher sees, evenly out of the student's; default: its run's, a file's own, or the student's."""
+    """Number of frames that the teacher sees, taken evenly from the student's. Default: what the teacher was trained with,
+    where its run or file says so, else the student's."""
     teacher_size: Edge | None = None
-    """Height and width that the clip is resized to for the teacher; default: its run's, a file's own, or the student's."""
+    """Height and width in pixels that clips are resized to for the teacher. Default: what the teacher was trained with,
+    where its run or file says so, else the student's."""
     teacher_head_map: Path | None = None
-    """JSON list (of merge-kinetics): which class of the teacher's head each of the student's classes is, as in K710 -> K400."""
+    """JSON list (written by `vmae2 data merge-kinetics`) that gives, for each class of the student, the class of the
+    teacher's head, as from K710 to K400."""
     alpha: Part = 1.0
-    """Weight of the teacher's class probabilities; labels have 1 - alpha. At 1 videos need no labels."""
+    """Weight of the teacher's class probabilities in the loss; the labels get 1 - alpha. With 1 the videos need no labels."""
     temperature: float = Field(1.0, ge=1e-3, le=1e3)
-    """Both sides' logits are divided by it, and the divergence is multiplied by its square."""
+    """Temperature that both sides' logits are divided by; the divergence is multiplied by its square."""
     feature_weight: Amount = 0.0
-    """Weight of 1 - cosine between the teacher's pooled feature and the student's, projected to its width; 0: none."""
+    """Weight of a second loss, 1 - cosine between the teacher's pooled feature and the student's, projected to the same
+    width; 0 turns it off."""
     cache: Path | None = None
-    """Folder of the teacher's answers: `vmae2 distil-cache` fills it, and with it a run needs no teacher."""
+    """Folder of the teacher's saved answers, filled by `vmae2 distil-cache`; a run that has it needs no teacher."""
     cache_dtype: Literal["float16", "float32"] = "float16"
-    """How distil-cache writes answers; float16 loses nothing of a bf16 teacher's, and 1 part in 2048 of an fp32 one's."""
+    """Number format in which distil-cache saves answers. float16 keeps those of a bf16 teacher exactly, and those of an
+    fp32 one within 1 part in 2048."""
 
 
 class DistilConfig(FinetuneConfig):
@@ -51,7 +56,7 @@ class DistilConfig(FinetuneConfig):
     stage: tyro.conf.Suppress[Literal["distil"]] = "distil"  # type: ignore[assignment]
     """Which kind of run this is."""
     distil: DistilSettings = DistilSettings()
-    """Teacher, weights of the loss, cache of answers."""
+    """Teacher, weights of the loss, and cache of the teacher's answers."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> DistilConfig:

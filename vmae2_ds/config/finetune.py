@@ -22,30 +22,33 @@ class HeadlessConfig(ClassifierConfig):
     """A classifier whose head was taken off, the norm behind the pooling kept, as the authors' hub repositories have it."""
 
     num_classes: int = Field(0, ge=0, le=0)
-    """None."""
+    """Number of classes: 0, since there is no head."""
 
 
 class LabelledDataConfig(DataConfig):
     """Labelled videos, how clips are drawn from them, and how they are fed."""
 
     sampling: Literal["stride", "dense", "segments", "spread"] = "dense"
-    """dense: evenly over num_frames x stride frames (published for Kinetics, UCF101, HMDB51); segments: one frame of each of
-    num_frames equal parts (SSv2); stride and spread as in pre-training."""
+    """Which frames make a clip. dense: num_frames spread evenly over num_frames x stride frames (published for Kinetics,
+    UCF101, HMDB51); segments: one frame from each of num_frames equal parts of the video (SSv2); stride: frames a fixed
+    step apart; spread: num_frames spread evenly over 60 to 100 % of the video."""
     views: int = Field(2, ge=1, le=MOST_VIEWS)
-    """Clips cut from one decoded video, each augmented anew (repeated augmentation, published num_sample)."""
+    """Number of clips cut from each decoded video, every one augmented independently (repeated augmentation; num_sample in
+    the published code)."""
     crop_area: Areas = (0.08, 1.0)
-    """Random resized crop: smallest and largest share of the picture's area."""
+    """Random resized crop: smallest and largest share of the picture's area that is cut out."""
     crop_aspect: Sides = (0.75, 4 / 3)
-    """Random resized crop: smallest and largest width over height."""
+    """Random resized crop: smallest and largest ratio of width to height."""
     flip: Part = 0.5
-    """Share of clips mirrored left to right; 0 wherever a label has a side, as in SSv2."""
+    """Share of clips mirrored left to right. Set it to 0 where left and right carry meaning, as in SSv2."""
     labels: Path | None = None
-    """A file with a class name a line, in the order of the labels: lists may then name classes instead of numbers, and the
-    names are kept with the run."""
+    """Text file with one class name per line, in the order of the label numbers. Lists may then give class names instead
+    of numbers, and the names are saved with the run."""
     val_manifest: Path | None = None
-    """List of validation videos, each seen once in the middle; default: none, the run reports its training loss alone."""
+    """List of validation videos; one clip from the middle of each is scored. Default: no validation, only the training
+    loss is reported."""
     val_root: Path | None = None
-    """Folder that the validation list's relative paths start from; default: data.root, else the list's own."""
+    """Folder that relative paths in the validation list start from; default: data.root, else the list's own folder."""
 
     @model_validator(mode="after")
     def _smallest_first(self) -> LabelledDataConfig:
@@ -57,69 +60,75 @@ class LabelledDataConfig(DataConfig):
 
 
 class AugmentConfig(StrictModel):
-    """What is done to training clips and labels."""
+    """Augmentation of training clips and labels."""
 
     rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1"
-    """timm's name of a RandAugment policy, the same draw for all frames of a clip; None: none."""
+    """RandAugment policy in timm's notation, drawn once per clip and applied to all its frames; None turns it off."""
     erase: Part = 0.25
-    """Share of clips in which a random box is replaced by noise, the same box in all frames."""
+    """Share of clips in which a random box, the same in all frames, is replaced by noise."""
     mixup: float = Field(0.8, ge=0, le=1000)
-    """Alpha of mixup's Beta distribution; 0: no mixup."""
+    """Alpha of the Beta distribution that mixup draws its mixing factor from; 0 turns mixup off."""
     cutmix: float = Field(1.0, ge=0, le=1000)
-    """Alpha of cutmix's Beta distribution; 0: no cutmix."""
+    """Alpha of the Beta distribution that cutmix draws the size of its box from; 0 turns cutmix off."""
     mix_share: Part = 1.0
-    """Share of micro batches that are mixed at all."""
+    """Share of micro batches that mixup or cutmix is applied to."""
     cutmix_share: Part = 0.5
-    """Of those, the share that gets cutmix where both are on."""
+    """Where both are on: share of the mixed micro batches that get cutmix; the others get mixup."""
     label_smoothing: PartBelow1 = 0.1
-    """Part of each target that is spread evenly over all classes."""
+    """Part of each target's probability that is spread evenly over all classes."""
 
 
 class FinetuneOptimConfig(OptimConfig):
     """AdamW with layer-wise decay, and a cosine schedule with warm-up, stepped per optimizer step."""
 
     base_lr: Size = 1e-3
-    """Learning rate for lr_batch videos; peak = base_lr x (global_batch / views) / lr_batch (published rule)."""
+    """Learning rate for a batch of --optim.lr-batch videos; the peak used is base_lr x (global_batch / views) / lr_batch
+    (published rule)."""
     min_lr: Amount = 1e-6
-    """Final learning rate, scaled by the same rule."""
+    """Learning rate at the end of the cosine schedule, for a batch of --optim.lr-batch videos; scaled to the batch used as
+    base_lr is."""
     warmup_epochs: Amount = 5
-    """Linear warm-up from 0, in epochs over the manifest."""
+    """Length of the linear warm-up from learning rate 0, in passes over the data."""
     betas: tuple[PartBelow1, PartBelow1] = (0.9, 0.999)
-    """AdamW decay rates of the two moments."""
+    """AdamW's decay rates for the mean of the gradient and for the mean of its square."""
     layer_decay: float = Field(0.75, gt=0, le=1)
-    """Learning rate of each layer as a share of the next one's; 1: the same everywhere."""
+    """Learning rate of each layer divided by that of the layer above it; 1 gives all layers the same rate."""
     train_only: Literal["all", "head"] = "all"
-    """head: the encoder stays as it is and only the norm and the head behind it learn (linear probing)."""
+    """Which weights learn. all: the whole model; head: only the final norm and the head, on a frozen encoder (linear
+    probing)."""
     ema_decay: PartBelow1 = 0.0
-    """Decay per step of a running mean of the weights, kept in float32 shards beside the optimizer's; 0: none (published)."""
+    """Decay per step of an exponential moving average of the weights, kept in float32 and sharded like the optimizer
+    states; 0 keeps none (published)."""
 
 
 class FinetuneTrainConfig(TrainConfig):
     """The loop: batch identity, length, precision, ZeRO policy, checkpoints."""
 
     epochs: Size = 35
-    """Passes over the manifest (each video gives `views` clips a pass)."""
+    """Length of the run in passes over the data; each video gives `views` clips per pass."""
     validate_every: Size = 1
-    """Epochs between validations on data.val_manifest; there is one at the end either way."""
+    """Passes over the data between validations on --data.val-manifest; the end of the run is always validated."""
     head_map: Path | None = None
-    """JSON list (of merge-kinetics): the class of the loaded head that each of this run's classes takes over, as in
-    K710 -> K400; default: a head of as many classes is kept, another one is drawn anew."""
+    """JSON list (written by `vmae2 data merge-kinetics`) that gives, for each class of this run, the class of the loaded
+    head whose weights it takes, as from K710 to K400. Default: a head with the same number of classes is kept, any
+    other is initialised from scratch."""
 
 
 class ViewsConfig(StrictModel):
-    """Multi-view testing."""
+    """Multi-view testing: a video's score is the mean over several clips and crops of it."""
 
     clips: int = Field(5, ge=1, le=MOST_VIEWS)
-    """Clips along time."""
+    """Number of clips along time."""
     crops: int = Field(3, ge=1, le=MOST_VIEWS)
-    """Square crops along the longer side of each; 1: the middle."""
+    """Number of square crops along the longer side of each clip; 1 takes the middle."""
     sampling: Literal["dense", "segments"] = "dense"
-    """dense: every stride-th frame, clips at even distances (published 5x3); segments: interleaved frames of the whole video
-    (published 2x3 for SSv2)."""
+    """Which frames make the test clips. dense: every stride-th frame, clips at equal distances (published 5 x 3);
+    segments: interleaved frames of the whole video (published 2 x 3 for SSv2)."""
     views_at_once: int = Field(8, ge=1, le=2**20)
-    """Views of a video in one forward pass."""
+    """Number of views of a video in one forward pass; lower it when memory runs out."""
     max_bad_share: Part = 0.0
-    """The evaluation fails when more than this share of the videos could not be read; each is named either way."""
+    """The evaluation fails when more than this share of the videos could not be read; every unreadable video is named in
+    any case."""
 
 
 class FinetuneConfig(RunConfig):

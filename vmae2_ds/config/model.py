@@ -25,11 +25,11 @@ class TowerConfig(StrictModel):
     """One transformer tower: the encoder or the decoder."""
 
     width: Layer
-    """Token width D."""
+    """Width D of a token: channels of the residual stream."""
     depth: Layer
-    """Number of blocks."""
+    """Number of transformer blocks."""
     heads: Layer
-    """Attention heads; must divide the width."""
+    """Number of attention heads; must divide the width."""
     mlp: Layer
     """Hidden width of the MLP."""
 
@@ -63,20 +63,22 @@ class EncoderConfig(StrictModel):
     """What pre-training and everything after it have in common."""
 
     encoder: TowerConfig
-    """Encoder blocks."""
+    """The encoder's transformer blocks."""
     patch: Edge = 16
-    """Cube edge in pixels."""
+    """Height and width of a cube in pixels."""
     tubelet: ClipLength = 2
-    """Cube length in frames."""
+    """Length of a cube in frames."""
     positions_from: tuple[ClipLength, Edge] | None = None
-    """Frames and size of another clip, as in "16 224", whose position table is interpolated to this one's grid; default: this
-    clip's own table (published)."""
+    """Number of frames and size in pixels of another clip, as in "16 224", whose position table is interpolated to this
+    clip's grid; default: this clip's own table (published)."""
     attention: AttentionName = "auto"
-    """Attention kernel. A name never falls back; auto measures once for this device, dtype and shape, and logs it."""
+    """Attention kernel. A kernel named here is used or refused, never replaced; auto times the available ones for this
+    device, dtype and shape and logs its choice."""
     checkpoint_every: Layer = 2
-    """With checkpointing=every_k: one block in this many is recomputed."""
+    """With --model.checkpointing every_k: one block in this many is recomputed in the backward pass."""
     drop_path: PartBelow1 = 0.0
-    """Stochastic depth rate at the last encoder block, rising linearly from 0 (published pre-training: 0)."""
+    """Stochastic depth: drop rate of the last encoder block, rising linearly from 0 at the first (published pre-training:
+    0)."""
 
     @property
     def positions_geometry(self) -> ClipGeometry | None:
@@ -91,9 +93,10 @@ class ModelConfig(EncoderConfig):
     """The masked autoencoder: its encoder sees visible cubes only."""
 
     decoder: TowerConfig
-    """Decoder blocks, on encoder output plus mask tokens."""
+    """The decoder's transformer blocks, which see the encoder's output and mask tokens."""
     checkpointing: CheckpointingName = "none"
-    """Activation checkpointing: recompute no block, the decoder's, one in every_k, all, or all through DeepSpeed's own."""
+    """Activation checkpointing: which blocks are recomputed in the backward pass to save memory. none; decoder: the
+    decoder's; every_k: one in --model.checkpoint-every; all; deepspeed: all, through DeepSpeed's implementation."""
 
     @property
     def recomputed_blocks(self) -> tuple[range, range]:
@@ -115,16 +118,18 @@ class ClassifierConfig(EncoderConfig):
     """The encoder with a head: it sees all cubes."""
 
     num_classes: int = Field(400, ge=2, le=2**24)
-    """Classes C; labels are 0 .. C-1."""
+    """Number of classes C; labels are 0 to C-1."""
     checkpointing: Literal["none", "every_k", "all", "deepspeed"] = "none"
-    """Activation checkpointing: recompute no block, one in every_k, all, or all through DeepSpeed's own."""
+    """Activation checkpointing: which blocks are recomputed in the backward pass to save memory. none; every_k: one in
+    --model.checkpoint-every; all; deepspeed: all, through DeepSpeed's implementation."""
     head_dropout: PartBelow1 = 0.0
-    """Dropout in front of the head."""
+    """Dropout rate in front of the head."""
     head_init_scale: Size = 1e-3
-    """The head's first weights are drawn and multiplied by this."""
+    """Factor that the head's random initial weights are multiplied by."""
     positions: Literal["own", "published_resize"] = "own"
-    """own: the clip's own position table, or that of positions_from; published_resize: what the published fine-tuning script
-    makes of the table for other clips than 16 frames of 224, which weights that it trained at 64 frames of 266 need."""
+    """Where the position table comes from. own: this clip's own table, or that of --model.positions-from;
+    published_resize: the table as the published fine-tuning script resizes it for clips other than 16 frames of 224
+    pixels, which weights it trained at 64 frames of 266 pixels need."""
 
     @model_validator(mode="after")
     def _one_table(self) -> ClassifierConfig:

@@ -16,22 +16,26 @@ class MaskConfig(StrictModel):
     """What the encoder and the decoder do not see."""
 
     encoder: Literal["tube", "random", "frame"] = "tube"
-    """Encoder mask: the same cells in every frame, independent cubes, or whole frames."""
+    """Which cubes the encoder mask hides. tube: the same places in every frame; random: cubes drawn independently; frame:
+    whole frames."""
     encoder_ratio: PartBelow1 = 0.9
-    """Share of cubes hidden from the encoder."""
+    """Share of all cubes that is hidden from the encoder."""
     decoder: Literal["none", "running_cell", "frame", "random"] = "running_cell"
-    """Decoder mask; none decodes every cube hidden from the encoder (VideoMAE V1, encoder-only masking)."""
+    """Which cubes the decoder mask leaves out of the reconstruction. running_cell: the published dual masking; frame:
+    whole frames; random: cubes drawn independently; none: decode every cube hidden from the encoder (VideoMAE V1)."""
     decoder_ratio: PartBelow1 = 0.5
-    """Share of cubes that are not decoded; running_cell takes 0.25, 0.5 or 0.75."""
+    """Share of all cubes that is not decoded; running_cell takes 0.25, 0.5 or 0.75."""
     decoder_tokens: Literal["official", "disjoint"] = "official"
-    """official: a mask token at every decoder-visible cube (published); disjoint: only where the encoder saw nothing."""
+    """Which cubes get a mask token in the decoder. official: every cube that the decoder mask keeps, seen by the encoder
+    or not (published); disjoint: of these only the cubes that the encoder did not see."""
 
 
 class ObjectiveConfig(StrictModel):
     """What the decoder has to predict."""
 
     target: Literal["normalised", "pixels"] = "normalised"
-    """Cubes normalised by their own mean and deviation per colour (published), or plain pixels in [0, 1]."""
+    """What the decoder predicts. normalised: pixels with each cube's own mean and standard deviation per colour removed
+    (published); pixels: plain pixels in [0, 1]."""
 
 
 class PretrainDataConfig(DataConfig):
@@ -43,14 +47,15 @@ class PretrainDataConfig(DataConfig):
         0.75,
         0.66,
     )
-    """Multi-scale crop: edges as shares of the short side."""
+    """Multi-scale crop: the edges that a crop may have, as shares of the video's short side."""
     flip: Part = 0.0
-    """Share of clips mirrored left to right (published: none; wrong wherever a label or a motion has a side, as in SSv2)."""
+    """Share of clips mirrored left to right (published: 0). Leave it at 0 where left and right carry meaning, as in SSv2."""
     jitter: PartBelow1 = 0.0
-    """Brightness and contrast of a clip are multiplied by up to 1 - jitter or 1 + jitter (published: none). For small sets,
-    whose scenes are otherwise learned by heart."""
+    """Random change of a clip's brightness and contrast: each is multiplied by a factor from 1 - jitter to 1 + jitter
+    (published: 0). Use it for small data sets, whose scenes the model would otherwise memorise."""
     crop_on: Literal["workers", "device"] = "workers"
-    """Where clips are cut, resized and mirrored: by the loader's processes, or on the device, which then gets whole frames."""
+    """Where clips are cut, resized and mirrored. workers: in the data loader processes; device: on the GPU, which then
+    receives whole frames."""
 
 
 class PretrainConfig(RunConfig):

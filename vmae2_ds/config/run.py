@@ -43,39 +43,45 @@ class DataConfig(StrictModel):
     """Videos, how clips are drawn from them, and how they are fed."""
 
     manifest: Path | None = None
-    """CSV with a header (path and optional label, source, start, frames), or a published space-separated list."""
+    """List of the videos: a CSV with a header (path and optional label, source, start, frames), or a published
+    space-separated list."""
     mixture: str | None = None
-    """Instead of a manifest: a TOML or JSON file of sources with their shares, or unlabeled_hybrid, labeled_hybrid."""
+    """Several lists instead of --data.manifest: a TOML or JSON file that names sources and their shares, or one of the
+    built-in unlabeled_hybrid and labeled_hybrid."""
     leave_out: tuple[str, ...] = ()
-    """Sources of the mixture that this run does not have; the others take their share."""
+    """Names of the mixture's sources to run without; the shares of the other sources grow to fill the gap."""
     root: Path | None = None
-    """Folder that relative paths start from; default: the manifest's, or the mixture file's, folder."""
+    """Folder that relative paths in the lists start from; default: the folder of the manifest or mixture file."""
     ignore_columns: tuple[str, ...] | None = None
-    """Columns of the lists to leave out; without a name all that are none of ours. Default: a list with further columns is
-    refused."""
+    """Names of extra columns to ignore in the lists; the option without a name ignores every column that is not used here.
+    Default: a list with an unknown column is refused."""
     reader: Literal["auto"] | ReaderName = "pyav"
-    """Video reader: pyav, decord, torchcodec, module:function of your own, or auto (measured on these videos at the start)."""
+    """Video reader: pyav, decord, torchcodec, module:function for your own, or auto, which times the installed ones on
+    these videos at the start."""
     read_timeout_s: float = Field(30, ge=0, le=LONG_S, json_schema_extra=switched_off_by("0"))
-    """A read that takes longer is given up and its reader killed; 0: read without this guard, inside the loader's process."""
+    """Seconds after which reading one video is given up and its reader process killed. 0 turns the limit off and reads
+    inside the loader's own process."""
     num_frames: ClipLength = 16
-    """Frames in a clip."""
+    """Number of frames in a clip."""
     size: Edge = 224
-    """Clip height and width in pixels."""
+    """Height and width of a clip in pixels."""
     sampling: Literal["stride", "dense", "segments", "spread"] = "stride"
-    """stride: frames a fixed step apart (published pre-training); dense: evenly over num_frames x stride frames (published
-    fine-tuning); segments: one of each of num_frames equal parts (SSv2); spread: evenly over 60 to 100 % of the video."""
+    """Which frames make a clip. stride: frames a fixed step apart (published pre-training); dense: num_frames spread
+    evenly over num_frames x stride frames (published fine-tuning); segments: one frame from each of num_frames equal
+    parts of the video (SSv2); spread: num_frames spread evenly over 60 to 100 % of the video."""
     stride: ClipLength = 4
-    """Step between frames, for sampling=stride and dense."""
+    """Step between two frames of a clip, for --data.sampling stride and dense."""
     source_strides: dict[str, ClipLength] = Field({})
-    """Step by manifest source, where it differs (published: 2 for SSv2)."""
+    """Step between frames for single sources of the lists, where it differs from --data.stride (published: 2 for SSv2)."""
     min_frames: Count = 2
-    """A video with fewer frames is skipped, counted and named as too short."""
+    """Videos with fewer frames than this are skipped, counted and reported as too short."""
     views: int = Field(4, ge=1, le=MOST_VIEWS)
-    """Clips cut from one decoded video, each with its own crop and masks (repeated sampling, published num_sample)."""
+    """Number of clips cut from each decoded video, every one with its own crop and masks (repeated sampling; num_sample in
+    the published code)."""
     workers: Workers = 8
-    """Loader processes per rank; a warning tells where they are more than four for each core."""
+    """Number of data loader processes per rank; more than four per CPU core give a warning."""
     prefetch: int = Field(2, ge=1, le=1024)
-    """Micro batches each worker reads ahead."""
+    """Number of micro batches that each loader process prepares ahead."""
     max_bad_share: Part = 0.1
     """The run stops when more than this share of the videos tried could not be read."""
 
@@ -92,82 +98,95 @@ class OptimConfig(StrictModel):
     """AdamW, and a cosine schedule with warm-up, stepped per optimizer step."""
 
     base_lr: Size = 1.5e-4
-    """Learning rate for lr_batch videos; peak = base_lr x (global_batch / views) / lr_batch (published rule)."""
+    """Learning rate for a batch of --optim.lr-batch videos; the peak used is base_lr x (global_batch / views) / lr_batch
+    (published rule)."""
     min_lr: Amount = 1e-5
-    """Final learning rate, scaled by the same rule."""
+    """Learning rate at the end of the cosine schedule, for a batch of --optim.lr-batch videos; scaled to the batch used as
+    base_lr is."""
     lr_batch: Count = 256
-    """Batch the base learning rate is given for."""
+    """Batch in videos that --optim.base-lr and --optim.min-lr are given for."""
     warmup_epochs: Amount = 30
-    """Linear warm-up from 0, in epochs over the manifest."""
+    """Length of the linear warm-up from learning rate 0, in passes over the data."""
     betas: tuple[PartBelow1, PartBelow1] = (0.9, 0.95)
-    """AdamW decay rates of the two moments."""
+    """AdamW's decay rates for the mean of the gradient and for the mean of its square."""
     eps: Size = 1e-8
-    """AdamW epsilon."""
+    """AdamW's epsilon, added to the denominator of each update."""
     weight_decay: Amount = 0.05
-    """Weight decay; biases, norms and the mask token have none (published groups)."""
+    """AdamW's weight decay; biases, norms and the mask token are not decayed (published groups)."""
     clip_grad: float = Field(0.0, ge=0, le=1e30, json_schema_extra=switched_off_by("0"))
-    """Largest global gradient norm; 0 does not clip."""
+    """Largest global gradient norm; larger gradients are scaled down to it. 0 turns clipping off."""
 
 
 class TrainConfig(StrictModel):
     """The loop: batch identity, length, precision, ZeRO policy, checkpoints."""
 
     global_batch: Count = 1024
-    """Clips per optimizer step = micro_batch x accumulation x ranks x views; checked exactly."""
+    """Clips per optimizer step over all ranks: micro_batch x accumulation steps x ranks x views. A value that does not
+    divide is refused."""
     micro_batch: Count = 8
-    """Videos per rank in one forward pass; the device sees micro_batch x views clips."""
+    """Videos per rank in one forward pass; the device then holds micro_batch x views clips."""
     epochs: Size = 300
-    """Passes over the manifest (each video gives `views` clips a pass)."""
+    """Length of the run in passes over the data; each video gives `views` clips per pass."""
     epoch_steps: Literal["whole", "exact"] = "exact"
-    """Steps of one pass, which epochs and warm-up are counted in. whole: those that fit into the manifest, its rest not counted
-    (published, and in the published recipes); exact: with the fraction, as also where not one fits."""
+    """How many optimizer steps count as one pass, for epochs and warm-up. whole: the full steps that fit into the data,
+    its remainder uncounted (published recipes); exact: the fraction counts too, as it always does when the data is
+    smaller than one step."""
     max_steps: Count | None = None
-    """Length in optimizer steps instead of epochs; the schedule follows."""
+    """Length of the run in optimizer steps, instead of --train.epochs; the learning rate schedule is fitted to it."""
     stop_after_steps: Count | None = None
-    """Save and stop after this step while the schedule keeps its full length; resume goes on."""
+    """Save and stop after this optimizer step without shortening the schedule; starting the same command again continues
+    the run."""
     time_limit: TimeSpan | None = None
-    """Save and stop (exit code 75) in time for a save to end this long after the process started: 23:50:00, 1-12:00:00 (days
-    first), 90m, 1.5h or 600s. The longest save so far is kept free, and the longest step with what fell into it."""
+    """Save and stop with exit code 75 before this much time has passed since the process started: 23:50:00, 1-12:00:00
+    (days first), 90m, 1.5h or 600s. Time for the slowest step and the slowest save seen so far is reserved."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Weights and activations; bf16 keeps float32 master weights, and the loss is float32 in both."""
+    """Number format of weights and activations. bf16 keeps float32 master weights in the optimizer; the loss is float32 in
+    both."""
     ds_config: str = "zero1"
-    """ZeRO policy: a name from ds_configs/ or the path of a JSON file."""
+    """DeepSpeed ZeRO policy: the name of one that comes with the package (zero1, zero2, zero3, ...) or the path of a JSON
+    file."""
     ds_zero_init: bool = False
-    """Build the model partitioned (zero.Init), for models that do not fit on one host; needs ZeRO stage 3."""
+    """Build the model already partitioned over the ranks (DeepSpeed's zero.Init), for models too large for one host; needs
+    ZeRO stage 3."""
     seed: Seed = 0
-    """Seeds weights, sample order, crops, masks and stochastic depth."""
+    """Seed of weights, sample order, crops, masks and stochastic depth."""
     compile: Literal["none", "inductor", "aot_eager"] = "none"
-    """torch.compile through the engine: inductor for speed (needs a compiler), aot_eager to see that it traces."""
+    """Run the model through torch.compile. inductor: for speed, needs a C++ compiler; aot_eager: only traces the model, to
+    test that it can be compiled."""
     runs: Path = Path("runs")
-    """Run folders are made below this folder."""
+    """Folder in which each new run gets a folder of its own."""
     run: Path | None = None
-    """Exactly this run folder instead of a new one."""
+    """Folder of this run, instead of a new one below --train.runs."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest whole checkpoint of this recipe's newest unfinished run; never: start a new run."""
+    """auto: continue the newest unfinished run of this recipe from its newest complete checkpoint; never: start a new run."""
     init: Path | None = None
-    """Start from these weights (a published checkpoint or our export), not from a fresh initialisation."""
+    """Weights to start from (a published checkpoint, a run folder or an exported file); default: freshly initialised
+    weights."""
     save_every: Count = 1000
-    """Checkpoint every this many steps, and at the end."""
+    """Optimizer steps between checkpoints; the end of the run is always saved."""
     keep: int = Field(2, ge=2, le=MANY)
-    """Newest whole checkpoints kept."""
+    """How many of the newest complete checkpoints to keep."""
     keep_every_hours: float = Field(0, ge=0, le=LONG_S / 3600, json_schema_extra=switched_off_by("0"))
-    """Keep beside them one in as many hours; 0: none."""
+    """Besides the newest checkpoints, keep one for every this many hours of wall time; 0 keeps no such extra ones."""
     keep_best: Literal["loss", "val_loss", "val_top1", "val_top5"] | None = None
-    """Keep beside them the one with the best of this figure of the log (a loss: the lowest)."""
+    """Besides the newest checkpoints, keep the one with the best value of this logged metric (lowest loss, highest
+    accuracy)."""
     copy_to: str | None = None
-    """Copy each checkpoint there in the background (a folder or any fsspec URL), and resume from there where they are gone."""
+    """Copy each checkpoint to this folder or fsspec URL (s3://...) in the background, and resume from the copy when the
+    local checkpoint is gone."""
     max_failed_saves: Count = 3
-    """Saves in a row that may fail (disk full, read-only) before the run stops; each costs only itself."""
+    """The run stops after this many failed saves in a row (disk full, read-only); fewer only give a warning."""
     log_every: Count = 10
-    """Steps between rows in metrics.jsonl; each row averages them."""
+    """Optimizer steps between rows of metrics.jsonl; each row holds averages over these steps."""
     tensorboard: bool = True
-    """Write TensorBoard events beside metrics.jsonl."""
+    """Write TensorBoard events next to metrics.jsonl."""
     max_nonfinite_steps: Whole = 20
-    """Skipped steps (non-finite loss or gradient) after which the run stops with a checkpoint."""
+    """The run saves and stops after skipping this many steps because their loss or gradient was not finite."""
     collective_timeout_s: float = Field(1800, ge=1, le=LONG_S)
-    """Seconds that ranks wait for each other, at the start and in every collective, before they take one for lost."""
+    """Seconds that ranks wait for each other, at the start and in every collective, before the run ends with an error."""
     peak_flops: float | None = Field(None, gt=0, le=1e30)
-    """Peak FLOP/s of one device for MFU; default: the table of known GPUs, or on a CPU a measured matrix product."""
+    """Peak FLOP/s of one device, for the model FLOPs utilisation (MFU) in the log; default: from the table of known GPUs,
+    or on a CPU a measured matrix product."""
 
     @property
     def time_limit_s(self) -> float | None:

@@ -29,11 +29,18 @@ PartBelow1 = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StrictModel(BaseModel):
-    """Frozen, unknown keys refused, no infinity and no nan, docstrings below fields kept as help texts."""
+    """Base of all configs: frozen, unknown keys refused, no infinity and no nan; a field's docstring is its help text."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Puts each help text on one line: the command line would print the source's line breaks among its own."""
+        for field in cls.model_fields.values():
+            if field.description:
+                field.description = " ".join(field.description.split())
 
 
 def switched_off_by(how: str) -> dict[str, Any]:

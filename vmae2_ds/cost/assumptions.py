@@ -21,7 +21,7 @@ class Range(StrictModel):
     low: float
     """Lower bound."""
     value: float
-    """Expected."""
+    """Expected value."""
     high: float
     """Upper bound."""
 

@@ -23,11 +23,11 @@ class Accelerator(StrictModel):
     """One accelerator as torch sees it (for MI250X that is one of its two dies); also the schema of a GPU file."""
 
     key: str = ""
-    """What `--gpu` calls it."""
+    """Name that `--gpu` takes."""
     name: str
-    """For people."""
+    """Full name, for reports."""
     device_names: tuple[str, ...] = ()
-    """What torch.cuda.get_device_name() says, without `NVIDIA `, `Tesla ` or `AMD `."""
+    """Names that torch.cuda.get_device_name() gives it, without `NVIDIA `, `Tesla ` or `AMD `."""
     memory_gb: float = Field(gt=0, allow_inf_nan=False)
     """Memory as sold, less inline ECC where it is on by default. Drivers report about 98.5 % of this number in GiB."""
     bandwidth_gb_s: float = Field(gt=0, allow_inf_nan=False)

@@ -26,27 +26,30 @@ _PLAIN = r"[\w@%+=:,./-]+"
 
 
 class HostsArguments(StrictModel):
-    """Command lines for the hosts of a hostfile. `vmae2 pretrain --help` lists the recipes; their options may follow.
+    """Print or run the commands that start a recipe on the hosts of a hostfile; options of the recipe may follow.
+
+    `vmae2 pretrain --help`, finetune and distil list the recipes, `vmae2 pretrain RECIPE --help` their options.
 
     Example: vmae2 launch hosts vit_g_pretrain_hybrid --hostfile hostfiles/two_2x8 --data.manifest /data/all.csv
     """
 
     hostfile: Path
-    """Hosts and their ranks: `node1 slots=8`, a line each."""
+    """File of hosts and their ranks, one per line: `node1 slots=8`."""
     launcher: Literal["pdsh", "openmpi", "ssh", "torchrun"] = "pdsh"
-    """How hosts are reached: pdsh and openmpi from this one; ssh and torchrun with a line for each host."""
+    """How the hosts are reached. pdsh and openmpi start all hosts from this one; ssh and torchrun print one command per
+    host."""
     master_addr: str | None = None
-    """Name or address by which all hosts find the first; default: as the hostfile has it."""
+    """Name or address under which all hosts reach the first one; default: its name in the hostfile."""
     master_port: int = Field(DEFAULT_PORT, ge=1, lt=2**16)
-    """A port of the first host that all others may reach."""
+    """Port on the first host that all others can reach."""
     interface: str | None = None
-    """Network interface (the same name on every host) that OpenMPI talks over; DeepSpeed would say eth0."""
+    """Network interface for OpenMPI, the same name on every host; without it DeepSpeed uses eth0."""
     bin: Path = Path(sys.executable).parent
-    """Folder of deepspeed, torchrun and python, on every host."""
+    """Folder that holds deepspeed, torchrun and python on every host."""
     env: tuple[str, ...] = ()
-    """Environment for all ranks: NAME=VALUE ..."""
+    """Environment variables for all ranks, as NAME=VALUE ..."""
     run: bool = False
-    """Become the line instead of printing it (pdsh and openmpi)."""
+    """Run the command instead of printing it; for pdsh and openmpi."""
 
 
 class Lines(NamedTuple):

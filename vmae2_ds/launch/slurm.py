@@ -25,55 +25,58 @@ _WORD = r"[\w.@:+=/%,&|*()\[\]-]+"
 
 
 class SlurmArguments(StrictModel):
-    """A batch script for SLURM. `vmae2 pretrain --help` and `vmae2 finetune --help` list the recipes; their options may follow.
+    """Write a batch script for SLURM that starts a recipe; options of the recipe may follow.
+
+    `vmae2 pretrain --help`, finetune and distil list the recipes, `vmae2 pretrain RECIPE --help` their options.
 
     Example: vmae2 launch slurm vit_g_pretrain_hybrid --nodes 8 --out job.sh --data.manifest /data/all.csv; sbatch job.sh
     """
 
     nodes: int = Field(ge=1, le=10**6)
-    """Hosts."""
+    """Number of hosts."""
     gpus_per_node: int = Field(8, ge=1, le=1024)
-    """GPUs, and so ranks, of each host."""
+    """Number of GPUs on each host; one rank runs on each."""
     time: str = "24:00:00"
-    """Time limit of one start, as SLURM takes it; the run goes on in the next."""
+    """Time limit of one start of the job, in SLURM's notation; the job requeues itself and continues the run."""
     job_name: str | None = None
-    """Name of the job, of its log and of its run folder; default: the recipe. The same name goes on with the same run."""
+    """Name of the job, its log and its run folder; default: the recipe. A job of the same name continues the same run."""
     partition: str | None = None
-    """Partition(s)."""
+    """SLURM partition, or several separated by commas."""
     account: str | None = None
-    """Account that pays."""
+    """SLURM account that the job is charged to."""
     qos: str | None = None
-    """Quality of service."""
+    """SLURM quality of service."""
     constraint: str | None = None
-    """Features that the hosts need to have."""
+    """Features that the hosts must have, as SLURM's --constraint."""
     cpus_per_task: int = Field(12, ge=1, le=2**16)
-    """Cores of each rank; more than --data.workers."""
+    """CPU cores of each rank; more than --data.workers."""
     mem: str = "0"
-    """Host memory of each node; 0: all of it."""
+    """Host memory of each node, in SLURM's notation; 0 takes all of it."""
     logs: Path = Path()
-    """Folder of the logs, NAME-JOB.out; it has to exist when the job starts (--submit makes it)."""
+    """Folder of the logs, called NAME-JOB.out. It must exist when the job starts; --submit creates it."""
     workdir: Path | None = None
-    """Folder that relative paths start from; default: the one sbatch is called from."""
+    """Folder that the job runs in and relative paths start from; default: the folder sbatch is called from."""
     python: str = sys.executable
-    """Interpreter that has vmae2_ds, on every host, or in the container."""
+    """Python interpreter that has vmae2_ds installed, as a path on every host or in the container."""
     env: tuple[str, ...] = ()
-    """Environment for all ranks: NAME=VALUE ..."""
+    """Environment variables for all ranks, as NAME=VALUE ..."""
     container: str | None = None
-    """Image for srun's --container-image (pyxis)."""
+    """Container image, for srun's --container-image (pyxis)."""
     container_mounts: str | None = None
-    """Its mounts, HOST:INSIDE,..."""
+    """Folders mounted into the container, as HOST:INSIDE,..."""
     notice: int = Field(600, ge=30, le=65535)
-    """Seconds before the time limit at which the ranks are told to save and stop; more than a step and a save take."""
+    """Seconds before the time limit at which the ranks are told to save and stop; must be longer than a step and a save
+    together."""
     max_requeues: Whole = 100
-    """Starts after the first, for whatever reason, that the script asks for by itself."""
+    """How often the job may requeue itself after its first start, whatever the reason."""
     max_losses: Whole = 5
-    """Starts in a row that may end with a lost or hung rank before the job stops for good."""
+    """The job stops for good after this many starts in a row that ended with a lost or hung rank."""
     print_: Annotated[bool, tyro.conf.arg(name="print")] = False
-    """Print the script; what happens anyway without --out and --submit."""
+    """Print the script. This is the default without --out and --submit."""
     out: Path | None = None
-    """Write the script to this file."""
+    """File that the script is written to."""
     submit: bool = False
-    """Hand it to sbatch."""
+    """Submit the script with sbatch."""
 
 
 def launch_slurm(arguments: SlurmArguments, config: RunConfig, words: Sequence[str]) -> str:

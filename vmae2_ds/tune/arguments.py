@@ -26,51 +26,59 @@ HYBRID_VIDEOS = 1_348_000
 
 
 class PlanArguments(StrictModel):
-    """What a run will be on these machines. `vmae2 pretrain --help` lists the recipes; their options may follow.
+    """Predict batch, memory, time and cost of a recipe on these machines; options of the recipe may follow.
+
+    `vmae2 pretrain --help` lists the recipes, `vmae2 pretrain RECIPE --help` their options.
 
     Example: vmae2 plan vit_g_pretrain_hybrid --gpus 64 --gpu a100-80g --train.micro-batch 16
     """
 
     gpus: Ranks
-    """GPUs in all (ranks)."""
+    """Number of GPUs, which is the number of ranks."""
     gpu: str
-    """A key of the table (a100-80g, h100, rtx-4090, ...), a name as torch gives it, a JSON file, or cpu for this machine."""
+    """Type of GPU: a name from the built-in table (a100-80g, h100, rtx-4090, ...), the name torch reports, a JSON file, or
+    cpu for this machine."""
     nodes: Ranks | None = None
-    """Nodes the GPUs are spread over; default: 8 GPUs a node."""
+    """Number of nodes that the GPUs are spread over; default: one node for every 8 GPUs."""
     memory: Given = None
-    """GiB of each GPU that may be used; default: 98.5 % of what it has."""
+    """Usable memory of each GPU in GiB; default: 98.5 % of its nominal memory."""
     network_gbit: Given = None
-    """Network of one GPU, one way: its node's bandwidth over the node's GPUs, in Gbit/s; default: 50 to 400, expected 200."""
+    """Network bandwidth per GPU in Gbit/s, one way: that of the node divided by its GPUs; default: 200, with bounds of 50
+    and 400."""
     cores_per_gpu: Given = None
-    """CPU cores that read data for one GPU; default: 8 to 16, expected 12."""
+    """CPU cores that read data for each GPU; default: 12, with bounds of 8 and 16."""
     host_memory: Given = None
-    """GiB of host memory for one GPU, for offload; default: 64 to 256, expected 128."""
+    """Host memory per GPU in GiB, for offload; default: 128, with bounds of 64 and 256."""
     videos: Count | None = None
-    """Videos in the data set; default: counted in --data.manifest, or 1,348,000 for the hybrid recipes."""
+    """Number of videos in the data set; default: counted in --data.manifest, or 1,348,000 for the hybrid recipes."""
     calibration: Path | None = None
-    """Assumptions as JSON, such as `tune --measure` writes."""
+    """JSON file of assumptions (efficiencies, overheads), as `vmae2 tune --measure` writes it; default: built-in
+    estimates."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON."""
+    """Print the result as JSON."""
 
 
 class TuneArguments(PlanArguments):
-    """The fastest way to lay out a recipe on these machines. `vmae2 pretrain --help` lists them; their options may follow.
+    """Find the fastest ZeRO policy and micro batch for a recipe on these machines; options of the recipe may follow.
+
+    `vmae2 pretrain --help` lists the recipes, `vmae2 pretrain RECIPE --help` their options.
 
     Example: vmae2 tune vit_g_pretrain_hybrid --gpus 8 --gpu rtx-4090 --out g.json --model.attention sdpa
     """
 
     out: Path = Path("ds_config.json")
-    """Where the chosen ds_config is written."""
+    """File that the chosen DeepSpeed configuration is written to."""
     quantized: bool = False
-    """Also ZeRO++ with quantised weights and gradients: less traffic, and not quite the same training."""
+    """Also try ZeRO++ with quantised weights and gradients, which lowers traffic and changes training slightly."""
     offload: bool = True
-    """Also optimizer states, and weights, in host memory."""
+    """Also try keeping optimizer states, and weights, in host memory."""
     measure: Whole = 0
-    """Run the best so many settings for a few steps on the GPUs at hand, and refit the assumptions."""
+    """Run this many of the best settings for a few steps on the available GPUs and refit the assumptions to the times
+    measured; 0 only predicts."""
     hostfile: Path | None = None
     """DeepSpeed hostfile for --measure; default: the GPUs of this machine."""
     measure_timeout: float = Field(900, ge=1, le=LONG_S)
-    """Seconds after which a measured setting is given up."""
+    """Seconds after which the measurement of one setting is given up."""
 
 
 def assumptions_of(arguments: PlanArguments) -> Assumptions:

@@ -43,27 +43,28 @@ class SourceConfig(StrictModel):
     """One `[[source]]` table of a mixture file."""
 
     name: str = Field(min_length=1)
-    """What counts, strides and messages call it."""
+    """Name of the source in counts, strides and messages."""
     manifest: Path
-    """Its list or indexed folder, from data.root, else from the mixture file's folder."""
+    """List or indexed folder of the source's videos, relative to data.root, else to the mixture file's folder."""
     root: Path | None = None
-    """Folder of its videos, from the same place; default: the manifest's folder."""
+    """Folder of the source's videos, relative to the same place as its manifest; default: the manifest's folder."""
     weight: float | None = Field(None, gt=0)
-    """Its part of the sum of all weights."""
+    """Weight of the source; its share is this divided by the sum of all weights."""
     share: float | None = Field(None, gt=0, le=1)
-    """Its part of every stretch of samples; the shares of a file sum to 1."""
+    """Share of the source in every stretch of samples; the shares of a file sum to 1."""
     max_epochs: float | None = Field(None, gt=0)
-    """Passes over it after which it is used up and the others take its share."""
+    """Passes over the source after which it is used up and the others take its share."""
     stride: int | None = Field(None, gt=0)
     """Step between frames; default: data.source_strides, then data.stride."""
     fps: float | None = Field(None, gt=0)
-    """Frames a second of the clip instead of a stride: the step that comes nearest at each video's own rate."""
+    """Frames per second of the clip, instead of a stride: each video gets the step that comes nearest at its own frame
+    rate."""
     kind: Literal["video", "frames", "shards"] = "video"
-    """Video files, folders of frames, or videos in tar shards."""
+    """What the manifest lists: video files, folders of frames, or videos in tar shards."""
     template: str = "{:05}.jpg"
-    """File name of frame number k of a folder, as a Python format."""
+    """File name of frame number k in a folder of frames, as a Python format."""
     reader: ReaderName | None = None
-    """Video reader; default: data.reader."""
+    """Video reader for this source; default: data.reader."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> SourceConfig:
@@ -85,9 +86,9 @@ class MixtureConfig(StrictModel):
     """A mixture file, as written."""
 
     name: str
-    """What messages call the mixture."""
+    """Name of the mixture in messages."""
     source: tuple[SourceConfig, ...] = Field(min_length=1)
-    """Its sources; their order is part of a run's identity."""
+    """The sources; their order is part of a run's identity."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> MixtureConfig:

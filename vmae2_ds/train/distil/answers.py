@@ -42,23 +42,23 @@ class AnswersIndex(StrictModel):
     """What a folder of answers holds, written before its first shard."""
 
     format: Literal[1] = 1
-    """Of the folder; another version refuses it."""
+    """Version of the folder's layout; a folder of another version is refused."""
     teacher: dict[str, Any]
-    """`TeacherCard.identity`."""
+    """Identity of the teacher, `TeacherCard.identity`."""
     clips: dict[str, Any]
-    """Whatever decides the clips: seed, lists, sampling, crops, augmentation."""
+    """Everything that decides the clips: seed, lists, sampling, crops, augmentation."""
     videos: tuple[int, ...]
-    """Of each source."""
+    """Number of videos in each source."""
     views: int
-    """Clips of each video in an epoch."""
+    """Number of clips of each video in an epoch."""
     classes: int
-    """The student's."""
+    """Number of the student's classes."""
     feature_width: int
-    """The teacher's; 0 where its features are not kept."""
+    """Width of the teacher's features; 0 where its features are not saved."""
     dtype: Literal["float16", "float32"]
-    """Of logits and features."""
+    """Number format of logits and features."""
     shard_videos: int
-    """Rows of a shard; the last one of an epoch has fewer."""
+    """Number of videos in a shard; the last shard of an epoch has fewer."""
 
     @property
     def clip_bytes(self) -> int:
