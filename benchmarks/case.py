@@ -17,7 +17,7 @@ from benchmarks.harness import Timing, Variant, attempt, paired_ratio, rows_of, 
 from benchmarks.record import Row
 from benchmarks.steps import Precision, matmul_step
 from vmae2_ds.config.pretrain import StrictModel
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.device_peak import device_peak
 from vmae2_ds.errors import ConfigError
 
@@ -25,7 +25,7 @@ MATMUL = "matmul"
 """The variant that stands for a CPU's peak: timed in the rounds of what it is compared with."""
 MATMUL_EDGE = 2048
 USUAL_BATCH = 2
-ALONE = World()
+ALONE = Ranks()
 UNCOUNTED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -88,7 +88,7 @@ class Bench:
     options: Options
     tell: Callable[[str], None] = lambda _: None
     """Progress inside a group."""
-    world: World = ALONE
+    ranks: Ranks = ALONE
     """This process among the ranks of a launched case."""
     folder: Path | None = None
     """Of the rows: where a case may put files, and the note of what is in flight."""

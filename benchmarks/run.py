@@ -47,30 +47,30 @@ def run_cases(
     if options.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     find_device(options.device)
-    world = map_rank_variables(dict(os.environ))
+    ranks = map_rank_variables(dict(os.environ))
     single = [name for name in names if not CASES[name].launched]
-    if world.size > 1 and single:
+    if ranks.size > 1 and single:
         raise ConfigError(
-            f"{', '.join(single)}: one process measures these: run them without a launcher ({world.launcher})"
+            f"{', '.join(single)}: one process measures these: run them without a launcher ({ranks.launcher})"
         )
     since, failed = time.time(), 0
     for name in names:
         job = Job(case=name, options=options, out=out.resolve(), command=command, since=since, fresh=fresh)
-        if world.launcher != "none":
+        if ranks.launcher != "none":
             work(job)
         else:
             job = job.model_copy(update={"parent": os.getpid()})
             for launcher in _launchers(name, options):
                 _work_in_child(job, launcher)
         rows = [row for row in read_rows(out) if row["case"] == name and row["unix_time"] >= since]
-        for group in dict.fromkeys(row["group"] for row in rows if world.rank == 0):
+        for group in dict.fromkeys(row["group"] for row in rows if ranks.rank == 0):
             show(f"{name}: {group}", [row for row in rows if row["group"] == group])
         failed += sum(bool(row["error"]) for row in rows)
     return failed
 
 
 def _launchers(name: str, options: Options) -> list[list[str]]:
-    """Command lines up to the job's file, one for each world size."""
+    """Command lines up to the job's file, one for each number of ranks."""
     worker = "benchmarks.worker"
     if not CASES[name].launched:
         return [[sys.executable, "-m", worker]]

@@ -26,7 +26,7 @@ from benchmarks.devices import describe, settle_malloc
 from benchmarks.harness import FAILURES, is_device_broken, reason_of
 from benchmarks.record import WHOLE_GROUP, Row, append_rows, current, fingerprint, provenance, read_rows
 from vmae2_ds.config.pretrain import StrictModel
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
 LOOK_EVERY_S = 2.0
@@ -54,35 +54,34 @@ class Job(StrictModel):
 def work(job: Job) -> None:
     """Measure what is not there yet. Called on every rank where a launcher started several; rank 0 writes."""
     case = CASES[job.case]
-    world = start_ranks() if case.launched else World()
+    ranks = start_ranks() if case.launched else Ranks()
     torch.set_num_threads(1)
     settle_malloc()
-    bench = Bench(job.options, _progress if world.rank == 0 else lambda _: None, world, job.out, num_nodes(world))
-    agreement = Agreement(world)
+    bench = Bench(job.options, _progress if ranks.rank == 0 else lambda _: None, ranks, job.out, num_nodes(ranks))
     groups = list(case.groups(bench))
     for number, group in enumerate(groups):
         mark = fingerprint(**_settings(job, group, bench))
-        if agreement.from_first(partial(_is_done, job, group.name, mark)):
-            _say(world, f"{job.case}: {group.name}: done before")
+        if ranks.from_first(partial(_is_done, job, group.name, mark)):
+            _say(ranks, f"{job.case}: {group.name}: done before")
             continue
-        _say(world, f"{job.case}: {group.name} ({number + 1} of {len(groups)})")
+        _say(ranks, f"{job.case}: {group.name} ({number + 1} of {len(groups)})")
         _measure(job, group, bench, mark)
     if case.launched:
-        stop_ranks(world)
+        stop_ranks(ranks)
 
 
 def _settings(job: Job, group: Group, bench: Bench) -> dict[str, Any]:
     """Everything but code and machine that a figure of the group depends on."""
     options = job.options
     asked = {"rounds": options.rounds, "warmup": options.warmup, "quick": options.quick, "settings": group.settings}
-    where = {"device": describe(bench.device), "world": bench.world.size, "nodes": bench.nodes}
+    where = {"device": describe(bench.device), "world": bench.ranks.size, "nodes": bench.nodes}
     return {"case": job.case, "group": group.name, **asked, **where}
 
 
-def num_nodes(world: World) -> int:
+def num_nodes(ranks: Ranks) -> int:
     """Hosts of the ranks; every rank calls this."""
-    names = [socket.gethostname()] * world.size
-    if world.size > 1:
+    names = [socket.gethostname()] * ranks.size
+    if ranks.size > 1:
         torch.distributed.all_gather_object(names, names[0])
     return len(set(names))
 
@@ -98,7 +97,7 @@ def _is_done(job: Job, group: str, mark: str) -> bool:
 
 def _measure(job: Job, group: Group, bench: Bench, mark: str) -> None:
     note = {"case": job.case, "group": group.name, "fingerprint": mark}
-    if bench.world.rank == 0:
+    if bench.ranks.rank == 0:
         flight.begin(job.out, **note)
     start = time.perf_counter()
     try:
@@ -106,13 +105,13 @@ def _measure(job: Job, group: Group, bench: Bench, mark: str) -> None:
     except FAILURES as error:
         if is_device_broken(error):
             raise
-        if bench.world.size > 1:  # the others wait in a collective, so this one must not: the launcher ends them all
+        if bench.ranks.size > 1:  # the others wait in a collective, so this one must not: the launcher ends them all
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
         rows = [failed_group(reason_of(error))]
-    if bench.world.rank == 0:
-        shared = {"device": describe(bench.device), "ranks": bench.world.size, "nodes": bench.nodes}
+    if bench.ranks.rank == 0:
+        shared = {"device": describe(bench.device), "ranks": bench.ranks.size, "nodes": bench.nodes}
         shared |= {"group_s": time.perf_counter() - start, **row_origin(job)}
         append_rows(job.out / f"{job.case}.jsonl", [{**shared, **row, **note} for row in rows])
         flight.end(job.out)
@@ -130,8 +129,8 @@ def row_origin(job: Job) -> Row:
     return {**known, "command": job.command, "unix_time": time.time()}
 
 
-def _say(world: World, line: str) -> None:
-    if world.rank == 0:
+def _say(ranks: Ranks, line: str) -> None:
+    if ranks.rank == 0:
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""
         print(f"{clear}{line}", file=sys.stderr, flush=True)
 

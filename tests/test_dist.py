@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 
-from vmae2_ds.dist import LAUNCHERS, UNMAPPED, World, map_rank_variables
+from vmae2_ds.dist import LAUNCHERS, UNMAPPED, Ranks, map_rank_variables
 from vmae2_ds.errors import ConfigError
 
 TORCH = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
@@ -25,31 +26,31 @@ ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
 @pytest.mark.parametrize(
-    ("variables", "world"),
+    ("variables", "ranks"),
     [
-        ({}, World(0, 0, 1, "none")),
-        (TORCH, World(3, 1, 4, "torch")),
-        ({**OPENMPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, World(1, 1, 2, "openmpi")),
-        ({**OPENMPI, "MASTER_ADDR": "w1"}, World(1, 1, 2, "openmpi")),
-        (SLURM, World(5, 1, 8, "slurm")),
-        (MPICH, World(0, 0, 2, "mpich")),
-        (MVAPICH, World(3, 0, 4, "mvapich")),
-        ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "1"}, World(0, 0, 1, "none")),  # a shell inside salloc
-        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}, World(0, 0, 1, "none")),  # a batch script
-        ({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}, World(5, 1, 8, "slurm")),  # srun with the pmi2 plugin
-        ({**SLURM, **TORCH}, World(3, 1, 4, "torch")),  # torchrun started by srun
-        ({**SRUN_SHELL, **OPENMPI, "MASTER_ADDR": "a"}, World(1, 1, 2, "openmpi")),  # mpirun in a shell of srun
-        ({**SRUN_SHELL, **TORCH}, World(3, 1, 4, "torch")),
-        ({**SLURM, **TORCH, "GROUP_WORLD_SIZE": "2"}, World(3, 1, 4, "torch")),  # torchrun --nnodes 2 on each task
-        ({"SLURM_NTASKS": "2", **OPENMPI, "MASTER_ADDR": "a"}, World(1, 1, 2, "openmpi")),  # mpirun in a batch script
-        (ALONE, World(0, 0, 1, "torch")),
-        (dict.fromkeys(TORCH, ""), World(0, 0, 1, "none")),
+        ({}, Ranks(0, 0, 1, "none")),
+        (TORCH, Ranks(3, 1, 4, "torch")),
+        ({**OPENMPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, Ranks(1, 1, 2, "openmpi")),
+        ({**OPENMPI, "MASTER_ADDR": "w1"}, Ranks(1, 1, 2, "openmpi")),
+        (SLURM, Ranks(5, 1, 8, "slurm")),
+        (MPICH, Ranks(0, 0, 2, "mpich")),
+        (MVAPICH, Ranks(3, 0, 4, "mvapich")),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "1"}, Ranks(0, 0, 1, "none")),  # a shell inside salloc
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}, Ranks(0, 0, 1, "none")),  # a batch script
+        ({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}, Ranks(5, 1, 8, "slurm")),  # srun with the pmi2 plugin
+        ({**SLURM, **TORCH}, Ranks(3, 1, 4, "torch")),  # torchrun started by srun
+        ({**SRUN_SHELL, **OPENMPI, "MASTER_ADDR": "a"}, Ranks(1, 1, 2, "openmpi")),  # mpirun in a shell of srun
+        ({**SRUN_SHELL, **TORCH}, Ranks(3, 1, 4, "torch")),
+        ({**SLURM, **TORCH, "GROUP_WORLD_SIZE": "2"}, Ranks(3, 1, 4, "torch")),  # torchrun --nnodes 2 on each task
+        ({"SLURM_NTASKS": "2", **OPENMPI, "MASTER_ADDR": "a"}, Ranks(1, 1, 2, "openmpi")),  # mpirun in a batch script
+        (ALONE, Ranks(0, 0, 1, "torch")),
+        (dict.fromkeys(TORCH, ""), Ranks(0, 0, 1, "none")),
     ],
 )
-def test_variables_are_mapped(variables: dict[str, str], world: World) -> None:
+def test_variables_are_mapped(variables: dict[str, str], ranks: Ranks) -> None:
     env = dict(variables)
-    assert map_rank_variables(env) == world
-    assert (env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) == tuple(map(str, world[:3]))
+    assert map_rank_variables(env) == ranks
+    assert (env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) == tuple(map(str, astuple(ranks)[:3]))
     assert env["MASTER_ADDR"]
     assert env["MASTER_PORT"]
 
@@ -57,7 +58,7 @@ def test_variables_are_mapped(variables: dict[str, str], world: World) -> None:
 def test_a_second_look_finds_the_same_world() -> None:
     for variables in (TORCH, {**OPENMPI, "MASTER_ADDR": "a"}, SLURM, MPICH, MVAPICH, SRUN_SHELL, {}):
         env = dict(variables)
-        assert map_rank_variables(env)[:3] == map_rank_variables(env)[:3]
+        assert astuple(map_rank_variables(env))[:3] == astuple(map_rank_variables(env))[:3]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmae2_ds.errors import ConfigError
 
@@ -53,27 +54,84 @@ SLURM_PORTS = 20000
 """First of the 10,000 ports for SLURM jobs; Linux hands out those from 32768 on to everybody else."""
 
 
-class World(NamedTuple):
-    """This process among all."""
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among all, and their small agreements, so that no rank acts alone.
+
+    They need the process group (`engine.ranks.start_ranks`); one process agrees with itself.
+    """
 
     rank: int = 0
     local_rank: int = 0
     size: int = 1
     launcher: str = "none"
 
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over ranks, in float64. Waits for the device, as the optimizer's overflow check does."""
+        return self._reduce(values, "SUM")
 
-def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> World:
-    """Find the launcher's variables in `env`, write the torch names into it, and return the world.
+    def max(self, *values: float) -> list[float]:
+        """The largest of each value over ranks, in float64. Waits like `sum`."""
+        return self._reduce(values, "MAX")
 
-    With none set the world is this one process. Raises ConfigError where a launcher's variables are set only in part or
+    def _reduce(self, values: tuple[float, ...], operation: str) -> list[float]:
+        if self.size == 1:
+            return list(values)
+        import torch.distributed
+
+        results = torch.tensor(values, dtype=torch.float64, device=default_device())
+        torch.distributed.all_reduce(results, getattr(torch.distributed.ReduceOp, operation))
+        return results.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank when it is true on one."""
+        return self.sum(float(flag))[0] > 0
+
+    def gather(self, value: T) -> list[T] | None:
+        """On rank 0 the (picklable) values of all ranks in their order; None elsewhere."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed
+
+        box: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        torch.distributed.gather_object(value, box, dst=0)
+        return box
+
+    def first_said(self, text: str | None) -> str | None:
+        """On every rank what the first rank with something to say says; None where none has."""
+        said = self.gather(text)
+        return self.from_first(lambda: next((one for one in said or () if one is not None), None))
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0 and return its (picklable) result on every rank; an error is raised on every rank."""
+        if self.size == 1:
+            return function()
+        import torch.distributed
+
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = function()
+            except Exception as error:  # whatever it is, the others wait for it
+                box[1] = error
+        torch.distributed.broadcast_object_list(box, src=0, device=default_device())
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+
+def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> Ranks:
+    """Find the launcher's variables in `env`, write the torch names into it, and return where this process stands.
+
+    With none set this process is the only one. Raises ConfigError where a launcher's variables are set only in part or
     contradict each other, where two launchers disagree, where an unknown one started this process, or where nothing
     says the address of rank 0.
     """
-    whole: dict[str, World] = {}
+    whole: dict[str, Ranks] = {}
     for launcher, names in LAUNCHERS.items():
         present = [name for name in names if env.get(name)]
         if len(present) == len(names):
-            whole[launcher] = _world(env, launcher)
+            whole[launcher] = _whole_set(env, launcher)
         elif present and not (launcher == "slurm" and "SLURM_STEP_NUM_TASKS" not in present):
             if launcher == "mpich" and "slurm" in whole:
                 continue  # srun with the pmi2 plugin
@@ -85,24 +143,24 @@ def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> World:
     if whole:
         return _write(env, _choose(env, whole))
     _refuse_a_silent_copy(env)
-    return _write(env, World())
+    return _write(env, Ranks())
 
 
-def _world(env: MutableMapping[str, str], launcher: str) -> World:
+def _whole_set(env: MutableMapping[str, str], launcher: str) -> Ranks:
     rank, local_rank, size = (_integer(env, name) for name in LAUNCHERS[launcher])
     if not 0 <= rank < size or not 0 <= local_rank <= rank:
         raise ConfigError(f"{launcher} rank variables contradict each other: rank={rank} local={local_rank} of {size}")
-    return World(rank, local_rank, size, launcher)
+    return Ranks(rank, local_rank, size, launcher)
 
 
-def _choose(env: MutableMapping[str, str], whole: dict[str, World]) -> World:
-    """The world among those whose variables are whole: torch's names before all, then srun's, then MPI's."""
+def _choose(env: MutableMapping[str, str], whole: dict[str, Ranks]) -> Ranks:
+    """The place among those whose variables are whole: torch's names before all, then srun's, then MPI's."""
     chosen = next(iter(whole.values()))
     for other in whole.values():
         if chosen.launcher == "torch":
             # a launcher inside srun or mpirun knows its hosts; one that was told of none copies itself on each task
             alone = chosen.size == 1 or any(env.get(name) == "1" for name in NODES)
-            agrees = chosen[:3] == other[:3] or other.size == 1 or not alone
+            agrees = chosen == replace(other, launcher=chosen.launcher) or other.size == 1 or not alone
         elif chosen.size == 1:
             chosen, agrees = other, True  # mpirun in a shell that srun has opened
         else:
@@ -115,9 +173,9 @@ def _choose(env: MutableMapping[str, str], whole: dict[str, World]) -> World:
     return chosen
 
 
-def _said(world: World) -> str:
-    rank, _, size = LAUNCHERS[world.launcher]
-    return f"{rank}={world.rank} {size}={world.size}"
+def _said(ranks: Ranks) -> str:
+    rank, _, size = LAUNCHERS[ranks.launcher]
+    return f"{rank}={ranks.rank} {size}={ranks.size}"
 
 
 def _refuse_a_silent_copy(env: MutableMapping[str, str]) -> None:
@@ -158,16 +216,15 @@ def _integer(env: MutableMapping[str, str], name: str) -> int:
         raise ConfigError(f"{name}={env[name]!r} is not a number") from None
 
 
-def _write(env: MutableMapping[str, str], world: World) -> World:
-    rank, local_rank, size, launcher = world
+def _write(env: MutableMapping[str, str], ranks: Ranks) -> Ranks:
     if not env.get("MASTER_ADDR"):
-        if launcher == "slurm":
+        if ranks.launcher == "slurm":
             env["MASTER_ADDR"] = _first_slurm_host(env)
-        elif size == 1 or env.get(LOCAL_SIZES.get(launcher, "")) == str(size):
+        elif ranks.size == 1 or env.get(LOCAL_SIZES.get(ranks.launcher, "")) == str(ranks.size):
             env["MASTER_ADDR"] = "127.0.0.1"
         else:
             raise ConfigError(
-                f"{launcher} started {size} processes but MASTER_ADDR is not set; export rank 0's address"
+                f"{ranks.launcher} started {ranks.size} processes but MASTER_ADDR is not set; export rank 0's address"
             )
     job = _integer(env, "SLURM_JOB_ID") if env.get("SLURM_JOB_ID") else None
     # two SLURM jobs may share a node, so a job's port follows from its number
@@ -175,8 +232,8 @@ def _write(env: MutableMapping[str, str], world: World) -> World:
         env["MASTER_PORT"] = str(DEFAULT_PORT if job is None else SLURM_PORTS + job % 10_000)
     if not 0 < _integer(env, "MASTER_PORT") < 2**16:
         raise ConfigError(f"MASTER_PORT={env['MASTER_PORT']} is no port: 1 to 65535")
-    env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = str(rank), str(local_rank), str(size)
-    return world
+    env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"] = str(ranks.rank), str(ranks.local_rank), str(ranks.size)
+    return ranks
 
 
 def _first_slurm_host(env: MutableMapping[str, str]) -> str:
@@ -186,66 +243,6 @@ def _first_slurm_host(env: MutableMapping[str, str]) -> str:
     if not re.fullmatch(r"[\w.-]+", first):
         raise ConfigError(f"cannot read the first host of the job's list {hosts!r}; export MASTER_ADDR")
     return first
-
-
-class Agreement:
-    """Small sums and maxima over all ranks, so that no rank acts alone."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def sum(self, *values: float) -> list[float]:
-        """Each value summed over ranks, in float64. Waits for the device, as the optimizer's overflow check does."""
-        return self._reduce(values, "SUM")
-
-    def max(self, *values: float) -> list[float]:
-        """The largest of each value over ranks, in float64. Waits like `sum`."""
-        return self._reduce(values, "MAX")
-
-    def _reduce(self, values: tuple[float, ...], operation: str) -> list[float]:
-        if self._world.size == 1:
-            return list(values)
-        import torch.distributed
-
-        results = torch.tensor(values, dtype=torch.float64, device=default_device())
-        torch.distributed.all_reduce(results, getattr(torch.distributed.ReduceOp, operation))
-        return results.tolist()
-
-    def any(self, flag: bool) -> bool:
-        """True on every rank when it is true on one."""
-        return self.sum(float(flag))[0] > 0
-
-    def gather(self, value: T) -> list[T] | None:
-        """On rank 0 the (picklable) values of all ranks in their order; None elsewhere."""
-        if self._world.size == 1:
-            return [value]
-        import torch.distributed
-
-        box: list[Any] | None = [None] * self._world.size if self._world.rank == 0 else None
-        torch.distributed.gather_object(value, box, dst=0)
-        return box
-
-    def first_said(self, text: str | None) -> str | None:
-        """On every rank what the first rank with something to say says; None where none has."""
-        said = self.gather(text)
-        return self.from_first(lambda: next((one for one in said or () if one is not None), None))
-
-    def from_first(self, function: Callable[[], T]) -> T:
-        """Call `function` on rank 0 and return its (picklable) result on every rank; an error is raised on every rank."""
-        if self._world.size == 1:
-            return function()
-        import torch.distributed
-
-        box: list[Any] = [None, None]
-        if self._world.rank == 0:
-            try:
-                box[0] = function()
-            except Exception as error:  # whatever it is, the others wait for it
-                box[1] = error
-        torch.distributed.broadcast_object_list(box, src=0, device=default_device())
-        if box[1] is not None:
-            raise box[1]
-        return box[0]
 
 
 def default_device() -> torch.device:

@@ -38,7 +38,7 @@ from vmae2_ds.config.ds_config import zero_stage
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.states import WEIGHT_BYTES
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.runs.export import export_weights
 
 POLICIES = ("zero0", "zero2", "zero3")
@@ -63,23 +63,23 @@ def groups(bench: Bench) -> Iterator[Group]:
     """By size and precision."""
     for size in bench.options.sizes:
         for precision in bench.options.precisions:
-            yield Group(f"{size} {precision} {bench.world.size} ranks", partial(measure, bench, size, precision))
+            yield Group(f"{size} {precision} {bench.ranks.size} ranks", partial(measure, bench, size, precision))
 
 
 def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
     """For each ZeRO layout: save, load with and without the pages in memory, and both exports, `MOST_ROUNDS` times at most."""
     assert bench.folder is not None, "the worker names the folder of the rows"
     rounds = min(bench.options.rounds, MOST_ROUNDS)
-    found = policies(precision, bench.device, bench.world.size)
+    found = policies(precision, bench.device, bench.ranks.size)
     failed, rows = lost_before(bench), list[Row]()
     for name in (name for name in POLICIES if name in found):
-        config = run_config(size, precision, name, "math", 1, bench.world.size)
+        config = run_config(size, precision, name, "math", 1, bench.ranks.size)
         call = partial(_measure_policy, bench, config, found[name], bench.folder / SCRATCH, rounds)
         measured = None if name in failed else try_variant(bench, name, call, failed)
         stage = zero_stage(found[name])
         for operation in OPERATIONS:
             about = {
-                "size": size, "precision": precision, "policy": name, "stage": stage, "ranks": bench.world.size,
+                "size": size, "precision": precision, "policy": name, "stage": stage, "ranks": bench.ranks.size,
                 "operation": operation, "folder": "beside the rows", "file_system": file_system_of(bench.folder),
                 **NOTES[operation],
             }  # fmt: skip
@@ -89,7 +89,7 @@ def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
             if samples:
                 row |= {"kind": "measured", "values": values_of(config, stage, operation, samples, size_bytes)}
             rows.append(row)
-    if bench.world.rank == 0:  # a policy that failed has left its files
+    if bench.ranks.rank == 0:  # a policy that failed has left its files
         shutil.rmtree(bench.folder / SCRATCH, ignore_errors=True)
     return rows
 
@@ -127,26 +127,26 @@ def _measure_policy(
     bench: Bench, config: PretrainConfig, policy: dict[str, Any], scratch: Path, rounds: int
 ) -> dict[str, tuple[list[float], int]]:
     """Operation -> seconds of each round but the first, and bytes on disk."""
-    world = bench.world
-    engine, step = set_up(config, policy, world)
+    ranks = bench.ranks
+    engine, step = set_up(config, policy, ranks)
     step()  # Adam makes its moments in the first
-    _start_over(scratch, config, world)
-    target, agreement = scratch / "ckpt" / tag_of(1), Agreement(world)
+    _start_over(scratch, config, ranks)
+    target = scratch / "ckpt" / tag_of(1)
 
     def save() -> None:
-        save_checkpoint(engine, target.parent, 1, {"step": 1}, world, Keep())
+        save_checkpoint(engine, target.parent, 1, {"step": 1}, ranks, Keep())
 
     def load() -> None:
-        load_checkpoint(engine, target, world, agreement)
+        load_checkpoint(engine, target, ranks)
 
     def export(out: Path) -> None:
-        if world.rank == 0:
+        if ranks.rank == 0:
             quiet = io.StringIO()  # DeepSpeed's reader talks, and draws bars
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
                 export_weights(target, out=out)
 
     def remove() -> None:
-        if world.rank == 0:
+        if ranks.rank == 0:
             shutil.rmtree(target, ignore_errors=True)
 
     files = {f"export {kind}": scratch / f"weights.{kind}" for kind in ("safetensors", "pth")}
@@ -162,24 +162,24 @@ def _measure_policy(
             bench.tell(f"{config.train.ds_config} {name}, {number} of {rounds}")
             operation, before = operations[name]
             before()
-            taken = time_step(operation, bench.device, world)
+            taken = time_step(operation, bench.device, ranks)
             if number:
                 seconds[name].append(taken.wall)
     on_disk = {name: bytes_of(files.get(name, target)) for name in OPERATIONS}
     tear_down()
-    meet(bench.device, world)
-    if world.rank == 0:
+    meet(bench.device, ranks)
+    if ranks.rank == 0:
         shutil.rmtree(scratch)
     return {name: (seconds[name], on_disk[name]) for name in OPERATIONS}
 
 
-def _start_over(scratch: Path, config: PretrainConfig, world: World) -> None:
+def _start_over(scratch: Path, config: PretrainConfig, ranks: Ranks) -> None:
     """A run folder without a checkpoint; what a run that was killed left there goes."""
-    if world.rank == 0:
+    if ranks.rank == 0:
         shutil.rmtree(scratch, ignore_errors=True)
         (scratch / "ckpt").mkdir(parents=True)
         (scratch / "run.json").write_text(config.model_dump_json())
-    Agreement(world).any(False)
+    ranks.any(False)
 
 
 def bytes_of(path: Path) -> int:

@@ -28,7 +28,7 @@ from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch, LossOutput, PretrainBatch, StepResult
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import start_ranks
 from vmae2_ds.guard.hang import HangSwitch
@@ -114,8 +114,8 @@ def loop_step(
     """`steps` more steps of the run's own loop, with a full history of good steps behind it."""
     folder.mkdir()
     plan = plan_run(config, config.train.global_batch, 1)
-    guard = SpikeGuard(GuardConfig(on_spike="skip" if guards.spikes else "off"), World(0, 0, guards.ranks))
-    switch = HangSwitch(folder, World(), DAY_S if guards.hang else 0.0, DAY_S)
+    guard = SpikeGuard(GuardConfig(on_spike="skip" if guards.spikes else "off"), Ranks(0, 0, guards.ranks))
+    switch = HangSwitch(folder, Ranks(), DAY_S if guards.hang else 0.0, DAY_S)
     batch = LoadedBatch(clips, [], {"noise": plan.videos_per_step})
     state = TrainState()
     hooks = LoopHooks(
@@ -127,7 +127,7 @@ def loop_step(
         worker_memory_gib=lambda: (0.0, 0.0),
     )
     run = partial(
-        train, engine, itertools.repeat(batch), plan, hooks=hooks, world=World(), agreement=Agreement(World()),
+        train, engine, itertools.repeat(batch), plan, hooks=hooks, ranks=Ranks(),
         stop=StopRequests(DAY_S), guard=guard, sources=("noise",), reseed=False,
     )  # fmt: skip
 

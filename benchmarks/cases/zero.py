@@ -67,7 +67,7 @@ class Visit(NamedTuple):
 
 def groups(bench: Bench) -> Iterator[Group]:
     """By scaling, size, precision and batch; strong scaling shares out the clips of the largest of --ranks; quick is weak."""
-    options, ranks = bench.options, bench.world.size
+    options, ranks = bench.options, bench.ranks.size
     most = max(*options.ranks, ranks)
     scalings: tuple[Scaling, ...] = ("weak", "strong") if most % ranks == 0 and not options.quick else ("weak",)
     for size in ("tiny",) if options.quick else options.sizes:
@@ -87,14 +87,14 @@ def measure(bench: Bench, load: Load) -> list[Row]:
 
     Every engine warms up, is timed, takes one more step for its peak memory, the last one another for its traffic, and goes.
     """
-    named = policies(load.precision, bench.device, bench.world.size)
+    named = policies(load.precision, bench.device, bench.ranks.size)
     chosen = {name: policy for name, policy in named.items() if name in QUICK or not bench.options.quick}
     attention = attention_of(bench.device, load.precision, bench.attentions(load.precision))
     configs = {
         name: run_config(load.size, load.precision, name, attention, load.micro_batch, load.global_batch)
         for name in chosen
     }
-    planner = find_planner(bench.device, bench.world.size, bench.nodes)
+    planner = find_planner(bench.device, bench.ranks.size, bench.nodes)
     passes, steps = passes_of(bench.options.rounds)
     failed, visits = lost_before(bench), {name: list[Visit]() for name in chosen}
     names = list(chosen)
@@ -139,14 +139,14 @@ def attention_of(device: torch.device, precision: Precision, available: tuple[st
 
 def visit(bench: Bench, config: PretrainConfig, policy: dict[str, Any], steps: int, *, count: bool) -> Visit:
     """Build an engine, measure it, with `count` its traffic too, and tear it down."""
-    device, world = bench.device, bench.world
+    device, ranks = bench.device, bench.ranks
     before = held_bytes(device)
-    engine, step = set_up(config, policy, world)
+    engine, step = set_up(config, policy, ranks)
     for _ in range(warmup_of(bench)):
         step()
-    seconds = [time_step(step, device, world) for _ in range(steps)]
+    seconds = [time_step(step, device, ranks) for _ in range(steps)]
     peak = None if before is None else peak_of(step, device) - before
-    traffic = count_traffic(step) if count and world.size > 1 else None
+    traffic = count_traffic(step) if count and ranks.size > 1 else None
     tear_down()
     del engine, step
     after = held_bytes(device)
@@ -156,16 +156,16 @@ def visit(bench: Bench, config: PretrainConfig, policy: dict[str, Any], steps: i
 
 def row_config(bench: Bench, load: Load, config: PretrainConfig, policy: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what a variant computes and sends."""
-    zero = ZeroPolicy.of_ds_config(policy).on(bench.world.size)
+    zero = ZeroPolicy.of_ds_config(policy).on(bench.ranks.size)
     kernel = config.model.attention
     return {
         **step_config(load.size, MASK, MASKS[MASK], load.precision, load.micro_batch, (kernel, kernel)),
         "optimizer": "fused AdamW",
         "checkpointing": config.model.checkpointing,
         "scaling": load.scaling,
-        "ranks": bench.world.size,
+        "ranks": bench.ranks.size,
         "nodes": bench.nodes,
-        "clips_per_rank": load.global_batch // bench.world.size,
+        "clips_per_rank": load.global_batch // bench.ranks.size,
         "micro_batch": load.micro_batch,
         "global_batch": load.global_batch,
         "policy": config.train.ds_config,
@@ -193,7 +193,7 @@ def row_of(
     peaks = [visit.peak_bytes for visit in visits if visit.peak_bytes is not None]
     left = [visit.left_bytes for visit in visits if visit.left_bytes is not None]
     peak_bytes, left_bytes = (min(values) if values else None for values in (peaks, left))
-    everyone = of_all_ranks((peak_bytes, left_bytes), bench.world)
+    everyone = of_all_ranks((peak_bytes, left_bytes), bench.ranks)
     samples = [each.wall for each in seconds]
     row = measured_row(name, config, samples, None, step_flops(config["size"], MASKS[MASK], config["clips_per_rank"]))
     values: dict[str, float] = {

@@ -25,7 +25,7 @@ from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
-from vmae2_ds.dist import World, default_device
+from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.optim import set_learning_rate
@@ -85,15 +85,15 @@ class Trainee(NamedTuple):
     """One optimizer step on this rank's clips, all of its micro steps."""
 
 
-def set_up(config: PretrainConfig, policy: dict[str, Any], world: World) -> Trainee:
+def set_up(config: PretrainConfig, policy: dict[str, Any], ranks: Ranks) -> Trainee:
     """An engine whose every step sees the same noise, another one on each rank.
 
     Raises what the engine raises, torch's out-of-memory error among them; ConfigError where the batch does not divide.
     """
-    plan = plan_run(config, config.train.global_batch, world.size)
+    plan = plan_run(config, config.train.global_batch, ranks.size)
     engine = build_engine(config, fill_policy(policy, config, plan, on_cpu=default_device().type == "cpu"))
     set_learning_rate(engine.parameter_groups, LEARNING_RATE)
-    rng = np.random.default_rng((SEED, world.rank))
+    rng = np.random.default_rng((SEED, ranks.rank))
     batch = noise_batch(config.mask, config.geometry, plan.clips_per_micro_step, rng)
 
     def step() -> None:
@@ -130,9 +130,9 @@ def tear_down() -> None:
         deepspeed.comm.destroy_process_group(near)
 
 
-def meet(device: torch.device, world: World) -> None:
+def meet(device: torch.device, ranks: Ranks) -> None:
     """Wait for all ranks and for what their devices have been asked to do."""
-    if world.size > 1:
+    if ranks.size > 1:
         torch.distributed.barrier()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -147,12 +147,12 @@ class Seconds(NamedTuple):
     """CPU time of this rank's process, all of its threads."""
 
 
-def time_step(step: Callable[[], None], device: torch.device, world: World) -> Seconds:
+def time_step(step: Callable[[], None], device: torch.device, ranks: Ranks) -> Seconds:
     """Run one step between two meetings of all ranks."""
-    meet(device, world)
+    meet(device, ranks)
     wall, cpu = time.perf_counter(), time.process_time()
     step()
-    meet(device, world)
+    meet(device, ranks)
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
@@ -186,8 +186,8 @@ def count_traffic(step: Callable[[], None]) -> Traffic:
 
 def lost_before(bench: Bench) -> dict[str, str]:
     """Variants that ended the ranks in an earlier try at this group, and why; the same on every rank."""
-    noted = flight.read_flight(bench.folder) if bench.folder and bench.world.rank == 0 else None
-    return of_all_ranks(dict(noted.lost) if noted else {}, bench.world)[0]
+    noted = flight.read_flight(bench.folder) if bench.folder and bench.ranks.rank == 0 else None
+    return of_all_ranks(dict(noted.lost) if noted else {}, bench.ranks)[0]
 
 
 def try_variant(bench: Bench, name: str, call: Callable[[], Result], failed: dict[str, str]) -> Result | None:
@@ -196,11 +196,11 @@ def try_variant(bench: Bench, name: str, call: Callable[[], Result], failed: dic
     Where others wait in a collective the error goes up: it ends this rank, the launcher ends the others, and the group is
     measured again without this variant.
     """
-    if bench.folder and bench.world.rank == 0:
+    if bench.folder and bench.ranks.rank == 0:
         flight.enter(bench.folder, name)
-    of_all_ranks(None, bench.world)  # nobody fails before that is written
+    of_all_ranks(None, bench.ranks)  # nobody fails before that is written
     try:
-        result = attempt(name, call, failed) if bench.world.size == 1 else call()
+        result = attempt(name, call, failed) if bench.ranks.size == 1 else call()
     except FAILURES as error:
         # Where another rank was killed, this one sees a broken connection: the launcher finds that first, and says more.
         time.sleep(LAUNCHER_LOOKS_S)
@@ -211,15 +211,15 @@ def try_variant(bench: Bench, name: str, call: Callable[[], Result], failed: dic
         tear_down()
         gc.collect()
         torch.cuda.empty_cache()  # nothing without CUDA
-    if bench.folder and bench.world.rank == 0:
+    if bench.folder and bench.ranks.rank == 0:
         flight.leave(bench.folder)
     return result
 
 
-def of_all_ranks(value: Any, world: World) -> list[Any]:
+def of_all_ranks(value: Any, ranks: Ranks) -> list[Any]:
     """Everybody's (picklable) value, in the order of the ranks, on every rank."""
-    if world.size == 1:
+    if ranks.size == 1:
         return [value]
-    values: list[Any] = [None] * world.size
+    values: list[Any] = [None] * ranks.size
     torch.distributed.all_gather_object(values, value)
     return values

@@ -32,7 +32,7 @@ BEFORE: dict[str, Callable[[], None]] = {"a": lambda: None, "fails": _fail, "b":
 
 
 def _together(bench: Bench, before: Callable[[], None]) -> float:
-    if bench.world.rank == 1:
+    if bench.ranks.rank == 1:
         before()
     one = torch.ones(())
     torch.distributed.all_reduce(one)
@@ -49,7 +49,7 @@ def _measure(bench: Bench) -> list[Row]:
 
 def _groups(bench: Bench) -> Iterator[Group]:
     yield Group("first", partial(_measure, bench))
-    yield Group("second", lambda: [measured_row("c", {}, [float(bench.world.size)])])
+    yield Group("second", lambda: [measured_row("c", {}, [float(bench.ranks.size)])])
 
 
 CASE = Case(_groups, "made", launched=True)

@@ -17,7 +17,7 @@ from benchmarks.record import Row
 from vmae2_ds.checkpoint.retention import Keep
 from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.zero_weights import read_weights
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
@@ -33,12 +33,12 @@ def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in named.items()}
 
 
-def steps_agree(world: World) -> dict[str, float]:
+def steps_agree(ranks: Ranks) -> dict[str, float]:
     """How far the weights are from the first policy's after two steps, as a share of the way they went, by policy."""
     found, first = {}, None
-    for name, policy in policies("fp32", DEVICE, world.size).items():
-        config = run_config("tiny", "fp32", name, "math", 1, world.size)
-        engine, step = set_up(config, policy, world)
+    for name, policy in policies("fp32", DEVICE, ranks.size).items():
+        config = run_config("tiny", "fp32", name, "math", 1, ranks.size)
+        engine, step = set_up(config, policy, ranks)
         before = weights_of(engine)
         step()
         step()
@@ -50,18 +50,18 @@ def steps_agree(world: World) -> dict[str, float]:
     return found
 
 
-def what_comes_back(world: World, folder: Path) -> dict[str, bool]:
+def what_comes_back(ranks: Ranks, folder: Path) -> dict[str, bool]:
     """By policy: are loaded weights those that were saved, after a step away from them, and the exported ones too?"""
     found, checkpoints = {}, folder / "restored"
     for name in checkpoint.POLICIES:
-        config = run_config("tiny", "fp32", name, "math", 1, world.size)
-        engine, step = set_up(config, policies("fp32", DEVICE, world.size)[name], world)
+        config = run_config("tiny", "fp32", name, "math", 1, ranks.size)
+        engine, step = set_up(config, policies("fp32", DEVICE, ranks.size)[name], ranks)
         step()
         saved = weights_of(engine)
-        target = save_checkpoint(engine, checkpoints / name, 1, {}, world, Keep())
+        target = save_checkpoint(engine, checkpoints / name, 1, {}, ranks, Keep())
         step()
         moved = not _equal(weights_of(engine), saved)
-        load_checkpoint(engine, target, world, Agreement(world))
+        load_checkpoint(engine, target, ranks)
         exported = {f"model.{key}": value for key, value in read_weights(target).items()}
         found[name] = moved and _equal(weights_of(engine), saved) and _equal(exported, saved)
         tear_down()
@@ -77,13 +77,13 @@ def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> f
     return float(torch.stack([(one[key] - other[key]).norm() for key in one]).norm())
 
 
-def failure_is_given_back(world: World) -> dict[str, Any]:
+def failure_is_given_back(ranks: Ranks) -> dict[str, Any]:
     """A variant that fails after its engine was built, where this rank is the only one: bytes alive before and after it."""
-    bench, failed = Bench(Options(device="cpu"), world=World()), dict[str, str]()
+    bench, failed = Bench(Options(device="cpu"), ranks=Ranks()), dict[str, str]()
     config, policy = run_config("tiny", "fp32", "zero3", "math", 1, 1), policies("fp32", DEVICE, 1)["zero3"]
 
     def call() -> None:
-        set_up(config, policy, world).step()
+        set_up(config, policy, ranks).step()
         raise torch.OutOfMemoryError("made")
 
     alive = [_alive()]
@@ -100,45 +100,45 @@ def _alive() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def rows_of_zero(world: World, folder: Path) -> dict[str, list[Row]]:
+def rows_of_zero(ranks: Ranks, folder: Path) -> dict[str, list[Row]]:
     """Weak scaling of one clip a rank in bf16; a rank alone also takes strong scaling's two clips, under few policies."""
-    if world.rank == 0:
+    if ranks.rank == 0:
         flight.begin(folder, "zero", "made", "0")
-    of_all_ranks(None, world)
-    loads = [zero.Load("weak", "tiny", "bf16", 1, world.size), zero.Load("strong", "tiny", "bf16", 1, 2)]
-    return {load.scaling: zero.measure(_bench(world, folder), load) for load in loads[: 3 - world.size]}
+    of_all_ranks(None, ranks)
+    loads = [zero.Load("weak", "tiny", "bf16", 1, ranks.size), zero.Load("strong", "tiny", "bf16", 1, 2)]
+    return {load.scaling: zero.measure(_bench(ranks, folder), load) for load in loads[: 3 - ranks.size]}
 
 
-def rows_of_checkpoint(world: World, folder: Path) -> list[Row]:
+def rows_of_checkpoint(ranks: Ranks, folder: Path) -> list[Row]:
     """The whole case, in float32, which has every stage."""
-    if world.rank == 0:
+    if ranks.rank == 0:
         flight.begin(folder, "checkpoint", "made", "0")
-    of_all_ranks(None, world)
-    return checkpoint.measure(_bench(world, folder), "tiny", "fp32")
+    of_all_ranks(None, ranks)
+    return checkpoint.measure(_bench(ranks, folder), "tiny", "fp32")
 
 
-def _bench(world: World, folder: Path) -> Bench:
+def _bench(ranks: Ranks, folder: Path) -> Bench:
     return Bench(
-        Options(device="cpu", sizes=("tiny",), rounds=2, warmup=0, quick=world.size == 1), world=world, folder=folder
+        Options(device="cpu", sizes=("tiny",), rounds=2, warmup=0, quick=ranks.size == 1), ranks=ranks, folder=folder
     )
 
 
 def main() -> None:
     """Do what argv[1] names, a JSON list."""
     torch.set_num_threads(1)
-    world, out = start_ranks(), Path(sys.argv[2])
+    ranks, out = start_ranks(), Path(sys.argv[2])
     folder = out.with_suffix("")
     wanted = {
-        "agree": lambda: steps_agree(world),
-        "failure": lambda: failure_is_given_back(world),
-        "zero": lambda: rows_of_zero(world, folder),
-        "checkpoint": lambda: rows_of_checkpoint(world, folder),
-        "restored": lambda: what_comes_back(world, folder),
+        "agree": lambda: steps_agree(ranks),
+        "failure": lambda: failure_is_given_back(ranks),
+        "zero": lambda: rows_of_zero(ranks, folder),
+        "checkpoint": lambda: rows_of_checkpoint(ranks, folder),
+        "restored": lambda: what_comes_back(ranks, folder),
     }
     found = {name: wanted[name]() for name in json.loads(sys.argv[1])}
-    if world.rank == 0:
+    if ranks.rank == 0:
         out.write_text(json.dumps(found))
-    stop_ranks(world)
+    stop_ranks(ranks)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tests.tune.test_peak_memory import CPU
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 
 DEVICE = torch.device("cpu")
 ON_RANKS = {1: ["cpu", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]}
@@ -127,7 +127,7 @@ def test_a_rank_that_dies_costs_its_variant(tmp_path: Path, monkeypatch: pytest.
 def test_groups_name_ranks_and_share_out_the_same_clips() -> None:
     def names(ranks: int) -> list[str]:
         options = Options(device="cpu", sizes=("small",), precisions=("bf16",), ranks=(1, 4))
-        return [group.name for group in zero.groups(Bench(options, world=World(0, 0, ranks)))]
+        return [group.name for group in zero.groups(Bench(options, ranks=Ranks(0, 0, ranks)))]
 
     assert names(1) == ["weak small bf16 1 ranks", "strong small bf16 of 8 clips 1 ranks"]
     assert names(2) == ["weak small bf16 2 ranks", "strong small bf16 of 8 clips 2 ranks"]

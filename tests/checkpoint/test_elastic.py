@@ -17,14 +17,14 @@ from vmae2_ds.checkpoint import elastic
 from vmae2_ds.checkpoint.elastic import fitting
 from vmae2_ds.checkpoint.hashed_files import HashedFiles
 from vmae2_ds.checkpoint.whole import WHOLE
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import CheckpointError
 
 
 def fit(source: Path, stage: int = 2, **policy: Any) -> Path:
     """What an engine of one rank would load; the source is of one rank at stage 1."""
     engine: Any = SimpleNamespace(stage=stage, zero_policy={"stage": stage, **policy})
-    return fitting(engine, source, World(), Agreement(World()))
+    return fitting(engine, source, Ranks())
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The sources converted so far, by a converter that writes one small file."""
     made: list[Path] = []
 
-    def convert(source: Path, target: Path, world_size: int, stage: int, world: World) -> HashedFiles:
+    def convert(source: Path, target: Path, world_size: int, stage: int, ranks: Ranks) -> HashedFiles:
         assert (world_size, stage) == (1, 1)
         made.append(source)
         files = HashedFiles(target)

@@ -17,7 +17,7 @@ from vmae2_ds.checkpoint.mirror import Mirror, SecondPlace, fetch_newest
 from vmae2_ds.checkpoint.retention import Keep
 from vmae2_ds.checkpoint.save import save_checkpoint
 from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import SaveFailed
 
 SHARDS = ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]
@@ -48,7 +48,7 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
     def write_mean(files: HashedFiles) -> None:
         files.save([torch.zeros(3)], files.folder / "ema_rank00000.pt")
 
-    return save_checkpoint(engine, folder, step, {"step": step}, World(), Keep(keep), write_mean)
+    return save_checkpoint(engine, folder, step, {"step": step}, Ranks(), Keep(keep), write_mean)
 
 
 class Disk:

@@ -18,7 +18,7 @@ from vmae2_ds.config.distil import DistilConfig, DistilSettings
 from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import LabelledBatch
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.objectives import Classify, Distil
 from vmae2_ds.train.distil.stage import distil_objective
@@ -41,7 +41,7 @@ def make_config(policy: str = "zero1") -> DistilConfig:
     return DistilConfig.model_validate({**student, "distil": settings})
 
 
-def make_teacher(world: World, *, sharded: bool = False) -> Teacher:
+def make_teacher(ranks: Ranks, *, sharded: bool = False) -> Teacher:
     """Wider, with smaller cubes, on half the frames of a smaller picture; rank 0 alone has its weights."""
     tower = TowerConfig(width=TEACHER_WIDTH, depth=2, heads=4, mlp=128)
     config = FinetuneConfig(
@@ -51,7 +51,7 @@ def make_teacher(world: World, *, sharded: bool = False) -> Teacher:
     )
     weights = Classifier(config.model, config.geometry, seed=7).state_dict()
     card = TeacherCard(Path("made up"), config, 0, digest_of(weights))
-    return Teacher(card, weights if world.rank == 0 else None, world, features=True, sharded=sharded)
+    return Teacher(card, weights if ranks.rank == 0 else None, ranks, features=True, sharded=sharded)
 
 
 def make_objective(config: Any) -> Distil:
@@ -67,7 +67,7 @@ def plain_steps(config: DistilConfig) -> Any:
     with torch.no_grad():
         for name, parameter in objective.named_parameters():
             objective.model.init_parameter(name.removeprefix("model."), parameter, config.train.seed)
-    return finetune_steps.plain_steps(config, objective, make_teacher(World()))
+    return finetune_steps.plain_steps(config, objective, make_teacher(Ranks()))
 
 
 class Watched:
@@ -104,12 +104,12 @@ def main() -> None:
     from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
-    world = start_ranks()
+    ranks = start_ranks()
     results: dict[str, Any] = {}
     for policy in json.loads(sys.argv[1]):
         config = make_config(policy)
-        teacher = Watched(make_teacher(world, sharded=config.distil.teacher_sharded))
-        losses, last, mean = finetune_steps.engine_steps(config, world.rank, make_objective, teacher)
+        teacher = Watched(make_teacher(ranks, sharded=config.distil.teacher_sharded))
+        losses, last, mean = finetune_steps.engine_steps(config, ranks.rank, make_objective, teacher)
         same = torch.tensor(float(teacher.digest() == teacher.teacher.card.digest))
         torch.distributed.all_reduce(same, torch.distributed.ReduceOp.MIN)
         results[policy] = {
@@ -119,11 +119,11 @@ def main() -> None:
             teacher.teacher.shards.close()
         del teacher
         gc.collect()  # on all ranks at the same point
-        if world.rank == 0:
+        if ranks.rank == 0:
             torch.save({"last": last, "mean": mean}, Path(sys.argv[2]).with_name(f"{policy}.pt"))
-    if world.rank == 0:
+    if ranks.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))
-    stop_ranks(world)
+    stop_ranks(ranks)
 
 
 if __name__ == "__main__":

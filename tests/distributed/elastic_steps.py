@@ -19,7 +19,7 @@ from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import OptimConfig, TrainConfig
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
@@ -76,7 +76,7 @@ def plain_steps(config: PretrainConfig) -> tuple[list[float], State]:
     return losses, mean
 
 
-def run_part(part: dict[str, Any], world: World) -> dict[str, Any]:
+def run_part(part: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Train from the start to the cut and save into `save`, or load from `load` and train to the end."""
     from vmae2_ds.checkpoint.elastic import fitting
     from vmae2_ds.checkpoint.retention import Keep
@@ -86,7 +86,7 @@ def run_part(part: dict[str, Any], world: World) -> dict[str, Any]:
     from vmae2_ds.train.ema import WeightAverage
 
     config = make_config(part["policy"], part["precision"])
-    plan = plan_run(config, GLOBAL_BATCH, world.size)
+    plan = plan_run(config, GLOBAL_BATCH, ranks.size)
     ds_config = resolve_ds_config(config, plan, on_cpu=True)
     if part.get("by_deepspeed"):
         ds_config["checkpoint"] = {"load_universal": True}
@@ -95,37 +95,37 @@ def run_part(part: dict[str, Any], world: World) -> dict[str, Any]:
         lambda objective: make_optimizer(groups_of(objective, config), config.optim),
         ds_config,
     )
-    mean, agreement, found = WeightAverage(engine, EMA_DECAY), Agreement(world), {}
+    mean, found = WeightAverage(engine, EMA_DECAY), {}
     first, last = (0, CUT) if "save" in part else (CUT, NUM_STEPS)
     if part.get("by_deepspeed"):
         load_as_deepspeed_does(engine, Path(part["load"]))
     elif "load" in part:
-        newest = newest_sound(Path(part["load"]) / tag_of(CUT), world, agreement)
+        newest = newest_sound(Path(part["load"]) / tag_of(CUT), ranks)
         assert newest is not None
-        target = fitting(engine, newest, world, agreement)
-        assert load_checkpoint(engine, target, world, agreement) == {"step": CUT}
-        mean.load(target, world)
+        target = fitting(engine, newest, ranks)
+        assert load_checkpoint(engine, target, ranks) == {"step": CUT}
+        mean.load(target, ranks)
         found = states_of(engine)
     losses = []
     for step in range(first, last):
         set_learning_rate(engine.parameter_groups, learning_rate(step, plan))
         total = torch.zeros(())
         for micro_step in range(plan.accumulation):
-            clips = make_clips(config, step, (micro_step * world.size + world.rank) * MICRO_BATCH, MICRO_BATCH)
+            clips = make_clips(config, step, (micro_step * ranks.size + ranks.rank) * MICRO_BATCH, MICRO_BATCH)
             total += engine.micro_step(clips).loss.detach()
         assert engine.update().applied
         mean.update()
         torch.distributed.all_reduce(total)
-        losses.append(total.item() / plan.accumulation / world.size)
+        losses.append(total.item() / plan.accumulation / ranks.size)
     if "save" in part:
         save_checkpoint(
             engine,
             Path(part["save"]),
             CUT,
             {"step": CUT},
-            world,
+            ranks,
             Keep(),
-            write_more=lambda files: mean.save(files, world),
+            write_more=lambda files: mean.save(files, ranks),
         )
     averaged = mean.weights()
     if averaged is not None and "load" in part:
@@ -161,11 +161,11 @@ def main() -> None:
     from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
-    world = start_ranks()
-    results = {part["name"]: run_part(part, world) for part in json.loads(sys.argv[1])}
-    if world.rank == 0:
+    ranks = start_ranks()
+    results = {part["name"]: run_part(part, ranks) for part in json.loads(sys.argv[1])}
+    if ranks.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))
-    stop_ranks(world)
+    stop_ranks(ranks)
 
 
 if __name__ == "__main__":

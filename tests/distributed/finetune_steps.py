@@ -143,17 +143,17 @@ def main() -> None:
     from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
-    world = start_ranks()
+    ranks = start_ranks()
     results: dict[str, Any] = {}
     for policy in json.loads(sys.argv[1]):
-        losses, last, mean = engine_steps(make_config(policy), world.rank)
+        losses, last, mean = engine_steps(make_config(policy), ranks.rank)
         results[policy] = losses
-        if world.rank == 0:
+        if ranks.rank == 0:
             torch.save({"last": last, "mean": mean}, Path(sys.argv[2]).with_name(f"{policy}.pt"))
-    if world.rank == 0:
+    if ranks.rank == 0:
         with open(sys.argv[2], "w") as file:
             json.dump(results, file)
-    stop_ranks(world)
+    stop_ranks(ranks)
 
 
 if __name__ == "__main__":

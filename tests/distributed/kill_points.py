@@ -36,10 +36,10 @@ from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.whole import newest_sound, tag_of
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.plan import plan_run
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.train.optim import learning_rate, make_optimizer, set_learning_rate
 
-ALONE = World()
+ALONE = Ranks()
 
 
 class DiskEvents:
@@ -121,10 +121,10 @@ class Trial:
 
     def resume(self, folder: Path) -> int:
         """Load the newest sound checkpoint; the number of steps it has."""
-        newest = newest_sound(folder / tag_of(NUM_STEPS), ALONE, Agreement(ALONE))
+        newest = newest_sound(folder / tag_of(NUM_STEPS), ALONE)
         assert newest is not None
-        target = fitting(self.engine, newest, ALONE, Agreement(ALONE))
-        return load_checkpoint(self.engine, target, ALONE, Agreement(ALONE))["step"]
+        target = fitting(self.engine, newest, ALONE)
+        return load_checkpoint(self.engine, target, ALONE)["step"]
 
     def steps(self, first: int, last: int) -> list[float]:
         """Losses of the steps first .. last - 1."""
@@ -176,7 +176,7 @@ def kill_in_conversions(policy: str, folder: Path, points: int) -> dict[str, Any
     def convert(run: Path, fatal: int | None) -> list[str]:
         trial = Trial(policy)
         events = DiskEvents(fatal)
-        fitting(trial.engine, run / tag_of(CUT), ALONE, Agreement(ALONE))
+        fitting(trial.engine, run / tag_of(CUT), ALONE)
         return events.names
 
     return _at_random_points(policy, folder, points, convert)

@@ -46,11 +46,11 @@ def run_variant(changes: dict[str, Any], world_size: int, rank: int) -> dict[str
 def main() -> None:
     """Run every variant of argv[1]; every rank's results go to argv[2] through rank 0."""
     torch.set_num_threads(1)
-    world = start_ranks()
-    mine = {name: run_variant(changes, world.size, world.rank) for name, changes in json.loads(sys.argv[1]).items()}
-    everyone: list[Any] = [None] * world.size
+    ranks = start_ranks()
+    mine = {name: run_variant(changes, ranks.size, ranks.rank) for name, changes in json.loads(sys.argv[1]).items()}
+    everyone: list[Any] = [None] * ranks.size
     torch.distributed.all_gather_object(everyone, mine)
-    if world.rank == 0:
+    if ranks.rank == 0:
         with open(sys.argv[2], "w") as file:
             json.dump(everyone, file)
 

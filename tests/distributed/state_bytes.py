@@ -196,16 +196,16 @@ def main() -> None:
     from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
-    world = start_ranks()
+    ranks = start_ranks()
     results: dict[str, list[dict[str, Any] | None]] = {}
     for name, variant in json.loads(sys.argv[1]).items():
         start = time.monotonic()
-        results[name] = [None] * world.size
-        torch.distributed.all_gather_object(results[name], measure(variant, world.size, world.rank))
+        results[name] = [None] * ranks.size
+        torch.distributed.all_gather_object(results[name], measure(variant, ranks.size, ranks.rank))
         print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)
-    if world.rank == 0:
+    if ranks.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))
-    stop_ranks(world)  # a rank that just ends may find gloo's threads still running, and abort
+    stop_ranks(ranks)  # a rank that just ends may find gloo's threads still running, and abort
 
 
 if __name__ == "__main__":

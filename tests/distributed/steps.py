@@ -123,15 +123,15 @@ def main() -> None:
     from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 
     torch.set_num_threads(1)
-    world = start_ranks()
+    ranks = start_ranks()
     results: dict[str, Any] = {}
     for name, changes in json.loads(sys.argv[1]).items():
         print(name, flush=True)
-        results[name] = engine_losses(make_config(world.size, **changes), world.size, world.rank)
-    if world.rank == 0:
+        results[name] = engine_losses(make_config(ranks.size, **changes), ranks.size, ranks.rank)
+    if ranks.rank == 0:
         with open(sys.argv[2], "w") as file:
             json.dump(results, file)
-    stop_ranks(world)
+    stop_ranks(ranks)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import EXIT_HUNG
 from vmae2_ds.guard.hang import STACKS, HangSwitch
 
@@ -26,10 +26,10 @@ HANGS = {
 PROGRAM = """
 import ctypes, sys
 from pathlib import Path
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.guard import hang
 hang.SAY_AFTER_S, hang.EXIT_AFTER_S = 0.1, 1.5  # the line has to be written whole on a busy machine, too
-switch = hang.HangSwitch(Path(sys.argv[1]), World(3, 0, 8), 0.3, 100)
+switch = hang.HangSwitch(Path(sys.argv[1]), Ranks(3, 0, 8), 0.3, 100)
 for number in range(3):
     switch.step(number)
 with switch.slow("a save"):
@@ -71,7 +71,7 @@ def test_without_a_limit_nothing_ends(tmp_path: Path) -> None:
 
 
 def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
-    with HangSwitch(tmp_path, World(), 100, 100) as switch:
+    with HangSwitch(tmp_path, Ranks(), 100, 100) as switch:
         switch.step(1)
         assert [path.name[:6] for path in (tmp_path / STACKS).iterdir()] == ["rank0_"]
     assert list(tmp_path.iterdir()) == []

@@ -7,11 +7,12 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import EXIT_HUNG, Preempted, RankLost
 from vmae2_ds.guard import peers
 from vmae2_ds.guard.peers import PeerWatch
@@ -19,36 +20,43 @@ from vmae2_ds.guard.peers import PeerWatch
 RANKS = 3
 
 
-class ThreadAgreement:
-    """Agreement between threads."""
+class Meeting:
+    """Where three threads wait for each other."""
 
     def __init__(self) -> None:
-        self._barrier, self._box = threading.Barrier(RANKS), queue.SimpleQueue[Any]()
-        self._flags: list[bool] = []
+        self.barrier, self.box = threading.Barrier(RANKS), queue.SimpleQueue[Any]()
+        self.flags: list[bool] = []
+
+
+@dataclass(frozen=True)
+class ThreadRanks(Ranks):
+    """Agreement between threads."""
+
+    meeting: Meeting = field(default_factory=Meeting)
 
     def from_first(self, function: Callable[[], Any]) -> Any:
-        if threading.current_thread().name == "0":
+        if self.rank == 0:
             value = function()
             for _ in range(RANKS):
-                self._box.put(value)
-        return self._box.get(timeout=30)
+                self.meeting.box.put(value)
+        return self.meeting.box.get(timeout=30)
 
     def any(self, flag: bool) -> bool:
-        self._flags.append(flag)
-        self._barrier.wait(30)
-        return any(self._flags)
+        self.meeting.flags.append(flag)
+        self.meeting.barrier.wait(30)
+        return any(self.meeting.flags)
 
 
-class Ranks:
+class Watches:
     """The watches of all ranks, what they were told, and the exit codes of threads that ended their process."""
 
     def __init__(self) -> None:
-        agreement: Any = ThreadAgreement()
+        meeting = Meeting()
         self.told: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self.watches: dict[int, PeerWatch] = {}
 
         def start(rank: int) -> None:
-            self.watches[rank] = PeerWatch(World(rank, rank, RANKS), agreement)
+            self.watches[rank] = PeerWatch(ThreadRanks(rank, rank, RANKS, meeting=meeting))
             self.watches[rank].on_loss = lambda why: self.told.put((rank, why))
 
         threads = [threading.Thread(target=start, args=(rank,), name=str(rank)) for rank in range(RANKS)]
@@ -70,7 +78,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> queue.SimpleQueue[int]:
 
 @pytest.mark.parametrize("lost", [0, 2])
 def test_all_others_learn_who_is_gone(lost: int, exits: queue.SimpleQueue[int]) -> None:
-    ranks = Ranks()
+    ranks = Watches()
     assert not any(watch.any_failed for watch in ranks.watches.values())
     ranks.watches[lost].__exit__(ValueError, ValueError("a defect"), None)
     others = set(range(RANKS)) - {lost}
@@ -85,7 +93,7 @@ def test_all_others_learn_who_is_gone(lost: int, exits: queue.SimpleQueue[int]) 
 
 
 def test_who_leaves_in_good_order_is_not_missed(exits: queue.SimpleQueue[int]) -> None:
-    ranks = Ranks()
+    ranks = Watches()
     ranks.watches[1].__exit__(None, None, None)
     ranks.watches[0].__exit__(Preempted, Preempted("all together"), None)
     ranks.watches[2].__exit__(None, None, None)
@@ -97,7 +105,7 @@ def test_who_leaves_in_good_order_is_not_missed(exits: queue.SimpleQueue[int]) -
 
 
 def test_a_defect_stays_what_it_is(exits: queue.SimpleQueue[int]) -> None:
-    with pytest.raises(RuntimeError, match="shape mismatch"), PeerWatch(World(), ThreadAgreement()):  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="shape mismatch"), PeerWatch(Ranks()):
         raise RuntimeError("shape mismatch")
     assert exits.empty()
 
@@ -114,7 +122,7 @@ def test_a_rank_that_cannot_connect_turns_it_off_everywhere(
         return connect(*args)
 
     monkeypatch.setattr(socket, "create_connection", refused)
-    ranks = Ranks()
+    ranks = Watches()
     assert all(watch.any_failed for watch in ranks.watches.values())
     ranks.watches[1].__exit__(None, None, None)
     assert ranks.told.empty()

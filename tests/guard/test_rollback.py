@@ -19,7 +19,7 @@ from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.sources.mixture import open_mixture
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard.rollback import RollBack, SpikeActions, drop_newer, with_rollbacks
 from vmae2_ds.guard.spikes import Spike
@@ -43,7 +43,7 @@ class Run:
             write_checkpoint(folder, step)
         self.actions = SpikeActions(
             folder, self.checkpoints, GuardConfig.model_validate({"on_spike": "rollback", **guard}), mixture,
-            plan_run(config, 40, 1), 0, lambda target: {"step": int(target.name[4:])}, World(), Agreement(World()),
+            plan_run(config, 40, 1), 0, lambda target: {"step": int(target.name[4:])}, Ranks(),
         )  # fmt: skip
 
     def goes_back_to(self, state: TrainState) -> int:

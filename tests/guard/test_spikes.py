@@ -18,7 +18,7 @@ from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.sources.order import window_of
 from vmae2_ds.data.tools.synthetic import write_synthetic_set
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import EXIT_DIVERGED, EXIT_OK, ConfigError
 from vmae2_ds.guard.spikes import Recent, Spike, SpikeGuard, check_norm_is_taken, spike_limit
 from vmae2_ds.objectives import Reconstruct
@@ -40,7 +40,7 @@ class Rank:
     """A guard and its memory, step by step."""
 
     def __init__(self, ranks: int = 1, **settings: object) -> None:
-        self.guard = SpikeGuard(GuardConfig.model_validate(settings), World(0, 0, ranks))
+        self.guard = SpikeGuard(GuardConfig.model_validate(settings), Ranks(0, 0, ranks))
         self.recent: Recent = {}
 
     def step(self, *losses: float, norm: float = 1.0) -> Spike | None:

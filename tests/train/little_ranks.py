@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vmae2_ds.contracts import LossOutput, StepResult
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 
 GIVE_UP_S = 60
 
@@ -63,15 +64,14 @@ class Meeting:
             raise self._failed[0]
 
 
-class LittleAgreement(Agreement):
+@dataclass(frozen=True)
+class LittleRanks(Ranks):
     """Sums and maxima over a meeting's ranks."""
 
-    def __init__(self, world: World, meeting: Meeting) -> None:
-        super().__init__(world)
-        self._meeting = meeting
+    meeting: Meeting = field(default_factory=lambda: Meeting(1))
 
     def _reduce(self, values: tuple[float, ...], operation: str) -> list[float]:
-        of_all = self._meeting.exchange(self._world.rank, values)
+        of_all = self.meeting.exchange(self.rank, values)
         return [{"SUM": math.fsum, "MAX": max}[operation](column) for column in zip(*of_all, strict=True)]
 
 

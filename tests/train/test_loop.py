@@ -24,7 +24,7 @@ from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.sources.mixture import Mixture, open_mixture
 from vmae2_ds.data.tools.synthetic import write_synthetic_set
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import DataError, LoaderFailed
 from vmae2_ds.guard.spikes import SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
@@ -91,7 +91,7 @@ class Run:
             stepped=ignored,
             worker_memory_gib=lambda: (0.25, 0.5),
         )
-        world = World()
+        ranks = Ranks()
         train(
             engine,
             self.batches(state.step) if batches is None else batches,
@@ -99,10 +99,9 @@ class Run:
             self.config.train.model_copy(update={"stop_after_steps": stop_after}),
             state,
             hooks,
-            world,
-            Agreement(world),
+            ranks,
             StopRequests(),
-            SpikeGuard(GuardConfig(on_spike="off"), world),
+            SpikeGuard(GuardConfig(on_spike="off"), ranks),
             sources=self.mixture.names,
             reseed=False,
         )

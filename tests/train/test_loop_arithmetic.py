@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.train.little_ranks import LittleAgreement, LittleEngine, Meeting
+from tests.train.little_ranks import LittleEngine, LittleRanks, Meeting
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.contracts import LoadedBatch, ReadFailure
-from vmae2_ds.dist import World
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard.spikes import SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
@@ -78,7 +77,7 @@ def run(ranks: int, guard: GuardConfig | None = None, **changes: Any) -> list[Ra
                 yield LoadedBatch(batch, failures, {"a": 1, "b": number})
 
     def rank_of(rank: int) -> None:
-        mine, world = found[rank], World(rank, rank, ranks)
+        mine, among = found[rank], LittleRanks(rank, rank, ranks, meeting=meeting)
         engine: Any = LittleEngine(torch.from_numpy(FIRST), accumulation, rank, meeting)
         mean = WeightAverage(engine, DECAY)
 
@@ -96,8 +95,8 @@ def run(ranks: int, guard: GuardConfig | None = None, **changes: Any) -> list[Ra
             updated=mean.update,
         )
         train(
-            engine, batches(rank), plan, config, mine.state, hooks, world, LittleAgreement(world, meeting), StopRequests(),
-            SpikeGuard(guard or GuardConfig(on_spike="off"), world), sources=("a", "b"), reseed=True,
+            engine, batches(rank), plan, config, mine.state, hooks, among, StopRequests(),
+            SpikeGuard(guard or GuardConfig(on_spike="off"), among), sources=("a", "b"), reseed=True,
         )  # fmt: skip
         for place, value in enumerate(engine.draws):
             step, micro_step = divmod(place, accumulation)
@@ -252,7 +251,7 @@ def test_the_wait_for_data_is_the_mean_over_ranks(monkeypatch: pytest.MonkeyPatc
     averages.leave_out(2.0)
     totals: list[dict[str, Any]] = []
     meeting.run(
-        lambda rank: totals.append(averages.totals(LittleAgreement(World(rank, rank, 2), meeting), (1.0, 3.0)[rank]))
+        lambda rank: totals.append(averages.totals(LittleRanks(rank, rank, 2, meeting=meeting), (1.0, 3.0)[rank]))
     )
     assert [row["data_wait_share"] for row in totals] == [0.2, 0.2]
     assert [row["step_time_s"] for row in totals] == [2.5, 2.5], "what was left out is no training"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.train.metrics import MetricsWriter, Progress
 
 ROW: dict[str, Any] = {"step": 40, "loss": 1.0, "clips_per_s": 8.0, "step_time_s": 2.0, "lr": 3e-4, "grad_norm": 0.5,
@@ -30,7 +30,7 @@ def test_a_line_says_the_time_left_and_why_the_rate_is_nought(
     changes: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    Progress(World(), 0, 140, "pretrain").row({**ROW, **changes})
+    Progress(Ranks(), 0, 140, "pretrain").row({**ROW, **changes})
     assert said in caplog.records[-1].message
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.pretrain import PretrainDataConfig
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.guard.loader_watch import DataWaitWatch
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
 
@@ -27,7 +27,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def reporter(path: Path, rank: int = 0, peak_flops: float | None = 4e10) -> Reporter:
     watch = DataWaitWatch(PretrainDataConfig(), ranks=4, cores=8)
-    return Reporter(path, None, World(rank, rank, 4), PLAN, 0, 1_500_000_000, peak_flops, watch, "pretrain")
+    return Reporter(path, None, Ranks(rank, rank, 4), PLAN, 0, 1_500_000_000, peak_flops, watch, "pretrain")
 
 
 def test_speed_is_of_clips_and_utilisation_of_one_device(tmp_path: Path) -> None:

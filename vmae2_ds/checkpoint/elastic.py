@@ -13,14 +13,14 @@ from vmae2_ds.checkpoint.universal import FOLDER, convert, remove
 from vmae2_ds.checkpoint.whole import WHOLE, declare_whole, why_unsound
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import flush_to_disk, sha256_of
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 
-def fitting(engine: Engine, source: Path, world: World, agreement: Agreement) -> Path:
+def fitting(engine: Engine, source: Path, ranks: Ranks) -> Path:
     """`source` itself where this engine splits its states in the same way, else its universal form, made where there is none.
 
     The source is only read. A conversion that was cut is begun again; a whole one of the same source is used again. Raises
@@ -28,14 +28,14 @@ def fitting(engine: Engine, source: Path, world: World, agreement: Agreement) ->
     """
     whole = json.loads((source / WHOLE).read_text())
     before = {"world_size": whole["world_size"], "stage": whole["stage"], "zero": whole.get("zero", engine.zero_policy)}
-    now = {"world_size": world.size, "stage": engine.stage, "zero": engine.zero_policy}
+    now = {"world_size": ranks.size, "stage": engine.stage, "zero": engine.zero_policy}
     if before == now:
         return source
     _refuse_uncovered(source, before, now)
     began = time.monotonic()
     target = source.parent / FOLDER / source.name
-    made = _make(source, target, whole, world, agreement)
-    if world.rank == 0:
+    made = _make(source, target, whole, ranks)
+    if ranks.rank == 0:
         size = sum(json.loads((target / WHOLE).read_text())["files"].values())
         log.info(
             "resuming %s, from %s to %s: %s universal checkpoint %s (%.3g GB) in %.1f s; the global batches go on",
@@ -50,7 +50,7 @@ def fitting(engine: Engine, source: Path, world: World, agreement: Agreement) ->
     return target
 
 
-def _make(source: Path, target: Path, whole: dict[str, Any], world: World, agreement: Agreement) -> bool:
+def _make(source: Path, target: Path, whole: dict[str, Any], ranks: Ranks) -> bool:
     """False where a whole one is there already."""
     origin = sha256_of(source / WHOLE)
     unfinished = target.with_name(f".{target.name}.unfinished")
@@ -61,15 +61,15 @@ def _make(source: Path, target: Path, whole: dict[str, Any], world: World, agree
         except (OSError, ValueError, KeyError):
             return False
 
-    if agreement.from_first(is_made) and agreement.first_said(why_unsound(target, world)) is None:
+    if ranks.from_first(is_made) and ranks.first_said(why_unsound(target, ranks)) is None:
         return False
-    agreement.from_first(lambda: _prepare(source, target, unfinished, whole))
-    files = convert(source, unfinished, whole["world_size"], whole["stage"], world)
+    ranks.from_first(lambda: _prepare(source, target, unfinished, whole))
+    files = convert(source, unfinished, whole["world_size"], whole["stage"], ranks)
     about = {"step": whole["step"], "universal_of": origin}
-    if error := declare_whole(files, about, world, agreement):
-        agreement.from_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+    if error := declare_whole(files, about, ranks):
+        ranks.from_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
         raise CheckpointError(f"{source} could not be converted to a universal checkpoint: {error}; it is as it was")
-    agreement.from_first(lambda: _put_in_place(unfinished, target))
+    ranks.from_first(lambda: _put_in_place(unfinished, target))
     return True
 
 

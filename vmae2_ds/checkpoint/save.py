@@ -29,7 +29,7 @@ from vmae2_ds.checkpoint.whole import LATEST, WHOLE, declare_whole, tag_of, why_
 from vmae2_ds.checkpoint.zero_shards import MOMENTS
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import flush_to_disk, write_whole
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import CheckpointError, SaveFailed
 
@@ -41,7 +41,7 @@ def save_checkpoint(
     folder: Path,
     step: int,
     state: dict[str, Any],
-    world: World,
+    ranks: Ranks,
     keep: Keep,
     write_more: Callable[[HashedFiles], None] | None = None,
     figures: dict[str, float] | None = None,
@@ -53,29 +53,28 @@ def save_checkpoint(
     """
     tag = tag_of(step)
     target = folder / tag
-    agreement = Agreement(world)
     files = HashedFiles(target)
-    if world.rank == 0 and target.exists():
+    if ranks.rank == 0 and target.exists():
         files.attempt(lambda: shutil.rmtree(target))  # a torn one, or one of a step that is run again
-    _barrier(world)
+    _barrier(ranks)
     with _written_by(files, engine):
         engine.deepspeed.save_checkpoint(str(folder), tag=tag, client_state={"vmae2": state}, save_latest=False)
     if write_more is not None:
         write_more(files)
-    files.add(sorted((target / "offloaded_tensors" / f"rank{world.rank:02d}").rglob("*.swp")))
+    files.add(sorted((target / "offloaded_tensors" / f"rank{ranks.rank:02d}").rglob("*.swp")))
     files.attempt(lambda: flush_to_disk(target))
-    layout = {"world_size": world.size, "stage": engine.stage, "zero": engine.zero_policy}
+    layout = {"world_size": ranks.size, "stage": engine.stage, "zero": engine.zero_policy}
     about = {"step": step, **layout, "time": time.time(), "figures": figures or {}}
-    if error := declare_whole(files, about, world, agreement):
-        if world.rank == 0:
+    if error := declare_whole(files, about, ranks):
+        if ranks.rank == 0:
             shutil.rmtree(target, ignore_errors=True)
         raise SaveFailed(f"the checkpoint of step {step} could not be written to {folder}: {error}")
-    if world.rank == 0:
+    if ranks.rank == 0:
         files.attempt(lambda: write_whole(folder / LATEST, tag))
         files.attempt(lambda: _drop_old(folder, keep))
         if files.error is not None:  # the checkpoint is whole all the same
             log.warning("%s: %s", folder, files.error)
-    _barrier(world)
+    _barrier(ranks)
     return target
 
 
@@ -94,13 +93,13 @@ def _written_by(files: HashedFiles, engine: Engine) -> Iterator[None]:
         del deepspeed._copy_recovery_script
 
 
-def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agreement) -> dict[str, Any]:
+def load_checkpoint(engine: Engine, target: Path, ranks: Ranks) -> dict[str, Any]:
     """Load `target` on all ranks, bit for bit, and return the state saved with it.
 
     It is of the engine's own layout, or universal (elastic.fitting finds or makes that). No pickled code is run.
     Raises CheckpointError on all ranks where one cannot see it whole.
     """
-    reason = agreement.first_said(why_torn(target))
+    reason = ranks.first_said(why_torn(target))
     if reason is not None:
         raise CheckpointError(f"{target}: not whole on every rank ({reason})")
     whole = json.loads((target / WHOLE).read_text())
@@ -111,10 +110,10 @@ def load_checkpoint(engine: Engine, target: Path, world: World, agreement: Agree
         for counter in ("global_steps", "global_samples", "skipped_steps"):
             setattr(engine.deepspeed, counter, saved[counter])
         return saved["vmae2"]
-    if (whole["world_size"], whole["stage"]) != (world.size, engine.stage):
+    if (whole["world_size"], whole["stage"]) != (ranks.size, engine.stage):
         raise CheckpointError(
             f"{target} was written by {counted(whole['world_size'], 'rank')} at ZeRO stage {whole['stage']}, this run has "
-            f"{counted(world.size, 'rank')} at stage {engine.stage}"
+            f"{counted(ranks.size, 'rank')} at stage {engine.stage}"
         )
     reader = engine.deepspeed.checkpoint_engine
     kept, reader.load = reader.load, read_state
@@ -146,6 +145,6 @@ def _saved(target: Path) -> Saved:
     return Saved(target.name, whole.get("time", (target / WHOLE).stat().st_mtime), whole.get("figures", {}))
 
 
-def _barrier(world: World) -> None:
-    if world.size > 1:
+def _barrier(ranks: Ranks) -> None:
+    if ranks.size > 1:
         torch.distributed.barrier()

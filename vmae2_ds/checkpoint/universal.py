@@ -17,13 +17,13 @@ import torch
 from vmae2_ds.checkpoint.hashed_files import HashedFiles
 from vmae2_ds.checkpoint.safe_load import read_state
 from vmae2_ds.checkpoint.zero_shards import MASTER, ZeroShards
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 
 FOLDER = "universal"
 """Beside the checkpoints of a run."""
 
 
-def convert(source: Path, target: Path, world_size: int, stage: int, world: World) -> HashedFiles:
+def convert(source: Path, target: Path, world_size: int, stage: int, ranks: Ranks) -> HashedFiles:
     """Write the universal form of `source` into the folder `target`, each rank its share of the parameters.
 
     Returns this rank's files, whose `error` holds what the disk refused. Raises CheckpointError where the source is not as
@@ -33,14 +33,14 @@ def convert(source: Path, target: Path, world_size: int, stage: int, world: Worl
     groups = states.hyperparameters()  # on every rank: none is left waiting where there are none
     files = HashedFiles(target)
     names = [*states.shapes, *states.frozen_shapes]
-    for name in names[world.rank :: world.size]:
+    for name in names[ranks.rank :: ranks.size]:
         tensors = states.tensors(name) if name in states.shapes else {MASTER: states.whole(name)}
         for state, tensor in tensors.items():
             # cat_dim: as ds_to_universal writes it for stages 1 and 2, which DeepSpeed's loaders of every stage understand
             files.save(
                 tensor if state == "step" else {"param": tensor, "cat_dim": 0}, target / "zero" / name / f"{state}.pt"
             )
-    if world.rank == 0:
+    if ranks.rank == 0:
         step = next((states.step(name) for name in states.shapes), None)
         files.save(
             {

@@ -13,7 +13,7 @@ from typing import Any
 
 from vmae2_ds.checkpoint.hashed_files import HashedFiles
 from vmae2_ds.disk import sha256_of, write_whole
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 
 log = logging.getLogger(__name__)
 WHOLE = "whole.json"
@@ -25,12 +25,12 @@ def tag_of(step: int) -> str:
     return f"step{step:08d}"
 
 
-def declare_whole(files: HashedFiles, about: dict[str, Any], world: World, agreement: Agreement) -> str | None:
+def declare_whole(files: HashedFiles, about: dict[str, Any], ranks: Ranks) -> str | None:
     """Once all ranks have their files on disk, write the list of them that makes a folder count.
 
     Returns None, or on all ranks what one of them could not write.
     """
-    gathered = agreement.gather((files.written, files.error))
+    gathered = ranks.gather((files.written, files.error))
 
     def declare() -> str | None:
         assert gathered is not None, "rank 0 has them"
@@ -48,7 +48,7 @@ def declare_whole(files: HashedFiles, about: dict[str, Any], world: World, agree
             return str(error)
         return None
 
-    return agreement.from_first(declare)
+    return ranks.from_first(declare)
 
 
 def find_newest_whole(folder: Path) -> Path | None:
@@ -77,33 +77,33 @@ def why_torn(target: Path) -> str | None:
     return None
 
 
-def newest_sound(newest: Path, world: World, agreement: Agreement) -> Path | None:
+def newest_sound(newest: Path, ranks: Ranks) -> Path | None:
     """The newest checkpoint, from `newest` back, of whose files each has the checksum it was written with; None if none.
 
     The same on all ranks, which share the reading: it takes as long as one rank needs for its part of the bytes. Others are
     named in the log with what is wrong, and passed over.
     """
-    older = agreement.from_first(lambda: sorted(newest.parent.glob("step*"), reverse=True))
+    older = ranks.from_first(lambda: sorted(newest.parent.glob("step*"), reverse=True))
     listed = [target for target in older if target.name <= newest.name]
     for target in listed:
-        reason = agreement.first_said(why_unsound(target, world))
+        reason = ranks.first_said(why_unsound(target, ranks))
         if reason is None:
             return target
-        if world.rank == 0:
+        if ranks.rank == 0:
             log.warning("%s is not whole (%s): passed over", target, reason)
     return None
 
 
-def why_unsound(target: Path, world: World) -> str | None:
+def why_unsound(target: Path, ranks: Ranks) -> str | None:
     """`why_torn`, and the first of this rank's share of the files whose content is not what was written."""
     if reason := why_torn(target):
         return reason
     whole = json.loads((target / WHOLE).read_text())
     sizes, written = whole["files"], whole.get("sha256", {})
-    if not written and world.rank == 0:
+    if not written and ranks.rank == 0:
         log.warning("%s was written before there were checksums: only the sizes of its files are checked", target)
     names = sorted(written, key=lambda name: (-sizes[name], name))
-    for name in names[world.rank :: world.size]:
+    for name in names[ranks.rank :: ranks.size]:
         try:
             if sha256_of(target / name) != written[name]:
                 return f"{name} is not what was written: its SHA-256 differs"

@@ -33,11 +33,11 @@ _JOB = (
 def rank_here() -> int | None:
     """Rank of this process as its launcher says; None where there is no launcher, or its variables make no sense."""
     try:
-        world = map_rank_variables({**os.environ})
+        ranks = map_rank_variables({**os.environ})
     except ConfigError:
         said = os.environ.get("RANK", "")
         return int(said) if said.isdigit() else None
-    return world.rank if world.size > 1 else None
+    return ranks.rank if ranks.size > 1 else None
 
 
 def may_say(line: str, rank: int | None) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from vmae2_ds.dist import World, default_device, map_rank_variables
+from vmae2_ds.dist import Ranks, default_device, map_rank_variables
 from vmae2_ds.errors import RankLost
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ TIMEOUT_S = 1800.0
 class Meeting(NamedTuple):
     """Ranks that have found each other and not formed a process group yet."""
 
-    world: World
+    ranks: Ranks
     store: torch.distributed.Store | None
     """What they can write into for each other; None for one process, and where a group was there before."""
     timeout_s: float
@@ -35,28 +35,28 @@ def meet_ranks(timeout_s: float = TIMEOUT_S) -> Meeting:
 
     Raises ConfigError for variables that make no world, RankLost where not all ranks come within `timeout_s` seconds.
     """
-    world = map_rank_variables()
+    ranks = map_rank_variables()
     device = default_device()
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:
         torch.cuda.set_device(device)
-    if world.size == 1 or torch.distributed.is_initialized():
-        return Meeting(world, None, timeout_s)
+    if ranks.size == 1 or torch.distributed.is_initialized():
+        return Meeting(ranks, None, timeout_s)
     try:
         store, *_ = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     except (torch.distributed.DistError, OSError) as error:
         raise RankLost(
-            f"rank {world.rank} of {world.size} on {platform.node()} did not meet all others at "
+            f"rank {ranks.rank} of {ranks.size} on {platform.node()} did not meet all others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout_s:g} s ({str(error).splitlines()[0]}); "
             "is every host up, is the port open, and do all have the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE?"
         ) from None
-    return Meeting(world, store, timeout_s)
+    return Meeting(ranks, store, timeout_s)
 
 
-def start_ranks(meeting: Meeting | None = None) -> World:
+def start_ranks(meeting: Meeting | None = None) -> Ranks:
     """Join the process group; without a `meeting`, meet first. One process needs no launcher and no free port."""
-    world, store, timeout_s = meeting or meet_ranks()
+    ranks, store, timeout_s = meeting or meet_ranks()
     timeout = timedelta(seconds=timeout_s)
     device = default_device()
     import deepspeed.comm.comm
@@ -71,25 +71,25 @@ def start_ranks(meeting: Meeting | None = None) -> World:
         # init_distributed would compile shm_comm with a C++ compiler; only inference_all_reduce uses it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world.size))))
-        if world.rank == 0:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))))
+        if ranks.rank == 0:
             log.info("on the CPU: DeepSpeed's shm_comm op (inference only) is left out, so no C++ compiler is needed")
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store or torch.distributed.HashStore(),  # one process: several may share a machine, and need no port
-            rank=world.rank,
-            world_size=world.size,
+            rank=ranks.rank,
+            world_size=ranks.size,
             timeout=timeout,
         )
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
-        if world.size == 1:
+        if ranks.size == 1:
             atexit.register(
                 _leave_group
             )  # a busy machine aborts at exit, now and then, where gloo's threads still live
     # ZeRO talks in groups of its own, which DeepSpeed 0.19 makes with torch's time-out (gloo: 30 min), whatever the world has
     deepspeed.comm.comm.cdb.new_group = functools.partial(torch.distributed.new_group, timeout=timeout)
-    return world
+    return ranks
 
 
 def _leave_group() -> None:
@@ -97,7 +97,7 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def stop_ranks(world: World) -> None:
+def stop_ranks(ranks: Ranks) -> None:
     """Leave the process group where all ranks end together. One process keeps its own: DeepSpeed cannot join another."""
-    if world.size > 1:
+    if ranks.size > 1:
         torch.distributed.destroy_process_group()

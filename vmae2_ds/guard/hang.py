@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import EXIT_HUNG, Vmae2Error
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,13 @@ class HangSwitch:
 
     Args:
         folder: the run folder.
-        world: this process among all.
+        ranks: this process among all.
         step_s: seconds that a step may take; 0: no limit, for steps and everything else.
         slow_s: seconds that what is no step may take, the start among it.
     """
 
-    def __init__(self, folder: Path, world: World, step_s: float, slow_s: float) -> None:
-        self._rank, self._ranks = world.rank, world.size
+    def __init__(self, folder: Path, ranks: Ranks, step_s: float, slow_s: float) -> None:
+        self._rank, self._ranks = ranks.rank, ranks.size
         self._step_s, self._slow_s, self._last_step = step_s, slow_s, 0
         self._timers: list[ctypes.c_void_p] = []
         """Of the stacks, the line and the exit; none without `_libc`."""

@@ -19,7 +19,7 @@ from types import TracebackType
 
 import torch
 
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import EXIT_HUNG, AgreedStop, RankLost
 
 log = logging.getLogger(__name__)
@@ -54,17 +54,17 @@ class PeerWatch:
     that some rank could not connect, and nobody is watched.
     """
 
-    def __init__(self, world: World, agreement: Agreement) -> None:
+    def __init__(self, ranks: Ranks) -> None:
         self.on_loss: Callable[[str], None] = lambda why: None
         """Told once, from another thread, who is gone."""
-        self._world = world
+        self._ranks = ranks
         self._why: str | None = None
         self._noticed = threading.Event()
         self._leaving = False
         self._peers: dict[socket.socket, str] = {}
         self.any_failed = False
-        if world.size > 1:
-            self.any_failed = agreement.any(not self._connect(agreement))
+        if ranks.size > 1:
+            self.any_failed = ranks.any(not self._connect())
             if self.any_failed:
                 self._close(b"")
             else:
@@ -86,15 +86,15 @@ class PeerWatch:
                 "the last checkpoint are lost; the same command goes on from there"
             ) from error
 
-    def _connect(self, agreement: Agreement) -> bool:
+    def _connect(self) -> bool:
         """Whether this rank is connected to rank 0, or all are to this one."""
-        listener = socket.create_server(("", 0), backlog=self._world.size) if self._world.rank == 0 else None
-        port, secret = agreement.from_first(lambda: (_port_of(listener), secrets.token_hex(16)))
+        listener = socket.create_server(("", 0), backlog=self._ranks.size) if self._ranks.rank == 0 else None
+        port, secret = self._ranks.from_first(lambda: (_port_of(listener), secrets.token_hex(16)))
         if listener is None:
             return self._connect_to_first(port, secret)
         deadline = time.monotonic() + MEET_S
         with listener:
-            while len(self._peers) < self._world.size - 1 and time.monotonic() < deadline:
+            while len(self._peers) < self._ranks.size - 1 and time.monotonic() < deadline:
                 listener.settimeout(max(0.1, deadline - time.monotonic()))
                 try:
                     connection, _ = listener.accept()
@@ -106,12 +106,12 @@ class PeerWatch:
                     self._keep(connection, name)
                 else:
                     connection.close()
-        return len(self._peers) == self._world.size - 1
+        return len(self._peers) == self._ranks.size - 1
 
     def _connect_to_first(self, port: int, secret: str) -> bool:
         try:
             connection = socket.create_connection((os.environ["MASTER_ADDR"], port), MEET_S)
-            connection.sendall(f"{secret} rank {self._world.rank} on {socket.gethostname()}".encode())
+            connection.sendall(f"{secret} rank {self._ranks.rank} on {socket.gethostname()}".encode())
         except OSError:
             return False
         self._keep(connection, f"rank 0 on {os.environ['MASTER_ADDR']}")

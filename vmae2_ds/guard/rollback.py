@@ -24,7 +24,7 @@ from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.sources.order import positions_of, window_of
 from vmae2_ds.disk import write_whole
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard.spikes import Spike
 
@@ -65,12 +65,11 @@ class SpikeActions:
         plan: RunPlan,
         seed: int,
         load: Callable[[Path], dict[str, Any]],
-        world: World,
-        agreement: Agreement,
+        ranks: Ranks,
     ) -> None:
         self._folder, self._checkpoints, self._config = folder, checkpoints, config
         self._mixture, self._plan, self._order = mixture, plan, mixture.order(seed)
-        self._load, self._world, self._agreement = load, world, agreement
+        self._load, self._ranks = load, ranks
 
     def spiked(self, spike: Spike, state: TrainState, result: StepResult) -> None:
         """Note a spike in the step after `state.step`.
@@ -79,7 +78,7 @@ class SpikeActions:
         """
         target = None
         if self._config.on_spike == "rollback" and spike.limit is not None:
-            target = self._agreement.from_first(lambda: self._find_target(state))
+            target = self._ranks.from_first(lambda: self._find_target(state))
         if target is None:
             action = "applied, on_spike=warn" if result.applied else "update left out"
             self._note(spike, state, action, [] if result.applied else [window_of(state.step, state.skipped_windows)])
@@ -91,13 +90,13 @@ class SpikeActions:
                 f"{self._config.max_rollbacks}); the run stands at {target}. Look at {EVENTS} and {SKIPPED} in its folder; to "
                 "go on: a higher --guard.max-rollbacks or --guard.rollback-skip, or --guard.on-spike warn"
             )
-        raise RollBack(self._agreement.from_first(lambda: self._begin(spike, state, target)))
+        raise RollBack(self._ranks.from_first(lambda: self._begin(spike, state, target)))
 
     def go_back(self, back: RollBack) -> TrainState:
         """Load the checkpoint and return the state to go on with."""
-        if self._world.rank == 0:
+        if self._ranks.rank == 0:
             drop_newer(self._checkpoints, back.target)
-        self._agreement.sum(0)
+        self._ranks.sum(0)
         return with_rollbacks(TrainState(**self._load(back.target)), self._folder)
 
     def _find_target(self, state: TrainState) -> Path | None:
@@ -127,7 +126,7 @@ class SpikeActions:
 
     def _note(self, spike: Spike, state: TrainState, action: str, windows: list[int]) -> None:
         """A line in the log, a row in EVENTS, and rows in SKIPPED for the samples of `windows` (rank 0 alone)."""
-        if self._world.rank:
+        if self._ranks.rank:
             return
         log.warning("step %d: %s: %s", state.step + 1, spike, action)
         event = {

@@ -15,7 +15,7 @@ import torch
 
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.contracts import StepResult
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import ConfigError
 
 MAD_TO_DEVIATION = 1.4826
@@ -47,21 +47,21 @@ class SpikeGuard:
 
     Args:
         config: the action and its limits; with `on_spike=off` only what is not finite is noticed, by its gradient.
-        world: this process among all.
+        ranks: this process among all.
     """
 
-    def __init__(self, config: GuardConfig, world: World) -> None:
-        self._config, self._world = config, world
+    def __init__(self, config: GuardConfig, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
         self._is_on = config.on_spike != "off"
-        self.places = world.size if self._is_on else 0
+        self.places = ranks.size if self._is_on else 0
         """Numbers that `own_place` adds to the sum over ranks."""
 
     def own_place(self, loss: torch.Tensor) -> list[float]:
         """This rank's loss at its place among zeros, to be summed over ranks. Waits for the device, as that sum does."""
         if not self._is_on:
             return []
-        places = [0.0] * self._world.size
-        places[self._world.rank] = float(loss)
+        places = [0.0] * self._ranks.size
+        places[self._ranks.rank] = float(loss)
         return places
 
     def look_at_losses(self, recent: Recent, losses: Sequence[float]) -> Spike | None:

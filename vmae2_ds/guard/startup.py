@@ -58,18 +58,18 @@ def check_start(config: AnyRun, meeting: Meeting) -> tuple[Mixture, list[dict[st
         return _check(config, meeting, meeting.store)
     except torch.distributed.DistError as error:
         raise RankLost(
-            f"rank {meeting.world.rank} on {platform.node()} lost rank 0 during the start-up check "
+            f"rank {meeting.ranks.rank} on {platform.node()} lost rank 0 during the start-up check "
             f"({str(error).splitlines()[0]}); the log of rank 0 says why; start the same command again"
         ) from None
 
 
 def _check(config: AnyRun, meeting: Meeting, store: torch.distributed.Store) -> tuple[Mixture, list[dict[str, Any]]]:
-    rank, deadline = meeting.world.rank, time.monotonic() + meeting.timeout_s
+    rank, deadline = meeting.ranks.rank, time.monotonic() + meeting.timeout_s
     store.set_timeout(timedelta(seconds=meeting.timeout_s + (GRACE_S if rank else 0)))
     if store.add(f"starts/{rank}", 1) > 1:
         other = _text(store, f"host/{rank}")
         raise ConfigError(
-            f"two processes are rank {rank} of {meeting.world.size}: on {other} and on {platform.node()}; give each its own"
+            f"two processes are rank {rank} of {meeting.ranks.size}: on {other} and on {platform.node()}; give each its own"
         )
     store.set(f"host/{rank}", platform.node())
     mixture: Mixture | None = None
@@ -106,7 +106,7 @@ def _check(config: AnyRun, meeting: Meeting, store: torch.distributed.Store) -> 
 
 def _judge(meeting: Meeting, store: torch.distributed.Store, deadline: float) -> tuple[Verdict, list[dict[str, Any]]]:
     """Rank 0: take all reports, ask for the time, compare, and log what is worth it."""
-    ranks = range(meeting.world.size)
+    ranks = range(meeting.ranks.size)
     try:
         store.wait([f"report/{rank}" for rank in ranks], timedelta(seconds=max(deadline - time.monotonic(), 1)))
     except torch.distributed.DistStoreError:
@@ -137,9 +137,9 @@ def _judge(meeting: Meeting, store: torch.distributed.Store, deadline: float) ->
 
 def _say_goodbye(meeting: Meeting, store: torch.distributed.Store) -> None:
     """Rank 0 holds the store, so it leaves last."""
-    store.set(f"bye/{meeting.world.rank}", "")
-    if meeting.world.rank == 0:
-        there = [rank for rank in range(meeting.world.size) if store.check([f"report/{rank}"])]
+    store.set(f"bye/{meeting.ranks.rank}", "")
+    if meeting.ranks.rank == 0:
+        there = [rank for rank in range(meeting.ranks.size) if store.check([f"report/{rank}"])]
         with contextlib.suppress(torch.distributed.DistStoreError):
             store.wait([f"bye/{rank}" for rank in there], timedelta(seconds=GOODBYE_S))
 

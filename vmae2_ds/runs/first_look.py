@@ -13,7 +13,7 @@ from vmae2_ds.data.sources.list_formats import read_list
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import Mixture, form_of, lists_of, open_mixture
 from vmae2_ds.disk import check_out_folder
-from vmae2_ds.dist import LOCAL_SIZES, NODES, World, map_rank_variables
+from vmae2_ds.dist import LOCAL_SIZES, NODES, Ranks, map_rank_variables
 from vmae2_ds.config.distil import INDEX, DistilConfig, check_has_teacher
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.config.finetune import FinetuneConfig
@@ -42,11 +42,11 @@ def first_look(config: RunConfig, *, must_ask: bool = False) -> None:
     lists = lists_of(config.data)
     if isinstance(config, DistilConfig):
         check_has_teacher(config, must_ask=must_ask)
-    world = map_rank_variables({**os.environ})
-    if world.local_rank == 0:
-        _warn_of_workers(config, _ranks_here(world, os.environ))
-    if _on_one_host(world, os.environ):
-        _look_at_files(config, lists, world, must_ask=must_ask)
+    ranks = map_rank_variables({**os.environ})
+    if ranks.local_rank == 0:
+        _warn_of_workers(config, _ranks_here(ranks, os.environ))
+    if _on_one_host(ranks, os.environ):
+        _look_at_files(config, lists, ranks, must_ask=must_ask)
 
 
 def check_settings(config: RunConfig) -> None:
@@ -81,13 +81,13 @@ def check_cache(folder: Path) -> None:
     check_out_folder(folder, "--distil.cache", is_ours=lambda path: (path / INDEX).is_file())
 
 
-def _on_one_host(world: World, env: Mapping[str, str]) -> bool:
-    return world.size == _ranks_here(world, env) or any(env.get(name) == "1" for name in NODES)
+def _on_one_host(ranks: Ranks, env: Mapping[str, str]) -> bool:
+    return ranks.size == _ranks_here(ranks, env) or any(env.get(name) == "1" for name in NODES)
 
 
-def _ranks_here(world: World, env: Mapping[str, str]) -> int:
+def _ranks_here(ranks: Ranks, env: Mapping[str, str]) -> int:
     """Ranks on this host; 1 where nothing says."""
-    said = env.get(LOCAL_SIZES.get(world.launcher, ""), "") or env.get("LOCAL_SIZE", "")  # `deepspeed` has its own
+    said = env.get(LOCAL_SIZES.get(ranks.launcher, ""), "") or env.get("LOCAL_SIZE", "")  # `deepspeed` has its own
     return int(said) if said.isdigit() else 1
 
 
@@ -108,7 +108,7 @@ def check_val_classes(config: FinetuneConfig) -> None:
         check_labels(val, config.model.num_classes)
 
 
-def _look_at_files(config: RunConfig, lists: list[Path], world: World, *, must_ask: bool) -> None:
+def _look_at_files(config: RunConfig, lists: list[Path], ranks: Ranks, *, must_ask: bool) -> None:
     starts = {"--train.init": config.train.init}
     if isinstance(config, FinetuneConfig):
         starts["--train.head-map"] = config.train.head_map
@@ -122,7 +122,7 @@ def _look_at_files(config: RunConfig, lists: list[Path], world: World, *, must_a
     read_policy(config.train.ds_config)
     if sum(path.stat().st_size for path in lists if path.is_file()) <= SMALL_BYTES:
         mixture = open_mixture(config.data)
-        plan_run(config, mixture.num_videos, world.size)
+        plan_run(config, mixture.num_videos, ranks.size)
         if not must_ask:
             check_classes_of(config, mixture)
         return

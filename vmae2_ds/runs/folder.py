@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from vmae2_ds.data.sources.mixture import class_names_of
 from vmae2_ds.disk import write_whole
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.provenance import commit, environment
@@ -123,7 +123,7 @@ def _newest_here_or_there(config: RunConfig, path: Path) -> Path | None:
     return fetch_newest(place, path.name, path / "ckpt")
 
 
-def checkpoint_to_resume(config: RunConfig, folder: RunFolder, world: World, agreement: Agreement) -> Path | None:
+def checkpoint_to_resume(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Path | None:
     """The newest checkpoint of the folder whose content is what was written, the same on all ranks; None in a new run.
 
     Where there is none, the newest copy in the second place. Raises CheckpointError where there are checkpoints but not a
@@ -131,11 +131,11 @@ def checkpoint_to_resume(config: RunConfig, folder: RunFolder, world: World, agr
     """
     if folder.checkpoint is None:
         return None
-    sound = newest_sound(folder.checkpoint, world, agreement)
+    sound = newest_sound(folder.checkpoint, ranks)
     place = second_place(config)
     if sound is None and place is not None:
-        fetched = agreement.from_first(lambda: fetch_newest(place, folder.path.name, folder.checkpoints))
-        sound = None if fetched is None else newest_sound(fetched, world, agreement)
+        fetched = ranks.from_first(lambda: fetch_newest(place, folder.path.name, folder.checkpoints))
+        sound = None if fetched is None else newest_sound(fetched, ranks)
     if sound is None:
         raise CheckpointError(
             f"{folder.checkpoints}: no checkpoint holds what was written into it (the log names what is wrong with each); "

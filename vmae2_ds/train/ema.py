@@ -13,7 +13,7 @@ from vmae2_ds.checkpoint.hashed_files import HashedFiles
 from vmae2_ds.checkpoint.safe_load import read_state
 from vmae2_ds.checkpoint.universal import WholeStates
 from vmae2_ds.checkpoint.zero_shards import MEAN, mean_file
-from vmae2_ds.dist import World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.weights.layouts import State
@@ -34,15 +34,15 @@ class WeightAverage:
         """Take in the weights as they are now."""
         torch._foreach_lerp_(self._mean, [shard.detach() for shard in self._engine.master_shards], 1 - self.decay)
 
-    def save(self, files: HashedFiles, world: World) -> None:
+    def save(self, files: HashedFiles, ranks: Ranks) -> None:
         """Add this rank's shards to a checkpoint."""
-        files.save(self._mean, files.folder / mean_file(world.rank))
+        files.save(self._mean, files.folder / mean_file(ranks.rank))
 
-    def load(self, target: Path, world: World) -> None:
+    def load(self, target: Path, ranks: Ranks) -> None:
         """Take this rank's shards from a checkpoint. Raises CheckpointError where they are not there or of another split."""
         if (target / "zero").is_dir():
             return self._load_universal(WholeStates(target))
-        path = target / mean_file(world.rank)
+        path = target / mean_file(ranks.rank)
         if not path.is_file():
             raise CheckpointError(f"{target} holds no running mean of the weights; go on without --optim.ema-decay")
         saved = read_state(path)

@@ -12,7 +12,7 @@ from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.data.feed.labelled import LabelledDataset
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.train.build import fastest_kernel
@@ -36,8 +36,8 @@ def supervised_stage(config: FinetuneConfig) -> Stage:
         dtype = DTYPES[config.train.precision]
         return (fastest_kernel("encoder", model.encoder, config.geometry.num_cubes, clips, dtype, device),)
 
-    def validation(world: World, agreement: Agreement) -> Callable[[Engine], dict[str, Any]]:
-        return Validation(config, world, agreement).run
+    def validation(ranks: Ranks) -> Callable[[Engine], dict[str, Any]]:
+        return Validation(config, ranks).run
 
     return Stage(
         dataset=lambda mixture: LabelledDataset(config, mixture),

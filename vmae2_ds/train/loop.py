@@ -15,7 +15,7 @@ from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure, StepResult
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooManyBadFiles
 from vmae2_ds.guard.spikes import Spike, SpikeGuard
@@ -63,8 +63,7 @@ def train(
     config: TrainConfig,
     state: TrainState,
     hooks: LoopHooks,
-    world: World,
-    agreement: Agreement,
+    ranks: Ranks,
     stop: StopRequests,
     guard: SpikeGuard,
     *,
@@ -96,14 +95,14 @@ def train(
         for micro_step in range(plan.accumulation):
             loaded = next(feed)
             if reseed:
-                torch.manual_seed(seed_of(config.seed, state.step, micro_step * world.size + world.rank))
+                torch.manual_seed(seed_of(config.seed, state.step, micro_step * ranks.size + ranks.rank))
             out = engine.micro_step(hooks.prepare(loaded.batch))
             averages.add(out)
             loss += out.loss.detach() / plan.accumulation
             feed.fetch_ahead()
             failures += loaded.failures
             used.update(loaded.sources)
-        bad, signalled, late, broken, *rest = agreement.sum(
+        bad, signalled, late, broken, *rest = ranks.sum(
             len(failures),
             bool(stop.caught),
             stop.is_time_over(),
@@ -142,7 +141,7 @@ def train(
                 {
                     "step": state.step,
                     "epoch": plan.epochs_at(state.step),
-                    **averages.totals(agreement, feed.take_wait_s()),
+                    **averages.totals(ranks, feed.take_wait_s()),
                     "lr": rate,
                     "grad_norm": result.grad_norm,
                     "skipped_steps": state.skipped_steps,
@@ -151,7 +150,7 @@ def train(
                     "bad_videos": state.bad_videos,
                     "new_bad_videos": state.bad_videos - at_last_row.bad_videos,
                     **source_columns(state.source_videos, at_last_row.source_videos),
-                    **dict(zip(MEMORY_COLUMNS, agreement.max(*hooks.worker_memory_gib()), strict=True)),
+                    **dict(zip(MEMORY_COLUMNS, ranks.max(*hooks.worker_memory_gib()), strict=True)),
                     "time": time.time(),
                 }
             )

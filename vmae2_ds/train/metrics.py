@@ -19,7 +19,7 @@ from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.console.progress import time_left
 from vmae2_ds.contracts import LossOutput
 from vmae2_ds.disk import write_whole
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.guard.loader_watch import DataWaitWatch
 
 log = logging.getLogger(__name__)
@@ -58,21 +58,21 @@ class StepAverages:
         self._flat_loss += torch.where(finite, out.flat_loss.float(), 0.0)
         self._finite += finite
 
-    def totals(self, agreement: Agreement, wait_s: float) -> dict[str, float | None]:
+    def totals(self, ranks: Ranks, wait_s: float) -> dict[str, float | None]:
         """Means over ranks and micro steps (losses None if none was finite), seconds per step, share waited for data.
 
         Args:
             wait_s: seconds that this rank waited for data.
         """
         elapsed = time.perf_counter() - self._started
-        loss, flat, finite, wait, ranks = agreement.sum(
+        loss, flat, finite, wait, size = ranks.sum(
             float(self._loss), float(self._flat_loss), float(self._finite), wait_s, 1.0
         )
         return {
             "loss": loss / finite if finite else None,
             "flat_loss": flat / finite if finite else None,
             "step_time_s": elapsed / max(1, self.steps),
-            "data_wait_share": min(1.0, wait / ranks / elapsed) if elapsed else 0.0,
+            "data_wait_share": min(1.0, wait / size / elapsed) if elapsed else 0.0,
         }
 
 
@@ -160,10 +160,10 @@ class MetricsWriter:
 class Progress:
     """A progress bar on a terminal, plain lines elsewhere; silent on other ranks."""
 
-    def __init__(self, world: World, first_step: int, num_steps: int, stage: str) -> None:
+    def __init__(self, ranks: Ranks, first_step: int, num_steps: int, stage: str) -> None:
         self._num_steps = num_steps
         self._bar = None
-        self._speaks = world.rank == 0
+        self._speaks = ranks.rank == 0
         if self._speaks and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -227,7 +227,7 @@ class Reporter:
         self,
         metrics: Path,
         tensorboard: Path | None,
-        world: World,
+        ranks: Ranks,
         plan: RunPlan,
         first_step: int,
         flops_per_clip: int,
@@ -235,11 +235,11 @@ class Reporter:
         watch: DataWaitWatch,
         stage: str,
     ) -> None:
-        self._clips, self._ranks = plan.global_batch, world.size
+        self._clips, self._ranks = plan.global_batch, ranks.size
         self._flops_per_clip, self._peak_flops = flops_per_clip, peak_flops
-        self._writer = MetricsWriter(metrics, tensorboard, first_step) if world.rank == 0 else None
+        self._writer = MetricsWriter(metrics, tensorboard, first_step) if ranks.rank == 0 else None
         self._watch = watch
-        self.progress = Progress(world, first_step, plan.num_steps, stage)
+        self.progress = Progress(ranks, first_step, plan.num_steps, stage)
 
     def row(self, row: dict[str, Any]) -> None:
         """Complete one row and show it everywhere."""

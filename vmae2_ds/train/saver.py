@@ -14,7 +14,7 @@ from vmae2_ds.checkpoint.save import save_checkpoint
 from vmae2_ds.checkpoint.whole import find_newest_whole
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.disk import flush_to_disk
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
 from vmae2_ds.train.ema import WeightAverage
@@ -39,11 +39,11 @@ class Saver:
         engine: Engine,
         folder: Path,
         config: TrainConfig,
-        world: World,
+        ranks: Ranks,
         mean: WeightAverage | None,
         mirror: Mirror | None,
     ) -> None:
-        self._engine, self._folder, self._config, self._world, self._mean = engine, folder, config, world, mean
+        self._engine, self._folder, self._config, self._ranks, self._mean = engine, folder, config, ranks, mean
         self._mirror = mirror
         self._keep = Keep(config.keep, config.keep_every_hours, config.keep_best)
         self._figures: dict[str, float] = {}
@@ -62,7 +62,7 @@ class Saver:
         keep = self._keep if self._mirror is None else self._keep._replace(for_now=self._mirror.protected())
         try:
             target = save_checkpoint(
-                self._engine, self._folder, step, state, self._world, keep, more, figures=self._figures
+                self._engine, self._folder, step, state, self._ranks, keep, more, figures=self._figures
             )
         except SaveFailed as error:
             self.error = error
@@ -71,7 +71,7 @@ class Saver:
                 raise SaveFailed(
                     f"{error}; {self._failed_in_a_row} saves in a row failed: {self._standing()}"
                 ) from None
-            if self._world.rank == 0:
+            if self._ranks.rank == 0:
                 due = (step // self._config.save_every + 1) * self._config.save_every
                 log.warning("%s; training goes on, the next try is after step %d", error, due)
         else:
@@ -85,7 +85,7 @@ class Saver:
 
     def _write_mean(self, files: Any) -> None:
         assert self._mean is not None, "asked for only with one"
-        self._mean.save(files, self._world)
+        self._mean.save(files, self._ranks)
 
     def _standing(self) -> str:
         newest = find_newest_whole(self._folder)
@@ -95,32 +95,32 @@ class Saver:
         )
 
 
-def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, world: World, agreement: Agreement) -> None:
+def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, ranks: Ranks) -> None:
     """Write, flush and remove a file on every rank, and compare the free space with what a checkpoint needs.
 
     Raises ConfigError on all ranks where one cannot write, or where not even one checkpoint fits.
     """
-    trial = folder / f".trial.rank{world.rank}"
+    trial = folder / f".trial.rank{ranks.rank}"
     refused = None
     try:
         trial.write_bytes(os.urandom(1 << 16))
         flush_to_disk(trial)
         trial.unlink()
     except OSError as error:
-        refused = f"rank {world.rank} cannot write there: {error.strerror}"
-    if refused := agreement.first_said(refused):
+        refused = f"rank {ranks.rank} cannot write there: {error.strerror}"
+    if refused := ranks.first_said(refused):
         raise ConfigError(
             f"no checkpoint could be written to {folder}: {refused}; mend it, or name another --train.runs or --train.run"
         )
     needed = checkpoint_bytes(engine, has_mean)
-    free = agreement.from_first(lambda: shutil.disk_usage(folder).free)
+    free = ranks.from_first(lambda: shutil.disk_usage(folder).free)
     missing = keep + 1 - len(list(folder.glob("step*")))  # a new one is written before an old one goes
     if free < needed:
         raise ConfigError(
             f"a checkpoint needs about {needed / 1e9:.3g} GB and {folder} has {free / 1e9:.3g} GB free; make room, or put the "
             "runs elsewhere with --train.runs"
         )
-    if world.rank == 0 and free < missing * needed:
+    if ranks.rank == 0 and free < missing * needed:
         log.warning(
             "%s has %.3g GB free; %d more checkpoints of about %.3g GB will not fit: make room, or lower --train.keep",
             folder, free / 1e9, missing, needed / 1e9,

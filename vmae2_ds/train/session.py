@@ -22,7 +22,7 @@ from vmae2_ds.contracts import ReadFailure, StepResult
 from vmae2_ds.cost.flops import inference_flops, training_flops
 from vmae2_ds.data.bad_files import BadFileLedger, check_bad_share
 from vmae2_ds.data.feed.loader import make_loader
-from vmae2_ds.dist import Agreement, World, default_device
+from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.device_peak import device_peak
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import meet_ranks, start_ranks, stop_ranks
@@ -77,34 +77,32 @@ class _Session:
         self.requests = guards.enter_context(stop_signals(config.train.time_limit_s))
         meeting = meet_ranks(config.train.collective_timeout_s)
         self.mixture, hosts = check_start(config, meeting)
-        self.world = start_ranks(meeting)
-        self.agreement = Agreement(self.world)
-        watched = self.world if config.guard.watch_ranks else World()
-        peers = guards.enter_context(PeerWatch(watched, self.agreement))
-        self.plan = plan_run(config, self.mixture.num_videos, self.world.size)
+        self.ranks = start_ranks(meeting)
+        peers = guards.enter_context(PeerWatch(self.ranks if config.guard.watch_ranks else Ranks()))
+        self.plan = plan_run(config, self.mixture.num_videos, self.ranks.size)
         ds_config = resolve_ds_config(config, self.plan, on_cpu=default_device().type == "cpu")
         check_norm_is_taken(config.guard, ds_config)
         if stage.ema_decay:
             check_ema(ds_config)
-        validate = None if stage.validation is None else stage.validation(self.world, self.agreement)
-        self.extras = stage.extras(self.mixture, self.world, self.agreement)
-        self.folder = self.agreement.from_first(lambda: open_run_folder(config, self.extras.identity))
+        validate = None if stage.validation is None else stage.validation(self.ranks)
+        self.extras = stage.extras(self.mixture, self.ranks)
+        self.folder = self.ranks.from_first(lambda: open_run_folder(config, self.extras.identity))
         minutes = config.guard.hang_minutes, config.guard.hang_slow_minutes
-        self.hang = guards.enter_context(HangSwitch(self.folder.path, self.world, *(60 * limit for limit in minutes)))
+        self.hang = guards.enter_context(HangSwitch(self.folder.path, self.ranks, *(60 * limit for limit in minutes)))
         hang = self.hang
         peers.on_loss = lambda why: hang.end_in(END_S, why)
-        checkpoint = checkpoint_to_resume(config, self.folder, self.world, self.agreement)
+        checkpoint = checkpoint_to_resume(config, self.folder, self.ranks)
         self.engine = build_engine(config, ds_config, fresh=checkpoint is None, make=self.extras.make_objective)
         self.mean = WeightAverage(self.engine, stage.ema_decay) if stage.ema_decay else None
         self.state = TrainState()
         if checkpoint is not None:
             self.state = with_rollbacks(TrainState(**self._load(checkpoint)), self.folder.path)
         kept = self.folder.checkpoints, config.train.keep
-        check_room(self.engine, *kept, self.mean is not None, self.world, self.agreement)
+        check_room(self.engine, *kept, self.mean is not None, self.ranks)
         self._choose_reader_and_attention()
         self.dataset = stage.dataset(self.mixture)
         self.peak = device_peak(self.engine.device, config.train.precision, config.train.peak_flops)
-        if self.world.rank == 0:
+        if self.ranks.rank == 0:
             self._announce()
             if peers.any_failed:
                 log.warning(
@@ -115,8 +113,8 @@ class _Session:
             write_run_files(self.folder, ds_config, about)
         self._open_logs(validate)
         place = second_place(config)
-        self.mirror = Mirror(place, self.folder.path) if place is not None and self.world.rank == 0 else None
-        self.saver = Saver(self.engine, self.folder.checkpoints, config.train, self.world, self.mean, self.mirror)
+        self.mirror = Mirror(place, self.folder.path) if place is not None and self.ranks.rank == 0 else None
+        self.saver = Saver(self.engine, self.folder.checkpoints, config.train, self.ranks, self.mean, self.mirror)
 
     def run(self) -> Path:
         """Train, and end as is due; see `train_stage`."""
@@ -146,10 +144,10 @@ class _Session:
         return self.folder.path
 
     def _load(self, source: Path) -> dict[str, Any]:
-        source = fitting(self.engine, source, self.world, self.agreement)
-        loaded = load_checkpoint(self.engine, source, self.world, self.agreement)
+        source = fitting(self.engine, source, self.ranks)
+        loaded = load_checkpoint(self.engine, source, self.ranks)
         if self.mean is not None:
-            self.mean.load(source, self.world)
+            self.mean.load(source, self.ranks)
         return loaded
 
     def _choose_reader_and_attention(self) -> None:
@@ -157,10 +155,10 @@ class _Session:
         data, state = self.config.data, self.state
         if data.reader == "auto":
             if state.reader is None:
-                state.reader = self.agreement.from_first(lambda: self.mixture.choose_reader(data.read_timeout_s))
+                state.reader = self.ranks.from_first(lambda: self.mixture.choose_reader(data.read_timeout_s))
             self.mixture = self.mixture.with_reader(state.reader)
         if state.attention is None:
-            state.attention = self.agreement.from_first(lambda: self.stage.attention(self.plan, self.engine.device))
+            state.attention = self.ranks.from_first(lambda: self.stage.attention(self.plan, self.engine.device))
         self.engine.objective.model.use_attention(*state.attention)  # type: ignore[operator, union-attr]
 
     def _announce(self) -> None:
@@ -180,18 +178,18 @@ class _Session:
         self.reporter = Reporter(
             self.folder.metrics,
             tensorboard,
-            self.world,
+            self.ranks,
             self.plan,
             self.state.step,
             training_flops(self.stage.forward_macs) + inference_flops(self.extras.frozen_macs),
             self.peak.flops if self.peak else None,
-            DataWaitWatch(self.config.data, ranks=int(self.agreement.max(self.world.local_rank)[0]) + 1),
+            DataWaitWatch(self.config.data, ranks=int(self.ranks.max(self.ranks.local_rank)[0]) + 1),
             self.config.stage,
         )
         self.validation = None
         if validate is not None:
             file = None
-            if self.world.rank == 0:
+            if self.ranks.rank == 0:
                 file = MetricsWriter(self.folder.path / "validation.jsonl", tensorboard, self.state.step)
             self.validation = ScheduledValidation(validate, self.stage.validate_every, self.plan, file)
         self.ledger = BadFileLedger(self.folder.path / "bad_files.jsonl")
@@ -206,8 +204,7 @@ class _Session:
             self.plan,
             self.config.train.seed,
             self._load,
-            self.world,
-            self.agreement,
+            self.ranks,
         )
         mean = self.mean
 
@@ -241,8 +238,8 @@ class _Session:
         loader = make_loader(
             self.config,
             self.dataset,
-            rank=self.world.rank,
-            world_size=self.world.size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
             accumulation=self.plan.accumulation,
             first_step=self.state.step,
             num_steps=self.plan.num_steps,
@@ -256,17 +253,16 @@ class _Session:
                 self.config.train,
                 self.state,
                 hooks,
-                self.world,
-                self.agreement,
+                self.ranks,
                 self.requests,
-                SpikeGuard(self.config.guard, self.world),
+                SpikeGuard(self.config.guard, self.ranks),
                 sources=self.mixture.names,
                 reseed=self.stage.has_draws,
             )
 
     def _check_there(self) -> None:
         """Raises SaveFailed on all ranks where the run folder was removed: a save would make one that is no run's."""
-        if self.agreement.from_first(lambda: self.folder.is_gone):
+        if self.ranks.from_first(lambda: self.folder.is_gone):
             raise SaveFailed(
                 f"the run folder {self.folder.path} was removed while it trained: stopped at step {self.state.step}, and "
                 "nothing is saved; the same command starts a new run"
@@ -298,7 +294,7 @@ class _Session:
         """Write what a run leaves behind, and let go of the other ranks together."""
         if self.mean is not None and is_finished:
             _write_mean(self.mean, self.config, self.folder)
-        if self.world.rank == 0:
+        if self.ranks.rank == 0:
             if is_finished:
                 steps = {"steps": self.state.step, "skipped_steps": self.state.skipped_steps}
                 finish(self.folder, {**steps, "time": time.time()})
@@ -307,8 +303,8 @@ class _Session:
                 log.info("run folder: %s", self.folder.path)
             if self.mirror is not None:
                 self.mirror.close(PATIENCE_AT_STOP_S if was_stopped else PATIENCE_S)
-        self.agreement.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
-        stop_ranks(self.world)
+        self.ranks.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0
+        stop_ranks(self.ranks)
 
 
 def _describe(config: AnyRun, stage: Stage, engine: Engine) -> None:

@@ -13,7 +13,7 @@ from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.contracts import Movable
 from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.sources.mixture import Mixture
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.train.build import Objective, make_objective
 from vmae2_ds.train.validate import Validate
 
@@ -48,7 +48,7 @@ class Stage:
     """Whether the model draws in its forward pass: stochastic depth, dropout."""
     ema_decay: float = 0.0
     """Of a running mean of the weights; 0: none."""
-    validation: Callable[[World, Agreement], Validate] | None = None
+    validation: Callable[[Ranks], Validate] | None = None
     validate_every: float = 1.0
     """Epochs between them."""
-    extras: Callable[[Mixture, World, Agreement], Extras] = lambda mixture, world, agreement: Extras()
+    extras: Callable[[Mixture, Ranks], Extras] = lambda mixture, ranks: Extras()

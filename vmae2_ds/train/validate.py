@@ -16,7 +16,7 @@ from vmae2_ds.console.progress import Ticker, heard
 from vmae2_ds.data.feed.views import ViewsDataset
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import form_of
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.objectives import Classify
@@ -31,14 +31,14 @@ Validate = Callable[[Engine], dict[str, Any]]
 class Validation:
     """Accuracy on `data.val_manifest`; raises ConfigError or DataError where the list cannot be used."""
 
-    def __init__(self, config: FinetuneConfig, world: World, agreement: Agreement) -> None:
+    def __init__(self, config: FinetuneConfig, ranks: Ranks) -> None:
         data = config.data
         if data.val_manifest is None:
             raise ConfigError("no validation list: set --data.val-manifest")
         manifest = read_manifest(data.val_manifest, data.val_root or data.root, form=form_of(data))
         self.dataset = ViewsDataset(config, manifest, None)
         self._videos_at_once = config.train.micro_batch * data.views
-        self._world, self._agreement = world, agreement
+        self._ranks = ranks
 
     @torch.no_grad()
     def run(self, engine: Engine) -> dict[str, Any]:
@@ -50,13 +50,13 @@ class Validation:
         objective, device = engine.objective, engine.device
         assert isinstance(objective, Classify), "only a classifier is validated"
         data, videos = self.dataset.data, len(self.dataset)
-        rows = range(self._world.rank, videos, self._world.size)
-        longest = -(-videos // self._world.size)
+        rows = range(self._ranks.rank, videos, self._ranks.size)
+        longest = -(-videos // self._ranks.size)
         blank = torch.zeros((data.num_frames, data.size, data.size, 3), dtype=torch.uint8)
         totals = torch.zeros(4, dtype=torch.float64)  # videos, right, right among five, loss
         objective.eval()
         read = iter(self.dataset.iterate(rows))
-        ticker = Ticker(log, "videos validated", videos, draws=False, speaks=self._world.rank == 0)
+        ticker = Ticker(log, "videos validated", videos, draws=False, speaks=self._ranks.rank == 0)
         with heard(ticker):
             for first in range(0, longest, self._videos_at_once):
                 count = min(self._videos_at_once, longest - first)
@@ -71,9 +71,9 @@ class Validation:
                 right_B5 = best_B5 == label_B[:, None]
                 loss = F.cross_entropy(logits_BC, label_B, reduction="sum")
                 totals += torch.tensor([len(good), right_B5[:, :1].sum(), right_B5.sum(), loss], dtype=torch.float64)
-                ticker.tell(min((first + count) * self._world.size, videos))  # the other ranks are about as far
+                ticker.tell(min((first + count) * self._ranks.size, videos))  # the other ranks are about as far
         objective.train()
-        seen, right, right_of_five, loss_sum = self._agreement.sum(*totals.tolist())
+        seen, right, right_of_five, loss_sum = self._ranks.sum(*totals.tolist())
         return {
             "val_videos": int(seen),
             "val_unreadable": videos - int(seen),

@@ -21,7 +21,7 @@ from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.plan import RunPlan, plan_run
 from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
-from vmae2_ds.dist import World, default_device
+from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 from vmae2_ds.masking import count_masks, make_masks
@@ -36,28 +36,28 @@ def run_trial(config: PretrainConfig, num_steps: int, out: Path) -> None:
 
     Raises what the engine raises, torch's out-of-memory error among them.
     """
-    world = start_ranks()
-    plan = plan_run(config, config.train.global_batch, world.size)
+    ranks = start_ranks()
+    plan = plan_run(config, config.train.global_batch, ranks.size)
     engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu"))
     counts = count_masks(config.mask, config.geometry)
     attention = resolve_attention(config, counts, plan, engine.device)
     engine.objective.model.use_attention(*attention)  # type: ignore[operator, union-attr]
     set_learning_rate(engine.parameter_groups, LEARNING_RATE)
-    rng = np.random.default_rng((config.train.seed, world.rank))
+    rng = np.random.default_rng((config.train.seed, ranks.rank))
     batch = noise_batch(config.mask, config.geometry, plan.clips_per_micro_step, rng)
     times_s = _time_steps(engine, plan, batch, num_steps)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu",
-        "ranks": world.size,
+        "ranks": ranks.size,
         "attention": attention,
         "step_times_s": times_s,
-        **{name: _largest(value, world) for name, value in _peak_memory(engine.device).items()},
+        **{name: _largest(value, ranks) for name, value in _peak_memory(engine.device).items()},
     }
-    if world.rank == 0:
+    if ranks.rank == 0:
         part = out.with_suffix(".part")
         part.write_text(json.dumps(result))
         part.rename(out)
-    stop_ranks(world)
+    stop_ranks(ranks)
 
 
 def _time_steps(engine: Engine, plan: RunPlan, batch: PretrainBatch, num_steps: int) -> list[float]:
@@ -103,10 +103,10 @@ def _peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _largest(value: int, world: World) -> int:
-    if world.size == 1:
+def _largest(value: int, ranks: Ranks) -> int:
+    if ranks.size == 1:
         return value
-    values: list[int] = [0] * world.size
+    values: list[int] = [0] * ranks.size
     torch.distributed.all_gather_object(values, value)
     return max(values)
 

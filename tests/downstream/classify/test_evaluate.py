@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.feed.views import ViewsDataset
 from vmae2_ds.data.sources.manifest import read_manifest
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.downstream.classify.evaluate import score_videos
 from vmae2_ds.downstream.classify.scores import Scores
 from vmae2_ds.model.classifier import Classifier
@@ -113,11 +114,11 @@ def expected(objective: Classify) -> dict[int, np.ndarray]:
     return found
 
 
-class Together(Agreement):
+@dataclass(frozen=True)
+class Together(Ranks):
     """Ranks that run one after another, the first one last: what the others gave waits for it."""
 
-    def __init__(self, ranks: int) -> None:
-        self.rank, self.given = ranks - 1, {}
+    given: dict[int, Any] = field(default_factory=dict)
 
     def gather(self, value: Any) -> Any:
         self.given[self.rank] = value
@@ -138,12 +139,11 @@ def test_a_video_s_scores_are_the_mean_softmax_of_all_its_views(
     views_at_once: int,
 ) -> None:
     """Eleven rows, not a multiple of three ranks, and nine views, not a multiple of four; float32 against float64."""
-    together = Together(ranks)
     scores: Scores | None = None
+    given: dict[int, Any] = {}
     for rank in reversed(range(ranks)):
-        together.rank = rank
         dataset, reader = dataset_of(config, config.test)
-        scores = score_videos(objective, dataset, views_at_once, World(rank=rank, size=ranks), together)
+        scores = score_videos(objective, dataset, views_at_once, Together(rank, size=ranks, given=given))
         assert (scores is None) == (rank > 0)
         assert reader.read_names == [name_of(row) for row in range(rank, ROWS, ranks)]
     assert scores is not None
@@ -178,9 +178,9 @@ def test_one_long_forward_pass_does_not_keep_it_silent(
     hook = objective.model.register_forward_pre_hook(wait)
     try:
         if what == "videos scored":
-            score_videos(objective, dataset_of(config, config.test)[0], 4, World(), Agreement(World()))
+            score_videos(objective, dataset_of(config, config.test)[0], 4, Ranks())
         else:
-            validation = Validation(config, World(), Agreement(World()))
+            validation = Validation(config, Ranks())
             validation.dataset, _ = dataset_of(config, None)
             engine: Any = SimpleNamespace(objective=objective, device=torch.device("cpu"))
             validation.run(engine)
@@ -193,7 +193,7 @@ def test_one_long_forward_pass_does_not_keep_it_silent(
 
 def test_one_view_is_the_middle_clip_s_middle_crop(config: FinetuneConfig, objective: Classify) -> None:
     dataset, reader = dataset_of(config, ViewsConfig(clips=1, crops=1))
-    scores = score_videos(objective, dataset, 8, World(), Agreement(World()))
+    scores = score_videos(objective, dataset, 8, Ranks())
     assert scores is not None
     assert reader.chosen[0] == MIDDLE_CLIP
     found = [softmax(logits_by_hand(objective, row, MIDDLE_CLIP, MIDDLE_LEFT)) for row in scores.row_N.tolist()]
@@ -222,10 +222,10 @@ def test_validation_is_accuracy_and_mean_loss_of_the_middle_clips(
     config: FinetuneConfig, objective: Classify, ranks: int
 ) -> None:
     """Eleven rows in batches of four clips: three on one rank; one on each of three, though the last has three rows."""
-    together, found, passes = Together(ranks), {}, []
+    given: dict[int, Any] = {}
+    found, passes = {}, []
     for rank in reversed(range(ranks)):
-        together.rank = rank
-        validation = Validation(config, World(rank=rank, size=ranks), together)
+        validation = Validation(config, Together(rank, size=ranks, given=given))
         validation.dataset, reader = dataset_of(config, None)
         engine: Any = SimpleNamespace(objective=objective, device=torch.device("cpu"))
         counted: list[int] = []

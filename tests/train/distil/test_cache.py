@@ -19,7 +19,7 @@ from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.data.tools.synthetic import write_synthetic_set
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.train.distil.answers import AnsweredDataset, CachedAnswers, read_index
 from vmae2_ds.train.distil.cache import distil_cache, epochs_of, open_answers
@@ -76,7 +76,7 @@ def test_a_run_gets_the_answers_that_the_teacher_would_give(make: Make) -> None:
     index = open_answers(config, mixture)
     assert config.distil.cache is not None
     cached = AnsweredDataset(config, mixture, CachedAnswers(config.distil.cache, index), needs_labels=False)
-    teacher = Teacher.of(config, World(), Agreement(World()))
+    teacher = Teacher.of(config, Ranks())
     online = [teacher(batch) for batch in batches_of(config, LabelledDataset(config, mixture, needs_labels=False))]
     kept = batches_of(config, cached)
     assert len(kept) == len(online) == 3

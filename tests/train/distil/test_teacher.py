@@ -15,7 +15,7 @@ from vmae2_ds.config.distil import DistilConfig, DistilSettings
 from vmae2_ds.config.finetune import LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry, LabelledBatch
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, normalise_pixels
@@ -50,7 +50,7 @@ def config_of(teacher: Path | None, **settings: Any) -> DistilConfig:
 
 
 def teacher_of(config: DistilConfig) -> Teacher:
-    return Teacher.of(config, World(), Agreement(World()))
+    return Teacher.of(config, Ranks())
 
 
 def noise(size: int = 32, keep: float = 0.7) -> LabelledBatch:

@@ -20,7 +20,7 @@ from vmae2_ds.data.sources.class_names import implied_names
 from vmae2_ds.data.sources.list_formats import list_form
 from vmae2_ds.data.sources.manifest import manifest_digest, read_manifest
 from vmae2_ds.disk import check_out_folder, check_there
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.downstream.classify.scores import may_hold_evaluation
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -108,12 +108,11 @@ def evaluate(
     listed = read_manifest(manifest, root, form=form)
     dataset = ViewsDataset(config, listed, config.test)
     names = known or class_names(labels, config.model.num_classes)
-    world = start_ranks()
-    agreement = Agreement(world)
+    ranks = start_ranks()
     views = config.test
     run = checkpoint.parent.parent if checkpoint.is_dir() else checkpoint.parent
     about = {
-        "checkpoint": str(checkpoint), "weights": agreement.from_first(partial(digest_of, weights)),
+        "checkpoint": str(checkpoint), "weights": ranks.from_first(partial(digest_of, weights)),
         "manifest": str(manifest), "list": manifest_digest(manifest), "root": root and str(root),
         "precision": config.train.precision, **views.model_dump(exclude={"views_at_once", "max_bad_share"}),
         **config.data.model_dump(include={"num_frames", "size", "stride"}),
@@ -121,13 +120,13 @@ def evaluate(
     if labels is not None and form.names is not None:
         about["labels"] = form.names.digest
     default = run / "eval" / f"{manifest.stem}_{checkpoint.stem}_{views.clips}x{views.crops}"
-    folder = agreement.from_first(lambda: folder_for(out, default, about, inputs))
+    folder = ranks.from_first(lambda: folder_for(out, default, about, inputs))
     objective = classifier_of(config, weights)
     del weights
-    if world.rank == 0:
+    if ranks.rank == 0:
         clip = clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride)
-        log.info("%s: %s", checkpoint, scoring_line(len(listed), config, clip, world))
-    scores = score_videos(objective, dataset, views.views_at_once, world, agreement)
+        log.info("%s: %s", checkpoint, scoring_line(len(listed), config, clip, ranks))
+    scores = score_videos(objective, dataset, views.views_at_once, ranks)
 
     def write() -> dict[str, Any]:
         assert scores is not None, "rank 0 has them"
@@ -138,8 +137,8 @@ def evaluate(
         except OSError as error:
             raise ConfigError(f"the figures above could not be written to {folder}: {error.strerror}") from None
 
-    result = agreement.from_first(write)
-    stop_ranks(world)
+    result = ranks.from_first(write)
+    stop_ranks(ranks)
     bad = result["unreadable"]
     if bad > views.max_bad_share * len(listed):
         raise DataError(
@@ -149,33 +148,32 @@ def evaluate(
     return {**result, "folder": str(folder)}
 
 
-def scoring_line(videos: int, config: FinetuneConfig, clip: str, world: World) -> str:
+def scoring_line(videos: int, config: FinetuneConfig, clip: str, ranks: Ranks) -> str:
     """What is going to be scored: videos x clips x crops, their frames (`clip_line`), precision and ranks."""
     counts = counted(videos, "video"), counted(config.test.clips, "clip"), counted(config.test.crops, "crop")
-    return f"{' x '.join(counts)}, {clip}, {config.train.precision}, on {counted(world.size, 'rank')}"
+    return f"{' x '.join(counts)}, {clip}, {config.train.precision}, on {counted(ranks.size, 'rank')}"
 
 
 def score_videos(
     objective: Classify,
     dataset: ViewsDataset,
     views_at_once: int,
-    world: World,
-    agreement: Agreement,
+    ranks: Ranks,
 ) -> Scores | None:
     """Every video's scores on rank 0, in the order of the list; None elsewhere. Rank r scores rows r, r + ranks, ..."""
     from vmae2_ds.downstream.classify.scores import Scores
 
-    rows = range(world.rank, len(dataset), world.size)
+    rows = range(ranks.rank, len(dataset), ranks.size)
     done: list[tuple[int, int, np.ndarray]] = []
     failures: list[tuple[int, str]] = []
-    with heard(Ticker(log, "videos scored", len(dataset), speaks=world.rank == 0)) as ticker:
+    with heard(Ticker(log, "videos scored", len(dataset), speaks=ranks.rank == 0)) as ticker:
         for number, video in enumerate(dataset.iterate(rows), start=1):
             if video.clip_KTHWC is None:
                 failures.append((video.row, video.reason or ""))
             else:
                 done.append((video.row, video.label, _score(objective, video.clip_KTHWC, views_at_once, ticker)))
-            ticker.tell(min(number * world.size, len(dataset)))  # the other ranks are about as far
-    parts = agreement.gather((done, failures))
+            ticker.tell(min(number * ranks.size, len(dataset)))  # the other ranks are about as far
+    parts = ranks.gather((done, failures))
     if parts is None:
         return None
     every = sorted((item for part, _ in parts for item in part), key=lambda item: item[0])

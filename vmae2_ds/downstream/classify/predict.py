@@ -23,7 +23,6 @@ from vmae2_ds.data.sources.list_formats import ListForm
 from vmae2_ds.data.sources.list_header import VIDEO_SUFFIXES
 from vmae2_ds.data.sources.manifest import INDEX, read_manifest
 from vmae2_ds.disk import check_out_folder, check_there, write_whole
-from vmae2_ds.dist import Agreement
 from vmae2_ds.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
@@ -120,16 +119,16 @@ def predict(
     )
     names = labels_of(source) if labels is None else read_names(labels, config.model.num_classes, "--labels")
     dataset = ViewsDataset(config, entries, config.test)
-    world = start_ranks()
+    ranks = start_ranks()
     objective = classifier_of(config, weights)
     del weights
     views = config.test
-    if world.rank == 0:
+    if ranks.rank == 0:
         clip = clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride)
         unnamed = "" if names else "; no class names, --labels FILE gives them"
-        log.info("%s: %s%s", checkpoint, scoring_line(len(entries), config, clip, world), unnamed)
-    scores = score_videos(objective, dataset, views.views_at_once, world, Agreement(world))
-    stop_ranks(world)
+        log.info("%s: %s%s", checkpoint, scoring_line(len(entries), config, clip, ranks), unnamed)
+    scores = score_videos(objective, dataset, views.views_at_once, ranks)
+    stop_ranks(ranks)
     if scores is None:
         return None
     about = {

@@ -22,7 +22,7 @@ from vmae2_ds.data.bad_files import check_bad_share
 from vmae2_ds.data.feed.loader import load_samples
 from vmae2_ds.data.sources.mixture import Mixture, identity_of_videos, open_mixture
 from vmae2_ds.disk import write_whole
-from vmae2_ds.dist import Agreement, default_device
+from vmae2_ds.dist import default_device
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.runs.first_look import cache_of, check_cache
@@ -54,16 +54,15 @@ def distil_cache(config: DistilConfig) -> str:
     """
     folder = cache_of(config)
     check_has_teacher(config, must_ask=True)
-    world = start_ranks()
-    agreement = Agreement(world)
+    ranks = start_ranks()
     mixture = open_mixture(config.data)
     epochs = epochs_of(config, mixture)
-    agreement.from_first(lambda: check_cache(folder))
-    teacher = Teacher.of(config, world, agreement)
-    index, missing = agreement.from_first(lambda: _prepare(config, folder, mixture, teacher, epochs))
-    mine = missing[world.rank :: world.size]
+    ranks.from_first(lambda: check_cache(folder))
+    teacher = Teacher.of(config, ranks)
+    index, missing = ranks.from_first(lambda: _prepare(config, folder, mixture, teacher, epochs))
+    mine = missing[ranks.rank :: ranks.size]
     asked_about = sum(shard.videos for shard in mine)
-    ticker = Ticker(log, "videos of this rank asked about", asked_about, speaks=world.rank == 0)
+    ticker = Ticker(log, "videos of this rank asked about", asked_about, speaks=ranks.rank == 0)
     batches = (shard.samples()[at : at + config.train.micro_batch] for shard in mine for at in _starts(config, shard))
     with closing(load_samples(config.data, AskedDataset(config, mixture), batches)) as loaded, heard(ticker):
         videos = bad = 0
@@ -79,8 +78,8 @@ def distil_cache(config: DistilConfig) -> str:
             videos, bad = videos + shard.videos, bad + failed
             check_bad_share(bad, videos + bad, config.data.max_bad_share)
             log.info("%s written, %d of this rank's %d; %d videos replaced so far", shard.name, number, len(mine), bad)
-    agreement.sum(0)  # the shards of all ranks are there
-    stop_ranks(world)
+    ranks.sum(0)  # the shards of all ranks are there
+    stop_ranks(ranks)
     passes = counted(epochs[0], "epoch") if len(epochs) == 1 else f"{' + '.join(map(str, epochs))} epochs"
     return f"{folder}: answers for {passes}, {counted(len(missing), 'shard')} written now"
 

@@ -12,7 +12,7 @@ from vmae2_ds.contracts import LabelledBatch, Movable
 from vmae2_ds.cost.flops import inference_flops, training_flops
 from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.sources.mixture import Mixture
-from vmae2_ds.dist import Agreement, World
+from vmae2_ds.dist import Ranks
 from vmae2_ds.objectives import Classify, Distil
 from vmae2_ds.train.build import Objective, make_objective
 from vmae2_ds.train.distil.answers import AnsweredDataset, CachedAnswers, read_index
@@ -27,9 +27,9 @@ def distil(config: DistilConfig) -> Path:
     """Distil into the student of `config` and return the run folder; errors as `finetune` and `open_teacher`."""
     stage = supervised_stage(config)
 
-    def online(mixture: Mixture, world: World, agreement: Agreement) -> Extras:
+    def online(mixture: Mixture, ranks: Ranks) -> Extras:
         del mixture
-        teacher = Teacher.of(config, world, agreement)
+        teacher = Teacher.of(config, ranks)
 
         def ask(batch: Movable) -> Movable:
             assert isinstance(batch, LabelledBatch), "what a LabelledDataset collates"
@@ -43,9 +43,8 @@ def distil(config: DistilConfig) -> Path:
             about=(describe_teacher(teacher.card, stage.forward_macs),),
         )
 
-    def cached(mixture: Mixture, world: World, agreement: Agreement) -> Extras:
-        del world
-        index = agreement.from_first(lambda: open_answers(config, mixture))
+    def cached(mixture: Mixture, ranks: Ranks) -> Extras:
+        index = ranks.from_first(lambda: open_answers(config, mixture))
         return Extras(
             make_objective=partial(distil_objective, teacher_width=index.feature_width),
             identity={"teacher": index.teacher, "answers": f"kept as {index.dtype}"},

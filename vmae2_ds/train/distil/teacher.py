@@ -19,7 +19,7 @@ from vmae2_ds.config.distil import DistilConfig, check_has_teacher
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.contracts import LabelledBatch, TaughtBatch
 from vmae2_ds.cost.flops import classifier_macs
-from vmae2_ds.dist import Agreement, World, default_device
+from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.engine import FrozenShards
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.embed import is_resized, unit_pixels
@@ -113,7 +113,7 @@ class Teacher:
     """
 
     def __init__(
-        self, card: TeacherCard, weights: State | None, world: World, *, features: bool, sharded: bool = False
+        self, card: TeacherCard, weights: State | None, ranks: Ranks, *, features: bool, sharded: bool = False
     ) -> None:
         self.card, self._features = card, features
         self.shards: FrozenShards | None = None
@@ -132,12 +132,12 @@ class Teacher:
             self.objective = module
             return
         self.objective = classifier_of(card.config, weights).requires_grad_(False)
-        if world.size > 1:
+        if ranks.size > 1:
             for parameter in self.objective.parameters():
                 torch.distributed.broadcast(parameter.data, src=0)
 
     @classmethod
-    def of(cls, config: DistilConfig, world: World, agreement: Agreement) -> Teacher:
+    def of(cls, config: DistilConfig, ranks: Ranks) -> Teacher:
         """Read on rank 0, with errors raised on all ranks. Errors as `open_teacher`."""
         opened: list[State] = []
 
@@ -146,9 +146,9 @@ class Teacher:
             opened.append(weights)
             return card
 
-        card = agreement.from_first(read)
+        card = ranks.from_first(read)
         weights, distil = opened[0] if opened else None, config.distil
-        return cls(card, weights, world, features=distil.feature_weight > 0, sharded=distil.teacher_sharded)
+        return cls(card, weights, ranks, features=distil.feature_weight > 0, sharded=distil.teacher_sharded)
 
     def __call__(self, batch: LabelledBatch) -> TaughtBatch:
         """The clips as they are, mixed as the student's are; on the teacher's device."""
