@@ -172,7 +172,7 @@ def test_one_long_forward_pass_does_not_keep_it_silent(
         if awaited:
             assert said[awaited.pop(0)].wait(60)
 
-    log, handler = logging.getLogger("vmae2_ds.train"), Heard()
+    log, handler = logging.getLogger("vmae2_ds"), Heard()
     monkeypatch.setattr(log, "level", logging.INFO)
     log.addHandler(handler)
     hook = objective.model.register_forward_pre_hook(wait)
