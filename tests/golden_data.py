@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
 from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[1] / "../shared/golden"
-"""The whole set, beside the repository on the machines of this project; too large to commit."""
+TINY_EVERY = 11
+"""Of the tiny model's outputs and targets every 11th value of a cube is kept: all colours, rows and columns are among them."""
 
 
 def golden_json(name: str) -> Any:
@@ -24,12 +23,9 @@ def golden_json(name: str) -> Any:
     return json.loads((GOLDEN / name).read_text())
 
 
-def shared_or_skip(name: str) -> Path:
-    """A file of the whole set, or a skip that names it."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"needs ../shared/golden/{name}")
-    return path
+def clip_by_rule(seed: int, *shape: int) -> Tensor:
+    """The normalised golden clip (B, C, T, H, W) that was drawn from this seed."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
 def clip_of(x_BCTHW: Tensor) -> Tensor:
@@ -38,7 +34,7 @@ def clip_of(x_BCTHW: Tensor) -> Tensor:
 
 
 def fill(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Weights from their published names alone (the rule is given with the golden set)."""
+    """Weights from their published names alone (rule: golden/README.md)."""
     return {name: torch.from_numpy(_fill_one(name, shape)) for name, shape in shapes.items()}
 
 

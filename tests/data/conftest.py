@@ -22,7 +22,7 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
 def shared() -> Path:
     folder = Path(__file__).parents[3] / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip("../shared (real and broken videos, golden values) is not beside this checkout")
+        pytest.skip("../shared (real and broken videos, class lists) is not beside this checkout")
     return folder
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.golden_data import clip_of, fill, golden_json, shared_or_skip
+from tests.golden_data import clip_by_rule, clip_of, fill, golden_json
 from tests.model.test_golden import GRAD_NORM, LOSS, OUTPUT, assert_statistics
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
@@ -29,8 +25,7 @@ def cubes_of(x_BCTHW: Tensor, geometry: ClipGeometry) -> Tensor:
 @pytest.mark.parametrize("attention", ["math", "sdpa"])
 @pytest.mark.parametrize("checkpointing", ["none", "every_k", "all"])
 def test_tiny_features_logits_loss_and_gradients(attention: str, checkpointing: str) -> None:
-    tensors = load_file(shared_or_skip("finetune_tiny_p16.safetensors"))
-    expected: dict[str, Any] = json.loads(shared_or_skip("finetune_tiny_p16.json").read_text())["mean_pool"]
+    expected = golden_json("finetune_tiny_p16.json")
     geometry = ClipGeometry(8, 64, 64, 2, 16)
     config = ClassifierConfig.model_validate(
         {
@@ -41,14 +36,12 @@ def test_tiny_features_logits_loss_and_gradients(attention: str, checkpointing: 
         }
     )
     model = Classifier(config, geometry, seed=None)
-    prefix = "mean_pool/state_dict/"
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    model.load_state_dict(from_layout(state, config))
-    cubes_BNP = cubes_of(tensors["x"], geometry)
-    torch.testing.assert_close(model.features(cubes_BNP), tensors["mean_pool/features"], **OUTPUT)
+    model.load_state_dict(from_layout(fill(layout_shapes(config)), config))
+    cubes_BNP = cubes_of(clip_by_rule(2, 2, 3, 8, 64, 64), geometry)
+    torch.testing.assert_close(model.features(cubes_BNP), torch.tensor(expected["features"]), **OUTPUT)
     logits_BC = model(cubes_BNP)
-    torch.testing.assert_close(logits_BC, tensors["mean_pool/logits"], **OUTPUT)
-    loss = F.cross_entropy(logits_BC, tensors["y"])
+    torch.testing.assert_close(logits_BC, torch.tensor(expected["logits"]), **OUTPUT)
+    loss = F.cross_entropy(logits_BC, torch.tensor(expected["y"]))
     assert loss.item() == pytest.approx(expected["ce"], abs=LOSS)
     loss.backward()
     norms = {
@@ -66,9 +59,8 @@ def test_full_size_small() -> None:
     model = Classifier(config, geometry, seed=None)
     model.load_state_dict(from_layout(fill(layout_shapes(config)), config))
     assert sum(p.numel() for p in model.parameters()) == expected["n_params"]
-    x = np.random.default_rng(2).standard_normal((1, 3, 16, 224, 224)).astype(np.float32)
     with torch.inference_mode():
-        features_BD = model.features(cubes_of(torch.from_numpy(x), geometry))
+        features_BD = model.features(cubes_of(clip_by_rule(2, 1, 3, 16, 224, 224), geometry))
         logits_BC = model.head(features_BD)
     assert_statistics(features_BD, expected["features"])
     assert_statistics(logits_BC, expected["logits"])

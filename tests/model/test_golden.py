@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.golden_data import GOLDEN, clip_of, fill, golden_json, shared_or_skip
+from tests.golden_data import GOLDEN, TINY_EVERY, clip_by_rule, clip_of, fill, golden_json
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
@@ -20,7 +19,7 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.weights.layouts import from_layout, layout_shapes, official_name
 
-OUTPUT = {"rtol": 1e-4, "atol": 1e-5}  # golden README
+OUTPUT = {"rtol": 1e-4, "atol": 1e-5}  # tests/golden/README.md
 LOSS, GRAD_NORM = 1e-5, 1e-3
 MODES = ["encoder_only", "dual", "disjoint"]
 
@@ -49,22 +48,22 @@ class Tiny(NamedTuple):
     model: MaskedAutoencoder
 
     def batch(self, mode: str) -> PretrainBatch:
-        return make_batch(self.tensors["x"], self.tensors["enc_mask"], self.tensors["dec_mask"], mode)
+        x_BCTHW = clip_by_rule(1, 2, 3, 8, 64, 64)
+        return make_batch(x_BCTHW, self.tensors["enc_mask"], self.tensors["dec_mask"], mode)
 
 
 @pytest.fixture(params=["math", "sdpa"])
 def tiny_published(request: pytest.FixtureRequest) -> Tiny:
-    tensors = load_file(shared_or_skip("pretrain_tiny_p16.safetensors"))
-    numbers = json.loads(shared_or_skip("pretrain_tiny_p16.json").read_text())["results"]
+    """Two blocks a tower on two 8x64x64 clips with masks of their own, its weights rebuilt by rule."""
+    tensors, numbers = load_file(GOLDEN / "pretrain_tiny_p16.safetensors"), golden_json("pretrain_tiny_p16.json")
     geometry = ClipGeometry(8, 64, 64, 2, 16)
     config = ModelConfig(
         encoder=TowerConfig(width=96, depth=2, heads=3, mlp=384),
         decoder=TowerConfig(width=48, depth=2, heads=3, mlp=192),
         attention=request.param,
     )
-    state = {k.removeprefix("state_dict/"): v for k, v in tensors.items() if k.startswith("state_dict/")}
     model = MaskedAutoencoder(config, geometry, seed=None)
-    model.load_state_dict(from_layout(state, config))
+    model.load_state_dict(from_layout(fill(layout_shapes(config)), config))
     return Tiny(numbers, tensors, geometry, model)
 
 
@@ -74,13 +73,9 @@ def test_tiny_outputs_and_losses(tiny_published: Tiny, mode: str) -> None:
     batch, expected = tiny_published.batch(mode), numbers[mode]
     objective = Reconstruct(model, ObjectiveConfig(), geometry)
     pred_BMP, target_BMP = objective.predict(batch)
-    if mode == "disjoint":  # stored clip by clip
-        expected_BMP = torch.stack([tensors[item["tensor"]] for item in expected["out"]])
-    else:
-        expected_BMP = tensors[expected["out"]["tensor"]]
-    torch.testing.assert_close(pred_BMP, expected_BMP, **OUTPUT)
-    for_all_BNP = tensors["targets"]
-    torch.testing.assert_close(target_BMP, for_all_BNP.take_along_dim(batch.decode_BM[..., None], 1), **OUTPUT)
+    torch.testing.assert_close(pred_BMP[..., ::TINY_EVERY], tensors[mode], **OUTPUT)
+    expected_BMP = tensors["targets"].take_along_dim(batch.decode_BM[..., None], 1)
+    torch.testing.assert_close(target_BMP[..., ::TINY_EVERY], expected_BMP, **OUTPUT)
     assert objective(batch).loss.item() == pytest.approx(expected["loss"], abs=LOSS)
 
 
@@ -89,10 +84,8 @@ def test_tiny_pixel_targets(tiny_published: Tiny, mode: str) -> None:
     numbers, tensors, geometry, model = tiny_published
     batch = tiny_published.batch(mode)
     objective = Reconstruct(model, ObjectiveConfig(target="pixels"), geometry)
-    expected_BNP = tensors["targets_unnormalised"]
-    torch.testing.assert_close(
-        objective.target(batch), expected_BNP.take_along_dim(batch.decode_BM[..., None], 1), **OUTPUT
-    )
+    expected_BMP = tensors["targets_unnormalised"].take_along_dim(batch.decode_BM[..., None], 1)
+    torch.testing.assert_close(objective.target(batch)[..., ::TINY_EVERY], expected_BMP, **OUTPUT)
     assert objective(batch).loss.item() == pytest.approx(numbers[mode]["loss_unnormalised_target"], abs=LOSS)
 
 
@@ -107,7 +100,7 @@ def test_tiny_encoder_output(tiny_published: Tiny) -> None:
     _, tensors, geometry, model = tiny_published
     batch = tiny_published.batch("dual")
     cubes_BVP = normalise_pixels(gather_cubes(batch.clip_BTHWC, batch.visible_BV, geometry))
-    torch.testing.assert_close(model.encoder(cubes_BVP, batch.visible_BV), tensors["results/encoder_out"], **OUTPUT)
+    torch.testing.assert_close(model.encoder(cubes_BVP, batch.visible_BV), tensors["encoder_out"], **OUTPUT)
 
 
 class Small(NamedTuple):
@@ -116,13 +109,12 @@ class Small(NamedTuple):
     model: MaskedAutoencoder
 
     def batch(self, mode: str) -> PretrainBatch:
-        x = np.random.default_rng(1).standard_normal((1, 3, 16, 224, 224)).astype(np.float32)
         masks = np.load(GOLDEN / "masks_full_patch16.npz")
         hidden, not_decoded = (
             torch.from_numpy(np.unpackbits(masks[key])[: self.geometry.num_cubes].astype(bool))[None]
             for key in ("enc", "dec")
         )
-        return make_batch(torch.from_numpy(x), hidden, not_decoded, mode)
+        return make_batch(clip_by_rule(1, 1, 3, 16, 224, 224), hidden, not_decoded, mode)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.golden_data import golden_json
 from vmae2_ds.data.clips.sampling import (
     SAMPLERS,
     VIEWS,
@@ -24,9 +23,9 @@ from vmae2_ds.data.clips.sampling import (
 )
 
 
-def test_published_sampling_is_exact(shared: Path) -> None:
-    cases = json.loads((shared / "golden" / "sampling.json").read_text())["pretrain"]
-    assert cases
+def test_published_sampling_is_exact() -> None:
+    cases = golden_json("sampling.json")["pretrain"]
+    assert len(cases) == 24
     for case in cases:
         length, stride = case["duration"], case["step"]
         if "frame_ids" in case:
@@ -37,8 +36,9 @@ def test_published_sampling_is_exact(shared: Path) -> None:
             assert (lowest, highest) == (1, count_starts(length, 16, stride)), case
 
 
-def test_published_classification_sampling_is_exact(shared: Path) -> None:
-    golden = json.loads((shared / "golden" / "sampling.json").read_text())
+def test_published_classification_sampling_is_exact() -> None:
+    golden = golden_json("sampling.json")
+    assert (len(golden["cls_dense"]), len(golden["rawframe"])) == (11, 5)
     for case in golden["cls_dense"]:
         length, frames, rate = case["length"], case["clip_len"], case["rate"]
         assert dense_indices(length, frames, rate).tolist() == case["validation"], case
