@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from vmae2_ds.disk import check_out_file, check_out_folder, whole_file, write_whole
+from vmae2_ds.disk import (
+    HashedFile,
+    Written,
+    check_out_file,
+    check_out_folder,
+    hold,
+    put_whole_folder,
+    sha256_of,
+    whole_file,
+    write_whole,
+)  # fmt: skip
 from vmae2_ds.errors import ConfigError
 
 
@@ -51,6 +66,77 @@ def test_the_content_reaches_the_disk_before_its_name_and_the_name_before_the_en
     monkeypatch.setattr(Path, "replace", renamed)
     write_whole(tmp_path / "a", "x")
     assert calls == ["fsync .a", "rename", f"fsync {tmp_path.name}"]
+
+
+@pytest.mark.parametrize("left", [".a.mp4.part", "a.mp4.part", ".part.a.mp4"])
+def test_a_job_that_holds_its_folder_writes_over_what_a_killed_one_left_under_any_version_s_name(
+    tmp_path: Path, left: str
+) -> None:
+    (tmp_path / left).write_text("a gibibyte")
+    with whole_file(tmp_path / "a.mp4", alone=True) as part:
+        part.write_text("whole")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.mp4": "whole"}
+
+
+def test_a_folder_gets_its_name_after_all_that_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half" / "deep").mkdir(parents=True)
+    (tmp_path / "half" / "deep" / "file").write_text("x")
+    calls: list[str] = []
+
+    def synced(descriptor: int) -> None:
+        place = os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path)
+        calls.append(f"{place} {(tmp_path / 'whole').exists()}")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    put_whole_folder(tmp_path / "half", tmp_path / "whole")
+    assert sorted(calls) == [". True", "half False", "half/deep False", "half/deep/file False"]
+    assert (tmp_path / "whole" / "deep" / "file").read_text() == "x"
+
+
+def test_a_file_is_hashed_as_it_is_written_from_bytes_and_from_arrays(tmp_path: Path) -> None:
+    content = os.urandom(70_000)
+    with HashedFile(tmp_path / "a") as file:
+        assert file.write(content[:1]) == 1
+        assert file.write(torch.frombuffer(bytearray(content[1:60_001]), dtype=torch.int16).numpy()) == 60_000
+        file.write(memoryview(content)[60_001:])
+    assert (tmp_path / "a").read_bytes() == content
+    assert file.written == Written(70_000, hashlib.sha256(content).hexdigest())
+    assert sha256_of(tmp_path / "a") == file.written.sha256
+
+
+def test_a_lock_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
+    """Not of its children: loader workers outlive a killed run by seconds."""
+    code = (
+        "import os, sys; from pathlib import Path; from vmae2_ds.disk import hold\n"
+        "file = hold(Path(sys.argv[1]))\n"
+        "if os.fork() == 0: os.read(0, 1); os._exit(0)\n"
+        "print('held', flush=True); os.read(0, 1); os._exit(0)"
+    )
+    lock = str(tmp_path / "lock")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert hold(tmp_path / "lock") is None
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        held = hold(tmp_path / "lock")
+        assert held is not None, "the child lives, and has the file open"
+        held.close()
+
+
+def test_a_file_system_without_locks_is_taken_on_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without(file: object, how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "lockf", without)
+    held = hold(tmp_path / "lock")
+    assert held is not None
+    held.close()
+    assert "no locks" in caplog.text
 
 
 def test_a_file_is_refused_where_it_cannot_be_written(tmp_path: Path) -> None:

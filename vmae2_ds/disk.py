@@ -1,4 +1,4 @@
-"""What is written for a user: a file is whole or absent, nothing of theirs is lost, and a place is tried before the work.
+"""Files on disk: whole or absent, flushed, hashed, locked; and the places of a user's, tried before the work.
 
 The one way to write a file that somebody may read later. A verb calls `check_out_file` or `check_out_folder` first of all.
 """
@@ -6,15 +6,25 @@ The one way to write a file that somebody may read later. A verb calls `check_ou
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 from vmae2_ds.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 TRIED_BYTES = 4096
 """What a trial writes: a block, so that a full disk says no."""
+CHUNK = 1 << 22
+"""Bytes read at a time for a hash."""
+LARGEST_WRITE = 1 << 30
+"""Bytes of one system call: Linux takes no more than 2 GiB at once."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -25,9 +35,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what shall become `path`: it takes that name once the block has ended well, and is gone otherwise."""
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
+def whole_file(path: Path, *, alone: bool = False) -> Iterator[Path]:
+    """Where to write what shall become `path`: it takes that name once the block has ended well, and is gone otherwise.
+
+    Args:
+        path: The name in the end.
+        alone: No other process writes this file, for this one holds the folder. What a killed one left half is then written
+            over, by whatever name this version or an earlier one gave it; else each process has a name of its own.
+    """
+    part = path.with_name(f".{path.name}.part" + ("" if alone else str(os.getpid())))
+    if alone:
+        for before in (f"{path.name}.part", f".part.{path.name}"):
+            path.with_name(before).unlink(missing_ok=True)
     try:
         yield part
         flush_to_disk(part)
@@ -37,6 +56,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     flush_to_disk(path.parent)
 
 
+def put_whole_folder(unfinished: Path, folder: Path) -> None:
+    """Give a folder its name once all that lies in it is on disk, so that it is whole or absent too."""
+    for path in (*unfinished.rglob("*"), unfinished):  # else a power cut leaves names and sizes, and nothing in them
+        flush_to_disk(path)
+    unfinished.rename(folder)
+    flush_to_disk(folder.parent)
+
+
 def flush_to_disk(path: Path) -> None:
     """fsync a file, or a folder's list of names: a renamed file is else lost with the power."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -44,6 +71,72 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Written(NamedTuple):
+    """What was written into a file."""
+
+    size: int
+    """In bytes."""
+    sha256: str
+
+
+class HashedFile(FileIO):
+    """A new file that is hashed while it is written, from its start to its end."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path, "wb")
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        """Take all of it, as a raw file need not."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            done += super().write(view[done : done + LARGEST_WRITE])
+        self._hash.update(view)
+        self._size += len(view)
+        return len(view)
+
+    @property
+    def written(self) -> Written:
+        """What went in so far."""
+        return Written(self._size, self._hash.hexdigest())
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hold(path: Path) -> IO[str] | None:
+    """Lock the file `path`, made where it is not there; None where another process has it.
+
+    The lock ends when the file that is returned is closed, and with this process, however that ends. A file system without
+    locks is taken on trust.
+    """
+    file = path.open("w")
+    try:
+        # of this process alone: a flock would live on in its loader workers for seconds after a kill -9
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return None
+    except OSError as error:
+        log.warning("%s: this file system has no locks (%s); do not start two jobs on one folder", path.parent, error)
+    return file
+
+
+@contextlib.contextmanager
+def open_alone(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read and to add to, made where it is not there, once no other process has it so."""
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released as the file closes
+        yield file
 
 
 def check_out_file(
@@ -116,16 +209,3 @@ def _try_writing(folder: Path, said: str) -> None:
             with contextlib.suppress(OSError):
                 above.rmdir()
         raise ConfigError(f"{said}: {error.strerror}; name a place that can be written") from None
-
-
-CHUNK = 1 << 22
-"""Bytes read at a time for a hash."""
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as pictures
 from vmae2_ds.data.readers.table import read_clip
 from vmae2_ds.data.tools.synthetic import CLASSES as MOTIONS
 from vmae2_ds.data.tools.synthetic import write_synthetic_set, write_video
+from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import DataError
 
 SETS = {"ut": "ut_interaction", "bg": "body_gesture"}
@@ -120,9 +121,8 @@ def _make_square(source: str, target: str) -> None:
     torch.set_num_threads(1)
     frames_THWC = torch.from_numpy(read_clip(source, _evenly, "pyav"))
     resized_TCHW = pictures.resize(frames_THWC.permute(0, 3, 1, 2), [SIZE, SIZE], antialias=True)
-    torn = Path(target).with_suffix(".part.mp4")
-    write_video(torn, resized_TCHW.permute(0, 2, 3, 1).numpy(), FPS, GOP)
-    torn.rename(target)
+    with whole_file(Path(target)) as part:
+        write_video(part, resized_TCHW.permute(0, 2, 3, 1).numpy(), FPS, GOP, kind="mp4")
 
 
 def _read(actions: Path) -> Iterable[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 from vmae2_ds.checkpoint.universal import FOLDER, convert, remove
 from vmae2_ds.checkpoint.whole import WHOLE, declare_whole, why_unsound
 from vmae2_ds.console.progress import counted
-from vmae2_ds.disk import flush_to_disk, sha256_of
+from vmae2_ds.disk import put_whole_folder, sha256_of
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.errors import CheckpointError
@@ -69,7 +69,7 @@ def _make(source: Path, target: Path, whole: dict[str, Any], ranks: Ranks) -> bo
     if error := declare_whole(files, about, ranks):
         ranks.from_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
         raise CheckpointError(f"{source} could not be converted to a universal checkpoint: {error}; it is as it was")
-    ranks.from_first(lambda: _put_in_place(unfinished, target))
+    ranks.from_first(lambda: put_whole_folder(unfinished, target))
     return True
 
 
@@ -88,11 +88,6 @@ def _prepare(source: Path, target: Path, unfinished: Path, whole: dict[str, Any]
             f"{source}: its universal form needs about {needed / 1e9:.3g} GB and {target.parent} has {free / 1e9:.3g} GB free; "
             "make room, or resume with the number of ranks and the ZeRO stage that wrote it"
         )
-
-
-def _put_in_place(unfinished: Path, target: Path) -> None:
-    unfinished.rename(target)
-    flush_to_disk(target.parent)
 
 
 def _refuse_uncovered(source: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

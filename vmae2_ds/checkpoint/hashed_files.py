@@ -7,18 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from vmae2_ds.disk import flush_to_disk, sha256_of
-
-
-class Written(NamedTuple):
-    """One file as it was written."""
-
-    size: int
-    sha256: str
+from vmae2_ds.disk import HashedFile, Written, flush_to_disk, sha256_of
 
 
 class HashedFiles:
@@ -47,9 +40,10 @@ class HashedFiles:
 
         def save() -> None:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            file = _HashedFile(path)
-            torch.save(state_dict, file)  # type: ignore[arg-type]  # it is written to, no more
-            self.written[os.path.relpath(path, self.folder)] = file.close()
+            with _HashedFile(path) as file:
+                torch.save(state_dict, file)
+            flush_to_disk(Path(path))
+            self.written[os.path.relpath(path, self.folder)] = file.written
 
         self.attempt(save)
 
@@ -68,37 +62,23 @@ class HashedFiles:
         self.attempt(lambda: os.makedirs(path, exist_ok=exist_ok))
 
 
-class _HashedFile:
-    """What torch.save needs of a file. An error is told at the end: torch's writer would hide it behind one of its own."""
+class _HashedFile(HashedFile):
+    """What torch.save needs of a file. An error is told as it closes: torch's writer would hide it behind one of its own."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.name = str(path)
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115  # closed by close()
-        self._hash = hashlib.sha256()
-        self._size = 0
-        self._error: OSError | None = None
+    _error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        done = 0
-        while self._error is None and done < len(view):
+        if self._error is None:
             try:
-                done += self._file.write(view[done : done + (1 << 30)])
+                return super().write(data)
             except OSError as error:
                 self._error = error
-        self._hash.update(view)
-        self._size += len(view)
-        return len(view)
+        return memoryview(data).nbytes
 
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-    def close(self) -> Written:
-        with self._file:
-            if self._error is not None:
-                raise self._error
-            os.fsync(self._file.fileno())
-        return Written(self._size, self._hash.hexdigest())
+    def close(self) -> None:
+        super().close()
+        if self._error is not None:
+            raise self._error
 
 
 def digest_of(weights: Mapping[str, torch.Tensor]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole
-from vmae2_ds.disk import flush_to_disk
+from vmae2_ds.disk import put_whole_folder
 from vmae2_ds.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
@@ -197,14 +197,8 @@ def fetch_newest(place: SecondPlace, run: str, checkpoints: Path) -> Path | None
         except CheckpointError as error:
             log.warning("%s: passed over", error)
             continue
-        for path in (
-            *unfinished.rglob("*"),
-            unfinished,
-        ):  # else a power cut leaves right names and sizes, and nothing in them
-            flush_to_disk(path)
         shutil.rmtree(checkpoints / name, ignore_errors=True)  # one that is not whole
-        unfinished.rename(checkpoints / name)
-        flush_to_disk(checkpoints)
+        put_whole_folder(unfinished, checkpoints / name)
         log.info("fetched %s of %s from %s in %.1f s", name, run, place.url, time.monotonic() - began)
         return find_newest_whole(checkpoints)
     if names:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from vmae2_ds.contracts import ReadFailure
+from vmae2_ds.disk import open_alone
 from vmae2_ds.errors import TooManyBadFiles
 
 MIN_TRIED = 20
@@ -31,8 +31,7 @@ class BadFileLedger:
         if not failures:
             return []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released as the file closes
+        with open_alone(self.path) as file:
             file.seek(self._read_to)
             text = file.read()
             self._read_new(text)

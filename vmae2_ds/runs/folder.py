@@ -6,7 +6,6 @@ runs/<recipe>/<time>_<commit>/  run.json identity.json labels.txt ds.json env.js
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from vmae2_ds.data.sources.mixture import class_names_of
-from vmae2_ds.disk import write_whole
+from vmae2_ds.disk import hold, write_whole
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.config.run import RunConfig
@@ -192,21 +191,11 @@ _HELD: dict[Path, IO[str]] = {}  # open for as long as the process lives: the lo
 
 
 def _hold(path: Path) -> bool:
-    """Lock the run folder; False where another process has it. File systems without locks are taken on trust."""
+    """Lock the run folder for as long as this process lives; False where another has it."""
     path = path.resolve()
-    if path in _HELD:
-        return True
-    file = (path / LOCK).open("w")
-    try:
-        # of this process alone: a flock would live on in its loader workers for seconds after a kill -9
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        return False
-    except OSError as error:
-        log.warning("%s: this file system has no locks (%s); do not start two jobs on one run folder", path, error)
-    _HELD[path] = file
-    return True
+    if path not in _HELD and (file := hold(path / LOCK)) is not None:
+        _HELD[path] = file
+    return path in _HELD
 
 
 def find_checkpoint(source: Path) -> tuple[AnyRun, Path]:

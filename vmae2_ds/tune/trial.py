@@ -21,6 +21,7 @@ from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.plan import RunPlan, plan_run
 from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
+from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
@@ -54,9 +55,7 @@ def run_trial(config: PretrainConfig, num_steps: int, out: Path) -> None:
         **{name: _largest(value, ranks) for name, value in _peak_memory(engine.device).items()},
     }
     if ranks.rank == 0:
-        part = out.with_suffix(".part")
-        part.write_text(json.dumps(result))
-        part.rename(out)
+        write_whole(out, json.dumps(result))
     stop_ranks(ranks)
 
 

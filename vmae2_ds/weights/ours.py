@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
+from vmae2_ds.disk import sha256_of
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.weights.about import read_about, said_beside
 
@@ -56,4 +56,4 @@ def refuse_other_folder(folder: Path) -> bool:
 
 
 def _is_written(path: Path, digest: str | None) -> bool:
-    return digest is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    return digest is not None and path.is_file() and sha256_of(path) == digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from vmae2_ds.console.progress import Ticker
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.sources.list_formats import PLAIN, ListedVideo, ListForm, read_list
-from vmae2_ds.disk import whole_file, write_whole
+from vmae2_ds.disk import sha256_of, whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -145,19 +144,11 @@ def manifest_digest(path: str | Path) -> str | None:
     path = Path(path)
     if (path / INDEX).is_file():
         return str(_read_index(path)["digest"])
-    return _digest(path) if path.is_file() else None
+    return sha256_of(path) if path.is_file() else None
 
 
 def _join(root: str, path: str) -> str:
     return path if "://" in path else os.path.join(root, path)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_rows(
@@ -197,7 +188,7 @@ def _write_rows(
             ticker.tell(count)
     if not count:
         raise DataError(f"{path}: the manifest lists no videos; it needs a header line with 'path' and a line a video")
-    return ManifestRows(count, tuple(sources), tuple(shards), _digest(path))
+    return ManifestRows(count, tuple(sources), tuple(shards), sha256_of(path))
 
 
 def _refuse_wrong_root(manifest: Manifest) -> None:

@@ -33,12 +33,18 @@ class Encoded(NamedTuple):
 
 
 def write_frames(
-    path: Path, frames: Iterable[Any], fps: Fraction | int, gop: int, crf: int, kind: str | None = None
+    path: Path,
+    frames: Iterable[Any],
+    fps: Fraction | int,
+    gop: int,
+    crf: int,
+    kind: str | None = None,
+    index_first: bool = False,
 ) -> int:
     """Encode equally large PyAV frames of even size as H.264 4:2:0, a key frame every `gop` at most; returns how many.
 
     The same frames give the same bytes with the same build of libx264: see X264. `kind` is the container, by default what
-    the suffix says.
+    the suffix says; `index_first` puts an mp4's index in front of its frames.
     """
     import av
 
@@ -47,7 +53,7 @@ def write_frames(
     if first is None:
         raise VideoError("no frames")
     count = 0
-    with av.open(str(path), "w", format=kind, options={"movflags": "+faststart"} if kind else {}) as container:
+    with av.open(str(path), "w", format=kind, options={"movflags": "+faststart"} if index_first else {}) as container:
         stream: Any = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = first.height, first.width
         stream.pix_fmt = "yuv420p"
@@ -81,7 +87,7 @@ def reencode(source: str | bytes, target: str, short_side: int, gop: int, crf: i
             yield smaller
 
     try:
-        count = write_frames(Path(target), frames(), index.rate or FALLBACK_FPS, gop, crf, kind="mp4")
+        count = write_frames(Path(target), frames(), index.rate or FALLBACK_FPS, gop, crf, kind="mp4", index_first=True)
     except (av.FFmpegError, OSError) as error:
         if getattr(error, "errno", None) in (27, 28, 122):  # the disk is full: no fault of this video
             raise

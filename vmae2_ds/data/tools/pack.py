@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import io
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tyro.conf import Positional
@@ -25,7 +25,7 @@ from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manife
 from vmae2_ds.data.sources.order import Shuffle
 from vmae2_ds.data.tools.shards import iterate_members
 from vmae2_ds.data.tools.work_folder import check_work_folder, read_lines, work_folder
-from vmae2_ds.disk import write_whole
+from vmae2_ds.disk import HashedFile, sha256_of, whole_file, write_whole
 from vmae2_ds.errors import DataError, VideoError
 
 log = logging.getLogger(__name__)
@@ -154,31 +154,10 @@ def _is_whole(out: Path, shard: Shard, verify: bool) -> bool:
         return False
     if not verify:
         return True
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    if digest.hexdigest() != shard.sha256:
+    if sha256_of(path) != shard.sha256:
         log.warning("%s has another checksum than shards.jsonl says; writing it anew", path)
         return False
     return True
-
-
-class _Hashing:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        if self.file.closed:  # tarfile ends its stream once more, when an error has already thrown it away
-            return len(data)
-        self.digest.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _write_shard(
@@ -195,36 +174,30 @@ def _write_shard(
     """Places from `begin` on until the shard is full; whole under its name, or not there."""
     from webdataset import TarWriter
 
-    half = out / f"{name}.part"
     end, videos = begin, 0
-    try:
-        with half.open("wb") as raw:
-            hashing = _Hashing(raw)
-            # a fixed owner and time: the same videos give the same bytes
-            tar = TarWriter(hashing, user="vmae2", group="vmae2", mtime=0, encoder=False)
-            while end < len(firsts) and (end == begin or hashing.size < limit):
-                row = firsts[places[end]]
-                end += 1
-                tell(end)
-                entry = manifest[row]
-                try:
-                    video = _content(entry.path, fetch(entry))
-                except VideoError as error:
-                    ledger.record([ReadFailure(entry.name, str(error))])
-                    continue
-                suffix = _suffix_of(entry.path)
-                sample: dict[str, str | bytes] = {"__key__": f"{row:0{KEY_DIGITS}d}", suffix: video}
-                if entry.label is not None:
-                    sample["cls"] = str(entry.label).encode()
-                tar.write(sample)
-                videos += 1
-            tar.close()
-            raw.flush()
-            os.fsync(raw.fileno())
-        half.replace(out / name)
-    finally:
-        half.unlink(missing_ok=True)
-    return Shard(name, begin, end, videos, hashing.size, hashing.digest.hexdigest())
+    with (
+        whole_file(out / name, alone=True) as part,
+        HashedFile(part) as file,
+        # a fixed owner and time: the same videos give the same bytes
+        contextlib.closing(TarWriter(file, user="vmae2", group="vmae2", mtime=0, encoder=False)) as tar,
+    ):
+        while end < len(firsts) and (end == begin or file.written.size < limit):
+            row = firsts[places[end]]
+            end += 1
+            tell(end)
+            entry = manifest[row]
+            try:
+                video = _content(entry.path, fetch(entry))
+            except VideoError as error:
+                ledger.record([ReadFailure(entry.name, str(error))])
+                continue
+            suffix = _suffix_of(entry.path)
+            sample: dict[str, str | bytes] = {"__key__": f"{row:0{KEY_DIGITS}d}", suffix: video}
+            if entry.label is not None:
+                sample["cls"] = str(entry.label).encode()
+            tar.write(sample)
+            videos += 1
+    return Shard(name, begin, end, videos, *file.written)
 
 
 def _suffix_of(path: str) -> str:

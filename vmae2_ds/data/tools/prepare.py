@@ -30,7 +30,7 @@ from vmae2_ds.data.tools.encode import X264, Encoded, reencode
 from vmae2_ds.data.tools.parallel import in_parallel
 from vmae2_ds.data.tools.scan import stamp_of
 from vmae2_ds.data.tools.work_folder import check_work_folder, read_lines, work_folder
-from vmae2_ds.disk import write_whole
+from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError, VideoError
 
 log = logging.getLogger(__name__)
@@ -271,15 +271,12 @@ def _prepare_one(job: _Job, out: Path, watchdog: Watchdog, settings: tuple[int, 
     """A line of prepared.jsonl, or why the video could not be prepared."""
     target = out / job.target
     target.parent.mkdir(parents=True, exist_ok=True)
-    half = target.with_name(target.name + ".part")
     stamp = stamp_of(job.source)
     try:
-        encoded, bytes_before, seconds = watchdog.call(_encode, job.source, str(half), settings)
-        half.replace(target)
+        with whole_file(target, alone=True) as part:
+            encoded, bytes_before, seconds = watchdog.call(_encode, job.source, str(part), settings)
     except VideoError as error:
         return str(error)
-    finally:
-        half.unlink(missing_ok=True)
     return {"target": job.target, "stamp": stamp, "bytes_before": bytes_before, "seconds": seconds} | {
         "frames": encoded.frames,
         "bytes": encoded.size,

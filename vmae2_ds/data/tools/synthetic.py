@@ -21,7 +21,7 @@ from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.sources.list_formats import csv_line
 from vmae2_ds.data.tools.encode import write_frames
 from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
-from vmae2_ds.disk import write_whole
+from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -97,22 +97,13 @@ def write_synthetic_set(
                 path = f"{name}/{number:05d}.mp4"
                 if not (folder / path).is_file():
                     rng = np.random.default_rng((seed, split, number))
-                    _write_video_whole(folder / path, draw_clip(label, rng, size, frames), fps)
+                    with whole_file(folder / path, alone=True) as part:
+                        write_video(part, draw_clip(label, rng, size, frames), fps, kind="mp4")
                 lines.append(csv_line((path, label, SOURCE)))
                 ticker.tell(split * train_videos + number + 1)
             write_whole(folder / f"{name}.csv", "".join(lines))
         write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in CLASSES))
     return SyntheticSet(folder / "train.csv", folder / "val.csv", folder / "labels.txt")
-
-
-def _write_video_whole(path: Path, images: np.ndarray, fps: int) -> None:
-    """Under its name once it is whole; on the way it has the suffix by which libav knows what to write."""
-    part = path.with_name(f".part.{path.name}")
-    try:
-        write_video(part, images, fps)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def draw_clip(label: int, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
@@ -207,8 +198,10 @@ def _look_up(image_HWC: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:
     return (1 - down) * upper + down * lower
 
 
-def write_video(path: Path, images: Iterable[np.ndarray], fps: int, gop: int = 16) -> None:
-    """H.264 of equally large uint8 (H, W, 3) images, H and W even, with a key frame every `gop` frames at most."""
+def write_video(path: Path, images: Iterable[np.ndarray], fps: int, gop: int = 16, kind: str | None = None) -> None:
+    """H.264 of uint8 (H, W, 3) images of one even size, a key frame every `gop` at most; `kind` is that of `write_frames`."""
     import av
 
-    write_frames(path, (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images), fps, gop, crf=20)
+    write_frames(
+        path, (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images), fps, gop, crf=20, kind=kind
+    )

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from vmae2_ds.data.readers.common import Video
 from vmae2_ds.data.readers.frame_index import in_order, index_frames, opened
 from vmae2_ds.data.readers.pyav import orientation
 from vmae2_ds.data.readers.storage import fetch, frame_names
+from vmae2_ds.disk import sha256_of
 from vmae2_ds.errors import VideoError
 
 VFR_TICKS = 2
@@ -105,17 +107,13 @@ def _rotation(video: Video) -> int:
 def _digest(video: Video) -> tuple[int, str]:
     if isinstance(video, bytes):
         return len(video), hashlib.sha256(video).hexdigest()
-    digest = hashlib.sha256()
     try:
-        with open(video, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-            size = file.tell()
+        size, digest = os.path.getsize(video), sha256_of(Path(video))
     except (OSError, UnicodeEncodeError) as error:
         raise VideoError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from None
     if not size:
         raise VideoError("an empty file")
-    return size, digest.hexdigest()
+    return size, digest
 
 
 def _probe_folder(entry: VideoEntry, template: str) -> VideoFacts:

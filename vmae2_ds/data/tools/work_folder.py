@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.disk import check_out_folder, write_whole
+from vmae2_ds.disk import check_out_folder, hold, write_whole
 from vmae2_ds.errors import ConfigError, DataError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -56,13 +55,9 @@ def work_folder(folder: Path, job: str, settings: dict[str, Any], option: str = 
     _check_settings(file, folder, json.loads(text), option)  # before a lock is left in a folder of something else
     with full_disk_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("w") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise ConfigError(
-                    f"{folder} is held by another vmae2 data {job}; wait for it or name another {option}"
-                ) from None
+        if (lock := hold(folder / LOCK)) is None:
+            raise ConfigError(f"{folder} is held by another vmae2 data {job}; wait for it or name another {option}")
+        with lock:
             _check_settings(file, folder, json.loads(text), option)
             if not file.is_file():
                 write_whole(file, text)

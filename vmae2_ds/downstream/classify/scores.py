@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmae2_ds.disk import check_out_folder, refuse_inputs, whole_file, write_whole
+from vmae2_ds.disk import check_out_folder, flush_to_disk, refuse_inputs, whole_file, write_whole
 from vmae2_ds.errors import ConfigError
 
 # N videos, C classes.
@@ -147,6 +147,7 @@ def write_scores(
         write_whole(part / RESULT, json.dumps(result, indent=1) + "\n")
         for name in FILES:
             (part / name).replace(folder / name)
+        flush_to_disk(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return result

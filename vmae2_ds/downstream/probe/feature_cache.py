@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.data.sources.list_formats import PLAIN, ListForm
 from vmae2_ds.data.sources.manifest import manifest_digest
+from vmae2_ds.disk import whole_file
 from vmae2_ds.downstream.probe.frozen import Encode, Features, clip_settings, features_of
 from vmae2_ds.errors import ConfigError
 
@@ -60,22 +61,19 @@ def _make(
     clips: int,
     form: ListForm,
 ) -> None:
-    """Straight into files, so that the tokens of a long list need no memory; the small one is there once both are whole."""
-    half = {name: folder / f".{keys[name]}.{os.getpid()}.npy" for name in encoders}
+    """Straight into files, so that the tokens of a long list need no memory; the small ones follow once the large are whole."""
+    with contextlib.ExitStack() as large:
+        parts = {name: large.enter_context(whole_file(folder / f"{keys[name]}.npy")) for name in encoders}
 
-    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        return np.lib.format.open_memmap(half[name], "w+", dtype, shape)
+        def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            return np.lib.format.open_memmap(parts[name], "w+", dtype, shape)
 
-    try:
-        for name, found in features_of(run, encoders, manifest, root, clips, allocate, form).items():
+        made = features_of(run, encoders, manifest, root, clips, allocate, form)
+        for found in made.values():
             found.feature_VF.flush()  # type: ignore[attr-defined]  # it lies in a memmap
-            half[name].replace(folder / f"{keys[name]}.npy")
-            small = half[name].with_suffix(".npz")
+    for name, found in made.items():
+        with whole_file(folder / f"{keys[name]}.npz") as part, part.open("wb") as small:
             np.savez(small, label=found.label_V, source=found.source_V, path=found.path_V)
-            small.replace(folder / f"{keys[name]}.npz")
-    finally:
-        for path in half.values():
-            path.unlink(missing_ok=True)
 
 
 def _open(folder: Path, key: str) -> Features:
