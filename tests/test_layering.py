@@ -53,6 +53,7 @@ DOORS = {
     "timm": {"model.block", "data.clips.augment"},
     "matplotlib": {"draw.charts", "draw.pictures"},
     "transformers": set(),
+    "fcntl": {"disk"},
 }
 """Package -> the modules that may import it."""
 
