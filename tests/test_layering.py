@@ -42,7 +42,15 @@ LAYERS = (
 only cycles are forbidden."""
 
 DOORS = {
-    "deepspeed": {"engine.engine", "engine.ranks", "checkpoint.save", "checkpoint.safe_load", "tune.tuner"},
+    "deepspeed": {
+        "engine.partitioned",
+        "engine.ranks",
+        "engine.shards",
+        "engine.step",
+        "checkpoint.save",
+        "checkpoint.safe_load",
+        "tune.tuner",
+    },
     "decord": {"data.readers.decord"},
     "torchcodec": {"data.readers.torchcodec"},
     "av": {

@@ -29,8 +29,8 @@ from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch, LossOutput, PretrainBatch, StepResult
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import start_ranks
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.guard.hang import HangSwitch
 from vmae2_ds.guard.spikes import SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests

@@ -26,7 +26,7 @@ from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.dist import Ranks, default_device
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.optim import set_learning_rate
 from vmae2_ds.tune.trial import LEARNING_RATE, noise_batch

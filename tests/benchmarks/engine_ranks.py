@@ -18,8 +18,8 @@ from vmae2_ds.checkpoint.retention import Keep
 from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
+from vmae2_ds.engine.step import Engine
 
 DEVICE = torch.device("cpu")
 

@@ -82,7 +82,7 @@ def run_part(part: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     from vmae2_ds.checkpoint.retention import Keep
     from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
     from vmae2_ds.checkpoint.whole import newest_sound, tag_of
-    from vmae2_ds.engine.engine import Engine
+    from vmae2_ds.engine.step import Engine
     from vmae2_ds.train.ema import WeightAverage
 
     config = make_config(part["policy"], part["precision"])

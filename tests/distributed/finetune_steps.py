@@ -131,7 +131,7 @@ def engine_steps(
         torch.distributed.all_reduce(total)
         losses.append(total.item() / ACCUMULATION / RANKS)
     averaged = mean.weights()  # before the last weights are read: they must be back in their place
-    last = {name.removeprefix("model."): tensor.clone() for name, tensor in engine.whole_weights()}
+    last = {name.removeprefix("model."): tensor.clone() for name, tensor in engine.shards.whole_weights()}
     engine.deepspeed.destroy()
     del engine, mean
     gc.collect()

@@ -106,8 +106,8 @@ class Trial:
     """A rank of its own and its engine, in a child: collectives do not outlive a fork."""
 
     def __init__(self, policy: str) -> None:
-        from vmae2_ds.engine.engine import Engine
         from vmae2_ds.engine.ranks import start_ranks
+        from vmae2_ds.engine.step import Engine
 
         torch.set_num_threads(1)
         start_ranks()

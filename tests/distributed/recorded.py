@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae2_ds.cli.main import main
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 
 
 def record() -> None:

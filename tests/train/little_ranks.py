@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -82,13 +83,10 @@ class LittleEngine:
         self.device = torch.device("cpu")
         self.weights = first.clone().requires_grad_()
         self.parameter_groups: list[dict[str, Any]] = [{"params": [self.weights], "lr": 0.0}]
+        self.shards = SimpleNamespace(masters=[self.weights])
         self._accumulation, self._rank, self._meeting = accumulation, rank, meeting
         self.draws: list[float] = []
         """What torch's generator gave in each micro step."""
-
-    @property
-    def master_shards(self) -> list[Tensor]:
-        return [self.weights]
 
     def micro_step(self, batch: tuple[Tensor, Tensor]) -> LossOutput:
         self.draws.append(float(torch.rand(())))

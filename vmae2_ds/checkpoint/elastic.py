@@ -14,7 +14,7 @@ from vmae2_ds.checkpoint.whole import WHOLE, declare_whole, why_unsound
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import put_whole_folder, sha256_of
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import CheckpointError
 
 log = logging.getLogger(__name__)

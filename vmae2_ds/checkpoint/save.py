@@ -30,7 +30,7 @@ from vmae2_ds.checkpoint.zero_shards import MOMENTS
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import flush_to_disk, write_whole
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import CheckpointError, SaveFailed
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def load_checkpoint(engine: Engine, target: Path, ranks: Ranks) -> dict[str, Any
     whole = json.loads((target / WHOLE).read_text())
     if "universal_of" in whole:
         states = WholeStates(target)
-        engine.take_over(states.read, MOMENTS)
+        engine.shards.take_over(states.read, MOMENTS)
         saved = states.client_state()
         for counter in ("global_steps", "global_samples", "skipped_steps"):
             setattr(engine.deepspeed, counter, saved[counter])

@@ -14,7 +14,7 @@ from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.engine.device_peak import DTYPES
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import choose_attention
 from vmae2_ds.model.classifier import Classifier

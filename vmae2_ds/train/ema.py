@@ -14,7 +14,7 @@ from vmae2_ds.checkpoint.safe_load import read_state
 from vmae2_ds.checkpoint.universal import WholeStates
 from vmae2_ds.checkpoint.zero_shards import MEAN, mean_file
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.weights.layouts import State
 
@@ -27,12 +27,12 @@ class WeightAverage:
 
     def __init__(self, engine: Engine, decay: float) -> None:
         self.decay, self._engine = decay, engine
-        self._mean = [shard.detach().clone() for shard in engine.master_shards]
+        self._mean = [shard.detach().clone() for shard in engine.shards.masters]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights as they are now."""
-        torch._foreach_lerp_(self._mean, [shard.detach() for shard in self._engine.master_shards], 1 - self.decay)
+        torch._foreach_lerp_(self._mean, [shard.detach() for shard in self._engine.shards.masters], 1 - self.decay)
 
     def save(self, files: HashedFiles, ranks: Ranks) -> None:
         """Add this rank's shards to a checkpoint."""
@@ -52,7 +52,7 @@ class WeightAverage:
             shard.copy_(kept)
 
     def _load_universal(self, states: WholeStates) -> None:
-        for piece in self._engine.pieces():
+        for piece in self._engine.shards.pieces():
             saved = states.read(piece.name, MEAN)
             if saved is None:
                 raise CheckpointError(
@@ -65,7 +65,7 @@ class WeightAverage:
         """The model's whole mean on the host of rank 0, under our names; None elsewhere. All ranks call it together."""
         found: State = {}
         with self._in_place():
-            for name, tensor in self._engine.whole_weights():
+            for name, tensor in self._engine.shards.whole_weights():
                 if torch.distributed.get_rank() == 0 and name.startswith("model."):
                     found[name.removeprefix("model.")] = tensor.cpu().clone()
         return found if torch.distributed.get_rank() == 0 else None
@@ -81,7 +81,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for shard, mean in zip(self._engine.master_shards, self._mean, strict=True):
+        for shard, mean in zip(self._engine.shards.masters, self._mean, strict=True):
             kept = shard.detach().clone()
             shard.copy_(mean)
             mean.copy_(kept)

@@ -14,7 +14,7 @@ from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.device_peak import DTYPES
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.train.build import fastest_kernel
 from vmae2_ds.train.session import train_stage
 from vmae2_ds.train.stage import Stage

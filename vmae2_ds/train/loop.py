@@ -16,7 +16,7 @@ from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure, StepResult
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooManyBadFiles
 from vmae2_ds.guard.spikes import Spike, SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests

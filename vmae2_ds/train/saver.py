@@ -15,7 +15,7 @@ from vmae2_ds.checkpoint.whole import find_newest_whole
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.disk import flush_to_disk
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
 from vmae2_ds.train.ema import WeightAverage
 

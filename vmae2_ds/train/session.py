@@ -24,8 +24,8 @@ from vmae2_ds.data.bad_files import BadFileLedger, check_bad_share
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.device_peak import device_peak
-from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import meet_ranks, start_ranks, stop_ranks
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
 from vmae2_ds.guard.hang import HangSwitch
 from vmae2_ds.guard.loader_watch import DataWaitWatch, WorkerMemory

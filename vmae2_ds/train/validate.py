@@ -17,7 +17,7 @@ from vmae2_ds.data.feed.views import ViewsDataset
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import form_of
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.engine import Engine
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.metrics import MetricsWriter

@@ -23,8 +23,8 @@ from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Ranks, default_device
-from vmae2_ds.engine.engine import Engine
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
+from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import count_masks, make_masks
 from vmae2_ds.train.build import build_engine, resolve_attention
 from vmae2_ds.train.optim import set_learning_rate

@@ -20,7 +20,7 @@ from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.contracts import LabelledBatch, TaughtBatch
 from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.dist import Ranks, default_device
-from vmae2_ds.engine.engine import FrozenShards
+from vmae2_ds.engine.partitioned import FrozenShards
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.embed import is_resized, unit_pixels
 from vmae2_ds.objectives import Classify

@@ -1,0 +1,137 @@
+"""A DeepSpeed engine around an objective: micro steps, and updates that are applied or dropped on all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vmae2_ds.config.ds_config import zero_stage
+from vmae2_ds.contracts import LossOutput, Movable, StepResult
+from vmae2_ds.dist import default_device
+from vmae2_ds.engine.partitioned import FillFn, build_partitioned
+from vmae2_ds.engine.shards import MasterShards
+
+
+class Engine:
+    """A DeepSpeed engine around an objective.
+
+    Args:
+        build: makes the objective, with its initial weights. Under `zero_init` it is called inside `zero.Init` and
+            its parameters are partitioned as they are made.
+        fill: called under `zero_init` only, with the objective and its partitioned parameters, gathered one by one.
+        optimizer_of: the objective -> a torch optimizer over its parameters.
+        ds_config: resolved, without "auto".
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+        ds_config: dict[str, Any],
+        *,
+        zero_init: bool = False,
+        fill: FillFn | None = None,
+        compile_backend: str = "none",
+    ) -> None:
+        import deepspeed
+
+        self.stage = zero_stage(ds_config)
+        self.zero_policy: dict[str, Any] = ds_config.get("zero_optimization", {})
+        self.device = default_device()
+        if zero_init:
+            objective = build_partitioned(build, fill, ds_config)
+        else:
+            objective = build()
+            if ds_config.get("bf16", {}).get("enabled"):
+                for parameter in objective.parameters():  # as initialize would, but half of it reaches the device
+                    parameter.data = parameter.data.bfloat16()
+            objective.to(self.device)
+        use_deepspeed_checkpointing(objective, ds_config)
+        optimizer = optimizer_of(objective)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=objective, optimizer=optimizer, config=ds_config, dist_init_required=False
+        )
+        self._basic_optimizer = optimizer
+        self.shards = MasterShards(self.deepspeed, optimizer, self.stage)
+        self._grad_norm, self._largest_norm = math.nan, math.inf
+        if self.stage > 0:
+            self._watch_norm()
+        if compile_backend != "none":
+            self.deepspeed.compile(backend=compile_backend)
+
+    @property
+    def objective(self) -> nn.Module:
+        """The objective, its parameters partitioned at stage 3."""
+        return self.deepspeed.module
+
+    @property
+    def parameter_groups(self) -> list[dict]:
+        """The optimizer's groups, to write learning rates into."""
+        return self.deepspeed.optimizer.param_groups
+
+    def micro_step(self, batch: Movable) -> LossOutput:
+        """Forward and backward of one micro batch; gradients add up until `update`."""
+        out = self.deepspeed(batch.to(self.device))
+        self.deepspeed.backward(out.loss)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()  # only counts the micro step
+        return out
+
+    def update(self, largest_norm: float = math.inf) -> StepResult:
+        """Apply the accumulated gradient, or drop it on all ranks where it is not finite or its norm above `largest_norm`."""
+        if self.stage == 0:
+            return self._update_plain(largest_norm)
+        self._grad_norm, self._largest_norm = math.nan, largest_norm
+        self.deepspeed.step()
+        return StepResult(bool(self.deepspeed.was_step_applied()), self._grad_norm)
+
+    def _watch_norm(self) -> None:
+        """Let DeepSpeed take a norm that is too large for one that is not finite.
+
+        It takes the norm inside `step`, from sums over all ranks, and drops the gradient of an infinite one before anything
+        has changed (0.19.8: zero/stage_1_and_2.py:3033-3066, zero/stage3.py:2884-2895). At stage 3 the norm comes in parts.
+        """
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        zero = self.deepspeed.optimizer
+        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        take = getattr(zero, name)
+
+        def judged() -> Any:
+            taken = take()
+            self._grad_norm = float(combine_grad_norm_groups(taken) if self.stage == 3 else taken)
+            if not self._grad_norm > self._largest_norm:
+                return taken
+            return [math.inf] if self.stage == 3 else torch.full_like(taken, math.inf)
+
+        setattr(zero, name, judged)
+
+    def _update_plain(self, largest_norm: float) -> StepResult:
+        """Stage 0: DeepSpeed checks nothing there, so the norm of the (already averaged) gradients is taken here."""
+        grads = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        applied = math.isfinite(norm) and norm <= largest_norm
+        if not applied:
+            torch._foreach_zero_(grads)  # DeepSpeed's clipping would only spread the NaN
+            self._basic_optimizer.found_inf = torch.ones((), device=self.device)  # type: ignore[attr-defined]
+        self.deepspeed.step()
+        if not applied:
+            del self._basic_optimizer.found_inf  # type: ignore[attr-defined]  # fused AdamW has left weights, moments and step count alone
+        return StepResult(applied, norm)
+
+
+def use_deepspeed_checkpointing(objective: nn.Module, ds_config: dict[str, Any]) -> None:
+    """Hand DeepSpeed's activation checkpointing to a model that asks for it, configured from `ds_config`.
+
+    The engine itself ignores the `activation_checkpointing` section (DEEPSPEED_CPU 3).
+    """
+    model = getattr(objective, "model", None)
+    if model is not None and model.config.checkpointing == "deepspeed":
+        import deepspeed
+
+        deepspeed.checkpointing.configure(None, deepspeed_config=ds_config)
+        model.use_checkpoint_function(deepspeed.checkpointing.checkpoint)
