@@ -66,7 +66,7 @@ def normalised(clip_BTHWC: Tensor) -> Tensor:
 
 
 def sinusoids(positions: int, width: int) -> Tensor:
-    """sin(n / 10000^(2i / D)) in channel 2i, the cosine in channel 2i + 1; kept in float32 (PAPER C)."""
+    """sin(n / 10000^(2i / D)) in channel 2i, the cosine in channel 2i + 1; kept in float32 (docs/PAPER.md#numerics)."""
     table = np.zeros((positions, width))
     for channel in range(width):
         angle = np.arange(positions) / 10000 ** (2 * (channel // 2) / width)
@@ -132,7 +132,7 @@ def mixed_loss(
 
 
 def layer_scale(name: str, depth: int, layer_decay: float) -> float:
-    """PAPER C: ld^(L + 1 - i); i is 0 for the embedding, b + 1 for block b, L + 1 for the norm and the head behind them."""
+    """ld^(L + 1 - i); i is 0 for the embedding, b + 1 for block b, L + 1 for norm and head (docs/PAPER.md#learning-rate)."""
     words = name.split(".")
     layer = 0 if words[1] == "embed" else int(words[2]) + 1 if words[1] == "blocks" else depth + 1
     return layer_decay ** (depth + 1 - layer)
@@ -162,7 +162,7 @@ class AdamW:
 
 
 def published_rate(step: int, peak: float, end: float, warmup: int, steps: int) -> float:
-    """PAPER C: np.linspace(0, peak, warm-up) with its end point, then half a cosine down to `end`."""
+    """docs/PAPER.md#learning-rate: np.linspace(0, peak, warm-up) with its end point, then half a cosine down to `end`."""
     if step < warmup:
         return float(np.linspace(0, peak, warmup)[step])
     return end + (peak - end) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TARGET_EPS = 1e-6
-"""Added to a cube's deviation, not to its variance, where a target is normalised (PAPER C)."""
+"""Added to a cube's deviation, not to its variance, where a target is normalised (docs/PAPER.md#numerics)."""
 
 # B clips, T frames, H x W pixels, C = 3 colours, N cubes, V visible cubes, M decoded cubes.
 

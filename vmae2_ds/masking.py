@@ -1,6 +1,6 @@
 """Encoder and decoder masks as index arrays of static shape, drawn from a numpy Generator.
 
-A cube is hidden or kept; the arrays name the kept ones. Rules and their sources: PAPER section C, checked against the
+A cube is hidden or kept; the arrays name the kept ones. Rules and their sources: docs/PAPER.md#masking, checked against the
 published generators in tests/test_masking.py. `count_masks` refuses what cannot be what its name says.
 """
 
@@ -146,7 +146,7 @@ _UNIT = {"tube": "cells", "random": "cubes", "frame": "tubelet steps"}
 
 
 def _round_down(ratio: float, units: int) -> int:
-    # Not round(): 0.8 of 16 cells hides 12, as published (golden masks.json). The nudge is for 0.29 * 100 = 28.999...
+    # Not round(): 0.8 of 16 cells hides 12, as published (tests/golden/masks.json). The nudge is for 0.29 * 100 = 28.999...
     return int(ratio * units + 1e-9)
 
 
@@ -177,7 +177,7 @@ def _keep_running_cell(ratio: float, geometry: ClipGeometry, rng: np.random.Gene
     """A 2x2 cell, tiled over the frame, whose hidden corners move on by one with each tubelet step.
 
     Corner c (row-major) at step t with phase f is hidden where (c + t + f + 1) mod 4 < 4 * ratio; the phase is drawn
-    per clip (pattern of the published generator: golden masks.json).
+    per clip (pattern of the published generator: tests/golden/masks.json).
     """
     phase = rng.integers(CELL)
     turn_N = (_corners(geometry) + phase + 1) % CELL

@@ -29,7 +29,7 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 PAPER_SIZES = ("base", "giant")
 """Of the paper's Table 2; other sizes are added as the options name them."""
 NORM_WORK = 5
-"""What the paper's counter charges for an element of a layer norm (PAPER B: with it ViT-B's figures come out to the digit)."""
+"""What the paper's counter charges for an element of a layer norm: with it ViT-B's digits come out (docs/PAPER.md#macs)."""
 
 
 def groups(bench: Bench) -> Iterator[Group]:

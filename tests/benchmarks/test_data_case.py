@@ -137,7 +137,7 @@ def test_loader_rows_carry_the_planner_s_prior_and_the_cores_that_follow() -> No
     assert list(measured) == [f"views {views}" for views in (1, 2, 4, 8)]
     for views, row in zip((1, 2, 4, 8), measured.values(), strict=True):
         assert row["config"]["videos"] * views == row["config"]["clips_in_a_call"]
-        assert row["predicted"]["time_s"] == pytest.approx(0.055 / views + 0.0035)  # cost.assumptions, COST 3
+        assert row["predicted"]["time_s"] == pytest.approx(0.055 / views + 0.0035)  # cost/assumptions.py
         assert row["residual"]["time"] == pytest.approx(row["predicted"]["time_s"] / row["time_s"]["median"] - 1)
     modelled = [row for row in rows.values() if row["kind"] == "modelled"]
     assert len(modelled) == 4
@@ -154,7 +154,7 @@ def test_loader_rows_carry_the_planner_s_prior_and_the_cores_that_follow() -> No
 def test_accelerators_are_as_fast_as_a_share_of_their_peak_allows(key: str, size: str) -> None:
     rates, assumed = data.accelerator_rates(key, data.RECIPES[size])
     model = get_recipe(data.RECIPES[size]).model
-    visible, decode = {"base": (160, 784), "giant": (208, 1024)}[size]  # PAPER A7, B
+    visible, decode = {"base": (160, 784), "giant": (208, 1024)}[size]  # docs/PAPER.md#sizes; half of 1568, or of 2048
     macs = mae_macs(model, ClipGeometry(16, 224, 224, 2, model.patch), visible, decode).total
     flops = training_flops(macs, recomputed_macs(model, visible, decode))
     peak = get_accelerator(key).peak_flops("bf16")

@@ -45,7 +45,7 @@ def counted_flops(step: Step) -> int:
 
 def test_attention_runs_at_the_model_s_shapes() -> None:
     found = {name: (place.tokens, place.tower.heads) for name, place in attention.places("base").items()}
-    # PAPER A7, B: 160 visible cubes; with 784 or 1408 mask tokens in the decoder
+    # docs/PAPER.md#sizes: 160 visible cubes; with 784 or 1408 mask tokens in the decoder
     assert found == {"encoder": (160, 12), "decoder dual": (944, 6), "decoder encoder_only": (1568, 6)}
     assert attention.places("giant")["encoder"].tokens == 208
     titles = [group.name for group in attention.groups(Bench(Options(device="cpu")))]

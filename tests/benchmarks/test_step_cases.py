@@ -93,7 +93,7 @@ def test_the_peers_config_says_whether_it_keeps_masters() -> None:
     assert configs == ["fused AdamW", "fused AdamW, float32 masters"]
 
 
-# PAPER A1 and A2: GMACs, ViT-B with norms and ViT-g without (PAPER B).
+# docs/PAPER.md#dual-masking: GMACs, ViT-B with norms and ViT-g without (#macs there).
 @pytest.mark.parametrize(
     ("size", "masks", "published", "key"),
     [
@@ -113,7 +113,7 @@ def test_norms_bring_the_papers_digits() -> None:
     counted = {
         name: paper.count_flops("base", mask)["macs_published_with_norms"] for name, mask in DECODER_MASKS.items()
     }
-    digits = {name: round(macs / 1e9, 3) for name, macs in counted.items()}  # PAPER A1, last column
+    digits = {name: round(macs / 1e9, 3) for name, macs in counted.items()}
     assert digits == {
         "none": 35.482, "frame_50": 25.871, "random_50": 25.871,
         "running_cell_25": 31.629, "running_cell_50": 25.871, "running_cell_75": 21.057,
@@ -126,7 +126,7 @@ def test_memory_ratio_of_the_paper() -> None:
     values = {row["variant"]: row["values"] for row in paper.memory("base")}
     published = [values[f"{mask} math"]["published_held_bytes_counted"] for mask in ("encoder_only", "dual")]
     assert published[0] / published[1] == pytest.approx(1.92, abs=0.05)
-    # COST 2a: the published code itself. Ours keeps labels and prediction apart from their error: 2 % more.
+    # docs/PAPER.md#memory-of-the-published-code. Ours keeps labels and prediction apart from their error: 2 % more.
     assert [held / 2**20 for held in published] == pytest.approx([533, 274], rel=0.03)
     fused = [values[f"{mask} flash"]["held_bytes_counted"] for mask in ("encoder_only", "dual")]
     assert fused[0] / fused[1] == pytest.approx(1.34, abs=0.02)

@@ -28,7 +28,7 @@ def test_batches_have_the_published_counts(mask: str, supervised: int) -> None:
 
 
 def test_flops_are_six_per_mac_of_what_is_computed() -> None:
-    # PAPER B: GMACs of ViT-S per clip, embedding visible cubes only: dual 7.0099, disjoint 6.6225
+    # docs/PAPER.md#macs: GMACs of ViT-S per clip, embedding visible cubes only: dual 7.0099, disjoint 6.6225
     assert step_flops("small", MASKS["dual"], 2) == pytest.approx(2 * 6 * 7.0099e9, rel=1e-4)
     assert step_flops("small", MASKS["dual_disjoint"], 1) == pytest.approx(6 * 6.6225e9, rel=1e-4)
 

@@ -101,8 +101,9 @@ def test_fused_attention_saves_no_scores() -> None:
     assert not square & {shape[-2:] for shape in saved["flash"]}
 
 
-# PAPER A2: memory per clip without checkpointing, encoder-only and dual, read as MiB; their ratio and how far off it may be.
-# Last, the ratio of our own modules under flash attention at the end of the forward pass (COST 2a).
+# Memory per clip without checkpointing, encoder-only and dual, read as MiB (docs/PAPER.md#dual-masking); their ratio and how
+# far off it may be. Last, the ratio of our own modules under flash attention at the end of the forward pass
+# (docs/PAPER.md#memory-of-the-published-code).
 PAPER = [("base", (631, 328), 1.92, 0.05, 1.35), ("giant", (1753, 1050), 1.67, 0.12, 1.13)]
 
 

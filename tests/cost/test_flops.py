@@ -21,7 +21,7 @@ ENCODER_ONLY, DUAL, DISJOINT = (
     MaskConfig(),
     MaskConfig(decoder_tokens="disjoint"),
 )
-# PAPER B, GMACs to the digits given there: encoder-only, dual, dual embedding visible cubes only, and disjoint.
+# docs/PAPER.md#macs, GMACs to the digits given there: encoder-only, dual, dual embedding visible cubes only, and disjoint.
 GMACS = {
     "small": ("11.536171", "7.840334", "7.0099", "6.6225"),
     "base": ("35.439772", "25.839796", "24.1789", "23.1211"),
@@ -113,7 +113,7 @@ def test_closed_form_equals_what_torch_counts_for_every_size(size: str, masks: M
     assert forward.get_total_flops() == 2 * mae_macs(config, geometry, visible, decode).total
 
 
-# PAPER A2, "FLOPs", which are multiply-adds: encoder-only and dual, embedding all cubes as published.
+# docs/PAPER.md#dual-masking, "FLOPs", which are multiply-adds: encoder-only and dual, embedding all cubes as published.
 @pytest.mark.parametrize(("size", "gflops"), [("base", (35.48, 25.87)), ("giant", (263.93, 241.61))])
 def test_macs_printed_in_the_paper(size: str, gflops: tuple[float, float]) -> None:
     geometry = geometry_of(size)

@@ -22,7 +22,7 @@ from vmae2_ds.tune.prediction import Setting, predict_memory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-TOLERANCE = 0.10  # of the bytes that tensors take at the peak (COST 2d)
+TOLERANCE = 0.10  # of the bytes that tensors take at the peak (docs/PAPER.md#memory-of-the-published-code)
 
 
 def vit_b(num_clips: int, attention: str, checkpointing: str) -> PretrainConfig:

@@ -1,4 +1,7 @@
-"""`positions=published_resize` against PAPER.md C 15 in float64: a table of the new clip, read as one of 16 frames."""
+"""`positions=published_resize` in float64: a table of the new clip, read as one of 16 frames.
+
+What the published script does with it is told in docs/PAPER.md#what-we-do-otherwise.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ def test_at_16_frames_it_is_the_clip_s_own_table(size: int) -> None:
 
 @pytest.mark.parametrize(("frames", "size"), [(32, 224), (32, 266), (64, 224), (8, 266), (4, 42)])
 def test_a_clip_that_the_published_script_fails_on_is_refused(frames: int, size: int) -> None:
-    """The first three are those that PAPER.md names."""
+    """The first three are those that docs/PAPER.md names."""
     with pytest.raises(ConfigError, match=f"script fails on clips of {frames} frames of {size}x{size}"):
         published_resize(ClipGeometry(frames, size, size, 2, 14), WIDTH)
 

@@ -31,7 +31,7 @@ def test_a_recipe_says_how_to_start_it_and_whose_it_is(name: str) -> None:
     ("name", "width", "score"), [("vit_s_distil_k710", 384, "77.6"), ("vit_b_distil_k710", 768, "81.5")]
 )
 def test_k710_students_follow_the_vit_b_script(name: str, width: int, score: str) -> None:
-    """Scores are those of the published students (PAPER A5)."""
+    """Scores are those of the published students (docs/PAPER.md#distillation)."""
     config, script = DISTIL_RECIPES[name](), FINETUNE_RECIPES["vit_b_posttrain_k710"]()
     assert (config.data, config.augment, config.optim) == (script.data, script.augment, script.optim)
     assert config.train.global_batch == script.train.global_batch == 1024

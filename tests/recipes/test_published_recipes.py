@@ -1,49 +1,29 @@
-"""Every published recipe against a table of its own, copied from the scripts by hand (PAPER A8), not from the code."""
+"""Every published recipe against the tables of docs/PAPER.md, which were copied from the scripts by hand, not from the code."""
 
 from __future__ import annotations
 
 import pytest
 
+from tests.docs_figures import ROOT
+from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.pretrain import MaskConfig
+from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.cost.flops import count_parameters
+from vmae2_ds.masking import count_masks
 from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
 from vmae2_ds.recipes.pretrain import RECIPES
 
-PRETRAIN = """
-recipe                 gpus batch views effective epochs warmup lr   peak   clip recomputed
-vit_b_pretrain_hybrid  32   32    4     4096      200    20     1e-3 4e-3   0    none
-vit_l_pretrain_hybrid  48   32    4     6144      300    30     1e-3 6e-3   0    none
-vit_h_pretrain_hybrid  64   32    4     8192      300    30     1e-3 8e-3   0    all
-vit_g_pretrain_hybrid  64   32    4     8192      300    30     1.5e-4x4 4.8e-3 0.02 all
-"""
-"""Effective epochs are four times as many: every video gives four clips a pass."""
 
-FINETUNE = """
-recipe                      classes gpus batch lr   layer drop head wd   epochs warmup clips stride clip
-vit_b_finetune_k400         400     32   16    7e-4 .75   .1   0    .05  90     5      5     4      0
-vit_b_posttrain_k710        710     32   16    7e-4 .75   .1   0    .05  90     5      5     4      0
-vit_b_finetune_ssv2         174     16   16    2e-3 .65   .1   0    .05  25     5      2     4      0
-vit_l_finetune_k400         400     32   6     2e-3 .75   .2   0    .05  35     5      5     4      0
-vit_l_finetune_ssv2         174     32   6     5e-4 .75   .2   0    .05  20     5      2     4      0
-vit_h_finetune_k400         400     32   4     1e-3 .8    .2   .5   .05  40     5      5     4      0
-vit_h_finetune_k600         600     32   4     1e-3 .8    .2   .5   .05  40     5      5     4      0
-vit_h_posttrain_k710        710     32   4     1e-3 .8    .2   .5   .05  40     5      5     4      0
-vit_h_finetune_ssv2         174     32   4     5e-4 .8    .2   0    .05  20     5      2     4      0
-vit_g_posttrain_k710        710     32   3     1e-3 .9    .3   0    .1   35     5      5     4      5
-vit_g_finetune_k400_direct  400     64   3     1e-3 .9    .2   0    .1   30     5      5     4      0
-vit_g_finetune_k400         400     32   3     1e-5 .9    .25  0    .1   3      1      5     4      0
-vit_g_finetune_k600         600     32   3     1e-5 .9    .25  0    .1   3      1      5     4      0
-vit_g_finetune_ssv2         174     32   3     3e-4 .9    .25  0    .05  20     5      2     4      0
-vit_g_finetune_ucf101       101     8    3     1e-3 .9    .35  .5   .05  50     5      5     4      0
-vit_g_finetune_hmdb51       51      8    3     5e-4 .9    .35  .5   .05  15     5      5     2      0
-"""
-"""Head dropout of ViT-H on SSv2 is 0. Three crops everywhere; two views of each video in training."""
-
-SIZES = {"b": (768, 12, 12, 16), "l": (1024, 24, 16, 16), "h": (1280, 32, 16, 16), "g": (1408, 40, 16, 14)}
-"""Width, depth, heads and patch (PAPER A7)."""
-
-
-def rows(table: str) -> dict[str, dict[str, str]]:
-    header, *lines = (line.split() for line in table.strip().splitlines())
+def table_of(heading: str) -> dict[str, dict[str, str]]:
+    """The rows of the first table below a heading of docs/PAPER.md, by their first cell, each a dict by column."""
+    section = (ROOT / "docs/PAPER.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    header, _, *lines = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|"))
     return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+
+
+PRETRAIN, FINETUNE, SIZES = (table_of(heading) for heading in ("Pre-training recipes", "Fine-tuning recipes", "Sizes"))
+SIZE_OF = {size[0]: ModelConfig.of_size(size) for size in ("base", "large", "huge", "giant")}
+"""Models by the letter of a recipe's name."""
 
 
 def product(text: str) -> float:
@@ -56,14 +36,36 @@ def test_the_tables_name_every_published_recipe() -> None:
     # no script of that size was published
     extra = {"vit_s_pretrain_hybrid", "vit_s_posttrain_k710", "vit_6b_pretrain_plan"}
     extra |= {name for name in ours if name.endswith("_distilled")}  # nor how students were fine-tuned
-    assert ours - extra == set(rows(PRETRAIN)) | set(rows(FINETUNE))
+    assert ours - extra == set(PRETRAIN) | set(FINETUNE)
 
 
-@pytest.mark.parametrize("name", sorted(rows(PRETRAIN)))
+def told(tower: TowerConfig) -> str:
+    return f"{tower.width} x {tower.depth}, {tower.heads}, {tower.mlp}"
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_sizes(size: str) -> None:
+    row, model = SIZES[size], ModelConfig.of_size(size)
+    assert (row["encoder"], row["decoder"], row["patch"]) == (
+        told(model.encoder),
+        told(model.decoder),
+        str(model.patch),
+    )
+    geometry = ClipGeometry(16, 224, 224, model.tubelet, model.patch)
+    visible, _, _ = count_masks(MaskConfig(), geometry)
+    counts = [int(row[column]) for column in ("cubes", "visible", "values a cube")]
+    assert counts == [geometry.num_cubes, visible, geometry.cube_values]
+    parts = [int(row[name].replace(",", "")) for name in ("of link and mask token", "in all")]
+    towers = [int(number.replace(",", "")) for number in row["parameters of encoder, decoder"].split(" + ")]
+    counted = count_parameters(model)
+    assert sum(towers) + parts[0] == parts[1] == counted.total
+
+
+@pytest.mark.parametrize("name", sorted(PRETRAIN))
 def test_pre_training(name: str) -> None:
-    row, config = rows(PRETRAIN)[name], RECIPES[name]()
+    row, config = PRETRAIN[name], RECIPES[name]()
     tower = config.model.encoder
-    assert (tower.width, tower.depth, tower.heads, config.model.patch) == SIZES[name[4]]
+    assert (tower, config.model.patch) == (SIZE_OF[name[4]].encoder, SIZE_OF[name[4]].patch)
     data, optim, train = config.data, config.optim, config.train
     assert (data.views, data.num_frames, data.size, data.stride, data.source_strides) == (4, 16, 224, 4, {"ssv2": 2})
     assert train.micro_batch == int(row["batch"])
@@ -78,12 +80,12 @@ def test_pre_training(name: str) -> None:
     assert (config.model.drop_path, data.flip, config.objective.target) == (0, 0, "normalised")
 
 
-@pytest.mark.parametrize("name", sorted(rows(FINETUNE)))
+@pytest.mark.parametrize("name", sorted(FINETUNE))
 def test_fine_tuning(name: str) -> None:
-    row, config = rows(FINETUNE)[name], FINETUNE_RECIPES[name]()
+    row, config = FINETUNE[name], FINETUNE_RECIPES[name]()
     model, data, optim, train = config.model, config.data, config.optim, config.train
     tower = model.encoder
-    assert (tower.width, tower.depth, tower.heads, model.patch) == SIZES[name[4]]
+    assert (tower, model.patch) == (SIZE_OF[name[4]].encoder, SIZE_OF[name[4]].patch)
     assert model.num_classes == int(row["classes"])
     assert train.micro_batch == int(row["batch"])
     assert (data.views, data.num_frames, data.size, data.stride) == (2, 16, 224, int(row["stride"]))

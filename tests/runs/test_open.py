@@ -83,7 +83,7 @@ def test_prefixes_are_taken_off(tmp_path: Path, prefix: str) -> None:
 
 
 def test_a_head_of_other_classes_is_drawn_anew_or_mapped(tmp_path: Path) -> None:
-    """K710 -> K400 in small: head[k] = head710[map[k]] (PAPER A6)."""
+    """K710 -> K400 in small: head[k] = head710[map[k]] (docs/PAPER.md#data)."""
     ours = drawn(CLASSIFIER)
     file = written(to_layout(ours, CLASSIFIER), tmp_path / "x.pth")
     three = CLASSIFIER.model_copy(update={"num_classes": 3})

@@ -23,7 +23,7 @@ NUM_VIDEOS = 1_348_000
 
 
 @pytest.mark.parametrize(
-    # PAPER A8: script, GPUs, effective batch, actual peak learning rate
+    # docs/PAPER.md#pre-training-recipes: script, GPUs, effective batch, actual peak learning rate
     ("name", "gpus", "global_batch", "peak_lr"),
     [
         ("vit_b_pretrain_hybrid", 32, 4096, 4e-3),
@@ -96,7 +96,7 @@ def test_one_pass_is_singular() -> None:
 
 
 @pytest.mark.parametrize(
-    # PAPER A8: script, GPUs, videos per step, actual peak learning rate = lr x videos / 256
+    # docs/PAPER.md#fine-tuning-recipes: script, GPUs, videos per step, actual peak learning rate = lr x videos / 256
     ("name", "gpus", "videos", "peak_lr"),
     [
         ("vit_b_finetune_k400", 32, 512, 1.4e-3),
@@ -114,7 +114,8 @@ def test_published_fine_tuning_batch_and_peak(name: str, gpus: int, videos: int,
 
 
 @pytest.mark.parametrize(
-    # PAPER A8, A9: every rate is the flag x videos a step / 256, the last one too: 1e-5 x 1024 / 256 of 1e-3 x 1024 / 256
+    # Every rate is the flag x videos a step / 256, the last one too: 1e-5 x 1024 / 256 of 1e-3 x 1024 / 256
+    # (docs/PAPER.md#learning-rate).
     ("name", "gpus", "base_lr", "min_lr", "scale"),
     [
         ("vit_b_pretrain_hybrid", 32, 1e-3, 1e-5, 4),

@@ -36,7 +36,7 @@ def test_the_papers_largest_run() -> None:
     assert found["batch"]["global_batch"] == 8192 == 32 * 4 * 64
     assert found["batch"]["steps"] == 300 * (1_348_000 // 2048) == 197_400
     assert found["params"] == 1_026_306_560
-    assert found["flops_per_clip"]["model"] == pytest.approx(6 * 238.5669e9, rel=1e-5)  # PAPER B, variant (i)
+    assert found["flops_per_clip"]["model"] == pytest.approx(6 * 238.5669e9, rel=1e-5)  # docs/PAPER.md#macs
     assert found["flops_per_step"]["model"] == 8192 * found["flops_per_clip"]["model"]
     step_s = found["step_s"]["expected"]["total_s"]
     assert found["utilisation"]["expected"]["mfu"] == pytest.approx(

@@ -54,7 +54,7 @@ def test_out_and_in_again_is_bit_exact(
 
 
 def test_mmaction2_keys(classifier: ClassifierConfig) -> None:
-    """PAPER D2: fc1 -> layers.0.0, fc2 -> layers.1, patch_embed.proj -> projection, head -> cls_head.fc_cls."""
+    """docs/PAPER.md#keys: fc1 -> layers.0.0, fc2 -> layers.1, patch_embed.proj -> projection, head -> cls_head.fc_cls."""
     shapes = layout_shapes(classifier, "mmaction2")
     assert {re.sub(r"blocks\.\d+", "blocks.N", name) for name in shapes} == {
         "backbone.patch_embed.projection.weight",

@@ -45,7 +45,7 @@ def _tower(width: int, depth: int, heads: int, mlp: int | None = None) -> TowerC
 
 
 SIZES: dict[str, tuple[TowerConfig, TowerConfig, int]] = {
-    # name: (encoder, decoder, patch). S to g: PAPER A7 (published code). Tiny: DeiT-Ti's encoder (arXiv 2012.12877).
+    # name: (encoder, decoder, patch). S to g: docs/PAPER.md#sizes. Tiny: DeiT-Ti's encoder (arXiv 2012.12877).
     "tiny": (_tower(192, 12, 3), _tower(96, 4, 3), 16),
     "small": (_tower(384, 12, 6), _tower(192, 4, 3), 16),
     "base": (_tower(768, 12, 12), _tower(384, 4, 6), 16),

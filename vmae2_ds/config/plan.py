@@ -103,7 +103,7 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
             "raise epochs, set --train.max-steps, or lower --train.global-batch"
         )
     warmup_steps = min(round(config.optim.warmup_epochs * steps_per_epoch), num_steps)
-    scale = videos_per_step / config.optim.lr_batch  # views do not count (published rule, PAPER C)
+    scale = videos_per_step / config.optim.lr_batch  # views do not count (published: docs/PAPER.md#learning-rate)
     return RunPlan(
         global_batch=train.global_batch,
         micro_batch=train.micro_batch,

@@ -39,7 +39,7 @@ def _range(low: float, value: float, high: float) -> Range:
 class Assumptions(StrictModel):
     """Engineering guesses until measured: `vmae2 tune --measure` refits some and names them."""
 
-    source: str = "priors, nothing measured here (COST.md 2, 4)"
+    source: str = "priors, nothing measured here"
     """Where the values come from."""
     usable_memory: Range = _range(0.975, 0.985, 0.99)
     """Share of a GPU's nominal memory, its marketing GB read as GiB, that the driver leaves to programs."""
@@ -67,9 +67,11 @@ class Assumptions(StrictModel):
     overlap: Range = _range(0.4, 0.7, 0.9)
     """Share of communication hidden behind the backward pass, where overlap_comm is on."""
     decode_core_s: Range = _range(0.03, 0.055, 0.12)
-    """CPU core seconds to open, seek and decode 16 frames of a 340x256 h264 video (COST 3: 0.03 to 0.06 on a Zen 5 core)."""
+    """CPU core seconds to open, seek and decode 16 frames of a 340x256 h264 video (0.07 to 0.11 of
+    426x240 in benchmarks/results/cpu/data.jsonl)."""
     transform_core_s: Range = _range(0.003, 0.0035, 0.008)
-    """CPU core seconds to cut and resize one 16 x 224 x 224 view as uint8 (COST 3: 0.0033)."""
+    """CPU core seconds to cut and resize one 16 x 224 x 224 view as uint8 (0.0022 from 426x240
+    in benchmarks/results/cpu/data.jsonl)."""
     cores_per_gpu: Range = _range(8, 12, 16)
     """CPU cores that may read data for one GPU."""
     collective_s: Range = _range(15e-6, 40e-6, 150e-6)
@@ -77,7 +79,8 @@ class Assumptions(StrictModel):
     host_link_gb_s: Range = _range(10, 20, 25)
     """PCIe between host and GPU, one way, for offload."""
     host_adam_params_s: Range = _range(0.4e9, 1e9, 1.8e9)
-    """Parameters that fused AdamW updates per second and CPU core (COST 3e: 1.8e9 on a Zen 5 core)."""
+    """Parameters that fused AdamW updates per second and CPU core (0.7e9 to 1.3e9 in
+    benchmarks/results/cpu/optimizer.jsonl)."""
     host_memory_gib: Range = _range(64, 128, 256)
     """Host memory for one GPU, for offload."""
 

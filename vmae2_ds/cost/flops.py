@@ -1,7 +1,7 @@
 """Floating point work and parameters of the masked autoencoder as closed forms: plain integers, no torch.
 
 A MAC is one multiply and one add of a matrix product or convolution in the forward pass of one clip; norms, softmax and
-GELU are not counted. The published tables count the same way (PAPER B, checked there against torch's FlopCounterMode).
+GELU are not counted. The published tables count the same way (docs/PAPER.md#macs).
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ every rank, and nothing else: no data loading, no communication, no evaluation, 
 What came out, with the expected efficiencies: the speed-ups of dual masking fit (1.70 for the published 1.79, 1.27 for 1.48):
 what they have above the FLOP ratios of 1.37 and 1.09 is mostly traffic of scores in float32. The hours do not. ViT-g took twice
 the modelled hours. ViT-B took 12 times them, with either mask: its hours are 6 TFLOP/s a GPU, 2 % of an A100's peak, so neither
-arithmetic nor memory of that GPU set the pace. Data loading is a candidate (COST 3), but a step that only waits for data
-takes as long with either mask, and these differ by 1.79. A slower, or shared, GPU would slow both alike: that ViT-B ran on
-A100s is our assumption; the published code's documents say so of ViT-g alone. No constant here is bent to meet these figures.
+arithmetic nor memory of that GPU set the pace. Data loading is a candidate (docs/DATA.md#what-it-costs), but a step that only
+waits for data takes as long with either mask, and these differ by 1.79. A slower, or shared, GPU would slow both alike: that
+ViT-B ran on A100s is our assumption; the published code's documents say so of ViT-g alone. No constant here is bent to meet
+these figures.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PRECISION: Literal["autocast"] = "autocast"
 
 @dataclass(frozen=True)
 class PaperRun:
-    """One cell of the paper's Table 2, with what its scripts say about the run (PAPER A2, A8)."""
+    """One cell of the paper's Table 2, with what its scripts say about the run (docs/PAPER.md#dual-masking)."""
 
     name: str
     model: ModelConfig

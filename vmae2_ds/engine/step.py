@@ -127,7 +127,8 @@ class Engine:
 def use_deepspeed_checkpointing(objective: nn.Module, ds_config: dict[str, Any]) -> None:
     """Hand DeepSpeed's activation checkpointing to a model that asks for it, configured from `ds_config`.
 
-    The engine itself ignores the `activation_checkpointing` section (DEEPSPEED_CPU 3).
+    The engine itself ignores the `activation_checkpointing` section (0.19.8:
+    deepspeed/runtime/activation_checkpointing/checkpointing.py:1121-1130 alone reads it).
     """
     model = getattr(objective, "model", None)
     if model is not None and model.config.checkpointing == "deepspeed":

@@ -23,7 +23,7 @@ Shape = tuple[int, int, int, int]
 
 
 def math_attention(qkv_BN3HK: Tensor) -> Tensor:
-    """Two batched products and a softmax in the input's dtype, scores held in memory; q is scaled first (PAPER C)."""
+    """Two batched products and a softmax in the input's dtype, scores held in memory; q is scaled first (published)."""
     q_BHNK, k_BHNK, v_BHNK = qkv_BN3HK.permute(2, 0, 3, 1, 4)
     scores_BHNN = (q_BHNK * q_BHNK.shape[-1] ** -0.5) @ k_BHNK.transpose(-2, -1)
     return (scores_BHNN.softmax(dim=-1) @ v_BHNK).transpose(1, 2)

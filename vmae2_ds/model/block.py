@@ -16,7 +16,7 @@ from vmae2_ds.model.embed import Linear
 
 # B clips, N tokens, D width, H heads, K = D / H channels in a head.
 
-NORM_EPS = 1e-6  # in every published factory, against 1e-5 as PyTorch's default (PAPER C)
+NORM_EPS = 1e-6  # in every published factory, against 1e-5 as PyTorch's default (docs/PAPER.md#numerics)
 
 CheckpointFn = Callable[..., Any]
 """(module, x) -> module(x), dropping what is inside and computing it again for the backward pass."""

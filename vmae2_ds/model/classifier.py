@@ -63,7 +63,7 @@ class Classifier(SeededModel):
         self.encoder.blocks.checkpoint = function
 
     def draw(self, name: str, values: Tensor, rng: torch.Generator) -> None:
-        """As published (golden misc.json init_stats_S, finetune): the head is scaled down so that it starts near zero."""
+        """As published (tests/golden/model.json, init_stats_S): the head is scaled down so that it starts near zero."""
         if name.endswith(".weight"):
             nn.init.trunc_normal_(values, std=WEIGHT_STD, generator=rng)
         if name.startswith("head."):

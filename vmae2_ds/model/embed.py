@@ -72,7 +72,7 @@ def _per_colour(values: tuple[float, float, float], device: torch.device) -> Ten
 def sinusoid_table(num_positions: int, width: int) -> Tensor:
     """Fixed positions (num_positions, width), float32 from float64: sine in even channels, cosine in odd, base 10000.
 
-    One dimension over the flattened t, h, w index, as published (arXiv 1706.03762 section 3.5; PAPER C).
+    One dimension over the flattened t, h, w index, as published (arXiv 1706.03762 section 3.5; docs/PAPER.md#numerics).
     """
     # numpy, because zero.Init turns the results of torch's constructors into 16 bit.
     rate = 10000.0 ** (-2 * (np.arange(width) // 2) / width)
@@ -112,8 +112,9 @@ def published_resize(geometry: ClipGeometry, width: int) -> Tensor:
     """What the published fine-tuning script puts in place of this clip's sinusoid table: (N, D) float32.
 
     It resizes a table as if it were of 16 frames, but that table is already of the new clip (run_class_finetuning.py:634-674,
-    PAPER C 15). For 64 frames of 266 the 32 x 19 x 19 rows are read as 8 x 38 x 38, a view in which neighbours are none;
-    shrunk to 8 x 19 x 19 (bicubic) and stretched to 32 x 19 x 19 (linear). For 16 frames nothing changes, at any size.
+    docs/PAPER.md#what-we-do-otherwise). For 64 frames of 266 the 32 x 19 x 19 rows are read as 8 x 38 x 38, a view in which
+    neighbours are none; shrunk to 8 x 19 x 19 (bicubic) and stretched to 32 x 19 x 19 (linear). For 16 frames nothing changes,
+    at any size.
 
     Raises ConfigError for clips that the script fails on. It works for 16 frames, and at other sizes than 224 for 64 and 144.
     """

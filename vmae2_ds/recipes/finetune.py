@@ -1,6 +1,6 @@
 """Named supervised runs: post-pre-training on Kinetics-710 and fine-tuning, as published; some around distillation; a desk's.
 
-Hyper-parameters are those of the scripts of VideoMAE V2 (scripts/finetune; PAPER A8). Their epochs and batches do not
+Hyper-parameters are those of the scripts of VideoMAE V2 (docs/PAPER.md#fine-tuning-recipes). Their epochs and batches do not
 count the two views that each video gives. Every one starts from `--train.init`: a run's folder or a checkpoint file.
 """
 
@@ -266,7 +266,7 @@ AFTER_DISTILLATION = tuple(
         ("b", "base", "k600", "87.4"),
     )
 )
-"""Scores: PAPER A5, the table of distilled students."""
+"""Scores of the published students: docs/PAPER.md#distillation."""
 
 
 def _recipe_of(run: PublishedRun) -> Callable[[], FinetuneConfig]:

@@ -1,6 +1,6 @@
 """Named runs. Each function's docstring says how to start it, on what it was run, and where its numbers come from.
 
-Published hyper-parameters are those of the scripts of VideoMAE V2 (scripts/pretrain, arXiv 2303.16727; PAPER A8), in
+Published hyper-parameters are those of the scripts of VideoMAE V2 (arXiv 2303.16727; docs/PAPER.md#pre-training-recipes), in
 which epochs and batch do not count repeated sampling: 300 epochs of 4 views are the paper's 1200.
 """
 

@@ -22,7 +22,7 @@ Ranks = Annotated[int, Field(ge=1, le=10**6)]
 Given = Annotated[float, Field(ge=1e-3, le=1e6)] | None
 """An amount that the command line may say: GiB, Gbit/s, cores."""
 HYBRID_VIDEOS = 1_348_000
-"""Clips of UnlabeledHybrid, which the *_hybrid recipes are made for (PAPER A6)."""
+"""Clips of UnlabeledHybrid, which the *_hybrid recipes are made for (docs/PAPER.md#data)."""
 
 
 class PlanArguments(StrictModel):
@@ -109,5 +109,5 @@ def count_videos(arguments: PlanArguments, config: PretrainConfig) -> tuple[int,
         mixture = open_mixture(config.data)
         return mixture.num_videos, mixture.name
     if config.recipe.endswith(("_hybrid", "_plan")):
-        return HYBRID_VIDEOS, "UnlabeledHybrid, PAPER A6"
+        return HYBRID_VIDEOS, "UnlabeledHybrid"
     raise ConfigError(f"how many videos? recipe {config.recipe} names none: give --videos N or --data.manifest FILE")

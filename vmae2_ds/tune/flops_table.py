@@ -58,8 +58,8 @@ def flops(
 ) -> dict[str, Any] | str:
     """Forward MACs and training FLOPs of one clip and one step, as closed forms.
 
-    MACs are counted as the published tables do (linear, convolution and attention products; PAPER B). Training is 6 FLOPs
-    a MAC; what checkpointing runs again counts for HFU and not for MFU.
+    MACs are counted as the published tables do (linear, convolution and attention products; docs/PAPER.md#macs). Training is
+    6 FLOPs a MAC; what checkpointing runs again counts for HFU and not for MFU.
 
     Args:
         model: Model size.

@@ -32,7 +32,7 @@ RECIPES = {
 GPUS = ("rtx-4090", "a100-40g", "a100-80g", "h200")
 COUNTS = (8, 64, 256, 1024)
 PAPER_MIB: dict[SizeName, tuple[int, int]] = {"base": (631, 328), "giant": (1753, 1050)}
-"""Memory of feature maps, encoder-only and dual, in the paper's Table 2 (PAPER A2)."""
+"""Memory of feature maps, encoder-only and dual, in the paper's Table 2 (docs/PAPER.md#dual-masking)."""
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -31,7 +31,8 @@ BUCKETS = (5_000_000, 20_000_000, 50_000_000, 200_000_000)
 """Elements. DeepSpeed's default of 5e8 takes 2 GB whatever the model's size; below 5e6 start-up times add up."""
 
 ZERO_INIT_PARAMETERS = 4_000_000_000
-"""From here on a whole model in every rank's host memory is too much: build it partitioned (DESIGN decision 5)."""
+"""From here on a whole model in every rank's host memory is too much: build it partitioned (16 GB in float32,
+times the ranks of a host)."""
 
 
 def all_settings(config: PretrainConfig, cluster: Cluster, *, quantized: bool, offload: bool) -> Iterator[Setting]:

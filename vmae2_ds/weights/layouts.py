@@ -1,8 +1,8 @@
 """Key layouts of checkpoints, in and out: one table of names per layout, strict both ways, every number kept.
 
 Ours differ from all others in the embedding, a (D, P) matrix in t, h, w, c order where they have a Conv3d kernel
-(D, c, t, h, w). Sources: PAPER C and golden checkpoint_keys.json (published), transformers' modeling_videomae.py of
-versions 4 and 5, and mmaction2's and OpenTAD's VisionTransformer (vit_mae.py, PAPER D2).
+(D, c, t, h, w). Sources: tests/golden/checkpoint_keys.json (published), transformers' modeling_videomae.py of
+versions 4 and 5, and mmaction2's and OpenTAD's VisionTransformer (vit_mae.py; docs/PAPER.md#keys).
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def test_what_cannot_be_opened(five: Path, tmp_path: Path) -> None:
 
 
 def test_the_papers_mixtures(tmp_path: Path) -> None:
-    """PAPER A6: 1.348 M clips of five sources; SSv2 at stride 2, the others at 4; LabeledHybrid is K710 alone."""
+    """docs/PAPER.md#data: 1.348 M clips of five sources; SSv2 at stride 2, the others at 4; LabeledHybrid is K710 alone."""
     assert set(ready_mixtures()) == {"unlabeled_hybrid", "labeled_hybrid"}
     for name in ("k710", "webvid2m", "instagram"):
         (tmp_path / name).mkdir()

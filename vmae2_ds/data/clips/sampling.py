@@ -13,7 +13,7 @@ SPREAD_SHARE = (0.6, 1.0)
 def count_starts(length: int, num_frames: int, stride: int) -> int:
     """First frames to choose from, 0 .. count-1: the clip's num_frames * stride frames must fit, else only 0.
 
-    As published: pretrain_datasets.py counts the trailing stride - 1 frames as part of the clip (golden/sampling.json).
+    As published: pretrain_datasets.py counts the trailing stride - 1 frames as part of the clip (docs/PAPER.md#sampling).
     """
     return max(1, length - num_frames * stride + 1)
 
@@ -22,7 +22,7 @@ def stride_indices(length: int, num_frames: int, stride: int, start: int) -> np.
     """(T,) int64: every `stride`-th frame from `start`; a video that ends early repeats its last *sampled* frame.
 
     As published (pretrain_datasets.py `get_frame_id_list`): it goes on only while its 1-based `offset + step < duration`,
-    so beyond the first it never takes a video's last frame, not even at stride 1 (PAPER C quirk 14).
+    so beyond the first it never takes a video's last frame, not even at stride 1 (docs/PAPER.md#sampling).
     """
     last_sampled = start + max(0, (length - 2 - start) // stride) * stride
     return np.minimum(start + stride * np.arange(num_frames, dtype=np.int64), last_sampled)
@@ -46,7 +46,7 @@ def dense_indices(length: int, num_frames: int, stride: int, rng: np.random.Gene
     """Published fine-tuning sampling: (T,) indices evenly over num_frames * stride frames, at a random place or the middle.
 
     Like the published one it never places the window at the very end, spaces frames by T * stride / (T - 1), and fills a
-    short video up with its last frame (golden sampling.json, cls_dense).
+    short video up with its last frame (cls_dense of tests/golden/sampling.json).
     """
     window = num_frames * stride
     if length <= window:
@@ -58,7 +58,7 @@ def dense_indices(length: int, num_frames: int, stride: int, rng: np.random.Gene
 
 
 def segment_indices(length: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """One frame of each of `num_frames` equal parts, drawn or its middle (published for SSv2; golden rawframe)."""
+    """One frame of each of `num_frames` equal parts, drawn or its middle (published for SSv2: docs/PAPER.md#sampling)."""
     part = length // num_frames
     if part:
         offsets = np.full(num_frames, part // 2) if rng is None else rng.integers(part, size=num_frames)

@@ -248,7 +248,7 @@ def _whole_number(
     return number
 
 
-# --- published space-separated lists (PAPER A6) ----------------------------------------------------------------------
+# --- published space-separated lists (docs/PAPER.md#data) ------------------------------------------------------------------
 
 
 def _is_int(token: str) -> bool:

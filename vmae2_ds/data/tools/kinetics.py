@@ -34,7 +34,7 @@ PUBLISHED = {
     "train": 658_340,
     "val": 66_803,
 }
-"""Sizes of the published lists and of K710 (PAPER A6: VideoMAEv2's DATASET.md and fine-tuning lists)."""
+"""Sizes of the published lists and of K710 (docs/PAPER.md#data)."""
 
 TEMPLATE = "{split}/{id}_{start:06}_{end:06}.mp4"
 """Where the usual download scripts put a video of an official CSV."""
