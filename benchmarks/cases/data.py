@@ -32,7 +32,7 @@ from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.readers.table import installed_readers, read_clip
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.recipes.pretrain import get_recipe
-from vmae2_ds.tune.prediction import Setting, attention_kind, data_core_s, predict_time
+from vmae2_ds.tune.setting_cost import Setting, attention_kind, data_core_s, predict_time
 
 HEIGHTS = (240, 480, 720)
 GOPS = (16, 250)
@@ -173,7 +173,7 @@ def cores_rows(measured: Row) -> list[Row]:
                 values |= {f"accelerator_clips_per_s{end}": rate, f"cores{end}": rate / per_core}
             row = measured_row(f"cores {key} {size}", measured["config"] | config, ())
             rows.append(
-                row | {"values": values, "kind": "modelled", "source": "vmae2_ds/tune/prediction.py, predict_time"}
+                row | {"values": values, "kind": "modelled", "source": "vmae2_ds/tune/setting_cost.py, predict_time"}
             )
     return rows
 

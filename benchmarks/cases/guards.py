@@ -25,8 +25,8 @@ from benchmarks.steps import SEED
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.guard import GuardConfig
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.contracts import LoadedBatch, LossOutput, PretrainBatch, StepResult
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.ranks import start_ranks

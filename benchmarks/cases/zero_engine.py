@@ -22,9 +22,9 @@ from benchmarks.harness import FAILURES, attempt, reason_of
 from benchmarks.steps import MASKS, SEED, Precision
 from vmae2_ds.config.ds_config import fill_policy, policy_names, read_policy, zero_stage
 from vmae2_ds.config.model import ModelConfig
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.train.build import build_engine

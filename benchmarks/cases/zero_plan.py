@@ -15,7 +15,7 @@ from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.hardware import find_accelerator
 from vmae2_ds.cost.states import state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.tune.prediction import Setting, accumulation, predict_memory, predict_time, traffic_of
+from vmae2_ds.tune.setting_cost import Setting, accumulation, predict_memory, predict_time, traffic_of
 from vmae2_ds.tune.this_cpu import CPU_ASSUMPTIONS, this_cpu
 
 MATCHES = {"time_s": "time", "peak_bytes": "memory", "comm_bytes": "comm"}

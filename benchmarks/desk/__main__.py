@@ -19,7 +19,8 @@ from benchmarks.record import Row, append_rows, provenance
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.downstream.classify.evaluate import evaluate
-from vmae2_ds.downstream.probe.fits import PROBES, probe_accuracy
+from vmae2_ds.downstream.probe.fit import PROBES
+from vmae2_ds.downstream.probe.folds import probe_accuracy
 from vmae2_ds.downstream.probe.frozen import FrozenEncoder, features_of, views_of
 from vmae2_ds.errors import Vmae2Error
 from vmae2_ds.runs.folder import find_checkpoint

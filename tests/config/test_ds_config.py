@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from vmae2_ds.config.ds_config import policy_names, read_policy, resolve_ds_config, zero_stage
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes.pretrain import get_recipe
 

@@ -16,9 +16,9 @@ import torch
 from tests.distributed.state_bytes import MODELS
 from tests.distributed.steps import make_clips
 from vmae2_ds.config.ds_config import resolve_ds_config
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import OptimConfig, TrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.dist import Ranks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct

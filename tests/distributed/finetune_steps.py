@@ -18,7 +18,7 @@ import torch
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.finetune import FinetuneConfig, FinetuneOptimConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, TowerConfig
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.contracts import LabelledBatch
 from vmae2_ds.data.clips.augment import draw_mixing, paste_boxes
 from vmae2_ds.model.classifier import Classifier

@@ -35,7 +35,7 @@ from vmae2_ds.checkpoint.retention import Keep
 from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.whole import newest_sound, tag_of
 from vmae2_ds.config.ds_config import resolve_ds_config
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.dist import Ranks
 from vmae2_ds.train.optim import learning_rate, make_optimizer, set_learning_rate
 

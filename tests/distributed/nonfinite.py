@@ -11,7 +11,7 @@ import torch
 
 from tests.distributed.steps import NUM_VIDEOS, make_clips, make_config
 from vmae2_ds.config.ds_config import resolve_ds_config
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.engine.ranks import start_ranks
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.optim import set_learning_rate

@@ -14,7 +14,7 @@ from vmae2_ds.checkpoint.retention import Keep
 from vmae2_ds.checkpoint.save import save_checkpoint
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 from vmae2_ds.train.build import build_engine

@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.distributed.steps import NUM_VIDEOS, make_clips
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.train.build import build_engine
 

@@ -15,9 +15,9 @@ import torch
 
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.config.plan import RunPlan, plan_run
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import OptimConfig, TrainConfig
+from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.mae import MaskedAutoencoder

@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.ranks import run_ranks
 from tests.distributed.steps import make_config, plain_losses
 from vmae2_ds.config.ds_config import resolve_ds_config
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 

@@ -14,9 +14,9 @@ from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.model import ModelConfig
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.dist import Ranks

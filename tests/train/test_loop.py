@@ -16,9 +16,9 @@ import torch
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.model import ModelConfig
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.contracts import LossOutput, StepResult
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset

@@ -15,8 +15,8 @@ import torch
 from tests.train.little_ranks import LittleEngine, LittleRanks, Meeting
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.guard import GuardConfig
-from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.run import TrainConfig
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.contracts import LoadedBatch, ReadFailure
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard.spikes import SpikeGuard

@@ -9,7 +9,7 @@ import pytest
 
 from tests.golden_data import golden_json
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
-from vmae2_ds.config.plan import RunPlan, plan_run
+from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.classifier import Classifier

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.pretrain import PretrainDataConfig
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.dist import Ranks
 from vmae2_ds.guard.loader_watch import DataWaitWatch
 from vmae2_ds.train.metrics import MetricsWriter, Reporter

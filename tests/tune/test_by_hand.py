@@ -21,11 +21,11 @@ from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune import measure
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import Candidate
-from vmae2_ds.tune.prediction import GIB, GpuMemory, Setting, StepTime, add_up, predict_time
+from vmae2_ds.tune.setting_cost import GIB, GpuMemory, Setting, StepTime, add_up, predict_time
 from vmae2_ds.tune.tuner import launch_command, workers_needed
 
 GIANT = 1_026_306_560
-"""Parameters of ViT-g with its decoder (tests/tune/test_planner.py), bf16: 2 bytes each."""
+"""Parameters of ViT-g with its decoder (tests/tune/test_forecast.py), bf16: 2 bytes each."""
 CARD = Accelerator(
     name="round", memory_gb=100, bandwidth_gb_s=1000, link_gb_s=100, peak_tflops={"bf16": 100}, source="made up"
 )

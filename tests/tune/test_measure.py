@@ -15,9 +15,9 @@ from vmae2_ds.cost.assumptions import Assumptions, read_assumptions
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune.arguments import TuneArguments
-from vmae2_ds.tune.candidates import evaluate, search
+from vmae2_ds.tune.candidates import predict_candidate, search
 from vmae2_ds.tune.measure import Measured, Trial, refit
-from vmae2_ds.tune.prediction import GIB
+from vmae2_ds.tune.setting_cost import GIB
 from vmae2_ds.tune.tuner import _cluster_here, _fastest_measured, describe_tuning, tune, tuning_json
 
 NOTHING = Measured(None, None, None, None, None)
@@ -58,7 +58,7 @@ def test_refit_explains_what_was_measured() -> None:
     assert fitted.context_gib.value == pytest.approx(2.0)
     assert fitted.fragmentation.value == pytest.approx(0.1)
     assert fitted.overlap == Assumptions().overlap, "not seen in a trial"
-    again = evaluate(slow.candidate.setting, slow.candidate.cluster, fitted)
+    again = predict_candidate(slow.candidate.setting, slow.candidate.cluster, fitted)
     assert again.time.device_s == pytest.approx(
         slow.measured.step_s, rel=0.03
     )  # the optimizer's bandwidth is halved too

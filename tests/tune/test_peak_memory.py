@@ -18,7 +18,7 @@ from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.recipes.pretrain import get_recipe
-from vmae2_ds.tune.prediction import Setting, predict_memory
+from vmae2_ds.tune.setting_cost import Setting, predict_memory
 
 TOLERANCE = 0.15
 CPU = Accelerator(

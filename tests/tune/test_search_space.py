@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator

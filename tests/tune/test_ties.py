@@ -11,7 +11,7 @@ from tests.tune.test_by_hand import GIB, cluster_of, giant
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.tune.candidates import Candidate, Search, checkpointing_name, layout_name
 from vmae2_ds.tune.explain import candidate_json
-from vmae2_ds.tune.prediction import GpuMemory, Setting, StepTime
+from vmae2_ds.tune.setting_cost import GpuMemory, Setting, StepTime
 
 PLAIN, OWNERS, STAGE2, STAGE3 = (
     ZeroPolicy(stage=1),

@@ -14,8 +14,8 @@ import pytest
 from tests.tune.test_search_space import cluster_of
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.model import TowerConfig
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.engine.ranks import start_ranks
@@ -24,7 +24,7 @@ from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import Candidate, Search, search
-from vmae2_ds.tune.prediction import GIB
+from vmae2_ds.tune.setting_cost import GIB
 from vmae2_ds.tune.tuner import Tuning, describe_tuning, tune, tuning_json
 
 QUESTIONS = {

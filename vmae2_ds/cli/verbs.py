@@ -181,11 +181,11 @@ def memory(args: list[str]) -> None:
 def plan(args: list[str]) -> None:
     """What a run will be: batch, memory, time, cost, what binds: vmae2 plan RECIPE --gpus N --gpu NAME [--nodes M]."""
     from vmae2_ds.tune.arguments import PlanArguments
-    from vmae2_ds.tune.planner import check_fits, describe_plan, make_plan, plan_json
+    from vmae2_ds.tune.forecast import check_fits, describe_forecast, forecast_json, make_forecast
 
     asked, config, _, _ = ask(PlanArguments, "vmae2 plan", args, ["pretrain"])
-    made = make_plan(pretraining("vmae2 plan", config), asked)
-    _show(plan_json(made) if asked.json_ else describe_plan(made), fits=True)
+    made = make_forecast(pretraining("vmae2 plan", config), asked)
+    _show(forecast_json(made) if asked.json_ else describe_forecast(made), fits=True)
     check_fits(made)
 
 

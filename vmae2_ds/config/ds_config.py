@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.errors import ConfigError
 
 AUTO = "auto"

@@ -19,7 +19,7 @@ from typing import Any
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.checkpoint.whole import LATEST, WHOLE, why_torn
 from vmae2_ds.config.guard import GuardConfig
-from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.sources.order import positions_of, window_of

@@ -17,7 +17,7 @@ from vmae2_ds.config.run import RunConfig
 from vmae2_ds.dist import DEFAULT_PORT
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.launch.hostfile import read_hostfile
-from vmae2_ds.launch.run_check import bash_words, check_run, check_words, environment_of, refuse_unless
+from vmae2_ds.launch.preflight import bash_words, check_run, check_words, environment_of, refuse_unless
 
 ENV_FILE = ".deepspeed_env"
 """Where `deepspeed` takes the remote ranks' environment from, in the folder it is started in."""

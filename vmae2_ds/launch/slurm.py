@@ -18,7 +18,7 @@ from vmae2_ds.config.strict import Whole
 from vmae2_ds.disk import check_out_file, write_whole
 from vmae2_ds.dist import SLURM_PORTS
 from vmae2_ds.errors import EXIT_HUNG, EXIT_PREEMPTED, ConfigError
-from vmae2_ds.launch.run_check import bash_words, check_run, check_words, environment_of, refuse_unless
+from vmae2_ds.launch.preflight import bash_words, check_run, check_words, environment_of, refuse_unless
 
 _WORD = r"[\w.@:+=/%,&|*()\[\]-]+"
 """What may stand behind `#SBATCH --option=`: sbatch reads those lines by rules of its own."""

@@ -21,7 +21,7 @@ from vmae2_ds.masking import count_masks
 from vmae2_ds.console.progress import counted
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.ds_config import read_policy
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.step import Engine

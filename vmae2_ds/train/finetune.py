@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.dist import Ranks

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from vmae2_ds.checkpoint.state import TrainState
-from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.run import TrainConfig
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure, StepResult
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine

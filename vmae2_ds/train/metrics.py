@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.console.progress import time_left
 from vmae2_ds.contracts import LossOutput
 from vmae2_ds.disk import write_whole

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vmae2_ds.config.plan import RunPlan
 from vmae2_ds.config.run import OptimConfig
+from vmae2_ds.config.run_plan import RunPlan
 
 
 def has_weight_decay(name: str, shape: torch.Size) -> bool:

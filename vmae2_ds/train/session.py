@@ -16,7 +16,7 @@ from vmae2_ds.checkpoint.mirror import Mirror
 from vmae2_ds.checkpoint.save import load_checkpoint
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.ds_config import resolve_ds_config
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.contracts import ReadFailure, StepResult
 from vmae2_ds.cost.flops import inference_flops, training_flops

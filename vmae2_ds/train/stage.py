@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.contracts import Movable
 from vmae2_ds.data.feed.dataset import VideoDataset

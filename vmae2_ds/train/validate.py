@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.config.plan import RunPlan
+from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.console.progress import Ticker, heard
 from vmae2_ds.data.feed.views import ViewsDataset
 from vmae2_ds.data.sources.manifest import read_manifest

@@ -11,8 +11,8 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.tune.prediction import GpuMemory, Setting, StepTime, accumulation, predict_memory, predict_time
 from vmae2_ds.tune.search_space import all_settings
+from vmae2_ds.tune.setting_cost import GpuMemory, Setting, StepTime, accumulation, predict_memory, predict_time
 
 SAME_TIME = 1.02
 """Settings whose predicted times differ by less are equally fast: the simpler one is taken."""
@@ -136,12 +136,12 @@ def search(
     fed = config.changed(data={"workers": max(1, int(assumptions.cores_per_gpu.value))})
     settings = all_settings(fed, cluster, quantized=quantized, offload=offload)
     expected, worst = assumptions.at("expected"), assumptions.at("worst")
-    return Search(config, cluster, [_evaluate(setting, cluster, expected, worst) for setting in settings])
+    return Search(config, cluster, [_predict(setting, cluster, expected, worst) for setting in settings])
 
 
-def evaluate(setting: Setting, cluster: Cluster, assumptions: Assumptions) -> Candidate:
+def predict_candidate(setting: Setting, cluster: Cluster, assumptions: Assumptions) -> Candidate:
     """Predict one setting."""
-    return _evaluate(setting, cluster, assumptions.at("expected"), assumptions.at("worst"))
+    return _predict(setting, cluster, assumptions.at("expected"), assumptions.at("worst"))
 
 
 def anything_fits(
@@ -165,7 +165,7 @@ def anything_fits(
     )
 
 
-def _evaluate(setting: Setting, cluster: Cluster, expected: Assumptions, worst: Assumptions) -> Candidate:
+def _predict(setting: Setting, cluster: Cluster, expected: Assumptions, worst: Assumptions) -> Candidate:
     return Candidate(
         setting,
         cluster,

@@ -9,7 +9,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import USUAL_NODE
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.candidates import SAME_TIME, Candidate, Search, anything_fits, checkpointing_name, layout_name
-from vmae2_ds.tune.prediction import GIB, accumulation, notes_on
+from vmae2_ds.tune.setting_cost import GIB, accumulation, notes_on
 from vmae2_ds.tune.tables import duration, table
 
 FRONT_ROWS = 10

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from vmae2_ds.cost.assumptions import Assumptions, Range
 from vmae2_ds.tune.candidates import Candidate
-from vmae2_ds.tune.prediction import GIB, Setting
+from vmae2_ds.tune.setting_cost import GIB, Setting
 
 NUM_STEPS = 4
 """Optimizer steps of a trial; the first two warm up and are dropped."""

@@ -18,7 +18,7 @@ from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.tune.flops_table import PUBLISHED_MASK, SizeName, token_sets
-from vmae2_ds.tune.prediction import GIB, GpuMemory, add_up
+from vmae2_ds.tune.setting_cost import GIB, GpuMemory, add_up
 from vmae2_ds.tune.tables import scaled, table
 
 MIB = 2**20

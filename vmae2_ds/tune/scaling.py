@@ -18,7 +18,7 @@ from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune.candidates import Candidate, search
 from vmae2_ds.tune.flops_table import SizeName
 from vmae2_ds.tune.memory_table import memory
-from vmae2_ds.tune.prediction import accumulation
+from vmae2_ds.tune.setting_cost import accumulation
 from vmae2_ds.tune.tables import duration, markdown
 
 RECIPES = {

@@ -15,7 +15,7 @@ from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.tune.prediction import Setting
+from vmae2_ds.tune.setting_cost import Setting
 
 CHECKPOINTING: tuple[tuple[CheckpointingName, int], ...] = (
     ("none", 1),

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from vmae2_ds.config.ds_config import resolve_ds_config
-from vmae2_ds.config.plan import RunPlan, plan_run
 from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig
+from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Ranks, default_device

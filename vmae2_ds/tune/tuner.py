@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from vmae2_ds.config.ds_config import fill_policy
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import ACCELERATORS, find_accelerator
 from vmae2_ds.disk import check_out_file, check_out_folder, write_whole
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.arguments import TuneArguments, assumptions_of, cluster_of, count_videos
-from vmae2_ds.tune.candidates import Candidate, Search, evaluate, search
+from vmae2_ds.tune.candidates import Candidate, Search, predict_candidate, search
 from vmae2_ds.tune.explain import candidate_json, front_table, nothing_fits, rejected_table
+from vmae2_ds.tune.forecast import ENDS, Forecast, forecast_json, forecast_setting
 from vmae2_ds.tune.measure import Trial, measure, refit
-from vmae2_ds.tune.planner import ENDS, Plan, plan_json, plan_setting
-from vmae2_ds.tune.prediction import Setting, notes_on
+from vmae2_ds.tune.setting_cost import Setting, notes_on
 from vmae2_ds.tune.tables import duration, table
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Tuning:
     trials: list[Trial]
     calibration: Path | None
     refitted: list[str]
-    plan: Plan | None
+    forecast: Forecast | None
     """The setting taken as a whole run; None where nobody says how many videos there are."""
 
 
@@ -88,16 +88,16 @@ def tune(config: PretrainConfig, arguments: TuneArguments, overrides: Sequence[s
         trials=trials,
         calibration=calibration if refitted else None,
         refitted=refitted,
-        plan=_whole_run(chosen, assumptions, arguments),
+        forecast=_whole_run(chosen, assumptions, arguments),
     )
 
 
-def _whole_run(chosen: Candidate, assumptions: Assumptions, arguments: TuneArguments) -> Plan | None:
+def _whole_run(chosen: Candidate, assumptions: Assumptions, arguments: TuneArguments) -> Forecast | None:
     try:
         videos = count_videos(arguments, chosen.setting.config)
     except ConfigError:
         return None
-    return plan_setting(chosen.setting, chosen.cluster, assumptions, videos)
+    return forecast_setting(chosen.setting, chosen.cluster, assumptions, videos)
 
 
 def _check_files(arguments: TuneArguments, config: PretrainConfig) -> None:
@@ -175,7 +175,7 @@ def _measure_best(
         measured = measure(
             setting, path, here.num_gpus, path.parent, hostfile=arguments.hostfile, timeout_s=arguments.measure_timeout
         )
-        trials.append(Trial(candidate, evaluate(setting, here, assumptions), measured))
+        trials.append(Trial(candidate, predict_candidate(setting, here, assumptions), measured))
         if measured.error:
             log.warning("trial %d failed: %s", number, measured.error)
     return trials
@@ -235,7 +235,7 @@ def tuning_json(tuning: Tuning) -> dict[str, Any]:
         "front": [candidate_json(candidate) for candidate in tuning.found.front],
         "ds_config": str(tuning.out),
         "command": tuning.command,
-        "run": None if tuning.plan is None else plan_json(tuning.plan),
+        "run": None if tuning.forecast is None else forecast_json(tuning.forecast),
         "trials": [
             {"predicted": candidate_json(trial.candidate), "measured": trial.measured._asdict()}
             for trial in tuning.trials
@@ -267,7 +267,7 @@ def describe_tuning(tuning: Tuning) -> str:
     lines += [
         f"taken: {chosen.describe()}",
         f"  {duration(chosen.time.total_s)} a step, {chosen.memory.total_gib:.1f} GiB; fits {margin}",
-        *_run_lines(tuning.plan),
+        *_run_lines(tuning.forecast),
         *(
             f"  BUT its trial failed: {t.measured.error}"
             for t in tuning.trials
@@ -280,16 +280,16 @@ def describe_tuning(tuning: Tuning) -> str:
     return "\n".join(lines)
 
 
-def _run_lines(plan: Plan | None) -> list[str]:
+def _run_lines(forecast: Forecast | None) -> list[str]:
     """The whole recipe: hours and GPU hours with their bounds, utilisation."""
-    if plan is None:
+    if forecast is None:
         return []
-    best, expected, worst = (duration(3600 * plan.hours(end)) for end in ENDS)
-    gpu_hours = plan.hours("expected") * plan.cluster.num_gpus
-    mfu, hfu = plan.utilisation("expected")
+    best, expected, worst = (duration(3600 * forecast.hours(end)) for end in ENDS)
+    gpu_hours = forecast.hours("expected") * forecast.cluster.num_gpus
+    mfu, hfu = forecast.utilisation("expected")
     return [
-        f"  {plan.run.num_steps:,} steps over {plan.run.num_videos:,} videos: {expected} ({best} to {worst}), "
-        f"{gpu_hours:,.4g} {plan.cluster.one} hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
+        f"  {forecast.run.num_steps:,} steps over {forecast.run.num_videos:,} videos: {expected} ({best} to {worst}), "
+        f"{gpu_hours:,.4g} {forecast.cluster.one} hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
     ]
 
 

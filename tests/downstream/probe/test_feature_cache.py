@@ -22,7 +22,7 @@ from vmae2_ds.console import progress
 from vmae2_ds.data.tools.synthetic import SyntheticSet, write_synthetic_set
 from vmae2_ds.downstream.probe import feature_cache as kept
 from vmae2_ds.downstream.probe import frozen
-from vmae2_ds.downstream.probe.fits import PROBES
+from vmae2_ds.downstream.probe.fit import PROBES
 from vmae2_ds.downstream.probe.frozen import FrozenEncoder, features_of, pixel_features
 from vmae2_ds.downstream.probe.probe import describe, probe
 from vmae2_ds.errors import ConfigError

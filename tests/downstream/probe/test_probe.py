@@ -13,17 +13,11 @@ from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.tools.synthetic import write_synthetic_set
-from vmae2_ds.downstream.probe import fits as probes
-from vmae2_ds.downstream.probe.fit import TrainedProbe
-from vmae2_ds.downstream.probe.fits import PROBES, knn, probe_accuracy, ridge
-from vmae2_ds.downstream.probe.frozen import (
-    Features,
-    FrozenEncoder,
-    features_of,
-    pixel_features,
-    pixel_motion,
-    pixel_tokens,
-)
+from vmae2_ds.downstream.probe import fit as probes
+from vmae2_ds.downstream.probe.fit import PROBES, knn, ridge
+from vmae2_ds.downstream.probe.folds import Features, probe_accuracy
+from vmae2_ds.downstream.probe.frozen import FrozenEncoder, features_of, pixel_features, pixel_motion, pixel_tokens
+from vmae2_ds.downstream.probe.trained import TrainedProbe
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
 

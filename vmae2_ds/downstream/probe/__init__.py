@@ -1,1 +1,1 @@
-"""Probes on frozen features: heads, fits, and features that are kept."""
+"""Probes on frozen features: what each fits, how it is tested, and features that are kept."""

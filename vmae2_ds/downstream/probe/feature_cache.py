@@ -14,7 +14,8 @@ from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.data.sources.list_formats import PLAIN, ListForm
 from vmae2_ds.data.sources.manifest import manifest_digest
 from vmae2_ds.disk import whole_file
-from vmae2_ds.downstream.probe.frozen import Encode, Features, clip_settings, features_of
+from vmae2_ds.downstream.probe.folds import Features
+from vmae2_ds.downstream.probe.frozen import Encode, clip_settings, features_of
 from vmae2_ds.errors import ConfigError
 
 

@@ -1,168 +1,67 @@
-"""Probes that are trained: heads of several rates and decays at once; a held-out part of the training set chooses one."""
+"""The table of probes: ridge and k-NN in closed form, and the two that are trained."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from vmae2_ds.console.progress import Ticker, counted, heard
-from vmae2_ds.dist import default_device
-from vmae2_ds.downstream.probe.frozen import Features
-from vmae2_ds.downstream.probe.heads import HEADS, WEIGHT_DECAYS, HeadKind, draw
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.downstream.probe.folds import Features, ProbeFn
+from vmae2_ds.downstream.probe.trained import TrainedProbe
 
-log = logging.getLogger(__name__)
+# V videos, F features, C classes.
 
-# V videos, M heads, B videos of a batch, C classes.
+ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-3, 6))
+"""Ridge penalties that leave-one-out chooses from, on standardised features."""
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+"""Number of neighbours and temperature of their votes in k-NN, as in DINO (arXiv 2104.14294)."""
 
 
-class Scale(NamedTuple):
-    """What features are standardised by, channel by channel: a vector that all tokens share would hide what differs."""
+def ridge(train: Features, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
+    """Least squares on centred one-hot labels and standardised features; the penalty that names most videos right left out.
 
-    mean_F: np.ndarray
-    deviation_F: np.ndarray
+    Leave-one-out has a closed form (Golub, Heath and Wahba 1979): error_i / (1 - hat_ii). It is asked for its accuracy, the
+    squared error breaking ties: by the error alone, few videos of many features get a penalty that flattens everything.
+    """
+    train_VF = train.feature_VF
+    mean_F, std_F = train_VF.mean(axis=0), train_VF.std(axis=0)
+    std_F = np.where(std_F > 0, std_F, 1.0)
+    x_VF, test_VF = (train_VF - mean_F) / std_F, (test_VF - mean_F) / std_F
+    target_VC = np.eye(num_classes)[train.label_V]
+    offset_C = target_VC.mean(axis=0)
+    u_VR, s_R, vt_RF = np.linalg.svd(x_VF, full_matrices=False)
+    projected_RC = u_VR.T @ (target_VC - offset_C)
 
+    def left_out(alpha: float) -> tuple[int, float]:
+        shrink_R = s_R**2 / (s_R**2 + alpha)
+        fitted_VC = u_VR @ (shrink_R[:, None] * projected_RC)
+        hat_V = (u_VR**2) @ shrink_R + 1 / len(x_VF)  # 1 / V: the offset
+        error_VC = (target_VC - offset_C - fitted_VC) / np.maximum(1e-12, 1 - hat_V)[:, None]
+        wrong = int(((target_VC - error_VC).argmax(axis=1) != train.label_V).sum())
+        return wrong, float((error_VC**2).sum())
 
-HELD_SHARE = 0.2
-"""Part of the training set that chooses the rate and the decay."""
-
-
-@dataclass(frozen=True)
-class TrainedProbe:
-    """AdamW with a cosine to zero on features that are already there: `probe(train, test features, classes)`."""
-
-    kind: str
-    """linear, on one vector a video; attentive, on its tokens."""
-    epochs: int = 50
-    batch: int = 16
-    """Videos in a step."""
-    seed: int = 0
-    """Of first weights, order and held-out part."""
-
-    def __call__(self, train: Features, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
-        """Predicted labels of the test videos (V,): the setting is chosen without them, then learns on all of `train`.
-
-        Raises ConfigError for vectors where tokens are needed, or the other way round.
-        """
-        about = HEADS[self.kind]
-        is_tokens = self.kind == "attentive"
-        if (train.feature_VF.ndim == 3) != is_tokens:
-            raise ConfigError(
-                f"the {self.kind} probe needs {'tokens (V, N, D)' if is_tokens else 'one vector a video (V, F)'}, "
-                f"not features of shape {train.feature_VF.shape}"
-            )
-        scale = _scale_of(train.feature_VF)
-        settings = [(lr, decay) for lr in about.lrs for decay in WEIGHT_DECAYS]
-        is_held_V = hold_out(train, self.seed)
-        rows, held = np.flatnonzero(~is_held_V), np.flatnonzero(is_held_V)
-        heads = self._fit(train, rows, num_classes, settings, scale)
-        logits_MVC = _predict(about, heads, train.feature_VF, held, scale)
-        label_V = torch.from_numpy(train.label_V[held])
-        losses = [float(F.cross_entropy(logits_VC, label_V)) for logits_VC in logits_MVC]
-        right = [float((logits_VC.argmax(dim=1) == label_V).double().mean()) for logits_VC in logits_MVC]
-        best = min(range(len(settings)), key=lambda number: (-right[number], losses[number]))
-        lr, decay = settings[best]
-        log.info(
-            "%s probe: of %d settings lr %g with weight decay %g names %.1f %% of %d held-out training videos",
-            self.kind, len(settings), lr, decay, 100 * right[best], len(held),
-        )  # fmt: skip
-        chosen = self._fit(train, np.arange(len(train.label_V)), num_classes, [settings[best]], scale)
-        (logits_VC,) = _predict(about, chosen, test_VF, np.arange(len(test_VF)), scale)
-        return logits_VC.argmax(dim=1).numpy()
-
-    def _fit(
-        self,
-        train: Features,
-        rows: np.ndarray,
-        num_classes: int,
-        settings: Sequence[tuple[float, float]],
-        scale: Scale,
-    ) -> list[nn.Module]:
-        """A head a setting, all drawn alike and shown the same videos in the same order."""
-        about, device = HEADS[self.kind], default_device()
-        width = train.feature_VF.shape[-1]
-        drawn = [draw(about.make(width, num_classes), torch.Generator().manual_seed(self.seed)) for _ in settings]
-        heads = [head.to(device) for head in drawn]
-        groups = [
-            {"params": list(head.parameters()), "lr": lr, "weight_decay": decay}
-            for head, (lr, decay) in zip(heads, settings, strict=True)
-        ]
-        optimizer = torch.optim.AdamW(groups)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * -(-len(rows) // self.batch))
-        rng = np.random.default_rng(self.seed)
-        ticker = Ticker(
-            log, f"epochs of the {self.kind} probe, {counted(len(settings), 'setting')} side by side", self.epochs
-        )
-        with heard(ticker):
-            for epoch in range(self.epochs):
-                ticker.tell(epoch)
-                order = rng.permutation(rows)
-                for x, batch in _batches(train.feature_VF, order, self.batch, scale):
-                    label_B = torch.from_numpy(train.label_V[batch]).to(device)
-                    logits_MBC = about.logits(heads, x)
-                    # a sum over heads: each one's gradient is that of its own mean loss
-                    loss = torch.stack([F.cross_entropy(logits_BC, label_B) for logits_BC in logits_MBC]).sum()
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-        return heads
+    best = min(ALPHAS, key=left_out)
+    weight_FC = vt_RF.T @ ((s_R / (s_R**2 + best))[:, None] * projected_RC)
+    return (test_VF @ weight_FC + offset_C).argmax(axis=1)
 
 
-def _scale_of(feature_VF: np.ndarray) -> Scale:
-    """Of each channel over all videos, and all tokens where there are tokens; video by video, as they may lie on disk."""
-    count = feature_VF.size // feature_VF.shape[-1]
-    total_F, squares_F = np.zeros(feature_VF.shape[-1]), np.zeros(feature_VF.shape[-1])
-    for x in feature_VF:
-        x_NF = x.reshape(-1, x.shape[-1]).astype(np.float64)
-        total_F += x_NF.sum(axis=0)
-        squares_F += (x_NF**2).sum(axis=0)
-    mean_F = total_F / count
-    deviation_F = np.sqrt(np.maximum(0, squares_F / count - mean_F**2))
-    return Scale(mean_F.astype(np.float32), np.where(deviation_F > 0, deviation_F, 1.0).astype(np.float32))
+def knn(train: Features, test_VF: np.ndarray, num_classes: int) -> np.ndarray:
+    """The class with most weight among the nearest by cosine of centred features, weighted by exp(cosine / temperature)."""
+    mean_F = train.feature_VF.mean(axis=0)
+    train_VF, test_VF = (
+        centred / np.maximum(1e-12, np.linalg.norm(centred, axis=1, keepdims=True))
+        for centred in (train.feature_VF - mean_F, test_VF - mean_F)
+    )
+    cosine = test_VF @ train_VF.T
+    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :NEIGHBOURS]
+    weight = np.exp((np.take_along_axis(cosine, nearest, axis=1) - 1) / TEMPERATURE)
+    votes = np.zeros((len(test_VF), num_classes))
+    np.add.at(votes, (np.arange(len(test_VF))[:, None], train.label_V[nearest]), weight)
+    return votes.argmax(axis=1)
 
 
-def hold_out(train: Features, seed: int) -> np.ndarray:
-    """Which training videos choose (V,): whole sources where those left have every class, else a part of every class."""
-    rng = np.random.default_rng((seed, 1))
-    wanted = HELD_SHARE * len(train.label_V)
-    is_held_V = np.zeros(len(train.label_V), bool)
-    for source in rng.permutation(np.unique(train.source_V)):
-        if is_held_V.sum() < wanted:
-            is_held_V |= train.source_V == source
-    if is_held_V.all() or set(train.label_V[~is_held_V]) != set(train.label_V):
-        is_held_V[:] = False
-        for label in np.unique(train.label_V):
-            rows = rng.permutation(np.flatnonzero(train.label_V == label))
-            is_held_V[rows[: max(1, round(HELD_SHARE * len(rows)))] if len(rows) > 1 else []] = True
-    if not is_held_V.any():
-        videos = len(train.label_V)
-        raise ConfigError(f"{videos} training videos, one of each class, leave none to choose by; list more")
-    return is_held_V
-
-
-@torch.inference_mode()
-def _predict(
-    about: HeadKind,
-    heads: Sequence[nn.Module],
-    feature_VF: np.ndarray,
-    rows: np.ndarray,
-    scale: Scale,
-) -> Tensor:
-    """(M, V, C) on the host."""
-    return torch.cat([about.logits(heads, x).cpu() for x, _ in _batches(feature_VF, rows, 64, scale)], dim=1)
-
-
-def _batches(feature_VF: np.ndarray, rows: np.ndarray, batch: int, scale: Scale) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Standardised float32 features on the device, and their rows."""
-    for first in range(0, len(rows), batch):
-        these = rows[first : first + batch]
-        x = (feature_VF[these].astype(np.float32) - scale.mean_F) / scale.deviation_F
-        yield torch.from_numpy(x).to(default_device()), these
+PROBES: dict[str, ProbeFn] = {
+    "ridge": ridge,
+    "knn": knn,
+    "linear": TrainedProbe("linear"),
+    "attentive": TrainedProbe("attentive"),
+}
+"""Probes by name; the attentive one takes tokens, the others a vector a video."""

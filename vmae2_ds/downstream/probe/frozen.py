@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from vmae2_ds.data.feed.views import ViewsDataset
 from vmae2_ds.data.sources.list_formats import PLAIN, ListForm
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.dist import default_device
+from vmae2_ds.downstream.probe.folds import Features
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import sinusoid_table
@@ -49,18 +50,6 @@ Encode = Callable[[Tensor], Tensor]
 
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 """(an encoder's name, shape, dtype) -> an array for its features."""
-
-
-class Features(NamedTuple):
-    """Of every video of a list that could be read."""
-
-    feature_VF: np.ndarray
-    """float64 (V, F), the mean over a video's clips; or float16 (V, N, D), the tokens of all its clips one after another."""
-    label_V: np.ndarray
-    source_V: np.ndarray
-    """Names of the list's column `source`."""
-    path_V: np.ndarray
-    """What messages call the video."""
 
 
 class FrozenEncoder:

@@ -15,7 +15,7 @@ from vmae2_ds.config.ranges import check_clip_options, check_ranges
 from vmae2_ds.data.sources.list_formats import list_form
 from vmae2_ds.data.sources.manifest import manifest_digest, read_manifest
 from vmae2_ds.disk import check_out_file, check_out_folder, check_there, write_whole
-from vmae2_ds.downstream.probe.sources import check_sources
+from vmae2_ds.downstream.probe.folds import check_sources
 from vmae2_ds.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,10 @@ def probe(
     from vmae2_ds.config.stages import with_options
     from vmae2_ds.downstream.classify.scores import other_result
     from vmae2_ds.downstream.probe.feature_cache import kept_features
-    from vmae2_ds.downstream.probe.fit import TrainedProbe
-    from vmae2_ds.downstream.probe.fits import PROBES, accuracy, probe_predictions
-    from vmae2_ds.downstream.probe.frozen import Features, FrozenEncoder, clip_settings, features_of, views_of
+    from vmae2_ds.downstream.probe.fit import PROBES
+    from vmae2_ds.downstream.probe.folds import Features, accuracy, probe_predictions
+    from vmae2_ds.downstream.probe.frozen import FrozenEncoder, clip_settings, features_of, views_of
+    from vmae2_ds.downstream.probe.trained import TrainedProbe
     from vmae2_ds.runs.open import clip_line, open_model
     from vmae2_ds.weights.source import read_given
 

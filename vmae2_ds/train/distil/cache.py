@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vmae2_ds.config.distil import INDEX, DistilConfig, check_has_teacher
-from vmae2_ds.config.plan import plan_run
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.contracts import AskedBatch, LabelledBatch, LoadedBatch
 from vmae2_ds.data.bad_files import check_bad_share

@@ -15,15 +15,15 @@ from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune.arguments import PlanArguments, cluster_of
-from vmae2_ds.tune.planner import Plan, check_fits, describe_plan, make_plan, plan_json
-from vmae2_ds.tune.prediction import Setting, add_up, predict_memory, predict_time
+from vmae2_ds.tune.forecast import Forecast, check_fits, describe_forecast, forecast_json, make_forecast
+from vmae2_ds.tune.setting_cost import Setting, add_up, predict_memory, predict_time
 
 RECIPE = "vit_g_pretrain_hybrid"
 
 
-def plan_of(recipe: str | PretrainConfig = RECIPE, **options: object) -> Plan:
+def plan_of(recipe: str | PretrainConfig = RECIPE, **options: object) -> Forecast:
     config = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    return make_plan(config, PlanArguments.model_validate({"gpus": 64, "gpu": "a100-80g", **options}))
+    return make_forecast(config, PlanArguments.model_validate({"gpus": 64, "gpu": "a100-80g", **options}))
 
 
 def changed(recipe: str, section: str, **values: object) -> PretrainConfig:
@@ -32,7 +32,7 @@ def changed(recipe: str, section: str, **values: object) -> PretrainConfig:
 
 def test_the_papers_largest_run() -> None:
     """ViT-g on 64 A100-80G: FLOPs, steps and batch by hand; the paper's 241 hours is slower than we expect (see SCALING.md)."""
-    found = plan_json(plan_of())
+    found = forecast_json(plan_of())
     assert found["batch"]["global_batch"] == 8192 == 32 * 4 * 64
     assert found["batch"]["steps"] == 300 * (1_348_000 // 2048) == 197_400
     assert found["params"] == 1_026_306_560
@@ -105,17 +105,17 @@ def test_a_slow_network_binds_and_few_cores_bind() -> None:
     assert slow.time["expected"].binds == "network"
     starved = plan_of("vit_b_pretrain_hybrid", gpus=32, cores_per_gpu=1)
     assert starved.time["expected"].binds == "data"
-    assert "cores a GPU are needed" in describe_plan(starved)
+    assert "cores a GPU are needed" in describe_forecast(starved)
     assert starved.cores_needed("expected") > 1
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     plan = plan_of(changed(RECIPE, "model", checkpointing="none"), memory=40)
-    most = plan_json(plan)["largest_micro_batch"]
+    most = forecast_json(plan)["largest_micro_batch"]
     assert most == 16
     fits = {n: plan_of(with_micro_batch(plan.setting.config, n), memory=40).fits for n in (most, 2 * most)}
     assert fits == {most: True, 2 * most: False}
-    assert f"--train.micro-batch {most} is the largest that fits" in describe_plan(plan)
+    assert f"--train.micro-batch {most} is the largest that fits" in describe_forecast(plan)
 
 
 def with_micro_batch(config: PretrainConfig, videos: int) -> PretrainConfig:
@@ -124,7 +124,7 @@ def with_micro_batch(config: PretrainConfig, videos: int) -> PretrainConfig:
 
 def test_one_gpu_sends_nothing() -> None:
     plan = plan_of(changed("vit_b_pretrain_hybrid", "train", global_batch=128), gpus=1)
-    assert plan_json(plan)["comm_bytes_per_step"] == {"intra_node": 0, "inter_node": 0, "collectives": []}
+    assert forecast_json(plan)["comm_bytes_per_step"] == {"intra_node": 0, "inter_node": 0, "collectives": []}
 
 
 def test_math_attention_needs_more_memory_and_time() -> None:
@@ -134,14 +134,14 @@ def test_math_attention_needs_more_memory_and_time() -> None:
 
 
 def test_float32_has_no_flash_attention() -> None:
-    assert "fp32, sdpa attention" in describe_plan(plan_of(changed(RECIPE, "train", precision="fp32")))
-    assert "bf16, flash attention" in describe_plan(plan_of())
+    assert "fp32, sdpa attention" in describe_forecast(plan_of(changed(RECIPE, "train", precision="fp32")))
+    assert "bf16, flash attention" in describe_forecast(plan_of())
 
 
 def test_what_does_not_fit_says_so_and_what_to_do() -> None:
     plan = plan_of(changed(RECIPE, "model", checkpointing="none", attention="math"))
     assert not plan.fits
-    assert "TOO MUCH" in describe_plan(plan)
+    assert "TOO MUCH" in describe_forecast(plan)
     with pytest.raises(ConfigError, match=r"does not fit: .* GiB expected .* vmae2 tune vit_g_pretrain_hybrid"):
         check_fits(plan)
 

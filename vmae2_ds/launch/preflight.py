@@ -10,8 +10,8 @@ from pathlib import Path
 from vmae2_ds.config.distil import DistilConfig, check_has_teacher
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.config.plan import plan_run
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.data.sources.labels import check_names
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.errors import ConfigError

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.downstream.probe.test_probe import clusters
-from vmae2_ds.downstream.probe import fit as trained
-from vmae2_ds.downstream.probe.fit import TrainedProbe, hold_out
-from vmae2_ds.downstream.probe.fits import PROBES, probe_accuracy
-from vmae2_ds.downstream.probe.frozen import Features
+from vmae2_ds.downstream.probe import trained as trained
+from vmae2_ds.downstream.probe.fit import PROBES
+from vmae2_ds.downstream.probe.folds import Features, probe_accuracy
 from vmae2_ds.downstream.probe.heads import HEADS, AttentiveHead, attentive_logits, draw
+from vmae2_ds.downstream.probe.trained import TrainedProbe, hold_out
 from vmae2_ds.errors import ConfigError
 
 
