@@ -39,7 +39,7 @@ from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.states import WEIGHT_BYTES
 from vmae2_ds.dist import Ranks
-from vmae2_ds.runs.export import export_weights
+from vmae2_ds.runs.export import ExportArguments, export_weights
 
 POLICIES = ("zero0", "zero2", "zero3")
 """One for each layout of files: stage 1 writes what stage 2 does, and nothing depends on offload. bf16 has no stage 0."""
@@ -143,7 +143,7 @@ def _measure_policy(
         if ranks.rank == 0:
             quiet = io.StringIO()  # DeepSpeed's reader talks, and draws bars
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                export_weights(target, out=out)
+                export_weights(ExportArguments(source=target, out=out))
 
     def remove() -> None:
         if ranks.rank == 0:

@@ -24,7 +24,7 @@ from vmae2_ds.contracts import LoadedBatch
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.sources.mixture import open_mixture
-from vmae2_ds.data.tools.index import index_manifest
+from vmae2_ds.data.tools.index import IndexArguments, index_manifest
 from vmae2_ds.recipes.pretrain import get_recipe
 
 ROWS, CLIPS = 100_000_000, 3_000
@@ -109,7 +109,7 @@ def write_long_mixture(folder: Path, rows: int) -> Path:
     """A mixture of SOURCES equal sources with `rows` rows together: an indexed list of a few videos, over and over."""
     short = draw_set(folder, VIDEOS, gop=16)
     index = folder / "index"
-    index_manifest(short, index)
+    index_manifest(IndexArguments(manifest=short, out=index))
     a_time = np.frombuffer((index / "rows.bin").read_bytes(), np.uint8)
     times = rows // SOURCES // VIDEOS
     with (index / "rows.bin").open("wb") as file:

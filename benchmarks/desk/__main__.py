@@ -18,7 +18,7 @@ from benchmarks.desk.table import key_of, markdown
 from benchmarks.record import Row, append_rows, provenance
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.config.stages import AnyRun
-from vmae2_ds.downstream.classify.evaluate import evaluate
+from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
 from vmae2_ds.downstream.probe.fit import PROBES
 from vmae2_ds.downstream.probe.folds import probe_accuracy
 from vmae2_ds.downstream.probe.frozen import FrozenEncoder, features_of, views_of
@@ -230,7 +230,11 @@ def _random(run: AnyRun, seed: int) -> FrozenEncoder:
 
 
 def _accuracy(run: Path, listed: Path, prefix: str = "") -> Row:
-    result = evaluate(run, manifest=listed, out=run / "eval" / listed.stem, clips=1, crops=1, sampling="segments")
+    result = evaluate(
+        EvaluateArguments(
+            source=run, manifest=listed, out=run / "eval" / listed.stem, clips=1, crops=1, sampling="segments"
+        )
+    )
     return {f"{prefix}accuracy": result["top1"], f"{prefix}videos": result["videos"]}
 
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as pictures
 
 from vmae2_ds.data.readers.table import read_clip
 from vmae2_ds.data.tools.synthetic import CLASSES as MOTIONS
-from vmae2_ds.data.tools.synthetic import write_synthetic_set, write_video
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set, write_video
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import DataError
 
@@ -75,7 +75,7 @@ def write_lists(data: Path, out: Path, workers: int, shrink: int = 1) -> Lists:
     synthetic = out.resolve() / "synthetic"
     if not (synthetic / "labels.txt").is_file():  # written last
         train, val = (max(12, videos // shrink) for videos in (SYNTHETIC, SYNTHETIC_VAL))
-        write_synthetic_set(synthetic, train, val, size=SIZE, frames=16)
+        write_synthetic_set(SynthArguments(folder=synthetic, train_videos=train, val_videos=val, size=SIZE, frames=16))
     rows = [row._replace(path=str(copy)) for row, copy in zip(rows, copies, strict=True)]
 
     def some(name: str, split: str | None = None, of: str | None = None) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +10,24 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from vmae2_ds.cli.main import VERBS, main
-from vmae2_ds.cli.options import Subject
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.cli.main import main
+from vmae2_ds.data.tools.check import CheckArguments
+from vmae2_ds.data.tools.index import IndexArguments
+from vmae2_ds.data.tools.kinetics import MergeKineticsArguments
+from vmae2_ds.data.tools.pack import PackArguments
+from vmae2_ds.data.tools.prepare import PrepareArguments
+from vmae2_ds.data.tools.shards import IndexShardsArguments
+from vmae2_ds.data.tools.synthetic import SynthArguments
+from vmae2_ds.downstream.classify.evaluate import EvaluateArguments
+from vmae2_ds.downstream.classify.predict import PredictArguments
+from vmae2_ds.downstream.probe.probe import ProbeArguments
+from vmae2_ds.downstream.visualize import VisualizeArguments
 from vmae2_ds.launch.hosts import HostsArguments
 from vmae2_ds.launch.slurm import SlurmArguments
+from vmae2_ds.runs.export import ExportArguments, ImportArguments
 from vmae2_ds.tune.arguments import PlanArguments, TuneArguments
+from vmae2_ds.tune.flops_table import FlopsArguments
+from vmae2_ds.tune.memory_table import MemoryArguments
 
 LINES: dict[str, str] = {
     "pretrain": "vit_ti_pretrain_desk --data.manifest {list}",
@@ -47,12 +57,27 @@ LINES: dict[str, str] = {
 """{list}: a list of one video, which is no video; {file}: a file of no use; {new}: nothing there yet."""
 
 MODELS: dict[str, type[BaseModel]] = {
+    "evaluate": EvaluateArguments,
+    "probe": ProbeArguments,
+    "predict": PredictArguments,
+    "visualize": VisualizeArguments,
+    "data synth": SynthArguments,
+    "data index": IndexArguments,
+    "data check": CheckArguments,
+    "data pack": PackArguments,
+    "data index-shards": IndexShardsArguments,
+    "data prepare": PrepareArguments,
+    "data merge-kinetics": MergeKineticsArguments,
+    "import": ImportArguments,
+    "export": ExportArguments,
+    "flops": FlopsArguments,
+    "memory": MemoryArguments,
     "plan": PlanArguments,
     "tune": TuneArguments,
     "launch slurm": SlurmArguments,
     "launch hosts": HostsArguments,
 }
-"""Verbs whose own options are a model's fields."""
+"""The arguments of each verb that has some of its own: the others take a recipe and its options alone."""
 
 
 def line_of(verb: str, folder: Path) -> list[str]:
@@ -84,34 +109,10 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return said[0]
 
 
-def subject_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> Subject | None:
-    """What says the verb's own options: a model, or the function that `call` is given; None for verbs of a recipe alone."""
-    if verb in MODELS:
-        return MODELS[verb]
-    seen: list[Subject] = []
-
-    class Seen(Exception):
-        """The function is known."""
-
-    def note(function: Subject, prog: str, args: list[str]) -> None:
-        seen.append(function)
-        raise Seen
-
-    monkeypatch.setattr("vmae2_ds.cli.verbs.call", note)
-    with contextlib.suppress(Seen, ConfigError):  # of a recipe that is not there
-        VERBS[verb](["vit_x"])
-    monkeypatch.undo()
-    return seen[0] if seen else None
-
-
-def numbers_of(subject: Subject) -> Iterator[tuple[str, type]]:
-    """(option, int or float) of each number that a function or a model takes itself."""
-    if isinstance(subject, type) and issubclass(subject, BaseModel):
-        hints: dict[str, Any] = {name: field.annotation for name, field in subject.model_fields.items()}
-    else:
-        hints = {name: typing.get_type_hints(subject)[name] for name in inspect.signature(subject).parameters}
-    for name, hint in hints.items():
-        kinds = set(kinds_in(hint))
+def numbers_of(model: type[BaseModel]) -> Iterator[tuple[str, type]]:
+    """(option, int or float) of each number that a model takes itself."""
+    for name, field in model.model_fields.items():
+        kinds = set(kinds_in(field.annotation))
         for kind in (float, int):
             if kind in kinds:
                 yield f"--{name.strip('_').replace('_', '-')}", kind

@@ -25,11 +25,11 @@ def test_a_setting_is_called_as_the_verb_calls_it_where_the_verb_has_it(options:
 
 
 def test_an_error_of_a_verb_without_data_options_names_its_own(tmp_path: Path) -> None:
-    from vmae2_ds.data.tools.check import check_manifest
+    from vmae2_ds.data.tools.check import CheckArguments, check_manifest
 
     (tmp_path / "list.csv").write_text("path,subject\na.mp4,x\n")
     words = [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out")]
     with pytest.raises(DataError, match=r"give --ignore-columns subject;"):
-        call(check_manifest, "vmae2 data check", words)
+        call(check_manifest, CheckArguments, "vmae2 data check", words)
     with pytest.raises(DataError, match=r"set --root to the folder they belong to"):
-        call(check_manifest, "vmae2 data check", [*words, "--ignore-columns", "subject"])
+        call(check_manifest, CheckArguments, "vmae2 data check", [*words, "--ignore-columns", "subject"])

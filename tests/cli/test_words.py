@@ -278,6 +278,16 @@ def test_a_full_disk_under_standard_output_is_one_line(
         ("launch hosts vit_s_distil_k710", "missing: --hostfile PATH"),
         ("plan vit_b_pretrain_hybrid --gpus 8", "missing: --gpu STR"),
         ("pretrain vit_ti_pretrain_desk --train.epochs", "--train.epochs: 1 value needed"),
+        ("evaluate --manifest x.csv", "missing: PATH: "),
+        ("evaluate w.pth --manifest x.csv --clips=2.5 --crops 1", "--clips: '2.5' is not a whole number"),
+        (
+            "evaluate w.pth --manifest x.csv --sampling dens",
+            "--sampling dens: did you mean 'dense'? one of dense, segments;",
+        ),
+        ("evaluate w.pth --manifest x.csv --max-bad-share 1.5", "--max-bad-share 1.5: at most 1;"),
+        ("pretrain vit_ti_pretrain_desk --optim.betas 0.9 x", "--optim.betas: '0.9 x' is not FLOAT FLOAT;"),
+        ("data merge-kinetics new --k400 a.csv b.csv", "--k400: 'a.csv b.csv' is not PATH PATH PATH;"),
+        ("flops base", "base: no argument and no option takes this;"),
     ],
 )
 def test_a_refusal_names_the_flag_that_is_typed(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

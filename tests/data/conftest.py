@@ -10,12 +10,14 @@ import pytest
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
-from vmae2_ds.data.tools.synthetic import SyntheticSet, write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
 
 
 @pytest.fixture(scope="session")
 def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
-    return write_synthetic_set(tmp_path_factory.mktemp("set"), train_videos=12, val_videos=2, size=64, frames=24)
+    return write_synthetic_set(
+        SynthArguments(folder=tmp_path_factory.mktemp("set"), train_videos=12, val_videos=2, size=64, frames=24)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.zygote import Zygote
-from vmae2_ds.data.tools.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 
 
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight 64 pixel videos of 16 frames."""
-    return write_synthetic_set(tmp_path_factory.mktemp("videos"), 8, 1, seed=0, size=64, frames=16, fps=15).train
+    return write_synthetic_set(
+        SynthArguments(
+            folder=tmp_path_factory.mktemp("videos"), train_videos=8, val_videos=1, seed=0, size=64, frames=16, fps=15
+        )
+    ).train
 
 
 @pytest.fixture(scope="session")

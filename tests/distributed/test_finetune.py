@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.distributed.ranks import REPOSITORY, free_port, rank_environment, tiny_finetuning, tiny_pretraining
-from vmae2_ds.data.tools.synthetic import SyntheticSet, write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
-    return write_synthetic_set(tmp_path_factory.mktemp("clips"), train_videos=24, val_videos=11, size=64, frames=16)
+    return write_synthetic_set(
+        SynthArguments(folder=tmp_path_factory.mktemp("clips"), train_videos=24, val_videos=11, size=64, frames=16)
+    )
 
 
 def vmae2(*words: object, ranks: int = 1) -> tuple[int, str]:

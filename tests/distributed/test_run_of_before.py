@@ -13,7 +13,7 @@ import torch
 
 from tests.distributed.ranks import REPOSITORY, free_port, rank_environment
 from tests.distributed.zygote import Zygote
-from vmae2_ds.runs.export import export_weights
+from vmae2_ds.runs.export import ExportArguments, export_weights
 from vmae2_ds.weights.files import read_published
 
 BEFORE = REPOSITORY / "tests" / "golden" / "run_743b256"
@@ -76,7 +76,7 @@ def test_a_run_of_before_goes_on_as_it_did(zygote: Zygote, tmp_path: Path, stage
     for name in COMPUTED:
         told = [[row.get(name) for row in some] for some in (rows, expected)]
         assert told[0] == (told[1] if same else [x and pytest.approx(x, abs=tolerance) for x in told[1]]), name
-    export_weights(run, tmp_path / "w.safetensors")
+    export_weights(ExportArguments(source=run, out=tmp_path / "w.safetensors"))
     tensors, of_then = digests(tmp_path / "w.safetensors"), AFTER[stage]["exports"][str(END)]
     assert {name: shape for name, (shape, *_) in tensors.items()} == {
         name: shape for name, (shape, *_) in of_then.items()
@@ -88,5 +88,5 @@ def test_a_run_of_before_goes_on_as_it_did(zygote: Zygote, tmp_path: Path, stage
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_a_checkpoint_of_before_is_exported_as_it_was(stage: str, tmp_path: Path) -> None:
     """ZeRO stages 2 and 3, two ranks' shards; of the fine-tuned run the running mean. Nothing is computed: bit for bit."""
-    export_weights(BEFORE / stage, tmp_path / "w.safetensors")
+    export_weights(ExportArguments(source=BEFORE / stage, out=tmp_path / "w.safetensors"))
     assert digests(tmp_path / "w.safetensors") == AFTER[stage]["exports"][str(CUT)]

@@ -16,8 +16,8 @@ from tests.checkpoint.made_checkpoint import made_checkpoint
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch
-from vmae2_ds.data.tools.synthetic import SyntheticSet, write_synthetic_set
-from vmae2_ds.downstream.visualize import decode_passes, visualize
+from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
+from vmae2_ds.downstream.visualize import VisualizeArguments, decode_passes, visualize
 from vmae2_ds.draw.pictures import (
     Reconstruction,
     caption_of,
@@ -30,7 +30,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import make_masks, passes_over_hidden
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.runs.export import export_weights
+from vmae2_ds.runs.export import ExportArguments, export_weights
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 
@@ -98,7 +98,9 @@ def test_the_whole_frame_has_each_hidden_cube_in_its_place_and_seen_ones_as_they
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
-    return write_synthetic_set(tmp_path_factory.mktemp("clips"), train_videos=2, val_videos=2, size=32, frames=16)
+    return write_synthetic_set(
+        SynthArguments(folder=tmp_path_factory.mktemp("clips"), train_videos=2, val_videos=2, size=32, frames=16)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +124,10 @@ def test_a_file_is_drawn_as_the_run_that_it_came_from(
     clips: SyntheticSet, file: Path, weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     made_checkpoint(tmp_path / "run", RUN.changed(data={"manifest": clips.val}), weights, stage=1, ranks=1)
-    first = visualize(tmp_path / "run")
+    first = visualize(VisualizeArguments(source=tmp_path / "run"))
     assert first == tmp_path / "run" / "pictures" / "step00000001"
     shape = {"num_frames": 8, "size": 32}
-    second = visualize(file, manifest=clips.val, clips=1, **shape)
+    second = visualize(VisualizeArguments(source=file, manifest=clips.val, clips=1, **shape))
     assert second.parent == file.with_name("small_pictures")
     of_run, of_file = drawn_in(first), drawn_in(second)
     assert [Path(one["video"]).name for one in of_run["clips"]] == ["00000.mp4", "00001.mp4"]
@@ -138,19 +140,21 @@ def test_a_file_is_drawn_as_the_run_that_it_came_from(
         assert moving.n_frames == 8
     assert "step00000001 clip00" in (tmp_path / "run" / "report.html").read_text()
     # what transformers reads, and the published key names: the same numbers
-    export_weights(file, tmp_path / "hf", "transformers", **shape)
-    export_weights(file, tmp_path / "published.pth")
+    export_weights(ExportArguments(source=file, out=tmp_path / "hf", layout="transformers", **shape))
+    export_weights(ExportArguments(source=file, out=tmp_path / "published.pth"))
     fields = tmp_path / "fields.json"
     fields.write_text(MODEL.model_dump_json())
-    of_folder = visualize(tmp_path / "hf", manifest=clips.val, clips=1)
+    of_folder = visualize(VisualizeArguments(source=tmp_path / "hf", manifest=clips.val, clips=1))
     assert of_folder.parent == tmp_path / "hf_pictures"
-    of_published = visualize(tmp_path / "published.pth", manifest=clips.val, model_config=fields, clips=1, **shape)
+    of_published = visualize(
+        VisualizeArguments(source=tmp_path / "published.pth", manifest=clips.val, config=fields, clips=1, **shape)
+    )
     assert drawn_in(of_folder)["clips"] == drawn_in(of_published)["clips"] == of_one
     # another draw of the same step lies beside the first, and asking again for the first takes its place
-    other = visualize(tmp_path / "run", seed=1, decoder_ratio=0.75, clips=1)
+    other = visualize(VisualizeArguments(source=tmp_path / "run", seed=1, decoder_ratio=0.75, clips=1))
     assert other == first.with_name("step00000001_decoder-ratio-0.75_seed-1")
     assert drawn_in(other)["clips"][0]["loss"] != of_run["clips"][0]["loss"]
-    assert visualize(tmp_path / "run", clips=1) == first
+    assert visualize(VisualizeArguments(source=tmp_path / "run", clips=1)) == first
     assert {path.name for path in first.iterdir()} == {"clip00.png", "clip00.gif", "pictures.json"}
 
 
@@ -162,18 +166,18 @@ def test_a_run_is_drawn_from_another_folder_than_its_training_s(
     made_checkpoint(run, RUN.changed(data={"manifest": listed}), weights, stage=1, ranks=1)
     (run / "env.json").write_text(json.dumps({"cwd": str(clips.val.parent)}))
     monkeypatch.chdir(tmp_path)
-    (one,) = drawn_in(visualize(run, clips=1))["clips"]
+    (one,) = drawn_in(visualize(VisualizeArguments(source=run, clips=1)))["clips"]
     assert Path(one["video"]) == clips.val.parent / "val/00000.mp4"
     (run / "env.json").unlink()
     with pytest.raises(ConfigError, match=rf"{listed}, the list of the run .*, is not there; name one with --manifest"):
-        visualize(run, clips=1)
+        visualize(VisualizeArguments(source=run, clips=1))
 
 
 def test_all_hidden_cubes_in_one_pass_where_the_decoder_has_no_mask(
     clips: SyntheticSet, file: Path, tmp_path: Path
 ) -> None:
     shape = {"num_frames": 8, "size": 32, "clips": 1}
-    visualize(file, manifest=clips.val, out=tmp_path / "none", decoder="none", **shape)
+    visualize(VisualizeArguments(source=file, manifest=clips.val, out=tmp_path / "none", decoder="none", **shape))
     (one,) = drawn_in(tmp_path / "none")["clips"]
     assert one["loss"] == one["loss_hidden"]
 
@@ -185,7 +189,9 @@ def test_a_picture_names_the_bad_video_why_and_what_is_in_its_place(
     listed = tmp_path / "list.csv"
     listed.write_text(f"path\ntorn.mp4\n{clips.val.parent}/val/00001.mp4\n")
     with caplog.at_level(logging.INFO):
-        folder = visualize(file, manifest=listed, num_frames=8, size=32, clips=1, out=tmp_path / "out")
+        folder = visualize(
+            VisualizeArguments(source=file, manifest=listed, num_frames=8, size=32, clips=1, out=tmp_path / "out")
+        )
     (first,) = drawn_in(folder)["clips"]
     assert Path(first["video"]).name == "00001.mp4"
     assert [Path(one["path"]).name for one in first["unused"]] == ["torn.mp4"]
@@ -201,30 +207,26 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="is no run, which would name its videos; give --manifest"):
-        visualize(file, out=out)
+        visualize(VisualizeArguments(source=file, out=out))
     config = ClassifierConfig(encoder=MODEL.encoder, num_classes=3, patch=8)
     classifier = Classifier(config, GEOMETRY, seed=0)
     write_weights(to_layout(classifier.state_dict(), config), tmp_path / "classes.safetensors", config)
     with pytest.raises(ConfigError, match="is a classifier: only a masked autoencoder"):
-        visualize(tmp_path / "classes.safetensors", manifest=clips.val, out=out)
+        visualize(VisualizeArguments(source=tmp_path / "classes.safetensors", manifest=clips.val, out=out))
     shape: dict[str, Any] = {"manifest": clips.val, "num_frames": 8, "size": 32, "out": out}
     for wrong, said in (
-        ({"clips": 0}, "--clips 0: a number from 1"),
-        ({"seed": -1}, "--seed -1: a number from 0"),
-        ({"encoder_ratio": 1.5}, "--encoder-ratio 1.5"),
         ({"decoder_ratio": 0.3}, "use 0.25, 0.5 or 0.75"),
         ({"size": 36}, "try 40|try 32"),
-        ({"num_frames": 0}, "--num-frames 0"),
         ({"out": file}, "is a file; name a folder"),
         ({"out": clips.val.parent}, "which is read"),
     ):
         with pytest.raises(ConfigError, match=said):
-            visualize(file, **{**shape, **wrong})
+            visualize(VisualizeArguments(source=file, **{**shape, **wrong}))
     assert not out.exists() or not list(out.iterdir())  # the place was tried
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="holds files of something else"):
-        visualize(file, **{**shape, "out": tmp_path / "theirs"})
+        visualize(VisualizeArguments(source=file, **{**shape, "out": tmp_path / "theirs"}))
 
 
 def test_names_of_any_kind_can_be_drawn(tmp_path: Path) -> None:

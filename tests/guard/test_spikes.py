@@ -17,7 +17,7 @@ from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.contracts import StepResult
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.sources.order import window_of
-from vmae2_ds.data.tools.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import EXIT_DIVERGED, EXIT_OK, ConfigError
 from vmae2_ds.guard.spikes import Recent, Spike, SpikeGuard, check_norm_is_taken, spike_limit
@@ -152,7 +152,11 @@ def test_steps_read_all_windows_but_those_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_synthetic_set(tmp_path_factory.mktemp("videos"), 8, 1, seed=0, size=64, frames=16).train
+    return write_synthetic_set(
+        SynthArguments(
+            folder=tmp_path_factory.mktemp("videos"), train_videos=8, val_videos=1, seed=0, size=64, frames=16
+        )
+    ).train
 
 
 def train(run: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, spikes: range, *options: str) -> int:

@@ -17,7 +17,7 @@ from vmae2_ds.checkpoint.whole import find_newest_whole
 from vmae2_ds.cli.main import main
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.config.strict import seconds_of
-from vmae2_ds.data.tools.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.errors import EXIT_PREEMPTED, Preempted
 from vmae2_ds.guard import stopping
 from vmae2_ds.guard.stopping import STOP_SIGNALS, StopRequests, stop_signals
@@ -119,7 +119,9 @@ def test_signals_are_collected_once_there_is_a_step_to_finish(number: signal.Sig
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_each_signal_saves_and_exits_with_its_code(number: signal.Signals, tmp_path: Path) -> None:
-    manifest = write_synthetic_set(tmp_path / "videos", 4, 1, size=64, frames=16).train
+    manifest = write_synthetic_set(
+        SynthArguments(folder=tmp_path / "videos", train_videos=4, val_videos=1, size=64, frames=16)
+    ).train
     run = tmp_path / "run"
 
     def signal_after_a_step() -> None:

@@ -20,7 +20,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import published_resize, sinusoid_table
-from vmae2_ds.runs.export import export_weights, import_weights
+from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
 from vmae2_ds.runs.open import open_model
 from vmae2_ds.train.distil.teacher import TeacherCard
 from vmae2_ds.weights.files import write_weights
@@ -100,7 +100,9 @@ def test_a_classifier_has_it_by_name_and_a_file_keeps_the_name(tmp_path: Path) -
     own: EncoderConfig = RESIZED.model_copy(update={"positions": "own"})
     write_weights(to_layout(model.state_dict(), own), tmp_path / "published.pth", own)
     (tmp_path / "c.json").write_text(json.dumps({"positions": "published_resize"}))
-    import_weights(tmp_path / "published.pth", tmp_path / "w.safetensors", model_config=tmp_path / "c.json")
+    import_weights(
+        ImportArguments(source=tmp_path / "published.pth", out=tmp_path / "w.safetensors", config=tmp_path / "c.json")
+    )
     assert open_model(tmp_path / "w.safetensors").run.model == RESIZED
 
 
@@ -110,7 +112,9 @@ def test_an_export_to_transformers_says_where_its_positions_are_others(tmp_path:
     own = ClassifierConfig(encoder=TINY, num_classes=3)
     weights = Classifier(own, ClipGeometry(4, 32, 32, 2, 16)).state_dict()
     write_weights(to_layout(weights, own), tmp_path / "w.safetensors", own.model_copy(update=change))
-    said = export_weights(tmp_path / "w.safetensors", tmp_path / "hf", "transformers")
+    said = export_weights(
+        ExportArguments(source=tmp_path / "w.safetensors", out=tmp_path / "hf", layout="transformers")
+    )
     for text in (said, (tmp_path / "hf" / "README.md").read_text()):
         assert ("which transformers builds: it computes something else" in text) == bool(change)
 

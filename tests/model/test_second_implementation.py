@@ -19,7 +19,7 @@ from tests.weights.test_layouts import model_of
 from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.objectives import Classify
-from vmae2_ds.runs.export import export_weights
+from vmae2_ds.runs.export import ExportArguments, export_weights
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 
@@ -75,7 +75,7 @@ def test_a_second_implementation_computes_our_logits_from_the_names(tmp_path: Pa
     model = model_of(CONFIG, GEOMETRY).eval()
     write_weights(to_layout(model.state_dict(), CONFIG), tmp_path / "ours.safetensors", CONFIG)
     out = tmp_path / f"theirs{suffix}"
-    export_weights(tmp_path / "ours.safetensors", out, layout)
+    export_weights(ExportArguments(source=tmp_path / "ours.safetensors", out=out, layout=layout))
     state = load_file(out) if suffix == ".safetensors" else torch.load(out, weights_only=True)["model"]
     clip_BTHWC = torch.randint(0, 256, (3, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():

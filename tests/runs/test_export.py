@@ -23,10 +23,14 @@ from vmae2_ds.weights.files import read_published, write_weights
 from vmae2_ds.weights.lazy_state import in_dtype
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig
 from vmae2_ds.runs.open import labels_of, open_model
-from vmae2_ds.runs.export import export_weights, import_weights
+from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
 
 CLASSIFIER, AUTOENCODER = MODELS["classifier"], MODELS["pretrain"]
 NAMES = ["ride a bike", "saut à la perche", "x", "y", "z", "v", "w"]
+VERBS: list[Callable[..., str]] = [
+    lambda **asked: import_weights(ImportArguments(**asked)),
+    lambda **asked: export_weights(ExportArguments(**asked)),
+]
 FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
 
 
@@ -68,7 +72,7 @@ def test_an_export_is_float32_unless_it_is_asked_for_more_or_less(
     tmp_path: Path, source: Path, layout: Any, asked: dict[str, Any], expected: torch.dtype, said: str
 ) -> None:
     out, file = out_of(tmp_path, layout)
-    assert said in export_weights(source, out, layout, **asked)
+    assert said in export_weights(ExportArguments(source=source, out=out, layout=layout, **asked))
     assert dtypes_in(file) == {expected}
     torch.testing.assert_close(
         {name: x.float() for name, x in open_model(file).weights.items()},
@@ -79,9 +83,9 @@ def test_an_export_is_float32_unless_it_is_asked_for_more_or_less(
 
 def test_an_import_keeps_the_types_unless_another_is_asked_for(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "w.safetensors"
-    assert "; bfloat16 kept; " in import_weights(source, out)
+    assert "; bfloat16 kept; " in import_weights(ImportArguments(source=source, out=out))
     assert dtypes_in(out) == {torch.bfloat16}
-    assert "; float32 (was bfloat16); " in import_weights(source, out, dtype="float32")
+    assert "; float32 (was bfloat16); " in import_weights(ImportArguments(source=source, out=out, dtype="float32"))
     assert dtypes_in(out) == {torch.float32}
 
 
@@ -91,13 +95,13 @@ def test_every_floating_point_type_is_kept_or_converted_or_refused_in_one_line(t
     for dtype in (torch.float64, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2):
         stored = {name: x.to(dtype) for name, x in state.items()}
         torch.save(stored, file)
-        import_weights(file, out)
+        import_weights(ImportArguments(source=file, out=out))
         assert {name: x.dtype for name, x in load_file(out).items()} == dict.fromkeys(state, dtype)
-        export_weights(file, out)
+        export_weights(ExportArguments(source=file, out=out))
         torch.testing.assert_close(load_file(out), {name: x.float() for name, x in stored.items()}, rtol=0, atol=0)
     torch.save({name: x.to(torch.float8_e4m3fnuz) for name, x in state.items()}, file)
     with pytest.raises(CheckpointError, match=r"is torch\.float8_e4m3fnuz, which \.safetensors has no place for"):
-        import_weights(file, out)
+        import_weights(ImportArguments(source=file, out=out))
 
 
 def test_values_that_a_type_cannot_hold_are_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
@@ -106,7 +110,7 @@ def test_values_that_a_type_cannot_hold_are_refused_by_name_and_nothing_is_writt
     write_weights(state, tmp_path / "w.safetensors", CLASSIFIER)
     for out in ("h.safetensors", "h.pth"):
         with pytest.raises(CheckpointError, match=r"fc_norm\.bias holds 7000\d(\.\d)?, and float16 ends at 65504"):
-            export_weights(tmp_path / "w.safetensors", tmp_path / out, dtype="float16")
+            export_weights(ExportArguments(source=tmp_path / "w.safetensors", out=tmp_path / out, dtype="float16"))
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
@@ -119,35 +123,35 @@ def test_a_folder_of_somebody_else_is_left_as_it_is(tmp_path: Path, source: Path
     for name in ("README.md", "config.json", "main.py"):
         (project / name).write_text(f"my {name}")
     with pytest.raises(ConfigError, match=r"project: its config\.json is not as an export wrote it.*--force"):
-        export_weights(source, project, "transformers")
+        export_weights(ExportArguments(source=source, out=project, layout="transformers"))
     assert {path.name: path.read_text() for path in project.iterdir()} == {
         name: f"my {name}" for name in ("README.md", "config.json", "main.py")
     }
     (project / "README.md").unlink()
     (project / "config.json").unlink()
     with pytest.raises(ConfigError, match="project holds files of something else"):
-        export_weights(source, project, "transformers")
-    export_weights(source, project, "transformers", force=True)
+        export_weights(ExportArguments(source=source, out=project, layout="transformers"))
+    export_weights(ExportArguments(source=source, out=project, layout="transformers", force=True))
     assert sorted(path.name for path in project.iterdir()) == [*FILES[:2], "main.py", *FILES[2:]]
     assert (project / "main.py").read_text() == "my main.py"
 
 
 def test_an_earlier_export_is_replaced_but_not_a_card_that_was_written_on(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "hf"
-    export_weights(source, out, "transformers", num_frames=8)
-    export_weights(source, out, "transformers", num_frames=16)
+    export_weights(ExportArguments(source=source, out=out, layout="transformers", num_frames=8))
+    export_weights(ExportArguments(source=source, out=out, layout="transformers", num_frames=16))
     assert json.loads((out / "config.json").read_text())["num_frames"] == 16
     card = out / "README.md"
     card.write_text(card.read_text() + "Trained on my videos.\n")
     with pytest.raises(ConfigError, match=r"its README\.md is not as an export wrote it"):
-        export_weights(source, out, "transformers")
+        export_weights(ExportArguments(source=source, out=out, layout="transformers"))
     assert card.read_text().endswith("Trained on my videos.\n")
-    export_weights(source, out, "transformers", force=True)
+    export_weights(ExportArguments(source=source, out=out, layout="transformers", force=True))
     assert "my videos" not in card.read_text()
     assert sorted(path.name for path in out.iterdir()) == FILES
 
 
-@pytest.mark.parametrize("verb", [import_weights, export_weights])
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_file_is_replaced_with_force_or_where_its_header_says_that_it_is_an_earlier_one(
     tmp_path: Path, source: Path, verb: Callable[..., str]
 ) -> None:
@@ -159,36 +163,37 @@ def test_a_file_is_replaced_with_force_or_where_its_header_says_that_it_is_an_ea
     run, folder, own = tmp_path / "run", tmp_path / "hf", tmp_path / "own.safetensors"
     run.mkdir()
     (run / "run.json").write_text("{}")
-    verb(source, own)
+    verb(source=source, out=own)
     (run / "ema.safetensors").write_bytes(own.read_bytes())
-    export_weights(source, folder, "transformers")
+    export_weights(ExportArguments(source=source, out=folder, layout="transformers"))
     for file in (mine, theirs, pickled, run / "ema.safetensors", folder / "model.safetensors"):
         before = file.read_bytes()
         with pytest.raises(ConfigError, match=rf"--out .*{file.name} is there, .*; name another file, or .* --force$"):
-            verb(source, file)
+            verb(source=source, out=file)
         assert file.read_bytes() == before
-    verb(source, own)
+    verb(source=source, out=own)
     for file in (mine, theirs, pickled):
-        verb(source, file, force=True)
+        verb(source=source, out=file, force=True)
         assert set(read_published(file)) == set(read_published(source))
     with pytest.raises(ConfigError, match="which is read"):
-        verb(own, own, force=True)
+        verb(source=own, out=own, force=True)
 
 
 def test_what_is_read_is_never_written_over(tmp_path: Path, source: Path) -> None:
     file, folder = tmp_path / "w.safetensors", tmp_path / "hf"
-    import_weights(source, file)
-    export_weights(source, folder, "transformers")
+    import_weights(ImportArguments(source=source, out=file))
+    export_weights(ExportArguments(source=source, out=folder, layout="transformers"))
     (tmp_path / "link.safetensors").symlink_to(file)
     before = file.read_bytes()
     for out in (file, tmp_path / "link.safetensors"):
-        for verb in (import_weights, export_weights):
-            with pytest.raises(ConfigError, match="which is read"):
-                verb(file, out)
+        with pytest.raises(ConfigError, match="which is read"):
+            import_weights(ImportArguments(source=file, out=out))
+        with pytest.raises(ConfigError, match="which is read"):
+            export_weights(ExportArguments(source=file, out=out))
     for write in (
-        lambda: import_weights(folder, folder / "model.safetensors"),
-        lambda: export_weights(folder, folder / "model.safetensors"),
-        lambda: export_weights(folder, folder, "transformers", force=True),
+        lambda: import_weights(ImportArguments(source=folder, out=folder / "model.safetensors")),
+        lambda: export_weights(ExportArguments(source=folder, out=folder / "model.safetensors")),
+        lambda: export_weights(ExportArguments(source=folder, out=folder, layout="transformers", force=True)),
     ):
         with pytest.raises(ConfigError, match="which is read"):
             write()
@@ -197,11 +202,11 @@ def test_what_is_read_is_never_written_over(tmp_path: Path, source: Path) -> Non
     (tmp_path / "run" / "ema.safetensors").write_bytes(before)
     for place in (tmp_path / "run", tmp_path / "run" / "ckpt" / "step00000001"):
         with pytest.raises(ConfigError, match="which is read"):
-            export_weights(place, tmp_path / "run" / "ema.safetensors")
+            export_weights(ExportArguments(source=place, out=tmp_path / "run" / "ema.safetensors"))
         for _ in range(2):  # an export that lies in the run is none of its own
-            export_weights(place, tmp_path / "run" / "mine.safetensors")
+            export_weights(ExportArguments(source=place, out=tmp_path / "run" / "mine.safetensors"))
     with pytest.raises(ConfigError, match=r"is the folder of .*which is read"):
-        export_weights(tmp_path / "run", tmp_path / "run", "transformers", force=True)
+        export_weights(ExportArguments(source=tmp_path / "run", out=tmp_path / "run", layout="transformers", force=True))
     assert file.read_bytes() == before
 
 
@@ -216,18 +221,18 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("write", [export_weights, import_weights])
+@pytest.mark.parametrize("write", VERBS)
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_a_disk_that_fills_up_costs_the_new_file_and_not_the_old_one(
     tmp_path: Path, source: Path, name: str, write: Callable[..., str]
 ) -> None:
-    write(source, tmp_path / name)
+    write(source=source, out=tmp_path / name)
     before = (tmp_path / name).read_bytes()
     with (
         files_of_at_most(100_000),
         pytest.raises(ConfigError, match=rf"{name}: File too large; nothing was") as refused,
     ):
-        write(source, tmp_path / name, force=True)
+        write(source=source, out=tmp_path / name, force=True)
     assert "\n" not in str(refused.value)
     assert (tmp_path / name).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -235,10 +240,10 @@ def test_a_disk_that_fills_up_costs_the_new_file_and_not_the_old_one(
 
 def test_a_folder_on_a_full_disk_stays_as_it_was(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "hf"
-    export_weights(source, out, "transformers", num_frames=8)
+    export_weights(ExportArguments(source=source, out=out, layout="transformers", num_frames=8))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with files_of_at_most(100_000), pytest.raises(ConfigError, match="hf: File too large"):
-        export_weights(source, out, "transformers", num_frames=16)
+        export_weights(ExportArguments(source=source, out=out, layout="transformers", num_frames=16))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -248,11 +253,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_p
     nothing = tmp_path / "nothing.pth"
     nothing.touch()
     with pytest.raises(ConfigError, match=r"--out .*file"):
-        export_weights(nothing, tmp_path / "file" / ("hf" if layout == "transformers" else "w.pth"), layout)
+        export_weights(ExportArguments(source=nothing, out=tmp_path / "file" / ("hf" if layout == "transformers" else "w.pth"), layout=layout))
     with pytest.raises(ConfigError, match=r"--out .*file"):
-        import_weights(nothing, tmp_path / "file" / "w.safetensors")
+        import_weights(ImportArguments(source=nothing, out=tmp_path / "file" / "w.safetensors"))
     with pytest.raises(ConfigError, match=r"must end in \.safetensors, \.pth or \.pt"):
-        export_weights(nothing, tmp_path / "w.bin")
+        export_weights(ExportArguments(source=nothing, out=tmp_path / "w.bin"))
 
 
 # --- what is said of the weights ----------------------------------------------------------------------------------------
@@ -272,16 +277,16 @@ def test_a_run_s_target_is_in_its_export_and_in_what_is_made_of_that(
     data = PretrainDataConfig(num_frames=4, size=32, stride=2)
     run = PretrainConfig(model=AUTOENCODER, objective=ObjectiveConfig(target=target), data=data)
     made_checkpoint(tmp_path / "run", run, counted(AUTOENCODER), stage=1, ranks=1)
-    export_weights(tmp_path / "run", tmp_path / "hf", "transformers")
-    export_weights(tmp_path / "run", tmp_path / "w.safetensors")
-    import_weights(tmp_path / "hf", tmp_path / "again.safetensors")
+    export_weights(ExportArguments(source=tmp_path / "run", out=tmp_path / "hf", layout="transformers"))
+    export_weights(ExportArguments(source=tmp_path / "run", out=tmp_path / "w.safetensors"))
+    import_weights(ImportArguments(source=tmp_path / "hf", out=tmp_path / "again.safetensors"))
     for number, file in enumerate(("w.safetensors", "again.safetensors")):
         opened = open_model(tmp_path / file).run
         assert isinstance(opened, PretrainConfig)
         assert opened.objective.target == target
         assert (opened.data.num_frames, opened.data.size) == (4, 32)
         assert opened.data.stride == (4 if number else 2)  # which transformers has no place for
-        export_weights(tmp_path / file, tmp_path / f"hf{number}", "transformers")
+        export_weights(ExportArguments(source=tmp_path / file, out=tmp_path / f"hf{number}", layout="transformers"))
     for folder in ("hf", "hf0", "hf1"):
         fields = json.loads((tmp_path / folder / "config.json").read_text())
         assert (fields["norm_pix_loss"], fields["num_frames"], fields["image_size"]) == (norm_pix_loss, 4, 32)
@@ -289,7 +294,7 @@ def test_a_run_s_target_is_in_its_export_and_in_what_is_made_of_that(
 
 
 def test_a_target_that_nobody_said_is_the_published_one_and_the_card_says_so(tmp_path: Path, autoencoder: Path) -> None:
-    export_weights(autoencoder, tmp_path / "hf", "transformers")
+    export_weights(ExportArguments(source=autoencoder, out=tmp_path / "hf", layout="transformers"))
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["norm_pix_loss"] is True
     assert "What the decoder predicts is not said in the file" in (tmp_path / "hf" / "README.md").read_text()
 
@@ -301,10 +306,10 @@ def test_class_names_go_with_a_classifier(tmp_path: Path, source: Path) -> None:
     run = FinetuneConfig(model=CLASSIFIER, data=LabelledDataConfig(num_frames=4, size=32))
     made_checkpoint(tmp_path / "run", run, counted(CLASSIFIER), stage=1, ranks=1)  # type: ignore[arg-type]
     (tmp_path / "run" / "labels.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
-    assert "LABEL" not in export_weights(source, tmp_path / "a", "transformers", labels=tmp_path / "names.txt")
-    export_weights(tmp_path / "run", tmp_path / "b", "transformers")
-    import_weights(tmp_path / "a", tmp_path / "w.safetensors")
-    export_weights(tmp_path / "w.safetensors", tmp_path / "c", "transformers4")
+    assert "LABEL" not in export_weights(ExportArguments(source=source, out=tmp_path / "a", layout="transformers", labels=tmp_path / "names.txt"))
+    export_weights(ExportArguments(source=tmp_path / "run", out=tmp_path / "b", layout="transformers"))
+    import_weights(ImportArguments(source=tmp_path / "a", out=tmp_path / "w.safetensors"))
+    export_weights(ExportArguments(source=tmp_path / "w.safetensors", out=tmp_path / "c", layout="transformers4"))
     for folder in ("a", "b", "c"):
         fields = json.loads((tmp_path / folder / "config.json").read_text(encoding="utf-8"))
         assert fields["id2label"] == {str(number): name for number, name in enumerate(NAMES)}
@@ -312,7 +317,7 @@ def test_class_names_go_with_a_classifier(tmp_path: Path, source: Path) -> None:
     for place in ("a", "run", "w.safetensors", "c/model.safetensors"):
         assert labels_of(tmp_path / place) == NAMES
     assert labels_of(source) is None
-    said = export_weights(source, tmp_path / "d", "transformers")
+    said = export_weights(ExportArguments(source=source, out=tmp_path / "d", layout="transformers"))
     assert said.endswith("names of its classes: LABEL_0 to LABEL_6 stand there; --labels FILE names them")
     assert json.loads((tmp_path / "d" / "config.json").read_text())["id2label"]["6"] == "LABEL_6"
     assert labels_of(tmp_path / "d") is None
@@ -321,9 +326,9 @@ def test_class_names_go_with_a_classifier(tmp_path: Path, source: Path) -> None:
 def test_names_that_do_not_fit_are_refused(tmp_path: Path, source: Path, autoencoder: Path) -> None:
     (tmp_path / "two.txt").write_text("a\nb\n")
     with pytest.raises(ConfigError, match=r"--labels .*two\.txt has 2 names, and the model has 7 classes"):
-        export_weights(source, tmp_path / "w.pth", labels=tmp_path / "two.txt")
+        export_weights(ExportArguments(source=source, out=tmp_path / "w.pth", labels=tmp_path / "two.txt"))
     with pytest.raises(ConfigError, match="this model has no classes; leave it out"):
-        export_weights(autoencoder, tmp_path / "w.pth", labels=tmp_path / "two.txt")
+        export_weights(ExportArguments(source=autoencoder, out=tmp_path / "w.pth", labels=tmp_path / "two.txt"))
     assert not (tmp_path / "w.pth").exists()
 
 

@@ -17,8 +17,8 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.source import read_all
 from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
-from vmae2_ds.downstream.classify.evaluate import evaluate
-from vmae2_ds.runs.export import export_weights, import_weights
+from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
+from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
 
 GEOMETRY = ClipGeometry(4, 32, 32, 2, 16)
 ENCODER = SIZES["tiny"][0].model_copy(update={"depth": 2})
@@ -46,15 +46,15 @@ def test_out_by_file_and_in_again_is_bit_exact(tmp_path: Path, layout: str, stag
     out = tmp_path / ("folder" if is_folder else "second.safetensors")
     if type(config) not in LAYOUTS[layout].stages:
         with pytest.raises(ConfigError, match="no place"):
-            export_weights(tmp_path / "first.pth", out, layout)  # type: ignore[arg-type]
+            export_weights(ExportArguments(source=tmp_path / "first.pth", out=out, layout=layout))  # type: ignore[arg-type]
         return
-    said = export_weights(tmp_path / "first.pth", out, layout)  # type: ignore[arg-type]
+    said = export_weights(ExportArguments(source=tmp_path / "first.pth", out=out, layout=layout))  # type: ignore[arg-type]
     assert f"tensors of layout {layout}" in said
     for source in (out, out / "model.safetensors") if is_folder else (out,):
         found, (_, read_config, _), read_layout = read_all(source)
         assert (read_config, read_layout) == (config, layout)
         torch.testing.assert_close(found, ours, rtol=0, atol=0)
-    said = import_weights(out, tmp_path / "third.safetensors", size=None)
+    said = import_weights(ImportArguments(source=out, out=tmp_path / "third.safetensors", size=None))
     assert f"{len(ours)} tensors of layout {layout}, none missing, none extra" in said
     torch.testing.assert_close(read_all(tmp_path / "third.safetensors").state, ours, rtol=0, atol=0)
 
@@ -65,7 +65,7 @@ def test_a_transformers_folder_has_all_that_is_needed(tmp_path: Path) -> None:
     write_weights(to_layout(drawn(config), config), tmp_path / "w.safetensors", config)
     version = tuple(map(int, transformers.__version__.split(".")[:2]))
     layout: Any = "transformers" if version >= (5, 6) else "transformers4"
-    export_weights(tmp_path / "w.safetensors", tmp_path / "hf", layout, num_frames=4, size=32)
+    export_weights(ExportArguments(source=tmp_path / "w.safetensors", out=tmp_path / "hf", layout=layout, num_frames=4, size=32))
     model, report = transformers.VideoMAEForVideoClassification.from_pretrained(
         tmp_path / "hf", output_loading_info=True
     )
@@ -102,19 +102,19 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
     del state["blocks.1.norm2.bias"]
     write_weights(state, tmp_path / "torn.pth", config)
     with pytest.raises(CheckpointError, match=r"1 missing: blocks\.1\.norm2\.bias"):
-        import_weights(tmp_path / "torn.pth", tmp_path / "out.safetensors")
+        import_weights(ImportArguments(source=tmp_path / "torn.pth", out=tmp_path / "out.safetensors"))
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
     with pytest.raises(CheckpointError, match=r"known key layout \(published, .*; nearest .*place: conv1\.weight"):
-        import_weights(tmp_path / "resnet.pth", tmp_path / "out.safetensors")
+        import_weights(ImportArguments(source=tmp_path / "resnet.pth", out=tmp_path / "out.safetensors"))
     write_weights(to_layout(drawn(config), config), tmp_path / "w.pth", config)
     with pytest.raises(CheckpointError, match="is not of size base: it has encoder 192x2, 7 classes, patch 16"):
-        import_weights(tmp_path / "w.pth", tmp_path / "out.safetensors", size="base")
+        import_weights(ImportArguments(source=tmp_path / "w.pth", out=tmp_path / "out.safetensors", size="base"))
     with pytest.raises(ConfigError, match="transformers reads a folder"):
-        export_weights(tmp_path / "w.pth", tmp_path / "out.safetensors", "transformers")
+        export_weights(ExportArguments(source=tmp_path / "w.pth", out=tmp_path / "out.safetensors", layout="transformers"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config\.json lacks 'hidden_size'"):
-        import_weights(tmp_path / "empty", tmp_path / "out.safetensors")
+        import_weights(ImportArguments(source=tmp_path / "empty", out=tmp_path / "out.safetensors"))
 
 
 def test_a_class_count_that_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
@@ -127,12 +127,10 @@ def test_a_class_count_that_does_not_fit_is_said_in_one_line(tmp_path: Path) -> 
     listed.write_text("path,label\na.mp4,6\n")
     names.write_text("walk\nrun\n")
     with pytest.raises(ConfigError, match=r"names\.txt has 2 names, and the model has 7 classes"):
-        evaluate(file, listed, labels=names)
+        evaluate(EvaluateArguments(source=file, manifest=listed, labels=names))
     listed.write_text("path,label\na.mp4,7\n")
     with pytest.raises(ConfigError, match=r"a\.mp4, has label 7, and the model has num_classes=7 \(labels 0 \.\. 6\)"):
-        evaluate(file, listed)
+        evaluate(EvaluateArguments(source=file, manifest=listed))
     write_weights(to_layout(drawn(MODELS["pretrain"]), MODELS["pretrain"]), tmp_path / "mae.pth", MODELS["pretrain"])
     with pytest.raises(ConfigError, match=r"mae\.pth is a masked autoencoder, which has no classes; fine-tune it"):
-        evaluate(tmp_path / "mae.pth", listed)
-    with pytest.raises(ConfigError, match="--crops 0: a number from 1 to"):
-        evaluate(file, listed, crops=0)
+        evaluate(EvaluateArguments(source=tmp_path / "mae.pth", manifest=listed))

@@ -25,7 +25,7 @@ from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.weights.layouts import State, to_layout
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.runs.export import export_weights
+from vmae2_ds.runs.export import ExportArguments, export_weights
 
 ROOT = Path(__file__).parents[2]
 AUTOENCODER = ModelConfig(encoder=CONFIG.encoder, decoder=TowerConfig(width=96, depth=1, heads=3, mlp=40))
@@ -46,8 +46,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, weights: State) -> dict[str
     run: Any = FinetuneConfig(model=CONFIG, data=LabelledDataConfig(**CLIP))
     step = made_checkpoint(top / "run", run, weights, stage=3, ranks=2)
     (top / "run" / "labels.txt").write_text("\n".join(NAMES))
-    export_weights(top / "run", top / "w.safetensors", "mmaction2")
-    export_weights(top / "run", top / "hf", "transformers")
+    export_weights(ExportArguments(source=top / "run", out=top / "w.safetensors", layout="mmaction2"))
+    export_weights(ExportArguments(source=top / "run", out=top / "hf", layout="transformers"))
     write_weights(to_layout(weights, CONFIG), top / "w.pth", CONFIG)
     return {
         "run": top / "run",

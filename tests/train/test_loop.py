@@ -23,7 +23,7 @@ from vmae2_ds.contracts import LossOutput, StepResult
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.sources.mixture import Mixture, open_mixture
-from vmae2_ds.data.tools.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import DataError, LoaderFailed
 from vmae2_ds.guard.spikes import SpikeGuard
@@ -38,7 +38,7 @@ STEPS = 6
 def two_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six videos of `big`, one of `small`, and one of `small` that cannot be read."""
     folder = tmp_path_factory.mktemp("two")
-    write_synthetic_set(folder, 7, 1, size=64, frames=16)
+    write_synthetic_set(SynthArguments(folder=folder, train_videos=7, val_videos=1, size=64, frames=16))
     (folder / "text.mp4").write_text("no video\n")
     lines = [f"train/{number:05d}.mp4,{'big' if number else 'small'}" for number in range(7)]
     (folder / "list.csv").write_text("\n".join(["path,source", "text.mp4,small", *lines]) + "\n")

@@ -9,7 +9,7 @@ from tests.distributed.ranks import tiny_finetuning
 from vmae2_ds.checkpoint.whole import tag_of
 from vmae2_ds.checkpoint.zero_shards import MEAN, ZeroShards
 from vmae2_ds.cli.main import main
-from vmae2_ds.data.tools.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.errors import EXIT_OK
 from vmae2_ds.objectives import Classify
 
@@ -21,7 +21,9 @@ STEPS, CUT, REFUSED, DECAY = 6, 4, 2, 0.75
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     """After each step: "fp32" and "ema" -> parameter -> tensor. The run is cut after four steps and goes on."""
     folder = tmp_path_factory.mktemp("mean")
-    clips = write_synthetic_set(folder / "clips", train_videos=12, val_videos=1, size=48, frames=8)
+    clips = write_synthetic_set(
+        SynthArguments(folder=folder / "clips", train_videos=12, val_videos=1, size=48, frames=8)
+    )
     run = folder / "run"
     words = [*tiny_finetuning(clips.train, run, STEPS), "--optim.ema-decay", str(DECAY), "--train.save-every", "1"]
     words += ["--train.keep", "9", "--train.ds-config", "zero1", "--model.encoder.depth", "1"]

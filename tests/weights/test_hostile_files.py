@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from vmae2_ds.config.model import SIZES, ClassifierConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.runs.export import import_weights
+from vmae2_ds.runs.export import ImportArguments, import_weights
 from vmae2_ds.runs.open import load_for, open_classifier
 from vmae2_ds.weights.layouts import State, layout_shapes
 
@@ -147,7 +147,7 @@ def test_it_is_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytes
     write(path)
     there = set(tmp_path.rglob("*"))
     readers: list[Callable[[], object]] = [
-        lambda: import_weights(path, tmp_path / "out.safetensors"),
+        lambda: import_weights(ImportArguments(source=path, out=tmp_path / "out.safetensors")),
         lambda: load_for(path, CLASSIFIER),
         lambda: open_classifier(path),
     ]

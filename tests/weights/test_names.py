@@ -17,13 +17,13 @@ from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, Headle
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.config.stages import with_options
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.downstream.classify.evaluate import evaluate
+from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
 from vmae2_ds.downstream.probe.frozen import FrozenEncoder
-from vmae2_ds.downstream.probe.probe import probe
+from vmae2_ds.downstream.probe.probe import ProbeArguments, probe
 from vmae2_ds.errors import CheckpointError, ConfigError, DataError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, normalise_pixels
-from vmae2_ds.runs.export import export_weights, import_weights
+from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
 from vmae2_ds.runs.open import initial_weights, labels_of, load_for, open_classifier, open_model
 from vmae2_ds.weights.layouts import LAYOUTS, State, bare, to_layout
 from vmae2_ds.weights.source import read_all, read_given
@@ -80,11 +80,11 @@ def test_a_head_that_has_no_prefix_is_kept_where_the_encoder_has_one(tmp_path: P
     _, weights, _ = open_classifier(file)
     torch.testing.assert_close(weights["head.weight"], ours["head.weight"], rtol=0, atol=0)
     assert not load_for(file, config)[1].new
-    assert "none missing, none extra" in import_weights(file, tmp_path / "y.safetensors")
+    assert "none missing, none extra" in import_weights(ImportArguments(source=file, out=tmp_path / "y.safetensors"))
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "import": lambda file: import_weights(file, file.with_name("out.safetensors")),
+    "import": lambda file: import_weights(ImportArguments(source=file, out=file.with_name("out.safetensors"))),
     "--train.init": lambda file: load_for(file, MODELS["classifier"]),
     "probe": open_model,
     "evaluate": open_classifier,
@@ -166,7 +166,7 @@ def test_a_hub_folder_without_a_head_is_an_encoder_and_its_code_is_not_run(
     weights, report = load_for(folder, whole.config)  # --train.init
     assert report.new == ("head.weight", "head.bias")
     assert set(weights) == set(ours)
-    assert "no head" in import_weights(folder, tmp_path / "w.safetensors")
+    assert "no head" in import_weights(ImportArguments(source=folder, out=tmp_path / "w.safetensors"))
     again = open_model(tmp_path / "w.safetensors")
     assert again.run.model == opened.run.model
     assert again.run.geometry == GEOMETRY
@@ -174,7 +174,7 @@ def test_a_hub_folder_without_a_head_is_an_encoder_and_its_code_is_not_run(
     assert not (tmp_path / "was_run").exists()
     (tmp_path / "list.csv").write_text("path,label\na.mp4,0\n")
     with pytest.raises(ConfigError, match=r"w\.safetensors is an encoder without a head, which has no classes"):
-        evaluate(tmp_path / "w.safetensors", tmp_path / "list.csv")
+        evaluate(EvaluateArguments(source=tmp_path / "w.safetensors", manifest=tmp_path / "list.csv"))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_width_that_nobody_published_is_read_with_a_config(
     opened = open_model(file, given=given)
     assert opened.run.model == config
     torch.testing.assert_close(opened.weights, ours, rtol=0, atol=0)
-    import_weights(file, tmp_path / "y.safetensors", model_config=tmp_path / "c.json")
+    import_weights(ImportArguments(source=file, out=tmp_path / "y.safetensors", config=tmp_path / "c.json"))
     assert open_model(tmp_path / "y.safetensors").run.model == config
 
 
@@ -294,17 +294,20 @@ def test_a_config_reaches_the_verbs_that_open_a_file(tmp_path: Path) -> None:
     clip: dict[str, Any] = {"num_frames": 4, "size": 16, "workers": 0}
     asked: list[tuple[Callable[..., object], str]] = [
         (
-            lambda **more: evaluate(file, beyond, **clip, **more),
+            lambda **more: evaluate(EvaluateArguments(source=file, manifest=beyond, **clip, **more)),
             r"a\.mp4, has label 9, and the model has num_classes=5",
         ),
-        (lambda **more: probe(file, listed, listed, **clip, **more), "none of its 1 videos can be read"),
+        (
+            lambda **more: probe(ProbeArguments(source=file, manifest=listed, val_manifest=listed, **clip, **more)),
+            "none of its 1 videos can be read",
+        ),
     ]
     for verb, message in asked:
         with pytest.raises(CheckpointError, match="encoder of width 48 is not in its weights"):
             verb()
         with pytest.raises((ConfigError, DataError), match=message):
             verb(model_config=given)
-    assert "encoder 48x2" in export_weights(file, tmp_path / "w.pth", model_config=given)
+    assert "encoder 48x2" in export_weights(ExportArguments(source=file, out=tmp_path / "w.pth", config=given))
 
 
 @pytest.mark.parametrize(
@@ -323,5 +326,5 @@ def test_a_config_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, conte
     file = written(tmp_path / "x.safetensors", to_layout(weights_of(config), config))
     (tmp_path / "c.json").write_text(content)
     with pytest.raises((CheckpointError, ConfigError), match=message) as refused:
-        import_weights(file, tmp_path / "y.safetensors", model_config=tmp_path / "c.json")
+        import_weights(ImportArguments(source=file, out=tmp_path / "y.safetensors", config=tmp_path / "c.json"))
     assert "\n" not in str(refused.value)

@@ -22,7 +22,7 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, gather_cubes, normalise_pixels
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.runs.export import export_weights
+from vmae2_ds.runs.export import ExportArguments, export_weights
 from vmae2_ds.runs.open import load_for
 from vmae2_ds.weights.about import About
 from vmae2_ds.weights.files import write_weights
@@ -61,7 +61,15 @@ def exported(
     """Our model, and its folder as `vmae2 export` writes it."""
     ours = model_of(config, geometry).eval()
     write_weights(to_layout(ours.state_dict(), config), folder / "ours.safetensors", config, About(target=target))
-    export_weights(folder / "ours.safetensors", folder / "hf", layout, geometry.num_frames, geometry.height)
+    export_weights(
+        ExportArguments(
+            source=folder / "ours.safetensors",
+            out=folder / "hf",
+            layout=layout,
+            num_frames=geometry.num_frames,
+            size=geometry.height,
+        )
+    )
     return ours
 
 

@@ -1,12 +1,10 @@
-"""What the options of a verb are called: read off a function's signature or a model's fields, as tyro spells them."""
+"""What the options of a verb are called: read off its model's fields, as tyro spells them."""
 
 from __future__ import annotations
 
-import inspect
 import re
-import typing
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard
 
 import tyro
 from pydantic import BaseModel
@@ -14,24 +12,21 @@ from pydantic import BaseModel
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.errors import ConfigError
 
-Subject = Callable[..., Any]
-"""A function, or a model's class."""
 
-
-def options_of(subject: Subject) -> dict[str, tuple[str, ...]]:
+def options_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     """Option -> the path of names behind it: `--train.epochs` -> ("train", "epochs"). A switch has two options."""
-    return dict(_walk(subject, (), ""))
+    return dict(_walk(model, (), ""))
 
 
-def _walk(subject: Subject, path: tuple[str, ...], prefix: str) -> Iterable[tuple[str, tuple[str, ...]]]:
-    for name, kind, metadata in _fields(subject):
-        if tyro.conf.Suppress in metadata or tyro.conf.Positional in metadata:
+def _walk(model: type[BaseModel], path: tuple[str, ...], prefix: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+    for name, field in model.model_fields.items():
+        if tyro.conf.Suppress in field.metadata or tyro.conf.Positional in field.metadata:
             continue
-        here = (*path, name)
-        said = next((each for each in metadata if hasattr(each, "prefix_name")), None)
+        here, kind = (*path, name), field.annotation
+        said = next((each for each in field.metadata if hasattr(each, "prefix_name")), None)
         own = (getattr(said, "name", None) or name).replace("_", "-")
         before = "" if getattr(said, "prefix_name", True) is False else prefix
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if _is_model(kind):
             yield from _walk(kind, here, f"{before}{own}.")
             continue
         yield f"--{before}{own}", here
@@ -39,29 +34,16 @@ def _walk(subject: Subject, path: tuple[str, ...], prefix: str) -> Iterable[tupl
             yield f"--{before}no-{own}", here
 
 
-def _fields(subject: Subject) -> Iterable[tuple[str, Any, tuple[Any, ...]]]:
-    """Name, type and the annotation's metadata of each field or parameter."""
-    if isinstance(subject, type) and issubclass(subject, BaseModel):
-        for name, field in subject.model_fields.items():
-            yield name, field.annotation, tuple(field.metadata)
-        return
-    hints = typing.get_type_hints(subject, include_extras=True)
-    for name, parameter in inspect.signature(subject).parameters.items():
-        hint = hints[name]
-        metadata = getattr(hint, "__metadata__", ())
-        kind = typing.get_args(hint)[0] if metadata else hint
-        positional = (tyro.conf.Positional,) if parameter.kind is inspect.Parameter.POSITIONAL_ONLY else ()
-        yield name, kind, (*metadata, *positional)
+def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def model_at(subject: Subject, path: Sequence[str]) -> type[BaseModel] | None:
-    """The model that lies at a path of names in a function's parameters or a model's fields."""
-    here: Any = subject
+def model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """The model that lies at a path of names in a model's fields."""
+    here: Any = model
     for name in path:
-        here = next((kind for field, kind, _ in _fields(here) if field == name), None)
-        if not (isinstance(here, type) and issubclass(here, BaseModel)):
-            return None
-    return here if isinstance(here, type) and issubclass(here, BaseModel) else None
+        here = here.model_fields[name].annotation if _is_model(here) and name in here.model_fields else None
+    return here if _is_model(here) else None
 
 
 def name_behind(options: dict[str, tuple[str, ...]], path: tuple[str, ...]) -> str:

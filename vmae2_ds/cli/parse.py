@@ -1,23 +1,17 @@
-"""Command lines: words into the arguments of a function, a model or a recipe; what is refused is one line with its option."""
+"""Command lines: words into the arguments of a verb, or into a recipe; what is refused is one line with its option."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import tyro
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from vmae2_ds.cli.options import Subject, check_known, in_own_words, model_at, name_behind, options_of
+from vmae2_ds.cli.options import check_known, in_own_words, options_of
+from vmae2_ds.cli.tyro_refusals import refusing
 from vmae2_ds.config.pretrain import PretrainConfig
-from vmae2_ds.config.refusals import refused
 from vmae2_ds.config.run import RunConfig
-from vmae2_ds.console.progress import counted
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.console.terminal import fitted, nobody_reads, say
 from vmae2_ds.errors import ConfigError, Vmae2Error
@@ -26,6 +20,7 @@ from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
 from vmae2_ds.recipes.pretrain import RECIPES, describe_recipe
 
 Asked = TypeVar("Asked", bound=BaseModel)
+Result = TypeVar("Result")
 RecipeFn = Callable[[], RunConfig]
 
 STAGES: dict[str, dict[str, RecipeFn]] = {
@@ -37,18 +32,13 @@ STAGES: dict[str, dict[str, RecipeFn]] = {
 _KINDS = {"pretrain": "pre-training", "finetune": "fine-tuning", "distil": "distillation"}
 
 
-def call(function: Callable[..., Any], prog: str, args: list[str]) -> Any:
-    """Parse `args` by the function's signature and docstring, then call it; its errors name the options that it has."""
-
-    @functools.wraps(function)
-    def remember(*values: Any, **named: Any) -> Callable[[], Any]:
-        return functools.partial(function, *values, **named)
-
-    work = _parse(remember, function, prog, args)
+def call(function: Callable[[Asked], Result], arguments: type[Asked], prog: str, args: Sequence[str]) -> Result:
+    """Make a verb's arguments of the words in `args`, and call its function with them; its errors name the options it has."""
+    asked = _parse(arguments, prog, args)
     try:
-        return work()
+        return function(asked)
     except Vmae2Error as error:
-        error.args = tuple(in_own_words(str(said), options_of(function)) for said in error.args)
+        error.args = tuple(in_own_words(str(said), options_of(arguments)) for said in error.args)
         raise
 
 
@@ -72,7 +62,7 @@ def recipe(prog: str, args: Sequence[str], stages: Sequence[str], more: Sequence
     if not _asks_help(words):
         check_known(words, [*options_of(type(config)), *more], where)
     description = _with_line_breaks(describe_recipe(build))
-    return of_stage[name], _parse(type(config), type(config), where, words, default=config, description=description)
+    return of_stage[name], _parse(type(config), where, words, default=config, description=description)
 
 
 def ask(
@@ -83,7 +73,7 @@ def ask(
     if not _asks_help(args):
         kinds = {type(build()) for stage in stages for build in STAGES[stage].values()}
         check_known(args, [*own, *(option for kind in kinds for option in options_of(kind))], prog)
-    asked, words = _parse(arguments, arguments, prog, args, usage=f"{prog} RECIPE", return_unknown_args=True)
+    asked, words = _parse(arguments, prog, args, usage=f"{prog} RECIPE", return_unknown_args=True)
     stage, config = recipe(prog, words, stages, own)
     return asked, config, stage, words
 
@@ -123,82 +113,17 @@ def _with_line_breaks(text: str) -> str:
     return "\n".join([first, *(f" {line}" if line else line for line in rest)])
 
 
-def _parse(
-    subject: Any, named: Subject, prog: str, args: Sequence[str], *, usage: str | None = None, **more: Any
-) -> Any:
-    """Call tyro; what it refuses becomes a ConfigError that names the option of `named` as it is typed."""
-    asks_help = _asks_help(args)
-    if not asks_help and not more.get("return_unknown_args"):
-        check_known(args, options_of(named), prog)
-    box = io.StringIO()
+def _parse(model: type[BaseModel], prog: str, args: Sequence[str], *, usage: str | None = None, **more: Any) -> Any:
+    """Call tyro; what it or the model refuses becomes a ConfigError that names the option as it is typed."""
+    if not _asks_help(args) and not more.get("return_unknown_args"):
+        check_known(args, options_of(model), prog)
     try:
-        with contextlib.redirect_stderr(box), contextlib.nullcontext() if asks_help else _wide():
-            return tyro.cli(subject, prog=usage or prog, args=list(args), **more)
+        with refusing(model, args, prog):
+            return tyro.cli(model, prog=usage or prog, args=list(args), **more)
     except BrokenPipeError:  # the help text had no reader any more
         nobody_reads()
         raise SystemExit(0) from None
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
-        raise ConfigError(f"{_refusal(stop, named) or _in_the_box(box.getvalue())}; see {prog} --help") from None
 
 
 def _asks_help(args: Sequence[str]) -> bool:
     return "-h" in args or "--help" in args
-
-
-@contextlib.contextmanager
-def _wide() -> Iterator[None]:
-    """tyro breaks lines, and options, at the terminal's width; ours are one line."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "4000"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-
-
-def _refusal(stop: BaseException, named: Subject) -> str | None:
-    """What a model said about its values, where that is why tyro gave up."""
-    section: tuple[str, ...] = ()
-    cause: BaseException | None = stop
-    while cause is not None and not isinstance(cause, ValidationError):
-        if isinstance(where := getattr(cause, "arg", None), str):  # the section, of tyro's own error
-            section = tuple(where.replace("-", "_").split("."))
-        cause = cause.__context__
-    if cause is None:
-        return None
-    model = model_at(named, section)
-    if model is None:
-        return None
-    options = options_of(named)
-    return refused(cause, lambda path: name_behind(options, (*section, *path)), model)
-
-
-def _in_the_box(box: str) -> str:
-    """The words of tyro's box, without its frame, its title and what helps a reader of a whole screen.
-
-    Terminals that have no such characters get a title, rules of - and no frame; others get colours.
-    """
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in box.splitlines()]
-    if lines and not lines[0].lstrip().startswith("╭"):
-        del lines[0]
-    inside = [line.strip("│ ") for line in lines if not re.match(r"[╭╰]|[│ ]*[-─]+[│ ]*$", line)]
-    words = re.sub(r"\s+", " ", " ".join(inside)).strip()
-    words = re.sub(r"\s*For full helptext, (see|run):? .*$", "", words)
-    words = re.sub(r" Argument helptext: .*$", "", words)
-    words = re.sub(r"(?<=.) Unrecognized options: .*$", "", words)  # a recipe; `check_known` has seen the others
-    words = re.sub(r"Missing from [^:]+: ", "missing: ", words)
-    words = re.sub(r"^Error parsing ", "", words.replace(" (required)", "")).rstrip(".")
-    words = re.sub(r"invalid literal for int\(\) with base 10: (.*)$", r"\1 is not a whole number", words)
-    words = re.sub(r"could not convert string to float: (.*)$", r"\1 is not a number", words)
-    if lacking := re.fullmatch(r"Missing value for argument '(\S+)'. Expected (\d+) values", words):
-        return f"{lacking[1]}: {counted(int(lacking[2]), 'value')} needed"
-    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(\S+)'. Expected one of \((.*)\)", words):
-        asked, option, choices = choice[1], choice[2], re.findall(r"'([^']*)'", choice[3])
-        guess = did_you_mean(asked, choices)
-        return f"{option} {asked}: {guess + ' ' if guess else ''}one of {', '.join(choices)}"
-    return words

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmae2_ds.cli.parse import STAGES, ask, call, pretraining, recipe
@@ -65,19 +65,20 @@ def distil_cache(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """Test a classifier with several views of each video: vmae2 evaluate RUN_OR_FILE --manifest FILE."""
-    from vmae2_ds.downstream.classify.evaluate import describe
+    from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, describe
     from vmae2_ds.downstream.classify.evaluate import evaluate as run
 
-    result = call(run, "vmae2 evaluate", args)
+    result = call(run, EvaluateArguments, "vmae2 evaluate", args)
     if os.environ.get("RANK", "0") == "0":
         say(describe(result))
 
 
 def predict(args: list[str]) -> None:
     """Name videos that have no labels, with scores: vmae2 predict RUN_OR_FILE VIDEO_FOLDER_OR_LIST ... [--json] [--out DIR]."""
+    from vmae2_ds.downstream.classify.predict import PredictArguments
     from vmae2_ds.downstream.classify.predict import predict as run
 
-    found = call(run, "vmae2 predict", args)
+    found = call(run, PredictArguments, "vmae2 predict", args)
     if found is not None:  # on rank 0
         say(found.shown)
         found.finish()
@@ -85,97 +86,108 @@ def predict(args: list[str]) -> None:
 
 def probe(args: list[str]) -> None:
     """A probe on frozen features, beside a random encoder and pixels: vmae2 probe RUN_OR_FILE --manifest FILE."""
-    from vmae2_ds.downstream.probe.probe import describe
+    from vmae2_ds.downstream.probe.probe import ProbeArguments, describe
     from vmae2_ds.downstream.probe.probe import probe as run
 
-    say(describe(call(run, "vmae2 probe", args)))
+    say(describe(call(run, ProbeArguments, "vmae2 probe", args)))
 
 
 def visualize(args: list[str]) -> None:
     """Draw clips of a run as its model sees and completes them: frames, both masks, reconstruction; PNG and animation."""
+    from vmae2_ds.downstream.visualize import VisualizeArguments
     from vmae2_ds.downstream.visualize import visualize as run
 
-    folder = call(run, "vmae2 visualize", args)
+    folder = call(run, VisualizeArguments, "vmae2 visualize", args)
     say(f"pictures: {folder}")
 
 
 def data_synth(args: list[str]) -> None:
     """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
 
-    from vmae2_ds.data.tools.synthetic import write_synthetic_set
+    from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 
-    written = call(write_synthetic_set, "vmae2 data synth", args)
+    written = call(write_synthetic_set, SynthArguments, "vmae2 data synth", args)
     say(f"wrote {written.train}, {written.val} and the names of the classes, {written.labels}")
 
 
 def data_index(args: list[str]) -> None:
     """Turn a long list of videos into a folder that every rank opens at once, whatever its length."""
-    from vmae2_ds.data.tools.index import index_manifest
+    from vmae2_ds.data.tools.index import IndexArguments, index_manifest
 
-    say(str(call(index_manifest, "vmae2 data index", args)))
+    say(str(call(index_manifest, IndexArguments, "vmae2 data index", args)))
 
 
 def data_check(args: list[str]) -> None:
     """Read every file of a manifest under a time limit; write a clean list, a bad list with reasons, and a page of it."""
-    from vmae2_ds.data.tools.check import check_manifest
+    from vmae2_ds.data.tools.check import CheckArguments, check_manifest
 
-    say(str(call(check_manifest, "vmae2 data check", args)))
+    say(str(call(check_manifest, CheckArguments, "vmae2 data check", args)))
 
 
 def data_pack(args: list[str]) -> None:
     """Copy the videos of a manifest into tar shards (webdataset) with checksums, and write the manifest that finds them."""
-    from vmae2_ds.data.tools.pack import pack_manifest
+    from vmae2_ds.data.tools.pack import PackArguments, pack_manifest
 
-    say(str(call(pack_manifest, "vmae2 data pack", args)))
+    say(str(call(pack_manifest, PackArguments, "vmae2 data pack", args)))
 
 
 def data_prepare(args: list[str]) -> None:
     """Re-encode videos to a short side and a short GOP, in parallel, and tell how much faster clips are read."""
-    from vmae2_ds.data.tools.prepare import prepare_manifest
+    from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
 
-    say(str(call(prepare_manifest, "vmae2 data prepare", args)))
+    say(str(call(prepare_manifest, PrepareArguments, "vmae2 data prepare", args)))
 
 
 def data_index_shards(args: list[str]) -> None:
     """List the videos of tar shards that something else wrote, so that they can be read in any order."""
-    from vmae2_ds.data.tools.shards import index_shards
+    from vmae2_ds.data.tools.shards import IndexShardsArguments, index_shards
 
-    say(str(call(index_shards, "vmae2 data index-shards", args)))
+    say(str(call(index_shards, IndexShardsArguments, "vmae2 data index-shards", args)))
 
 
 def data_merge_kinetics(args: list[str]) -> None:
     """Build K710 out of the lists of Kinetics-400, 600 and 700: train and val lists, class names, head maps, counts."""
-    from vmae2_ds.data.tools.kinetics import merge_kinetics
+    from vmae2_ds.data.tools.kinetics import MergeKineticsArguments, merge_kinetics
 
-    say(str(call(merge_kinetics, "vmae2 data merge-kinetics", args)))
+    say(str(call(merge_kinetics, MergeKineticsArguments, "vmae2 data merge-kinetics", args)))
 
 
 def import_weights(args: list[str]) -> None:
     """Turn a checkpoint of VideoMAE, transformers or mmaction2 into a safetensors file, every key accounted for."""
+    from vmae2_ds.runs.export import ImportArguments
     from vmae2_ds.runs.export import import_weights as run
 
-    say(str(call(run, "vmae2 import", args)))
+    say(str(call(run, ImportArguments, "vmae2 import", args)))
 
 
 def export_weights(args: list[str]) -> None:
     """Write weights for others: the published key names, a transformers folder, or mmaction2's and OpenTAD's."""
+    from vmae2_ds.runs.export import ExportArguments
     from vmae2_ds.runs.export import export_weights as run
 
-    say(str(call(run, "vmae2 export", args)))
+    say(str(call(run, ExportArguments, "vmae2 export", args)))
 
 
 def flops(args: list[str]) -> None:
     """MACs and training FLOPs by module and token set: vmae2 flops --model base [--json]."""
+    from vmae2_ds.tune.flops_table import FlopsArguments, describe_flops
     from vmae2_ds.tune.flops_table import flops as run
 
-    _show(call(run, "vmae2 flops", args), fits=True)
+    def shown(asked: FlopsArguments) -> Mapping[str, Any] | str:
+        return run(asked) if asked.json_ else describe_flops(run(asked))
+
+    _show(call(shown, FlopsArguments, "vmae2 flops", args), fits=True)
 
 
 def memory(args: list[str]) -> None:
     """Activations per clip, and what each ZeRO stage holds: vmae2 memory --model base [--gpus N] [--json]."""
+    from vmae2_ds.tune.memory_table import MemoryArguments, describe_memory
     from vmae2_ds.tune.memory_table import memory as run
 
-    _show(call(run, "vmae2 memory", args), fits=True)
+    def shown(asked: MemoryArguments) -> Mapping[str, Any] | str:
+        return run(asked) if asked.json_ else describe_memory(run(asked))
+
+    _show(call(shown, MemoryArguments, "vmae2 memory", args), fits=True)
 
 
 def plan(args: list[str]) -> None:
@@ -218,7 +230,7 @@ def launch_hosts(args: list[str]) -> None:
     _show(run(asked, config, [stage, *words]))
 
 
-def _show(result: dict[str, Any] | str, *, fits: bool = False) -> None:
+def _show(result: Mapping[str, Any] | str, *, fits: bool = False) -> None:
     """Print a calculator's answer: JSON, or text, which `fits` breaks at the terminal's width."""
     if isinstance(result, str):
         return say(fitted(result) if fits else result)

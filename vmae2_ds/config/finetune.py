@@ -10,9 +10,8 @@ from pydantic import Field, model_validator
 
 from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.config.pretrain import StrictModel
-from vmae2_ds.config.ranges import MOST_VIEWS
 from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
-from vmae2_ds.config.strict import Amount, Part, PartBelow1, Size
+from vmae2_ds.config.strict import Amount, Part, PartBelow1, Size, Views
 
 Sides = tuple[Annotated[float, Field(ge=0.01, le=100)], Annotated[float, Field(ge=0.01, le=100)]]
 Areas = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
@@ -32,7 +31,7 @@ class LabelledDataConfig(DataConfig):
     """Which frames make a clip. dense: num_frames spread evenly over num_frames x stride frames (published for Kinetics,
     UCF101, HMDB51); segments: one frame from each of num_frames equal parts of the video (SSv2); stride: frames a fixed
     step apart; spread: num_frames spread evenly over 60 to 100 % of the video."""
-    views: int = Field(2, ge=1, le=MOST_VIEWS)
+    views: Views = 2
     """Number of clips cut from each decoded video, every one augmented independently (repeated augmentation; num_sample in
     the published code)."""
     crop_area: Areas = (0.08, 1.0)
@@ -117,9 +116,9 @@ class FinetuneTrainConfig(TrainConfig):
 class ViewsConfig(StrictModel):
     """Multi-view testing: a video's score is the mean over several clips and crops of it."""
 
-    clips: int = Field(5, ge=1, le=MOST_VIEWS)
+    clips: Views = 5
     """Number of clips along time."""
-    crops: int = Field(3, ge=1, le=MOST_VIEWS)
+    crops: Views = 3
     """Number of square crops along the longer side of each clip; 1 takes the middle."""
     sampling: Literal["dense", "segments"] = "dense"
     """Which frames make the test clips. dense: every stride-th frame, clips at equal distances (published 5 x 3);

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vmae2_ds.config.ranges import MANY
-from vmae2_ds.config.strict import LONG_S, Count, StrictModel, Whole, switched_off_by
+from vmae2_ds.config.strict import LONG_S, MANY, Count, StrictModel, Whole, switched_off_by
 
 _NO_SPIKES = switched_off_by("--guard.on-spike off")
 

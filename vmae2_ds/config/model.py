@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field, model_validator
 
 from vmae2_ds.config.strict import ClipLength, Edge, PartBelow1, Size, StrictModel
 from vmae2_ds.contracts import ClipGeometry
 
-ConfigFile = Annotated[Path | None, tyro.conf.arg(name="config")]
-"""A verb's `--config`: a JSON file with fields of a model config."""
-
-
 AttentionName = Literal["auto", "flash", "sdpa", "math"]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
+SizeName = Literal["tiny", "small", "base", "large", "huge", "giant", "6b"]
+"""The keys of SIZES."""
 Layer = Annotated[int, Field(ge=1, le=2**20)]
 """Channels, heads or blocks: a million of them is no model."""
 

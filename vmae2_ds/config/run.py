@@ -12,9 +12,9 @@ from typing_extensions import Self
 
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.model import EncoderConfig
-from vmae2_ds.config.ranges import MANY, MOST_VIEWS
 from vmae2_ds.config.strict import (
     LONG_S,
+    MANY,
     Amount,
     ClipLength,
     Count,
@@ -25,6 +25,7 @@ from vmae2_ds.config.strict import (
     Size,
     StrictModel,
     TimeSpan,
+    Views,
     Whole,
     Workers,
     seconds_of,
@@ -75,7 +76,7 @@ class DataConfig(StrictModel):
     """Step between frames for single sources of the lists, where it differs from --data.stride (published: 2 for SSv2)."""
     min_frames: Count = 2
     """Videos with fewer frames than this are skipped, counted and reported as too short."""
-    views: int = Field(4, ge=1, le=MOST_VIEWS)
+    views: Views = 4
     """Number of clips cut from each decoded video, every one with its own crop and masks (repeated sampling; num_sample in
     the published code)."""
     workers: Workers = 8

@@ -1,14 +1,15 @@
-"""What every configuration is made of: models that refuse what they do not know, numbers with bounds, stretches of time."""
+"""What configurations and verbs' arguments are made of: models that refuse what they do not know, bounds, stretches of time."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from vmae2_ds.config.ranges import MANY, MOST_FRAMES, MOST_PIXELS, MOST_SEED, MOST_WORKERS
-
+MANY = 10**9
+"""More of anything than there can be: what is above is a slip of the hand, and overflows somewhere later."""
 LONG_S = 1e8
 """Three years: the longest wait that anybody can mean, and below what operating systems' clocks and sockets take."""
 
@@ -16,8 +17,8 @@ Count = Annotated[int, Field(ge=1, le=MANY)]
 """How many, at least one."""
 Whole = Annotated[int, Field(ge=0, le=MANY)]
 """How many, perhaps none."""
-Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
-"""Of random numbers; torch takes 64 bits with a sign."""
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""A seed of random numbers; torch takes 64 bits with a sign."""
 Amount = Annotated[float, Field(ge=0, le=MANY)]
 """A size or a weight, perhaps none."""
 Size = Annotated[float, Field(gt=0, le=MANY)]
@@ -76,13 +77,15 @@ TimeSpan = Annotated[str, AfterValidator(_check_span)]
 """A stretch of time, as SLURM writes it with all three parts, or as a number with its unit."""
 
 
-ClipLength = Annotated[int, Field(ge=1, le=MOST_FRAMES)]
+ClipLength = Annotated[int, Field(ge=1, le=100_000)]
 """Frames of a clip, or steps between them."""
-
-
-Edge = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+Edge = Annotated[int, Field(ge=1, le=2**14)]
 """Pixels along one side of a clip or a cube."""
-
-
-Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
-"""Processes of one rank."""
+Views = Annotated[int, Field(ge=1, le=1024)]
+"""Clips of one video, or crops of one clip."""
+Workers = Annotated[int, Field(ge=0, le=1024)]
+"""Loader processes of one rank."""
+AtOnce = Annotated[int, Field(ge=1, le=max(32, 4 * (os.cpu_count() or 1)))]
+"""Processes or threads of one machine, which only loses with more of them."""
+ReadLimit = Annotated[float, Field(ge=0.1, le=86400)]
+"""Seconds that one read may take: enough for one, and no more than a day."""

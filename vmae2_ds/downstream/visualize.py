@@ -7,14 +7,14 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
+from pydantic import Field
 
-from vmae2_ds.config.model import ConfigFile
 from vmae2_ds.config.pretrain import PretrainConfig
-from vmae2_ds.config.ranges import check_clip_options, check_ranges
+from vmae2_ds.config.strict import ClipLength, Edge, Part, Seed, StrictModel
 from vmae2_ds.console.progress import counted
 from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
 from vmae2_ds.data.sources.mixture import open_mixture
@@ -42,51 +42,50 @@ def _is_ours(folder: Path) -> bool:
     return all(_OURS.fullmatch(path.name) for path in folder.iterdir())
 
 
-def visualize(
-    source: tyro.conf.Positional[Path],
-    /,
-    manifest: Path | None = None,
-    root: Path | None = None,
-    clips: int = 6,
-    seed: int = 0,
-    out: Path | None = None,
-    num_frames: int | None = None,
-    size: int | None = None,
-    stride: int | None = None,
-    encoder_ratio: float | None = None,
-    decoder: Literal["none", "running_cell", "frame", "random"] | None = None,
-    decoder_ratio: float | None = None,
-    target: Literal["normalised", "pixels"] | None = None,
-    model_config: ConfigFile = None,
-) -> Path:
+class VisualizeArguments(StrictModel):
     """Draw clips as a masked autoencoder sees and completes them, a PNG and an animation each, and a run's curves.
 
     Rows: the clip, what the encoder sees, what the decoder has to fill, the reconstruction alone, and with the visible
     cubes pasted in; then the whole frame: every hidden cube, decoded in as many passes of the decoder's mask as cover all.
     Returns the folder.
-
-    Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or the file
-            or folder of a masked autoencoder: published, of transformers, or one that vmae2 import wrote.
-        manifest: Videos to draw; default: the run's own. A file has none: give it.
-        root: Folder that the manifest's relative paths start from.
-        clips: Number of videos, spread over the manifest.
-        seed: Draws other frames, crops and masks of the same videos.
-        out: Folder for the pictures; default: pictures/STEP in the run folder, FILE_pictures/ beside a file.
-        num_frames: Frames of a clip; default: the run's, for a file what it says, or 16.
-        size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
-        stride: Step between frames; default: the run's, for a file what it says, or 4.
-        encoder_ratio: Share of cubes hidden from the encoder; default: the run's, 0.9 for a file.
-        decoder: The decoder's mask; default: the run's, running_cell for a file.
-        decoder_ratio: Share of cubes that one pass of the decoder leaves out; default: the run's, 0.5 for a file.
-        target: What the decoder predicts; default: the run's, for a file what it says, or normalised, as published.
-        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
-    check_clip_options(seed=seed, num_frames=num_frames, size=size, stride=stride)
-    check_ranges(clips=(clips, 1, MOST_CLIPS), encoder_ratio=(encoder_ratio, 0, 1), decoder_ratio=(decoder_ratio, 0, 1))
-    if out is not None:
-        check_out_folder(out, inputs=[] if manifest is None else [manifest], is_ours=_is_ours)
-    check_there(source)
+
+    source: tyro.conf.Positional[Path]
+    """A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or the file or folder
+    of a masked autoencoder: published, of transformers, or one that vmae2 import wrote."""
+    manifest: Path | None = None
+    """Videos to draw; default: the run's own. A file has none: give it."""
+    root: Path | None = None
+    """Folder that the manifest's relative paths start from."""
+    clips: Annotated[int, Field(ge=1, le=MOST_CLIPS)] = 6
+    """Videos to draw, spread over the manifest."""
+    seed: Seed = 0
+    """Seed of frames, crops and masks; another one draws others of the same videos."""
+    out: Path | None = None
+    """Folder for the pictures; default: pictures/STEP in the run folder, FILE_pictures/ beside a file."""
+    num_frames: ClipLength | None = None
+    """Frames of a clip; default: the run's, for a file what it says, or 16."""
+    size: Edge | None = None
+    """Clip height and width in pixels; default: the run's, for a file what it says, or 224."""
+    stride: ClipLength | None = None
+    """Step between frames; default: the run's, for a file what it says, or 4."""
+    encoder_ratio: Part | None = None
+    """Share of cubes hidden from the encoder; default: the run's, 0.9 for a file."""
+    decoder: Literal["none", "running_cell", "frame", "random"] | None = None
+    """The decoder's mask; default: the run's, running_cell for a file."""
+    decoder_ratio: Part | None = None
+    """Share of cubes that one pass of the decoder leaves out; default: the run's, 0.5 for a file."""
+    target: Literal["normalised", "pixels"] | None = None
+    """What the decoder predicts; default: the run's, for a file what it says, or normalised, as published."""
+    config: Path | None = None
+    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+
+
+def visualize(asked: VisualizeArguments) -> Path:
+    """Draw the clips asked for; returns the folder of the pictures."""
+    if asked.out is not None:
+        check_out_folder(asked.out, inputs=[] if asked.manifest is None else [asked.manifest], is_ours=_is_ours)
+    check_there(asked.source)
 
     from vmae2_ds.checkpoint.zero_weights import read_weights
     from vmae2_ds.config.stages import with_options
@@ -95,32 +94,32 @@ def visualize(
     from vmae2_ds.runs.ready import autoencoder_of
     from vmae2_ds.train.report import read_rows, write_report
 
-    data = {"num_frames": num_frames, "size": size, "stride": stride}
-    mask = {"encoder_ratio": encoder_ratio, "decoder": decoder, "decoder_ratio": decoder_ratio}
-    found = _find(source, manifest, model_config)
-    config = with_options(found.config, data=data, mask=mask, objective={"target": target})
+    data = asked.model_dump(include={"num_frames", "size", "stride"})
+    mask = asked.model_dump(include={"encoder_ratio", "decoder", "decoder_ratio"})
+    found = _find(asked.source, asked.manifest, asked.config)
+    config = with_options(found.config, data=data, mask=mask, objective={"target": asked.target})
     count_masks(config.mask, config.geometry)  # refuses what no mask can be
-    if manifest is None and config.data.manifest is not None and not config.data.manifest.exists():
+    if asked.manifest is None and config.data.manifest is not None and not config.data.manifest.exists():
         raise ConfigError(
-            f"{config.data.manifest}, the list of the run {source}, is not there; name one with --manifest"
+            f"{config.data.manifest}, the list of the run {asked.source}, is not there; name one with --manifest"
         )
-    asked = {**data, **mask, "target": target, "seed": seed or None}
-    folder = out or found.pictures / _label(found, manifest, asked)
-    inputs = [path for path in (manifest, config.data.manifest) if path is not None]
+    other = {**data, **mask, "target": asked.target, "seed": asked.seed or None}
+    folder = asked.out or found.pictures / _label(found, asked.manifest, other)
+    inputs = [path for path in (asked.manifest, config.data.manifest) if path is not None]
     check_out_folder(folder, inputs=inputs, is_ours=_is_ours)
-    if manifest is not None:
-        config = config.changed(data={"manifest": manifest, "root": root, "mixture": None, "leave_out": ()})
-    elif root is not None:
-        config = config.changed(data={"root": root})
-    drawing = _for_drawing(config, seed)
+    if asked.manifest is not None:
+        config = config.changed(data={"manifest": asked.manifest, "root": asked.root, "mixture": None, "leave_out": ()})
+    elif asked.root is not None:
+        config = config.changed(data={"root": asked.root})
+    drawing = _for_drawing(config, asked.seed)
     dataset = PretrainDataset(drawing, open_mixture(config.data).with_reader("pyav"))
     weights = read_weights(found.checkpoint) if found.weights is None else found.weights
     objective = autoencoder_of(config, weights).to(default_device()).eval()
-    shown = min(clips, dataset.mixture.num_videos)
-    log.info("%s: %s of %s", found.checkpoint, counted(shown, "clip"), clip_line(source, config.data, **data))
+    shown = min(asked.clips, dataset.mixture.num_videos)
+    log.info("%s: %s of %s", found.checkpoint, counted(shown, "clip"), clip_line(asked.source, config.data, **data))
     drawn: list[dict[str, Any]] = []
     written: list[Path] = []
-    for number, view in enumerate(reconstruct(objective, drawing, dataset, clips)):
+    for number, view in enumerate(reconstruct(objective, drawing, dataset, asked.clips)):
         still, moving = (folder / f"clip{number:02d}{suffix}" for suffix in (".png", ".gif"))
         draw_reconstruction(view.picture, still)
         animate_reconstruction(view.picture, moving)
@@ -134,11 +133,11 @@ def visualize(
         **config.mask.model_dump(),
         **config.objective.model_dump(),
     }
-    about = {"checkpoint": str(found.checkpoint), "seed": seed, **settings, "clips": drawn}
+    about = {"checkpoint": str(found.checkpoint), "seed": asked.seed, **settings, "clips": drawn}
     write_whole(folder / "pictures.json", json.dumps(about, indent=1) + "\n")
     if found.run is not None:
         draw_curves(read_rows(found.run / "metrics.jsonl"), folder / "curves.png")
-        if out is None:
+        if asked.out is None:
             write_report(found.run)
     return folder
 
@@ -163,13 +162,13 @@ class _Found(NamedTuple):
         return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}_pictures")
 
 
-def _find(source: Path, manifest: Path | None, model_config: Path | None) -> _Found:
+def _find(source: Path, manifest: Path | None, fields: Path | None) -> _Found:
     """Raises ConfigError or CheckpointError where `source` is no masked autoencoder, or a file without a list of videos."""
     from vmae2_ds.runs.folder import find_checkpoint
     from vmae2_ds.runs.open import is_run, open_model
     from vmae2_ds.weights.source import read_given
 
-    given = read_given(model_config)
+    given = read_given(fields)
     run: Path | None = None
     if is_run(source) and given is None:
         (config, checkpoint), weights = find_checkpoint(source), None

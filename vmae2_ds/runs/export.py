@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from pydantic import Field
 
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import check_out_file, check_out_folder, check_there
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.weights.ours import check_ending, refuse_other_file, refuse_other_folder
-from vmae2_ds.config.model import SIZES, AnyModel, ClassifierConfig, ConfigFile
-from vmae2_ds.config.ranges import MOST_FRAMES, check_ranges
+from vmae2_ds.config.model import SIZES, AnyModel, ClassifierConfig, SizeName
+from vmae2_ds.config.strict import ClipLength, StrictModel
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else
     from torch import Tensor
@@ -28,108 +29,107 @@ VERSIONS = {"transformers": "5.6 or newer", "transformers4": "up to 5.5, or 5.18
 """Of transformers, by the layout that they read."""
 
 
-def import_weights(
-    source: tyro.conf.Positional[Path],
-    /,
-    out: Path,
-    size: str | None = None,
-    model_config: ConfigFile = None,
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
-    force: bool = False,
-) -> str:
-    """Check a checkpoint against its key layout, every key accounted for, and write it as .safetensors for --train.init.
+class ImportArguments(StrictModel):
+    """Check a checkpoint against its key layout, every key accounted for, and write it as .safetensors for --train.init."""
 
-    Args:
-        source: A .pth, .pt, .bin or .safetensors file of a masked autoencoder or a classifier, published, of transformers or
-            of mmaction2, or a folder with config.json and model.safetensors. No code in it is run.
-        out: The .safetensors file to write.
-        size: Expected model size (tiny, small, base, large, huge, giant, 6b); default: read from the shapes.
-        model_config: A JSON file with what the weights do not show, such as {"encoder": {"heads": 8}} for a width that nobody
-            published: fields of the model config, some or all, a run.json, or a transformers config.json.
-        dtype: Floating point type of the tensors that are written. keep: each as the source has it.
-        force: Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export.
-    """
-    if size is not None and size not in SIZES:
-        raise ConfigError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
-    _check_file(source, out, force)
+    source: tyro.conf.Positional[Path]
+    """A .pth, .pt, .bin or .safetensors file of a masked autoencoder or a classifier, published, of transformers or of
+    mmaction2, or a folder with config.json and model.safetensors. No code in it is run."""
+    out: Path
+    """The .safetensors file to write."""
+    size: SizeName | None = None
+    """Expected model size (tiny, small, base, large, huge, giant, 6b); default: read from the shapes."""
+    config: Path | None = None
+    """A JSON file with what the weights do not show, such as {"encoder": {"heads": 8}} for a width that nobody published:
+    fields of the model config, some or all, a run.json, or a transformers config.json."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    """Floating point type of the tensors that are written. keep: each as the source has it."""
+    force: bool = False
+    """Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export."""
+
+
+def import_weights(asked: ImportArguments) -> str:
+    """Write the checkpoint as .safetensors; returns what was read and written."""
+    if asked.size is not None and asked.size not in SIZES:
+        raise ConfigError(f"unknown size {asked.size!r}; choose one of {', '.join(SIZES)}")
+    _check_file(asked.source, asked.out, asked.force)
 
     from vmae2_ds.weights.layouts import in_layout
     from vmae2_ds.weights.files import write_weights
     from vmae2_ds.weights.source import read_all, read_given
     from vmae2_ds.weights.transformers_folder import describe
 
-    read = read_all(source, read_given(model_config))
+    read = read_all(asked.source, read_given(asked.config))
     model = read.found.model
-    if size is not None and (model.encoder, model.patch) != (SIZES[size][0], SIZES[size][2]):
-        raise CheckpointError(f"{source} is not of size {size}: it has {describe(model)}")
-    theirs, types = _in_dtype(in_layout(read.state, model), dtype)
-    with _disk(out):
-        write_weights(theirs, out, model, read.found.about)
+    if asked.size is not None and (model.encoder, model.patch) != (SIZES[asked.size][0], SIZES[asked.size][2]):
+        raise CheckpointError(f"{asked.source} is not of size {asked.size}: it has {describe(model)}")
+    theirs, types = _in_dtype(in_layout(read.state, model), asked.dtype)
+    with _disk(asked.out):
+        write_weights(theirs, asked.out, model, read.found.about)
     return (
-        f"{source}: {len(read.state)} tensors of layout {read.layout}, none missing, none extra; {describe(model)}; {types}; "
-        f"wrote {out}"
+        f"{asked.source}: {len(read.state)} tensors of layout {read.layout}, none missing, none extra; {describe(model)}; {types}; "
+        f"wrote {asked.out}"
     )
 
 
-def export_weights(
-    source: tyro.conf.Positional[Path],
-    /,
-    out: Path,
-    layout: LayoutName = "published",
-    num_frames: int | None = None,
-    size: int | None = None,
-    model_config: ConfigFile = None,
-    labels: Path | None = None,
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "float32",
-    force: bool = False,
-) -> str:
-    """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in float32.
+class ExportArguments(StrictModel):
+    """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in float32."""
 
-    Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a file or a
-            folder as import takes it.
-        out: The file to write: .safetensors, or .pth with the published wrapper {"model": ...}. For transformers a folder,
-            which gets model.safetensors, config.json, preprocessor_config.json and a model card.
-        layout: published; transformers, which versions from 5.6 on read, or transformers4, for those up to 5.5 and from 5.18
-            on (5.6 to 5.17 would lose its q and v biases); mmaction2, which OpenTAD reads as well.
-        num_frames: For transformers, frames of the clips that the weights were trained on; default: the run's, for a file what
-            it says, or 16.
-        size: For transformers, the clips' height and width; default: the run's, for a file what it says, or 224.
-        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
-        labels: A file with a class name a line, for a classifier; default: the run's labels.txt, or what the file says.
-        dtype: Floating point type of the tensors that are written. keep: each as the source has it (a run's: float32).
-        force: Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export.
-            For transformers, write into a folder that holds something else, and replace the four files there.
-    """
-    check_ranges(num_frames=(num_frames, 1, MOST_FRAMES), size=(size, 1, MOST_EDGE))
-    is_folder = layout in VERSIONS
+    source: tyro.conf.Positional[Path]
+    """A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a file or a folder
+    as import takes it."""
+    out: Path
+    """The file to write: .safetensors, or .pth with the published wrapper {"model": ...}. For transformers a folder, which
+    gets model.safetensors, config.json, preprocessor_config.json and a model card."""
+    layout: LayoutName = "published"
+    """Key names: published; transformers, which versions from 5.6 on read, or transformers4, for those up to 5.5 and from
+    5.18 on (5.6 to 5.17 would lose its q and v biases); mmaction2, which OpenTAD reads as well."""
+    num_frames: ClipLength | None = None
+    """For transformers, frames of the clips that the weights were trained on; default: the run's, for a file what it says,
+    or 16."""
+    size: Annotated[int, Field(ge=1, le=MOST_EDGE)] | None = None
+    """For transformers, the clips' height and width; default: the run's, for a file what it says, or 224."""
+    config: Path | None = None
+    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+    labels: Path | None = None
+    """A file with a class name a line, for a classifier; default: the run's labels.txt, or what the file says."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "float32"
+    """Floating point type of the tensors that are written. keep: each as the source has it (a run's: float32)."""
+    force: bool = False
+    """Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export. For
+    transformers, write into a folder that holds something else, and replace the four files there."""
+
+
+def export_weights(asked: ExportArguments) -> str:
+    """Write the weights in the layout asked for; returns what was read and written."""
+    is_folder = asked.layout in VERSIONS
     if is_folder:
-        if out.suffix in (".safetensors", ".pth", ".pt", ".bin") or out.is_file():
-            raise ConfigError(f"--out {out}: transformers reads a folder; name one")
-        check_there(source)
-        check_out_folder(out, inputs=_files_of(source), is_ours=None if force else refuse_other_folder)
+        if asked.out.suffix in (".safetensors", ".pth", ".pt", ".bin") or asked.out.is_file():
+            raise ConfigError(f"--out {asked.out}: transformers reads a folder; name one")
+        check_there(asked.source)
+        check_out_folder(asked.out, inputs=_files_of(asked.source), is_ours=None if asked.force else refuse_other_folder)
     else:
-        _check_file(source, out, force)
+        _check_file(asked.source, asked.out, asked.force)
 
     from vmae2_ds.weights.layouts import in_layout
     from vmae2_ds.weights.files import write_weights
     from vmae2_ds.weights.source import read_given
     from vmae2_ds.weights.transformers_folder import describe, lost_positions, write_folder
 
-    ours, model, about, checkpoint = _weights_of(source, read_given(model_config))
-    if labels is not None:
-        about = about._replace(labels=_names_in(labels, model))
-    theirs, types = _in_dtype(in_layout(ours, model, layout), dtype)
-    with _disk(out):
+    ours, model, about, checkpoint = _weights_of(asked.source, read_given(asked.config))
+    if asked.labels is not None:
+        about = about._replace(labels=_names_in(asked.labels, model))
+    theirs, types = _in_dtype(in_layout(ours, model, asked.layout), asked.dtype)
+    with _disk(asked.out):
         if is_folder:
             clip = about.clip or {}
-            frames, edge = num_frames or clip.get("num_frames", 16), size or clip.get("size", 224)
+            frames, edge = asked.num_frames or clip.get("num_frames", 16), asked.size or clip.get("size", 224)
             geometry = ClipGeometry(frames, edge, edge, model.tubelet, model.patch)
             about = about._replace(clip={**clip, "num_frames": frames, "size": edge})
-            write_folder(theirs, model, about, geometry, out, str(checkpoint), VERSIONS[layout])
+            write_folder(theirs, model, about, geometry, asked.out, str(checkpoint), VERSIONS[asked.layout])
         else:
-            write_weights(theirs, out, model, about)
-    said = f"{checkpoint}: {len(theirs)} tensors of layout {layout}; {describe(model)}; {types}; wrote {out}"
+            write_weights(theirs, asked.out, model, about)
+    said = f"{checkpoint}: {len(theirs)} tensors of layout {asked.layout}; {describe(model)}; {types}; wrote {asked.out}"
     notes = [lost_positions(model).strip(), _nameless(model, about)] if is_folder else []
     return ". ".join([said, *filter(None, notes)])
 

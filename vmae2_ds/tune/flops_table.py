@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, NamedTuple, TypedDict
 
-from vmae2_ds.config.model import CheckpointingName, ModelConfig
+import tyro
+
+from vmae2_ds.config.model import CheckpointingName, ModelConfig, SizeName
 from vmae2_ds.config.pretrain import MaskConfig
-from vmae2_ds.config.ranges import MANY, MOST_FRAMES, MOST_PIXELS, check_ranges
+from vmae2_ds.config.strict import ClipLength, Count, Edge, StrictModel
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.cost.flops import block_parts, count_parameters, mae_macs, recomputed_macs, training_flops
+from vmae2_ds.cost.flops import MaeMacs, block_parts, count_parameters, mae_macs, recomputed_macs, training_flops
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts, count_masks
 from vmae2_ds.tune.tables import scaled, table
 
-SizeName = Literal["tiny", "small", "base", "large", "huge", "giant", "6b"]
-
+ABOUT = {
+    "encoder_only": "VideoMAE V1, every cube embedded (published)",
+    "dual": "VideoMAE V2, every cube embedded (published)",
+    "dual_visible_embed": "the same numbers, visible cubes embedded only (ours)",
+    "dual_disjoint": "mask tokens only where the encoder saw nothing",
+}
+"""The four sets of tokens that the published tables and this package compare."""
 PUBLISHED_MASK = MaskConfig()
 """Tube 0.9 on the encoder, running cell 0.5 on the decoder."""
 
@@ -22,74 +29,91 @@ PUBLISHED_MASK = MaskConfig()
 class TokenSet(NamedTuple):
     """One way to choose tokens, and to embed them."""
 
-    about: str
     counts: MaskCounts
     embed_all: bool
 
 
 def token_sets(mask: MaskConfig, geometry: ClipGeometry) -> dict[str, TokenSet | None]:
-    """The four sets that the published tables and this package compare; None where the mask does not allow one."""
+    """The sets of ABOUT; None where the mask does not allow one."""
 
     def counts(**changes: str) -> MaskCounts:
         return count_masks(mask.model_copy(update=changes), geometry)
 
     dual = counts(decoder_tokens="official")
     try:
-        disjoint = TokenSet("mask tokens only where the encoder saw nothing", counts(decoder_tokens="disjoint"), False)
+        disjoint = TokenSet(counts(decoder_tokens="disjoint"), False)
     except ConfigError:
         disjoint = None
     return {
-        "encoder_only": TokenSet("VideoMAE V1, every cube embedded (published)", counts(decoder="none"), True),
-        "dual": TokenSet("VideoMAE V2, every cube embedded (published)", dual, True),
-        "dual_visible_embed": TokenSet("the same numbers, visible cubes embedded only (ours)", dual, False),
+        "encoder_only": TokenSet(counts(decoder="none"), True),
+        "dual": TokenSet(dual, True),
+        "dual_visible_embed": TokenSet(dual, False),
         "dual_disjoint": disjoint,
     }
 
 
-def flops(
-    model: SizeName = "base",
-    num_frames: int = 16,
-    size: int = 224,
-    mask: MaskConfig = PUBLISHED_MASK,
-    checkpointing: CheckpointingName = "none",
-    checkpoint_every: int = 2,
-    clips: int = 1,
-    json: bool = False,
-) -> dict[str, Any] | str:
+class FlopsArguments(StrictModel):
     """Forward MACs and training FLOPs of one clip and one step, as closed forms.
 
     MACs are counted as the published tables do (linear, convolution and attention products; docs/PAPER.md#macs). Training is
     6 FLOPs a MAC; what checkpointing runs again counts for HFU and not for MFU.
-
-    Args:
-        model: Model size.
-        num_frames: Frames in a clip.
-        size: Clip height and width in pixels.
-        mask: Encoder and decoder masks.
-        checkpointing: Blocks computed again in the backward pass.
-        checkpoint_every: With every_k, one block in this many.
-        clips: Clips in an optimizer step, over all ranks.
-        json: Print JSON.
     """
-    check_ranges(
-        clips=(clips, 1, MANY), checkpoint_every=(checkpoint_every, 1, MANY),
-        num_frames=(num_frames, 1, MOST_FRAMES), size=(size, 1, MOST_PIXELS),
-    )  # fmt: skip
-    config = ModelConfig.of_size(model, checkpointing=checkpointing, checkpoint_every=checkpoint_every)
-    geometry = ClipGeometry(num_frames, size, size, config.tubelet, config.patch)
-    sets = token_sets(mask, geometry)
-    found: dict[str, Any] = {
-        "model": model,
-        "clip": [num_frames, size, size],
+
+    model: SizeName = "base"
+    """Size of the model."""
+    num_frames: ClipLength = 16
+    """Frames in a clip."""
+    size: Edge = 224
+    """Clip height and width in pixels."""
+    mask: MaskConfig = PUBLISHED_MASK
+    """Encoder and decoder masks."""
+    checkpointing: CheckpointingName = "none"
+    """Which blocks the backward pass computes again, so that their activations need no memory."""
+    checkpoint_every: Count = 2
+    """With --checkpointing every_k, one block in this many is computed again."""
+    clips: Count = 1
+    """Clips in an optimizer step, over all ranks."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+
+
+class FlopsTable(TypedDict):
+    """What `--json` prints. Token sets are the keys of `token_sets`; only `gmacs` holds those that the mask does not allow."""
+
+    model: SizeName
+    clip: list[int]
+    """Frames, height, width."""
+    cubes: int
+    gmacs: dict[str, float | None]
+    """By token set, of one forward pass of one clip."""
+    modules_gmacs: dict[str, dict[str, float]]
+    """By token set and module."""
+    tokens: dict[str, dict[str, int]]
+    """By token set and tower."""
+    training_gflops: dict[str, dict[str, float]]
+    """By token set: model (MFU) and hardware (HFU), of a clip and of a step."""
+    params: dict[str, int]
+    clips_per_step: int
+
+
+def flops(asked: FlopsArguments) -> FlopsTable:
+    """Count what one clip and one step cost, for each set of tokens. Raises ConfigError where clip or mask do not fit."""
+    config = ModelConfig.of_size(
+        asked.model, checkpointing=asked.checkpointing, checkpoint_every=asked.checkpoint_every
+    )
+    geometry = ClipGeometry(asked.num_frames, asked.size, asked.size, config.tubelet, config.patch)
+    found: FlopsTable = {
+        "model": asked.model,
+        "clip": [asked.num_frames, asked.size, asked.size],
         "cubes": geometry.num_cubes,
         "gmacs": {},
         "modules_gmacs": {},
         "tokens": {},
         "training_gflops": {},
         "params": {**vars(count_parameters(config)), "total": count_parameters(config).total},
-        "clips_per_step": clips,
+        "clips_per_step": asked.clips,
     }
-    for name, chosen in sets.items():
+    for name, chosen in token_sets(asked.mask, geometry).items():
         if chosen is None:
             found["gmacs"][name] = None
             continue
@@ -104,13 +128,13 @@ def flops(
         found["training_gflops"][name] = {
             "model": training_flops(macs.total) / 1e9,
             "hardware": training_flops(macs.total, again) / 1e9,
-            "model_per_step": clips * training_flops(macs.total) / 1e9,
-            "hardware_per_step": clips * training_flops(macs.total, again) / 1e9,
+            "model_per_step": asked.clips * training_flops(macs.total) / 1e9,
+            "hardware_per_step": asked.clips * training_flops(macs.total, again) / 1e9,
         }
-    return found if json else _describe(found, sets)
+    return found
 
 
-def _modules(config: ModelConfig, counts: MaskCounts, macs: Any) -> dict[str, int]:
+def _modules(config: ModelConfig, counts: MaskCounts, macs: MaeMacs) -> dict[str, int]:
     """Embedding, each product of the blocks of both towers, bridge, head."""
     towers = {"encoder": (config.encoder, counts.visible), "decoder": (config.decoder, counts.visible + counts.decode)}
     blocks = {
@@ -121,19 +145,19 @@ def _modules(config: ModelConfig, counts: MaskCounts, macs: Any) -> dict[str, in
     return {"embed": macs.embed, **blocks, "bridge": macs.bridge, "head": macs.head}
 
 
-def _describe(found: dict[str, Any], sets: dict[str, TokenSet | None]) -> str:
-    names = [name for name in sets if found["gmacs"][name] is not None]
-    base = found["gmacs"]["encoder_only"]
+def describe_flops(found: FlopsTable) -> str:
+    """The tables that are printed without `--json`."""
+    gmacs = {name: value for name, value in found["gmacs"].items() if value is not None}
     params = ", ".join(f"{part} {scaled(count)}" for part, count in found["params"].items())
     frames, height, width = found["clip"]
     rows = [
-        [name, *(found["tokens"][name].values()), f"{found['gmacs'][name]:.4f}", f"{base / found['gmacs'][name]:.3f}"]
+        [name, *(found["tokens"][name].values()), f"{value:.4f}", f"{gmacs['encoder_only'] / value:.3f}"]
         + [f"{found['training_gflops'][name][kind]:.2f}" for kind in ("model", "hardware")]
         + [scaled(1e9 * found["training_gflops"][name]["model_per_step"], "FLOP")]
-        for name in names
+        for name, value in gmacs.items()
     ]
     modules = [
-        [part, *(f"{found['modules_gmacs'][name][part]:.4f}" for name in names)]
+        [part, *(f"{found['modules_gmacs'][name][part]:.4f}" for name in gmacs)]
         for part in found["modules_gmacs"]["dual"]
     ]
     lines = [
@@ -154,12 +178,9 @@ def _describe(found: dict[str, Any], sets: dict[str, TokenSet | None]) -> str:
             rows,
         ),
         "",
-        *(
-            f"  {name}: {chosen.about}" if chosen else f"  {name}: not possible with this mask"
-            for name, chosen in sets.items()
-        ),
+        *(f"  {name}: {ABOUT[name] if name in gmacs else 'not possible with this mask'}" for name in found["gmacs"]),
         "",
-        table("Forward GMACs by module", ["module", *names], modules),
+        table("Forward GMACs by module", ["module", *gmacs], modules),
         "",
         "train GFLOP = 6 per MAC (MFU counts these); with recompute adds what checkpointing runs again (HFU).",
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypedDict
+
+import tyro
+from pydantic import Field
 
 from vmae2_ds.config.ds_config import policy_names, read_policy
-from vmae2_ds.config.model import CheckpointingName, ModelConfig
+from vmae2_ds.config.model import CheckpointingName, ModelConfig, SizeName
 from vmae2_ds.config.pretrain import MaskConfig
-from vmae2_ds.config.ranges import MANY, MOST_FRAMES, MOST_PIXELS, check_ranges
+from vmae2_ds.config.strict import ClipLength, Count, Edge, StrictModel
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import Activations, mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
@@ -17,7 +20,7 @@ from vmae2_ds.cost.traffic import AttentionKind, Precision
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts
-from vmae2_ds.tune.flops_table import PUBLISHED_MASK, SizeName, token_sets
+from vmae2_ds.tune.flops_table import PUBLISHED_MASK, token_sets
 from vmae2_ds.tune.setting_cost import GIB, GpuMemory, add_up
 from vmae2_ds.tune.tables import scaled, table
 
@@ -52,84 +55,114 @@ class Subject(NamedTuple):
         ).peak
 
 
-def memory(
-    model: SizeName = "base",
-    num_frames: int = 16,
-    size: int = 224,
-    mask: MaskConfig = PUBLISHED_MASK,
-    attention: Literal["math", "flash"] = "flash",
-    precision: Precision = "bf16",
-    checkpointing: CheckpointingName = "none",
-    checkpoint_every: int = 2,
-    gpus: int = 8,
-    clips: int = 32,
-    accumulation: int = 1,
-    ds_config: str = "zero1",
-    json: bool = False,
-) -> dict[str, Any] | str:
+class MemoryArguments(StrictModel):
     """What one GPU holds: activations of a clip, and states, buffers and the rest under a ZeRO policy.
 
     Activations are counted as autograd saves them in this package's modules, when the forward pass ends ("held") and at the
     worst moment of the backward pass ("peak"); states and buffers as DeepSpeed allocates them. Context, workspaces and
     fragmentation are assumptions: `vmae2 plan` prints them with their bounds.
-
-    Args:
-        model: Model size.
-        num_frames: Frames in a clip.
-        size: Clip height and width in pixels.
-        mask: Encoder and decoder masks.
-        attention: math keeps every score in memory; flash is any fused kernel (flash_attn, sdpa).
-        precision: bf16 as this package trains; fp32; autocast as the paper did (float32 weights, half precision products).
-        checkpointing: Blocks computed again in the backward pass.
-        checkpoint_every: With every_k, one block in this many.
-        gpus: Ranks that ZeRO divides over.
-        clips: Clips on one GPU in a micro step (micro batch x views).
-        accumulation: Micro steps in an optimizer step.
-        ds_config: ZeRO policy: a name or a JSON file.
-        json: Print JSON.
     """
-    check_ranges(
-        gpus=(gpus, 1, 10**6), clips=(clips, 1, MANY), accumulation=(accumulation, 1, MANY),
-        checkpoint_every=(checkpoint_every, 1, MANY), num_frames=(num_frames, 1, MOST_FRAMES), size=(size, 1, MOST_PIXELS),
-    )  # fmt: skip
-    config = ModelConfig.of_size(model, checkpointing=checkpointing, checkpoint_every=checkpoint_every)
-    geometry = ClipGeometry(num_frames, size, size, config.tubelet, config.patch)
-    counts = {name: chosen.counts for name, chosen in token_sets(mask, geometry).items() if chosen is not None}
+
+    model: SizeName = "base"
+    """Size of the model."""
+    num_frames: ClipLength = 16
+    """Frames in a clip."""
+    size: Edge = 224
+    """Clip height and width in pixels."""
+    mask: MaskConfig = PUBLISHED_MASK
+    """Encoder and decoder masks."""
+    attention: Literal["math", "flash"] = "flash"
+    """How attention is computed: math keeps every score in memory; flash is any fused kernel (flash_attn, sdpa)."""
+    precision: Precision = "bf16"
+    """Number formats: bf16 as this package trains; fp32; or autocast as the paper did (float32 weights, half precision
+    products)."""
+    checkpointing: CheckpointingName = "none"
+    """Which blocks the backward pass computes again, so that their activations need no memory."""
+    checkpoint_every: Count = 2
+    """With --checkpointing every_k, one block in this many is computed again."""
+    gpus: Annotated[int, Field(ge=1, le=10**6)] = 8
+    """GPUs that ZeRO divides the states over."""
+    clips: Count = 32
+    """Clips on one GPU in a micro step (micro batch x views)."""
+    accumulation: Count = 1
+    """Micro steps in an optimizer step."""
+    ds_config: str = "zero1"
+    """ZeRO policy: a name (zero0 to zero3, zero2_offload, zero3_offload, zeropp) or a DeepSpeed JSON file."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+
+
+class MemoryTable(TypedDict):
+    """What `--json` prints. Token sets are those of `Subject.counts`."""
+
+    model: SizeName
+    clip: list[int]
+    """Frames, height, width."""
+    params: int
+    attention: AttentionKind
+    precision: Precision
+    checkpointing: CheckpointingName
+    activation_mib_per_sample: dict[str, float]
+    """By token set, when the forward pass ends."""
+    activation_peak_mib_per_sample: dict[str, float]
+    """By token set, at the worst moment of the backward pass."""
+    activation_mib_per_sample_of: dict[str, dict[str, dict[str, float]]]
+    """By "attention, precision, recomputed"; then held or peak; then token set."""
+    published_loop_peak_mib: dict[str, float]
+    gpus: int
+    clips: int
+    accumulation: int
+    ds_config: str
+    per_gpu_gib: dict[str, float]
+    """By what holds it, under the policy asked for."""
+    per_gpu_gib_of: dict[str, dict[str, float]]
+    """By policy, and what holds it."""
+
+
+def memory(asked: MemoryArguments) -> MemoryTable:
+    """Count what one GPU holds, under each ZeRO policy. Raises ConfigError where clip, mask or policy do not fit."""
+    config = ModelConfig.of_size(
+        asked.model, checkpointing=asked.checkpointing, checkpoint_every=asked.checkpoint_every
+    )
+    geometry = ClipGeometry(asked.num_frames, asked.size, asked.size, config.tubelet, config.patch)
+    counts = {name: chosen.counts for name, chosen in token_sets(asked.mask, geometry).items() if chosen is not None}
     counts.pop("dual_visible_embed")  # holds what dual holds: all cubes are embedded for the published count only
     subject = Subject(config, geometry, counts)
 
     def gpu_memory(policy: ZeroPolicy) -> GpuMemory:
         states = state_bytes(
             config,
-            policy.on(gpus),
-            gpus,
-            precision="bf16" if precision == "bf16" else "fp32",
-            accumulation=accumulation,
+            policy.on(asked.gpus),
+            asked.gpus,
+            precision="bf16" if asked.precision == "bf16" else "fp32",
+            accumulation=asked.accumulation,
         )
-        return add_up(states, clips * subject.activations("dual", attention, precision).peak, Assumptions())
+        return add_up(
+            states, asked.clips * subject.activations("dual", asked.attention, asked.precision).peak, Assumptions()
+        )
 
     policies = {name: ZeroPolicy.of_ds_config(read_policy(name)) for name in policy_names() if name != "cpu"}
-    policies = {name: policy for name, policy in policies.items() if gpus % min(policy.hpz, gpus) == 0}
+    policies = {name: policy for name, policy in policies.items() if asked.gpus % min(policy.hpz, asked.gpus) == 0}
     policies |= {f"DeepSpeed's defaults, stage {stage}": _defaults(stage) for stage in (1, 2, 3)}
-    if precision == "bf16":
+    if asked.precision == "bf16":
         del policies["zero0"]
-    chosen = ZeroPolicy.of_ds_config(read_policy(ds_config))
-    if chosen.stage == 0 and precision == "bf16":
+    chosen = ZeroPolicy.of_ds_config(read_policy(asked.ds_config))
+    if chosen.stage == 0 and asked.precision == "bf16":
         raise ConfigError(
             "bf16 with ZeRO stage 0 is refused (--train.ds-config says why); use zero1, or --precision fp32"
         )
-    found = {
-        "model": model,
-        "clip": [num_frames, size, size],
+    return {
+        "model": asked.model,
+        "clip": [asked.num_frames, asked.size, asked.size],
         "params": count_parameters(config).total,
-        "attention": attention,
-        "precision": precision,
-        "checkpointing": checkpointing,
+        "attention": asked.attention,
+        "precision": asked.precision,
+        "checkpointing": asked.checkpointing,
         "activation_mib_per_sample": {
-            name: subject.activations(name, attention, precision).held / MIB for name in counts
+            name: subject.activations(name, asked.attention, asked.precision).held / MIB for name in counts
         },
         "activation_peak_mib_per_sample": {
-            name: subject.activations(name, attention, precision).peak / MIB for name in counts
+            name: subject.activations(name, asked.attention, asked.precision).peak / MIB for name in counts
         },
         "activation_mib_per_sample_of": {
             f"{kernel}, {number}, {mode}": {
@@ -141,14 +174,13 @@ def memory(
             for mode in MODES
         },
         "published_loop_peak_mib": {name: subject.published_peak(name) / MIB for name in ("encoder_only", "dual")},
-        "gpus": gpus,
-        "clips": clips,
-        "accumulation": accumulation,
-        "ds_config": ds_config,
+        "gpus": asked.gpus,
+        "clips": asked.clips,
+        "accumulation": asked.accumulation,
+        "ds_config": asked.ds_config,
         "per_gpu_gib": _in_gib(gpu_memory(chosen)),
         "per_gpu_gib_of": {name: _in_gib(gpu_memory(policy)) for name, policy in policies.items()},
     }
-    return found if json else _describe(found)
 
 
 def _defaults(stage: int) -> ZeroPolicy:
@@ -160,7 +192,7 @@ def _in_gib(memory: GpuMemory) -> dict[str, float]:
     return parts | {"total": memory.total_gib, "host": memory.host_gib}
 
 
-def _on_the_paper(found: dict[str, Any]) -> str:
+def _on_the_paper(found: MemoryTable) -> str:
     """Why the published saving is not what a fused kernel saves."""
     before = found["published_loop_peak_mib"]
     held = found["activation_mib_per_sample_of"]["flash, bf16, none"]["held"]
@@ -173,7 +205,8 @@ def _on_the_paper(found: dict[str, Any]) -> str:
     )
 
 
-def _describe(found: dict[str, Any]) -> str:
+def describe_memory(found: MemoryTable) -> str:
+    """The tables that are printed without `--json`."""
     names = list(found["activation_mib_per_sample"])
     rows = []
     for key, of in found["activation_mib_per_sample_of"].items():

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vmae2_ds.config.model import SizeName
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
@@ -16,8 +17,7 @@ from vmae2_ds.cost.paper_hours import compare_with_paper
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.tune.candidates import Candidate, search
-from vmae2_ds.tune.flops_table import SizeName
-from vmae2_ds.tune.memory_table import memory
+from vmae2_ds.tune.memory_table import MemoryArguments, memory
 from vmae2_ds.tune.setting_cost import accumulation
 from vmae2_ds.tune.tables import duration, markdown
 
@@ -81,8 +81,7 @@ def memory_table() -> str:
     """Activations of one clip, encoder-only against dual: the paper's figures, the published loop, and ours."""
     rows = []
     for size, published in PAPER_MIB.items():
-        found = memory(size, json=True)
-        assert isinstance(found, dict), "asked for as JSON"
+        found = memory(MemoryArguments(model=size))
         loop, of = found["published_loop_peak_mib"], found["activation_mib_per_sample_of"]
         rows += [
             _saving(f"{size}, paper (Table 2)", *published),

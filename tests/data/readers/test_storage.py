@@ -17,7 +17,7 @@ from vmae2_ds.data.readers.common import Choose
 from vmae2_ds.data.readers.storage import fetch, frame_names, read_entry
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import open_mixture
-from vmae2_ds.data.tools.shards import index_shards
+from vmae2_ds.data.tools.shards import IndexShardsArguments, index_shards
 from vmae2_ds.data.tools.synthetic import SyntheticSet
 from vmae2_ds.errors import VideoError
 
@@ -118,7 +118,7 @@ def shard(synthetic_set: SyntheticSet, tmp_path: Path) -> Path:
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for number in range(2):
             tar.add(read_manifest(synthetic_set.train)[number].path, f"{number}.mp4")
-    index_shards(str(tmp_path / "s.tar"), tmp_path / "list.csv")
+    index_shards(IndexShardsArguments(shards=str(tmp_path / "s.tar"), out=tmp_path / "list.csv"))
     return tmp_path / "s.tar"
 
 

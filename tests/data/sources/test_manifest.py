@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.sources.list_formats import ListForm, csv_line, list_form
 from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, manifest_digest, read_manifest
-from vmae2_ds.data.tools.index import index_manifest
+from vmae2_ds.data.tools.index import IndexArguments, index_manifest
 from vmae2_ds.errors import ConfigError, DataError
 
 
@@ -310,7 +310,7 @@ def test_an_index_has_the_rows_and_the_digest_of_its_list(tmp_path_factory: pyte
     (folder / rows[0][0].split("/")[0]).mkdir(exist_ok=True)
     root = "nowhere://"  # a URL is not looked for
     manifest = read_manifest(path, root)
-    index_manifest(path, folder / "index")
+    index_manifest(IndexArguments(manifest=path, out=folder / "index"))
     index = read_manifest(folder / "index", root)
     assert list(index) == list(manifest)
     assert [(e.label, e.source or DEFAULT_SOURCE, e.start, e.frames) for e in index] == [
@@ -320,7 +320,7 @@ def test_an_index_has_the_rows_and_the_digest_of_its_list(tmp_path_factory: pyte
 
 
 def test_a_damaged_index_is_refused(folder: Path) -> None:
-    index_manifest(write(folder, "path\na.mp4\n"), folder / "index")
+    index_manifest(IndexArguments(manifest=write(folder, "path\na.mp4\n"), out=folder / "index"))
     assert read_manifest(folder / "index")[0].path == f"{folder}/a.mp4"
     with (folder / "index/rows.bin").open("ab") as file:
         file.write(b"x")
@@ -330,12 +330,12 @@ def test_a_damaged_index_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="damaged"):
         read_manifest(folder / "index")
     with pytest.raises(DataError, match="takes a list"):
-        index_manifest(folder / "index", folder / "again")
+        index_manifest(IndexArguments(manifest=folder / "index", out=folder / "again"))
 
 
 def test_an_interrupted_index_is_not_a_manifest(folder: Path) -> None:
     path = write(folder, "path,label\na.mp4,1\na.mp4,dog\n")
     with pytest.raises(DataError, match="label='dog'"):
-        index_manifest(path, folder / "index")
+        index_manifest(IndexArguments(manifest=path, out=folder / "index"))
     with pytest.raises(DataError, match="cannot read the manifest"):
         read_manifest(folder / "index")

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import vmae2_ds
-from vmae2_ds.data.tools.shards import index_shards
+from vmae2_ds.data.tools.shards import IndexShardsArguments, index_shards
 
 
 def test_members_that_point_elsewhere_write_nothing(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_members_that_point_elsewhere_write_nothing(tmp_path: Path) -> None:
         link = tarfile.TarInfo("plain.cls")
         link.type, link.linkname = tarfile.SYMTYPE, str(secret)
         tar.addfile(link)
-    found = index_shards(str(inside / "evil.tar"), out)
+    found = index_shards(IndexShardsArguments(shards=str(inside / "evil.tar"), out=out))
     assert found.videos == 3
     assert found.labelled == 0, "a link out of the archive is not followed"
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [

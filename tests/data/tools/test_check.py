@@ -20,9 +20,9 @@ from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.watchdog import Watchdog
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.tools import scan
-from vmae2_ds.data.tools.check import check_manifest
-from vmae2_ds.data.tools.pack import pack_manifest
-from vmae2_ds.data.tools.prepare import prepare_manifest
+from vmae2_ds.data.tools.check import CheckArguments, check_manifest
+from vmae2_ds.data.tools.pack import PackArguments, pack_manifest
+from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
 from vmae2_ds.data.tools.synthetic import SyntheticSet, write_video
 from vmae2_ds.data.tools.video_facts import is_variable, probe_entry
 from vmae2_ds.errors import ConfigError, DataError, VideoError
@@ -81,7 +81,7 @@ def test_every_verdict(videos: Path, tmp_path: Path) -> None:
         "vfr.mp4,1,,": None,
     }
     listed = write_list(tmp_path, "path,label,start,frames", *rows)
-    result = check_manifest(listed, tmp_path / "out", root=videos, classes=9, **QUIET)
+    result = check_manifest(CheckArguments(manifest=listed, out=tmp_path / "out", root=videos, classes=9, **QUIET))
     bad = read_csv(tmp_path / "out/bad.csv")
     assert {int(row["row"]): row["verdict"] for row in bad} == {
         number: verdict for number, verdict in enumerate(rows.values()) if verdict is not None
@@ -98,10 +98,14 @@ def test_every_verdict(videos: Path, tmp_path: Path) -> None:
     told = json.loads((tmp_path / "out/report.json").read_text())
     assert told["verdicts"] == result.verdicts
     assert told["by_source"]["default"]["fps"]["median"] == 16
-    again = check_manifest(tmp_path / "out/clean.csv", tmp_path / "again", root=videos, classes=9, **QUIET)
+    again = check_manifest(
+        CheckArguments(manifest=tmp_path / "out/clean.csv", out=tmp_path / "again", root=videos, classes=9, **QUIET)
+    )
     assert again.bad == 0
     with pytest.raises(DataError, match=r"9 of 14 rows of .* are bad"):
-        check_manifest(listed, tmp_path / "out", root=videos, classes=9, strict=True, **QUIET)
+        check_manifest(
+            CheckArguments(manifest=listed, out=tmp_path / "out", root=videos, classes=9, strict=True, **QUIET)
+        )
 
 
 @given(
@@ -115,7 +119,7 @@ def test_clean_and_bad_rows_divide_the_manifest(
 ) -> None:
     folder = tmp_path_factory.mktemp("lists")
     listed = write_list(folder, "path,label", "1.mp4,0", *(f"{name}.mp4,{label}" for name, label in picked))
-    check_manifest(listed, folder / "out", root=videos, **QUIET)
+    check_manifest(CheckArguments(manifest=listed, out=folder / "out", root=videos, **QUIET))
     bad, clean = read_csv(folder / "out/bad.csv"), read_csv(folder / "out/clean.csv")
     left = [row for number, row in enumerate(read_csv(listed)) if number not in {int(line["row"]) for line in bad}]
     assert clean == left
@@ -141,20 +145,22 @@ def test_a_rerun_looks_only_at_what_it_has_not_seen(
     one = {**QUIET, "workers": 1}
     monkeypatch.setattr(scan, "look_at", look)
     with pytest.raises(KeyboardInterrupt):
-        check_manifest(listed, tmp_path / "out", **one)
+        check_manifest(CheckArguments(manifest=listed, out=tmp_path / "out", **one))
     assert seen == ["0.mp4", "1.mp4"]
     with (tmp_path / "out/checked.jsonl").open("a") as file:
         file.write('["torn')
     seen.clear()
-    check_manifest(listed, tmp_path / "out", **one)
+    check_manifest(CheckArguments(manifest=listed, out=tmp_path / "out", **one))
     assert seen == ["2.mp4", "3.mp4"]
     shutil.copy(videos / "text.mp4", tmp_path / "1.mp4")
     seen.clear()
-    assert check_manifest(listed, tmp_path / "out", **one).verdicts == {"unreadable": 1}
+    assert check_manifest(CheckArguments(manifest=listed, out=tmp_path / "out", **one)).verdicts == {"unreadable": 1}
     assert seen == ["1.mp4"]
     seen.clear()
     monkeypatch.setattr(scan, "look_at", lambda entry, *rest: (seen.append("x"), inner(entry, *rest))[1])
-    check_manifest(listed, tmp_path / "out", decode="all", **one)  # another way of looking: all again
+    check_manifest(
+        CheckArguments(manifest=listed, out=tmp_path / "out", decode="all", **one)
+    )  # another way of looking: all again
     assert len(seen) == 4
 
 
@@ -167,7 +173,15 @@ def test_a_reader_that_hangs_or_dies_costs_its_file_alone(
     shutil.copy(videos / "3.mp4", tmp_path / "bad.mp4")
     for name in ("0.mp4", "vfr.mp4", "1.mp4"):
         shutil.copy(videos / name, tmp_path / name)
-    check_manifest(listed, tmp_path / "out", reader=f"tests.data.readers.bad_readers:{misdeed}", timeout_s=1, **QUIET)
+    check_manifest(
+        CheckArguments(
+            manifest=listed,
+            out=tmp_path / "out",
+            reader=f"tests.data.readers.bad_readers:{misdeed}",
+            timeout_s=1,
+            **QUIET,
+        )
+    )
     (bad,) = read_csv(tmp_path / "out/bad.csv")
     assert bad["path"] == "bad.mp4"
     assert reason in bad["reason"]
@@ -175,8 +189,8 @@ def test_a_reader_that_hangs_or_dies_costs_its_file_alone(
 
 def test_packed_videos_and_folders_of_frames(videos: Path, tmp_path: Path) -> None:
     listed = write_list(tmp_path, "path,label", "0.mp4,0", "1.mp4,1", "copy.mp4,0")
-    pack_manifest(listed, tmp_path / "packed", root=videos)
-    result = check_manifest(tmp_path / "packed/manifest.csv", tmp_path / "out", **QUIET)
+    pack_manifest(PackArguments(manifest=listed, out=tmp_path / "packed", root=videos))
+    result = check_manifest(CheckArguments(manifest=tmp_path / "packed/manifest.csv", out=tmp_path / "out", **QUIET))
     assert result.verdicts == {"duplicate": 1}
     assert len(read_manifest(tmp_path / "out/clean.csv", tmp_path / "packed")) == 2
     from PIL import Image
@@ -185,7 +199,11 @@ def test_packed_videos_and_folders_of_frames(videos: Path, tmp_path: Path) -> No
     for number in range(1, 6):
         Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"frames/{number:05}.png")
     write_list(tmp_path, "frames 1 5", "frames 4 2", "frames 4 9", name="frames.txt")
-    result = check_manifest(tmp_path / "frames.txt", tmp_path / "out2", kind="frames", template="{:05}.png", **QUIET)
+    result = check_manifest(
+        CheckArguments(
+            manifest=tmp_path / "frames.txt", out=tmp_path / "out2", kind="frames", template="{:05}.png", **QUIET
+        )
+    )
     assert result.verdicts == {"unreadable": 1}
     (bad,) = read_csv(tmp_path / "out2/bad.csv")
     assert "00006.png" in bad["reason"]
@@ -193,7 +211,7 @@ def test_packed_videos_and_folders_of_frames(videos: Path, tmp_path: Path) -> No
 
 def test_the_page_shows_clips_and_names_what_is_bad(videos: Path, tmp_path: Path) -> None:
     listed = write_list(tmp_path, "path", "0.mp4", "1.mp4", "2.mp4", "text.mp4", "none.mp4")
-    check_manifest(listed, tmp_path / "out", root=videos, **{**QUIET, "pictures": 2})
+    check_manifest(CheckArguments(manifest=listed, out=tmp_path / "out", root=videos, **{**QUIET, "pictures": 2}))
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2
     assert "text.mp4" in page
@@ -205,9 +223,15 @@ def test_what_is_asked_for_wrongly(videos: Path, tmp_path: Path) -> None:
     listed = write_list(tmp_path, "path", "0.mp4")
     (tmp_path / "labels.txt").write_text("\n\n")
     with pytest.raises(ConfigError, match="names no class"):
-        check_manifest(listed, tmp_path / "out", root=videos, labels=tmp_path / "labels.txt", **QUIET)
+        check_manifest(
+            CheckArguments(manifest=listed, out=tmp_path / "out", root=videos, labels=tmp_path / "labels.txt", **QUIET)
+        )
     with pytest.raises(ConfigError, match="say the same thing twice"):
-        check_manifest(listed, tmp_path / "out", root=videos, labels=tmp_path / "labels.txt", classes=3, **QUIET)
+        check_manifest(
+            CheckArguments(
+                manifest=listed, out=tmp_path / "out", root=videos, labels=tmp_path / "labels.txt", classes=3, **QUIET
+            )
+        )
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------
@@ -248,7 +272,9 @@ def test_real_clips_have_the_facts_that_their_list_states(shared: Path) -> None:
 def test_damaged_files_are_found(shared: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (shared / "data/broken").iterdir() if path.suffix != ".csv")
     listed = write_list(tmp_path, "path", *names)
-    check_manifest(listed, tmp_path / "out", root=shared / "data/broken", pictures=0, workers=2)
+    check_manifest(
+        CheckArguments(manifest=listed, out=tmp_path / "out", root=shared / "data/broken", pictures=0, workers=2)
+    )
     verdicts = {row["path"]: row["verdict"] for row in read_csv(tmp_path / "out/bad.csv")}
     short = {"frames_1.mp4", "jpeg_named.mp4"}
     sound = {"av1_not_decodable_by_decord.mkv", "frames_2.mp4", "frames_5.mp4", "mp4_named.avi", "truncated_100k.mkv"}
@@ -264,15 +290,19 @@ def test_decode_all_finds_what_a_clip_from_the_middle_does_not_and_is_recommende
     pieces = pieces_of(long)
     rewritten(long, tmp_path / "lost_key.mkv", pieces[:12] + pieces[13:])
     (tmp_path / "list.csv").write_text("path\nlong.mkv\nlost_key.mkv\n")
-    one = check_manifest(tmp_path / "list.csv", tmp_path / "clip", workers=1, pictures=0)
+    one = check_manifest(CheckArguments(manifest=tmp_path / "list.csv", out=tmp_path / "clip", workers=1, pictures=0))
     assert one.bad == 0
     assert "--decode all" in str(one)
     assert "--decode all" in (tmp_path / "clip/report.html").read_text()
-    every = check_manifest(tmp_path / "list.csv", tmp_path / "all", workers=1, pictures=0, decode="all")
+    every = check_manifest(
+        CheckArguments(manifest=tmp_path / "list.csv", out=tmp_path / "all", workers=1, pictures=0, decode="all")
+    )
     assert every.verdicts == {"unreadable": 1}
     assert "a decode of all gives" in (tmp_path / "all/bad.csv").read_text()
     assert "--decode all" not in str(every)
-    prepared = prepare_manifest(tmp_path / "list.csv", tmp_path / "out", short_side=32, workers=1, sample=0)
+    prepared = prepare_manifest(
+        PrepareArguments(manifest=tmp_path / "list.csv", out=tmp_path / "out", short_side=32, workers=1, sample=0)
+    )
     assert (prepared.videos, prepared.bad) == (1, 1)
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmae2_ds.data.sources.manifest import read_manifest
-from vmae2_ds.data.tools.kinetics import merge_kinetics, youtube_id_of
+from vmae2_ds.data.tools.kinetics import MergeKineticsArguments, merge_kinetics, youtube_id_of
 from vmae2_ds.errors import ConfigError, DataError
 
 SETS = ("k400", "k600", "k700")
@@ -56,7 +56,7 @@ def two_sets(tmp_path: Path) -> dict[str, tuple[Path, Path, Path]]:
 def test_two_small_sets(tmp_path: Path, two_sets: dict[str, tuple[Path, Path, Path]]) -> None:
     (tmp_path / "merges.json").write_text('{"drinking": "sipping cup"}')
     out = tmp_path / "out"
-    merged = merge_kinetics(out, **two_sets, class_merges=tmp_path / "merges.json")
+    merged = merge_kinetics(MergeKineticsArguments(out=out, **two_sets, class_merges=tmp_path / "merges.json"))
     new, old = tmp_path / "k600", tmp_path / "k400"
     assert (out / "labels.txt").read_text().split("\n") == ["archery", "sipping cup", "zumba", ""]
     assert read(out / "val.csv") == [
@@ -92,7 +92,7 @@ def test_two_small_sets(tmp_path: Path, two_sets: dict[str, tuple[Path, Path, Pa
 
 
 def test_a_common_root_leaves_paths_alone(tmp_path: Path, two_sets: dict[str, tuple[Path, Path, Path]]) -> None:
-    merge_kinetics(tmp_path / "out", **two_sets, root=tmp_path)
+    merge_kinetics(MergeKineticsArguments(out=tmp_path / "out", **two_sets, root=tmp_path))
     assert [path for path, _ in read(tmp_path / "out" / "val.csv")] == [
         f"a, b/{video(2)}.mp4",
         f"v/{video(3)}_000001_000011.mp4",
@@ -100,7 +100,7 @@ def test_a_common_root_leaves_paths_alone(tmp_path: Path, two_sets: dict[str, tu
 
 
 def test_the_written_list_is_a_manifest(tmp_path: Path, two_sets: dict[str, tuple[Path, Path, Path]]) -> None:
-    merge_kinetics(tmp_path / "out", **two_sets)
+    merge_kinetics(MergeKineticsArguments(out=tmp_path / "out", **two_sets))
     (tmp_path / "k600" / f"{video(5)}.mp4").touch()
     entries = list(read_manifest(tmp_path / "out" / "train.csv"))
     assert [(entry.path, str(entry.label)) for entry in entries] == read(tmp_path / "out" / "train.csv")
@@ -121,7 +121,7 @@ def test_what_always_holds(tmp_path: Path, lists: list[list[tuple[int, int]]]) -
         )
         for at, name in enumerate(SETS)
     }
-    merged = merge_kinetics(tmp_path / "out", **sets)
+    merged = merge_kinetics(MergeKineticsArguments(out=tmp_path / "out", **sets))
     train, val = (
         [Path(path).stem for path, _ in read(tmp_path / "out" / f"{split}.csv")] for split in ("train", "val")
     )
@@ -147,10 +147,12 @@ def test_head_maps_equal_the_published(tmp_path: Path, shared: Path) -> None:
     lists = write_set(tmp_path, [f"{video(1)}.mp4 0"], [f"{video(2)}.mp4 0"], [])
     sets = {name: (*lists[:2], misc / f"label_map_{name}.txt") for name in SETS}
     merge_kinetics(
-        tmp_path / "out",
-        **sets,
-        classes=misc / "label_map_k710.txt",
-        class_merges=misc / "k710_identical_label_merge.json",
+        MergeKineticsArguments(
+            out=tmp_path / "out",
+            **sets,
+            classes=misc / "label_map_k710.txt",
+            class_merges=misc / "k710_identical_label_merge.json",
+        )
     )
     for size in (400, 600, 700):
         ours = json.loads((tmp_path / "out" / f"head_710to{size}.json").read_text())
@@ -163,7 +165,9 @@ def test_official_class_lists_give_710_classes(tmp_path: Path, shared: Path) -> 
     lists = write_set(tmp_path, [f"{video(1)}.mp4 0"], [f"{video(2)}.mp4 0"], [])
     sets = {name: (*lists[:2], maps / f"kinetics_label_map_{name}.txt") for name in SETS}
     merged = merge_kinetics(
-        tmp_path / "out", **sets, class_merges=published(shared) / "k710_identical_label_merge.json"
+        MergeKineticsArguments(
+            out=tmp_path / "out", **sets, class_merges=published(shared) / "k710_identical_label_merge.json"
+        )
     )
     assert merged.counts["classes"] == 710
     assert merged.counts["classes renamed"] == 15
@@ -180,7 +184,7 @@ def test_the_official_csv(tmp_path: Path, shared: Path) -> None:
         "archery,-_-_-_-_-_-,5,15,train,0",
     ]
     train.write_text("\n".join(lines))
-    merged = merge_kinetics(tmp_path / "out", k400=(train, official, names))
+    merged = merge_kinetics(MergeKineticsArguments(out=tmp_path / "out", k400=(train, official, names)))
     with official.open() as file:
         rows = list(csv.DictReader(file))
     assert merged.counts["k400 val"] == len(rows)
@@ -230,11 +234,11 @@ def test_what_cannot_be_taken_is_one_line(
     (tmp_path / "merged.txt").write_text("archery\nbowling\n")
     files = write_set(tmp_path, **{**usual, **change})
     with pytest.raises(error, match=message) as refusal:
-        merge_kinetics(tmp_path / "out", k400=files, classes=tmp_path / "merged.txt")
+        merge_kinetics(MergeKineticsArguments(out=tmp_path / "out", k400=files, classes=tmp_path / "merged.txt"))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_merge(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--k400"):
-        merge_kinetics(tmp_path / "out")
+        merge_kinetics(MergeKineticsArguments(out=tmp_path / "out"))

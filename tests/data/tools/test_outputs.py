@@ -221,11 +221,11 @@ def test_what_another_list_gave_is_not_replaced(
 
 def test_a_copy_never_takes_the_place_of_its_original(place: Path, tmp_path: Path, refused: Refused) -> None:
     """A folder that prepare began, into which the originals are linked afterwards: by link, by hard link, as the root."""
-    from vmae2_ds.data.tools.prepare import prepare_manifest
+    from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
 
     for number, link in enumerate((Path.symlink_to, Path.hardlink_to)):
         out = tmp_path / f"out{number}"
-        prepare_manifest(place / "manifest.csv", out, sample=0)
+        prepare_manifest(PrepareArguments(manifest=place / "manifest.csv", out=out, sample=0))
         (out / "a.mp4").unlink()
         link(out / "a.mp4", place / "a.mp4")
         refused("data prepare", out, "a.mp4, which is read; name another --out")
@@ -233,13 +233,13 @@ def test_a_copy_never_takes_the_place_of_its_original(place: Path, tmp_path: Pat
 
 def test_two_names_of_one_file_share_a_copy_and_two_files_never_do(place: Path, tmp_path: Path) -> None:
     from vmae2_ds.data.sources.manifest import read_manifest
-    from vmae2_ds.data.tools.prepare import prepare_manifest
+    from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
 
     (place / "c.avi").write_bytes((place / "a.mp4").read_bytes())
     (place / "c.avi.mp4").write_bytes((place / "b.mp4").read_bytes())
     names = ["a.mp4", "./a.mp4", str(place / "a.mp4"), "c.avi", "c.avi.mp4"]
     (place / "names.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))
-    prepared = prepare_manifest(place / "names.csv", tmp_path / "out", sample=0)
+    prepared = prepare_manifest(PrepareArguments(manifest=place / "names.csv", out=tmp_path / "out", sample=0))
     assert (prepared.videos, prepared.rows) == (3, 5)
     a, again, absolute, c, other = (
         Path(entry.path).read_bytes() for entry in read_manifest(tmp_path / "out/manifest.csv")

@@ -25,8 +25,8 @@ from vmae2_ds.data.readers.storage import fetch
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import Mixture, open_mixture
 from vmae2_ds.data.sources.order import SampleKey
-from vmae2_ds.data.tools.pack import pack_manifest
-from vmae2_ds.data.tools.shards import expand, index_shards
+from vmae2_ds.data.tools.pack import PackArguments, pack_manifest
+from vmae2_ds.data.tools.shards import IndexShardsArguments, expand, index_shards
 from vmae2_ds.data.tools.synthetic import SyntheticSet
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -45,12 +45,12 @@ def listed(synthetic_set: SyntheticSet, tmp_path: Path) -> Path:
 
 
 def pack(listed: Path, out: Path, **asked: object) -> object:
-    return pack_manifest(listed, out, **{"shard_mib": 0, **asked})  # type: ignore[arg-type]  # a shard a video
+    return pack_manifest(PackArguments(manifest=listed, out=out, **{"shard_mib": 0, **asked}))  # type: ignore[arg-type]  # a shard a video
 
 
 @pytest.mark.parametrize("shuffle", [None, 3])
 def test_rows_and_bytes_are_those_of_the_files(listed: Path, tmp_path: Path, shuffle: int | None) -> None:
-    packed = pack_manifest(listed, tmp_path / "out", shard_mib=1, shuffle=shuffle)
+    packed = pack_manifest(PackArguments(manifest=listed, out=tmp_path / "out", shard_mib=1, shuffle=shuffle))
     assert (packed.videos, packed.rows, packed.bad) == (12, 13, 1)
     loose, inside = read_manifest(listed), read_manifest(tmp_path / "out/manifest.csv")
     assert inside.is_packed
@@ -66,7 +66,7 @@ def test_rows_and_bytes_are_those_of_the_files(listed: Path, tmp_path: Path, shu
 def test_samples_are_those_of_the_files(
     listed: Path, tmp_path: Path, make_config: Callable[..., PretrainConfig]
 ) -> None:
-    pack_manifest(listed, tmp_path / "out", shard_mib=1)
+    pack_manifest(PackArguments(manifest=listed, out=tmp_path / "out", shard_mib=1))
     (tmp_path / "mix.toml").write_text('[[source]]\nname = "x"\nmanifest = "out/manifest.csv"\nkind = "shards"\n')
     loose = PretrainDataset(make_config(), Mixture.of_manifest(read_manifest(listed), "pyav"))
     inside = PretrainDataset(make_config(), open_mixture(PretrainDataConfig(mixture=str(tmp_path / "mix.toml"))))
@@ -94,7 +94,7 @@ def test_webdataset_reads_the_shards(listed: Path, tmp_path: Path) -> None:
 
 def test_the_same_list_gives_the_same_bytes(listed: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        pack_manifest(listed, tmp_path / name, shard_mib=1, shuffle=7)
+        pack_manifest(PackArguments(manifest=listed, out=tmp_path / name, shard_mib=1, shuffle=7))
     assert (tmp_path / "one/shards.jsonl").read_text() == (tmp_path / "two/shards.jsonl").read_text()
     assert (tmp_path / "one/manifest.csv").read_text() == (tmp_path / "two/manifest.csv").read_text()
 
@@ -141,7 +141,7 @@ def fetch(entry):
         os.kill(os.getpid(), signal.SIGKILL)
     return inner(entry)
 pack.fetch = fetch
-pack.pack_manifest(Path({str(listed)!r}), Path({str(tmp_path / "out")!r}), shard_mib=0)
+pack.pack_manifest(pack.PackArguments(manifest={str(listed)!r}, out={str(tmp_path / "out")!r}, shard_mib=0))
 """
     ended = subprocess.run([sys.executable, "-c", program], check=False)
     assert ended.returncode == -signal.SIGKILL
@@ -184,11 +184,11 @@ def test_a_limit_on_file_sizes_is_told_like_a_full_disk(listed: Path, tmp_path: 
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
         with pytest.raises(DataError, match="File too large"):
-            pack_manifest(listed, tmp_path / "out", shard_mib=10)
+            pack_manifest(PackArguments(manifest=listed, out=tmp_path / "out", shard_mib=10))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert pack_manifest(listed, tmp_path / "out", shard_mib=10).videos == 12
+    assert pack_manifest(PackArguments(manifest=listed, out=tmp_path / "out", shard_mib=10)).videos == 12
 
 
 def test_two_jobs_on_one_folder(listed: Path, tmp_path: Path) -> None:
@@ -220,13 +220,13 @@ def test_foreign_shards_are_indexed_with_their_labels(synthetic_set: SyntheticSe
                 path = videos[3 * shard + number]
                 label = {} if number == 2 else {"cls": number}
                 tar.write({"__key__": f"k/{shard}{number}", "mp4": path.read_bytes(), "txt": "a caption", **label})
-    indexed = index_shards(str(tmp_path / "s-{000..001}.tar"), tmp_path / "list.csv")
+    indexed = index_shards(IndexShardsArguments(shards=str(tmp_path / "s-{000..001}.tar"), out=tmp_path / "list.csv"))
     assert (indexed.shards, indexed.videos, indexed.labelled) == (2, 6, 4)
     manifest = read_manifest(tmp_path / "list.csv")
     assert [fetch(entry) for entry in manifest] == [path.read_bytes() for path in videos[:6]]
     assert [entry.label for entry in manifest] == [0, 1, None, 0, 1, None]
-    assert index_shards(str(tmp_path / "s-*.tar"), tmp_path / "again.csv").videos == 6
-    by_url = index_shards(f"file://{tmp_path}/s-000.tar", tmp_path / "url.csv")
+    assert index_shards(IndexShardsArguments(shards=str(tmp_path / "s-*.tar"), out=tmp_path / "again.csv")).videos == 6
+    by_url = index_shards(IndexShardsArguments(shards=f"file://{tmp_path}/s-000.tar", out=tmp_path / "url.csv"))
     assert by_url.videos == 3
     assert fetch(read_manifest(tmp_path / "url.csv")[1]) == videos[1].read_bytes()
 
@@ -234,15 +234,15 @@ def test_foreign_shards_are_indexed_with_their_labels(synthetic_set: SyntheticSe
 def test_what_is_no_shard_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(os.urandom(5000))
     with pytest.raises(DataError, match=r"a\.tar: not a tar shard"):
-        index_shards(str(tmp_path / "a.tar"), tmp_path / "list.csv")
+        index_shards(IndexShardsArguments(shards=str(tmp_path / "a.tar"), out=tmp_path / "list.csv"))
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         member = tarfile.TarInfo("readme.txt")
         member.size = 2
         tar.addfile(member, io.BytesIO(b"hi"))
     with pytest.raises(DataError, match="no video in 1 shard"):
-        index_shards(str(tmp_path / "b.tar"), tmp_path / "list.csv")
+        index_shards(IndexShardsArguments(shards=str(tmp_path / "b.tar"), out=tmp_path / "list.csv"))
     with pytest.raises(DataError, match="no such shards"):
-        index_shards(str(tmp_path / "c*.tar"), tmp_path / "list.csv")
+        index_shards(IndexShardsArguments(shards=str(tmp_path / "c*.tar"), out=tmp_path / "list.csv"))
     assert not (tmp_path / "list.csv").exists()
     assert expand("x/{8..11}.tar") == [f"x/{number}.tar" for number in (8, 9, 10, 11)]
     assert expand("s3://b/{00..01}-{0..1}.tar") == [f"s3://b/0{a}-{b}.tar" for a in (0, 1) for b in (0, 1)]

@@ -22,8 +22,8 @@ from vmae2_ds.data.readers.choice import choose_reader
 from vmae2_ds.data.readers.table import read_frames
 from vmae2_ds.data.sources.manifest import Manifest, read_manifest
 from vmae2_ds.data.tools import prepare
-from vmae2_ds.data.tools.pack import pack_manifest
-from vmae2_ds.data.tools.prepare import Prepared, prepare_manifest
+from vmae2_ds.data.tools.pack import PackArguments, pack_manifest
+from vmae2_ds.data.tools.prepare import PrepareArguments, Prepared, prepare_manifest
 from vmae2_ds.data.tools.synthetic import SyntheticSet, write_video
 from vmae2_ds.data.tools.video_facts import probe_entry
 from vmae2_ds.errors import ConfigError, DataError
@@ -51,7 +51,7 @@ def films(synthetic_set: SyntheticSet, tmp_path: Path) -> Path:
 
 def test_frames_labels_and_parts_stay(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    prepared = prepare_manifest(films, out, **SMALL)
+    prepared = prepare_manifest(PrepareArguments(manifest=films, out=out, **SMALL))
     assert (prepared.videos, prepared.rows, prepared.bad, prepared.written) == (3, 4, 1, 3)
     before, after = read_manifest(films), read_manifest(out / "manifest.csv")
     for row in range(4):
@@ -76,13 +76,13 @@ def test_frames_labels_and_parts_stay(films: Path, tmp_path: Path) -> None:
 
 def test_a_rerun_encodes_what_is_missing_changed_or_half(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    prepare_manifest(films, out, **SMALL)
-    assert prepare_manifest(films, out, **SMALL).written == 0
+    prepare_manifest(PrepareArguments(manifest=films, out=out, **SMALL))
+    assert prepare_manifest(PrepareArguments(manifest=films, out=out, **SMALL)).written == 0
     (out / "a/x.mp4").write_bytes(b"half")
     os.utime(films.parent / "a/x.avi", (1, 1))
-    assert prepare_manifest(films, out, **SMALL).written == 2
+    assert prepare_manifest(PrepareArguments(manifest=films, out=out, **SMALL)).written == 2
     with pytest.raises(ConfigError, match=r"other settings \(crf: was 20, now 30\)"):
-        prepare_manifest(films, out, crf=30, **SMALL)
+        prepare_manifest(PrepareArguments(manifest=films, out=out, crf=30, **SMALL))
 
 
 def test_a_kill_loses_the_video_in_work(films: Path, tmp_path: Path) -> None:
@@ -97,20 +97,26 @@ def work(*values):
     done.append(inner(*values))
     return done[-1]
 prepare._prepare_one = work
-prepare.prepare_manifest(Path({str(films)!r}), Path({str(tmp_path / "out")!r}), **{SMALL | {"workers": 1}!r})
+asked = {{"manifest": {str(films)!r}, "out": {str(tmp_path / "out")!r}, **{SMALL | {"workers": 1}!r}}}
+prepare.prepare_manifest(prepare.PrepareArguments(**asked))
 """
     ended = subprocess.run([sys.executable, "-c", program], check=False)
     assert ended.returncode == -signal.SIGKILL
-    again = prepare_manifest(films, tmp_path / "out", **SMALL)
+    again = prepare_manifest(PrepareArguments(manifest=films, out=tmp_path / "out", **SMALL))
     assert (again.videos, again.written) == (3, 1) or (again.videos, again.written) == (3, 2)
 
 
 def test_packed_videos_can_be_prepared_and_nothing_readable_is_told(films: Path, tmp_path: Path) -> None:
-    pack_manifest(films, tmp_path / "packed")
-    assert prepare_manifest(tmp_path / "packed/manifest.csv", tmp_path / "out", **SMALL).rows == 5 - 1
+    pack_manifest(PackArguments(manifest=films, out=tmp_path / "packed"))
+    assert (
+        prepare_manifest(
+            PrepareArguments(manifest=tmp_path / "packed/manifest.csv", out=tmp_path / "out", **SMALL)
+        ).rows
+        == 5 - 1
+    )
     (films.parent / "bad.csv").write_text("path\ntext.mp4\n")
     with pytest.raises(DataError, match="none of its 1 videos could be prepared"):
-        prepare_manifest(films.parent / "bad.csv", tmp_path / "none", **SMALL)
+        prepare_manifest(PrepareArguments(manifest=films.parent / "bad.csv", out=tmp_path / "none", **SMALL))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +154,7 @@ def test_a_file_that_cannot_be_read_again_does_not_end_a_finished_job(
         return rows
 
     monkeypatch.setattr(prepare, "_write_manifest", write_and_lose)
-    prepared = prepare_manifest(films, tmp_path / "out", **SMALL | {"sample": 3})
+    prepared = prepare_manifest(PrepareArguments(manifest=films, out=tmp_path / "out", **SMALL | {"sample": 3}))
     assert (prepared.videos, len(prepared.speedups)) == (3, 1)
     assert (tmp_path / "out/report.json").is_file()
     assert "1 video sampled" in str(prepared)
@@ -159,7 +165,9 @@ def test_parts_of_a_video_with_a_cut_head_stay_the_same_frames(tmp_path: Path) -
     """Frames that never come are not counted, in the list's numbers and in the copy's."""
     ODD_VIDEOS["cut_head.mkv"](tmp_path)
     (tmp_path / "list.csv").write_text("path,start,frames\ncut_head.mkv,10,8\n")
-    prepare_manifest(tmp_path / "list.csv", tmp_path / "out", **SMALL | {"short_side": 256})
+    prepare_manifest(
+        PrepareArguments(manifest=tmp_path / "list.csv", out=tmp_path / "out", **SMALL | {"short_side": 256})
+    )
     (row,) = read_manifest(tmp_path / "out/manifest.csv")
     assert (row.start, row.frames) == (10, 8)
     for path in (tmp_path / "cut_head.mkv", Path(row.path)):

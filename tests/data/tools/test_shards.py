@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from vmae2_ds.data.readers.storage import fetch
 from vmae2_ds.data.sources.manifest import read_manifest
-from vmae2_ds.data.tools.check import check_manifest
-from vmae2_ds.data.tools.pack import pack_manifest
-from vmae2_ds.data.tools.prepare import prepare_manifest
-from vmae2_ds.data.tools.shards import IndexedShards, index_shards
+from vmae2_ds.data.tools.check import CheckArguments, check_manifest
+from vmae2_ds.data.tools.pack import PackArguments, pack_manifest
+from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
+from vmae2_ds.data.tools.shards import IndexedShards, IndexShardsArguments, index_shards
 from vmae2_ds.data.tools.synthetic import SyntheticSet
 from vmae2_ds.errors import DataError
 
@@ -35,7 +35,9 @@ def write_tar(path: Path, members: Members, form: int = tarfile.GNU_FORMAT) -> P
 
 def index(folder: Path, members: Members, **asked: object) -> tuple[list[tuple[str, int | None, bytes]], IndexedShards]:
     """(name, label, content) of the videos as the written list has them, and what was told."""
-    told = index_shards(str(write_tar(folder / "s.tar", members)), folder / "list.csv", **asked)  # type: ignore[arg-type]
+    told = index_shards(
+        IndexShardsArguments(shards=str(write_tar(folder / "s.tar", members)), out=folder / "list.csv", **asked)
+    )  # type: ignore[arg-type]
     return [(entry.path, entry.label, fetch(entry)) for entry in read_manifest(folder / "list.csv")], told  # type: ignore[misc]
 
 
@@ -125,7 +127,7 @@ def test_members_that_are_no_videos_of_use_are_counted_and_said(tmp_path: Path) 
             link = tarfile.TarInfo(name)
             link.type, link.linkname = kind, "a.mp4"
             tar.addfile(link)
-    told = index_shards(str(tmp_path / "s.tar"), tmp_path / "list.csv")
+    told = index_shards(IndexShardsArguments(shards=str(tmp_path / "s.tar"), out=tmp_path / "list.csv"))
     assert told.left_out == {"empty members": 1, "hidden files": 2, "links to other members": 2}
     assert str(told).startswith(
         "2 videos in 1 shard, 0 with a label; empty members: 1, left out; hidden files: 2, left out; links to other members: 2"
@@ -148,7 +150,7 @@ def test_sparse_members_have_no_place(tmp_path: Path) -> None:
         member = tarfile.TarInfo("b.mp4")
         member.size = 1
         tar.addfile(member, io.BytesIO(b"v"))
-    told = index_shards(str(tmp_path / "s.tar"), tmp_path / "list.csv")
+    told = index_shards(IndexShardsArguments(shards=str(tmp_path / "s.tar"), out=tmp_path / "list.csv"))
     assert (told.videos, list(told.left_out)) == (1, ["sparse files, which do not lie in one piece"])
 
 
@@ -156,7 +158,7 @@ def test_sparse_members_have_no_place(tmp_path: Path) -> None:
 def test_long_and_foreign_names_have_headers_of_their_own(tmp_path: Path, form: int) -> None:
     members = [("k" * 150 + "/é ü.mp4", b"v"), ("k" * 150 + "/é ü.cls", b"3"), (' lead, "b".mp4', b"w")]
     write_tar(tmp_path / "s.tar", members, form)
-    index_shards(str(tmp_path / "s.tar"), tmp_path / "list.csv")
+    index_shards(IndexShardsArguments(shards=str(tmp_path / "s.tar"), out=tmp_path / "list.csv"))
     found = [(entry.path, entry.label, fetch(entry)) for entry in read_manifest(tmp_path / "list.csv")]
     assert found == [(members[0][0], 3, b"v"), (members[2][0], None, b"w")]
 
@@ -165,7 +167,7 @@ def test_an_odd_shard_is_named_beside_all_the_others_of_its_kind(tmp_path: Path)
     write_tar(tmp_path / "0.tar", [("a.mp4", b"v")])
     write_tar(tmp_path / "1.tar", [])
     (tmp_path / "2.tar").touch()
-    told = index_shards(str(tmp_path / "{0..2}.tar"), tmp_path / "list.csv")
+    told = index_shards(IndexShardsArguments(shards=str(tmp_path / "{0..2}.tar"), out=tmp_path / "list.csv"))
     assert (told.shards, told.videos) == (3, 1)
     assert f"2 shards without a video: {tmp_path}/1.tar, {tmp_path}/2.tar" in str(told)
     (tmp_path / "list.csv").unlink()
@@ -175,7 +177,7 @@ def test_an_odd_shard_is_named_beside_all_the_others_of_its_kind(tmp_path: Path)
     with pytest.raises(
         DataError, match=r"3 of 6 shards cannot be read: .*3.tar: a gzip file.*4.tar.*5.tar.*No such file"
     ):
-        index_shards(str(tmp_path / "{0..5}.tar"), tmp_path / "list.csv")
+        index_shards(IndexShardsArguments(shards=str(tmp_path / "{0..5}.tar"), out=tmp_path / "list.csv"))
     assert not (tmp_path / "list.csv").exists()
 
 
@@ -208,16 +210,18 @@ def twins(synthetic_set: SyntheticSet, tmp_path: Path) -> list[bytes]:
     """Two videos of one name in twins.tar, an empty one among them, listed in list.csv."""
     films = [path.read_bytes() for path in sorted((synthetic_set.train.parent / "train").glob("*.mp4"))[:2]]
     write_tar(tmp_path / "twins.tar", [("a.mp4", films[0]), ("a.mp4", films[1])])
-    index_shards(str(tmp_path / "twins.tar"), tmp_path / "list.csv")
+    index_shards(IndexShardsArguments(shards=str(tmp_path / "twins.tar"), out=tmp_path / "list.csv"))
     return films
 
 
 def test_every_tool_tells_them_apart(twins: list[bytes], tmp_path: Path) -> None:
-    checked = check_manifest(tmp_path / "list.csv", tmp_path / "checked", pictures=0, num_frames=4, stride=1)
+    checked = check_manifest(
+        CheckArguments(manifest=tmp_path / "list.csv", out=tmp_path / "checked", pictures=0, num_frames=4, stride=1)
+    )
     assert (checked.files, checked.bad) == (2, 0)
-    pack_manifest(tmp_path / "list.csv", tmp_path / "packed")
+    pack_manifest(PackArguments(manifest=tmp_path / "list.csv", out=tmp_path / "packed"))
     assert [fetch(entry) for entry in read_manifest(tmp_path / "packed/manifest.csv")] == twins
-    prepared = prepare_manifest(tmp_path / "list.csv", tmp_path / "prepared", sample=0)
+    prepared = prepare_manifest(PrepareArguments(manifest=tmp_path / "list.csv", out=tmp_path / "prepared", sample=0))
     assert prepared.videos == 2
     copies = [Path(entry.path).read_bytes() for entry in read_manifest(tmp_path / "prepared/manifest.csv")]
     assert copies[0] != copies[1]
@@ -225,8 +229,8 @@ def test_every_tool_tells_them_apart(twins: list[bytes], tmp_path: Path) -> None
 
 def test_an_empty_member_in_a_list_costs_its_row(twins: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_text((tmp_path / "list.csv").read_text() + "b.mp4,,,,,twins.tar,512,0\n")
-    assert check_manifest(tmp_path / "old.csv", tmp_path / "checked", pictures=0, num_frames=4, stride=1).verdicts == {
-        "unreadable": 1
-    }
+    assert check_manifest(
+        CheckArguments(manifest=tmp_path / "old.csv", out=tmp_path / "checked", pictures=0, num_frames=4, stride=1)
+    ).verdicts == {"unreadable": 1}
     assert "an empty member of its shard" in (tmp_path / "checked/bad.csv").read_text()
-    assert pack_manifest(tmp_path / "old.csv", tmp_path / "packed").videos == 2
+    assert pack_manifest(PackArguments(manifest=tmp_path / "old.csv", out=tmp_path / "packed")).videos == 2

@@ -12,7 +12,14 @@ import pytest
 
 from vmae2_ds.data.readers.table import read_frames
 from vmae2_ds.data.sources.manifest import read_manifest
-from vmae2_ds.data.tools.synthetic import CLASSES, DIRECTIONS, SyntheticSet, draw_clip, write_synthetic_set
+from vmae2_ds.data.tools.synthetic import (
+    CLASSES,
+    DIRECTIONS,
+    SynthArguments,
+    SyntheticSet,
+    draw_clip,
+    write_synthetic_set,
+)
 
 
 def test_files_and_labels(synthetic_set: SyntheticSet) -> None:
@@ -30,7 +37,9 @@ def test_files_and_labels(synthetic_set: SyntheticSet) -> None:
 
 def test_pixels_follow_from_the_seed(tmp_path: Path) -> None:
     def first_video(name: str, seed: int) -> bytes:
-        made = write_synthetic_set(tmp_path / name, 1, 0, seed, size=32, frames=8)
+        made = write_synthetic_set(
+            SynthArguments(folder=tmp_path / name, train_videos=1, val_videos=0, seed=seed, size=32, frames=8)
+        )
         return read_frames(read_manifest(made.train)[0].path, np.arange(8)).tobytes()
 
     assert first_video("one", 0) == first_video("again", 0)

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from tests.train.distil.test_teacher import TEACHER, written
 from vmae2_ds.console import progress
-from vmae2_ds.data.tools.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.downstream.classify import evaluate as verb
-from vmae2_ds.downstream.classify.evaluate import evaluate
+from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
 from vmae2_ds.downstream.classify.scores import FILES, folder_for
 from vmae2_ds.draw import charts as draw
 from vmae2_ds.errors import ConfigError
@@ -29,7 +29,9 @@ Evaluate = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three videos of 8 frames."""
-    return write_synthetic_set(tmp_path_factory.mktemp("videos"), 3, 1, size=32, frames=8).train
+    return write_synthetic_set(
+        SynthArguments(folder=tmp_path_factory.mktemp("videos"), train_videos=3, val_videos=1, size=32, frames=8)
+    ).train
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def run(tmp_path: Path, listed: Path) -> Evaluate:
 
     def run(**options: Any) -> dict[str, Any]:
         chosen = {"clips": 1, "crops": 1, "num_frames": 4, "size": 24, "stride": 1, "workers": 0, "precision": "fp32"}
-        return evaluate(file, **{"manifest": listed, **chosen, **options})
+        return evaluate(EvaluateArguments(source=file, **{"manifest": listed, **chosen, **options}))
 
     return run
 
@@ -87,7 +89,7 @@ def test_nothing_is_mixed_into_a_folder_of_other_files_or_into_the_list_s(listed
     for out, why in ((project, "holds files of something else"), (listed.parent, "is the folder of .*, which is read")):
         before = sorted(out.iterdir())
         with pytest.raises(ConfigError, match=f"--out {out} {why}"):
-            evaluate(file, manifest=listed, out=out)
+            evaluate(EvaluateArguments(source=file, manifest=listed, out=out))
         with pytest.raises(ConfigError, match=f"--out {out} {why}"):
             folder_for(out, tmp_path / "default", {"clips": 1}, [listed])
         assert sorted(out.iterdir()) == before

@@ -16,13 +16,13 @@ from PIL import Image
 from vmae2_ds.cli.main import main
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.data.tools.synthetic import SyntheticSet, write_synthetic_set
-from vmae2_ds.downstream.classify.evaluate import evaluate
-from vmae2_ds.downstream.classify.predict import describe, predict, videos_of
+from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
+from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
+from vmae2_ds.downstream.classify.predict import PredictArguments, describe, predict, videos_of
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.runs.export import export_weights
+from vmae2_ds.runs.export import ExportArguments, export_weights
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 
@@ -45,7 +45,9 @@ CLIP: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
-    return write_synthetic_set(tmp_path_factory.mktemp("clips"), train_videos=1, val_videos=3, size=48, frames=20)
+    return write_synthetic_set(
+        SynthArguments(folder=tmp_path_factory.mktemp("clips"), train_videos=1, val_videos=3, size=48, frames=20)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_every_kind_of_place_is_named_in_order_with_closed_form_scores(
     biased: Path, mixed: list[str], names: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "out"
-    found = predict(biased, tuple(mixed), labels=names, top=4, out=out, **CLIP)
+    found = predict(PredictArguments(source=biased, videos=tuple(mixed), labels=names, top=4, out=out, **CLIP))
     assert found is not None
     assert not list(out.iterdir()), "shown before it is written"
     found.finish()
@@ -125,7 +127,7 @@ def test_every_kind_of_place_is_named_in_order_with_closed_form_scores(
     for path in (out / "pictures").iterdir():
         assert Image.open(path).width > 800
     # the same folder again, with fewer pictures
-    again = predict(biased, tuple(mixed[:1]), out=out, pictures=0, top=100, **CLIP)
+    again = predict(PredictArguments(source=biased, videos=tuple(mixed[:1]), out=out, pictures=0, top=100, **CLIP))
     assert again is not None
     assert len(again.result["videos"][0]["classes"]) == 12
     assert again.result["videos"][0]["classes"][0]["name"] is None
@@ -135,15 +137,21 @@ def test_every_kind_of_place_is_named_in_order_with_closed_form_scores(
 def test_scores_are_those_of_evaluate_and_a_transformers_folder_has_names(
     file: Path, clips: SyntheticSet, names: Path, tmp_path: Path
 ) -> None:
-    found = predict(file, (str(clips.val),), top=12, **CLIP)
-    evaluate(file, manifest=clips.val, out=tmp_path / "out", **CLIP)
+    found = predict(PredictArguments(source=file, videos=(str(clips.val),), top=12, **CLIP))
+    evaluate(EvaluateArguments(source=file, manifest=clips.val, out=tmp_path / "out", **CLIP))
     with np.load(tmp_path / "out" / "scores.npz") as scores:
         score_NC = scores["score"]
     assert found is not None
     assert len(score_NC) == len(found.result["videos"]) == 3
     in_folder = tmp_path / "hf"
-    export_weights(file, in_folder, "transformers", num_frames=8, size=32, labels=names)
-    of_folder = predict(in_folder, (str(clips.val),), top=12, **{**CLIP, "num_frames": None, "size": None})
+    export_weights(
+        ExportArguments(source=file, out=in_folder, layout="transformers", num_frames=8, size=32, labels=names)
+    )
+    of_folder = predict(
+        PredictArguments(
+            source=in_folder, videos=(str(clips.val),), top=12, **{**CLIP, "num_frames": None, "size": None}
+        )
+    )
     assert of_folder is not None
     for video, of_file in zip(of_folder.result["videos"], found.result["videos"], strict=True):
         assert [one["name"] for one in video["classes"]] == [NAMES[one["class"]] for one in of_file["classes"]]
@@ -208,9 +216,6 @@ def test_what_cannot_be_predicted_is_said_before_any_video_is_read(
         (file, (), {}, "no videos: name files"),
         (file, (str(tmp_path / "empty"),), {}, "no file in this folder is named like a video"),
         (file, (str(tmp_path / "nowhere.csv"),), {}, "nowhere.csv: cannot read"),
-        (file, (video,), {"top": 0}, "--top 0: a number from 1"),
-        (file, (video,), {"pictures": -1}, "--pictures -1: a number from 0"),
-        (file, (video,), {"clips": 0}, "--clips 0"),
         (file, (video,), {"labels": tmp_path / "few.txt"}, "1 names?, and the model has 12 classes"),
         (file, (video,), {"out": names}, "is a file; name a folder"),
         (file, (video,), {"out": tmp_path / "theirs"}, "holds files of something else"),
@@ -221,7 +226,7 @@ def test_what_cannot_be_predicted_is_said_before_any_video_is_read(
     ]
     for source, places, options, said in wrong:
         with pytest.raises((ConfigError, DataError, Exception), match=said) as error:
-            predict(source, places, **{**CLIP, **options})
+            predict(PredictArguments(source=source, videos=places, **{**CLIP, **options}))
         assert getattr(error.value, "exit_code", None) == 2, f"{said}: {error.value!r}"
 
 

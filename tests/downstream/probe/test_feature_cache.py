@@ -19,12 +19,12 @@ from vmae2_ds import disk
 from vmae2_ds.config.model import SIZES, ClassifierConfig, ModelConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.console import progress
-from vmae2_ds.data.tools.synthetic import SyntheticSet, write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
 from vmae2_ds.downstream.probe import feature_cache as kept
 from vmae2_ds.downstream.probe import frozen
 from vmae2_ds.downstream.probe.fit import PROBES
 from vmae2_ds.downstream.probe.frozen import FrozenEncoder, features_of, pixel_features
-from vmae2_ds.downstream.probe.probe import describe, probe
+from vmae2_ds.downstream.probe.probe import ProbeArguments, describe, probe
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.weights.files import write_weights
@@ -33,7 +33,9 @@ from vmae2_ds.weights.layouts import our_shapes, to_layout
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
-    return write_synthetic_set(tmp_path_factory.mktemp("clips"), 24, 4, size=48, frames=12)
+    return write_synthetic_set(
+        SynthArguments(folder=tmp_path_factory.mktemp("clips"), train_videos=24, val_videos=4, size=48, frames=12)
+    )
 
 
 def test_what_is_kept_is_what_would_be_made(
@@ -109,10 +111,16 @@ def test_a_checkpoint_file_is_probed(clips: SyntheticSet, tmp_path: Path, kind: 
         "workers": 0,
     }
     result = probe(
-        tmp_path / f"w{suffix}", clips.train, **options, out=tmp_path / "out" / "p.json", cache=tmp_path / "kept"
+        ProbeArguments(
+            source=tmp_path / f"w{suffix}",
+            manifest=clips.train,
+            **options,
+            out=tmp_path / "out" / "p.json",
+            cache=tmp_path / "kept",
+        )
     )
     assert set(result["accuracy"]) == {"run", "random", "pixels"}
-    assert probe(tmp_path / f"w{suffix}", clips.train, **options) == result
+    assert probe(ProbeArguments(source=tmp_path / f"w{suffix}", manifest=clips.train, **options)) == result
     assert f"{kind} on frozen features of {tmp_path}/w{suffix}, 4 test videos: run " in describe(result)
     written = json.loads((tmp_path / "out" / "p.json").read_text())
     assert {key: written[key] for key in result} == result
@@ -132,7 +140,9 @@ def asked(clips: SyntheticSet, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
     def probe_it(out: Path, **options: Any) -> dict[str, Any]:
         usual = {"val_manifest": clips.val, "kind": "knn", "num_frames": 4, "size": 32, "workers": 0}
-        return probe(tmp_path / "w.safetensors", **{"manifest": clips.val, **usual, **options}, out=out)
+        return probe(
+            ProbeArguments(source=tmp_path / "w.safetensors", **{"manifest": clips.val, **usual, **options}, out=out)
+        )
 
     return probe_it
 
@@ -180,10 +190,8 @@ def test_a_probe_shows_its_figures_before_a_full_disk_refuses_them_and_tells_how
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-def test_a_list_of_one_source_and_no_epochs_are_refused_before_anything_is_read(clips: SyntheticSet) -> None:
+def test_a_list_of_one_source_is_refused_before_anything_is_read(clips: SyntheticSet) -> None:
     with pytest.raises(ConfigError, match="has one source, 'synthetic'"):
-        probe(Path("nowhere.pth"), clips.train)
-    with pytest.raises(ConfigError, match="--epochs 0: a number from 1 to"):
-        probe(Path("nowhere.pth"), clips.train, epochs=0)
+        probe(ProbeArguments(source=Path("nowhere.pth"), manifest=clips.train))
     with pytest.raises(ConfigError, match="--pool motion: --kind attentive looks at all tokens"):
-        probe(Path("nowhere.pth"), clips.train, kind="attentive", pool="motion")
+        probe(ProbeArguments(source=Path("nowhere.pth"), manifest=clips.train, kind="attentive", pool="motion"))

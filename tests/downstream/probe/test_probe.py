@@ -12,7 +12,7 @@ import torch
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.data.tools.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.downstream.probe import fit as probes
 from vmae2_ds.downstream.probe.fit import PROBES, knn, ridge
 from vmae2_ds.downstream.probe.folds import Features, probe_accuracy
@@ -182,7 +182,9 @@ def run() -> PretrainConfig:
 
 
 def test_features_of_a_run_are_the_encoder_s_mean_tokens(run: PretrainConfig, tmp_path: Path) -> None:
-    listed = write_synthetic_set(tmp_path, 6, 1, size=48, frames=12).train
+    listed = write_synthetic_set(
+        SynthArguments(folder=tmp_path, train_videos=6, val_videos=1, size=48, frames=12)
+    ).train
     model = MaskedAutoencoder(run.model, run.geometry, seed=3)
     encoders = {
         "found": FrozenEncoder(run, dict(model.state_dict())),
@@ -201,7 +203,7 @@ def test_features_of_a_run_are_the_encoder_s_mean_tokens(run: PretrainConfig, tm
 
 def test_features_belong_to_their_videos_where_one_cannot_be_read(run: PretrainConfig, tmp_path: Path) -> None:
     """Row 1 of four is no video; the others' features are the means of their two clips, their tokens one clip after another."""
-    made = write_synthetic_set(tmp_path, 4, 1, size=48, frames=12).train
+    made = write_synthetic_set(SynthArguments(folder=tmp_path, train_videos=4, val_videos=1, size=48, frames=12)).train
     (tmp_path / "text.mp4").write_text("no video\n")
     videos = [str(made.parent / "train" / f"{number:05d}.mp4") for number in (0, 2, 3)]
     run = run.model_copy(
@@ -273,7 +275,9 @@ def test_motion_needs_two_steps(run: PretrainConfig) -> None:
 
 def test_tokens_of_a_run_are_the_encoder_s_scaled(run: PretrainConfig, tmp_path: Path) -> None:
     """Two clips give their tokens one after another; each has mean 0 and deviation 1, as half precision holds any encoder's."""
-    listed = write_synthetic_set(tmp_path, 2, 1, size=48, frames=12).train
+    listed = write_synthetic_set(
+        SynthArguments(folder=tmp_path, train_videos=2, val_videos=1, size=48, frames=12)
+    ).train
     encoder = FrozenEncoder(run, None, seed=3)
     tokens = features_of(run, {"tokens": encoder.tokens}, listed, None, clips=2)["tokens"].feature_VF
     assert (tokens.dtype, tokens.shape) == (np.float16, (2, 2 * 64, 24))

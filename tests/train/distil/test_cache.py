@@ -18,7 +18,7 @@ from vmae2_ds.contracts import TaughtBatch
 from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.sources.mixture import open_mixture
-from vmae2_ds.data.tools.synthetic import write_synthetic_set
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.train.distil.answers import AnsweredDataset, CachedAnswers, read_index
@@ -31,7 +31,9 @@ Make = Callable[..., DistilConfig]
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_synthetic_set(tmp_path_factory.mktemp("videos"), VIDEOS, 1, size=32, frames=8).train
+    return write_synthetic_set(
+        SynthArguments(folder=tmp_path_factory.mktemp("videos"), train_videos=VIDEOS, val_videos=1, size=32, frames=8)
+    ).train
 
 
 @pytest.fixture

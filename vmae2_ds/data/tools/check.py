@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from tyro.conf import Positional
 
-from vmae2_ds.config.ranges import DAY_S, LEAST_WAIT_S, MOST_FRAMES, MOST_SEED, check_ranges, most_workers
-from vmae2_ds.config.run import ReaderName
+from vmae2_ds.config.strict import AtOnce, ClipLength, ReadLimit, Seed, StrictModel
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.readers.storage import check_template
@@ -36,94 +36,93 @@ MOST_PICTURES = 1000
 ADVICE = "before a long run, check once with --decode all: damage outside of one clip of each file was not looked for"
 
 
-def check_manifest(
-    manifest: Positional[Path],
-    out: Path,
-    root: Path | None = None,
-    kind: Literal["video", "frames"] = "video",
-    template: str = "{:05}.jpg",
-    reader: ReaderName = "pyav",
-    decode: DecodeName = "clip",
-    num_frames: int = 16,
-    stride: int = 4,
-    min_frames: int = 2,
-    classes: int | None = None,
-    labels: Path | None = None,
-    ignore_columns: tuple[str, ...] | None = None,
-    workers: int | None = None,
-    timeout_s: float = 30,
-    bench: bool = False,
-    pictures: int = 24,
-    seed: int = 0,
-    strict: bool = False,
-) -> CheckedManifest:
+class CheckArguments(StrictModel):
     """Read every file of a manifest, under a time limit, and write what is good, what is bad and why, and a page of it.
 
     An interrupted check goes on: the same command looks only at files that it has not seen or that have changed since.
-
-    Args:
-        manifest: The list or indexed folder, as --data.manifest takes it; of packed videos their manifest.csv.
-        out: Folder for clean.csv, bad.csv, report.html, report.json and checked.jsonl (a line a file).
-        root: Folder that relative paths start from; default: the manifest's folder.
-        kind: Video files (or tar shards, which the manifest tells), or folders of frames.
-        template: File name of frame number k of a folder, as a Python format.
-        reader: Video reader to try.
-        decode: clip: one clip from the middle, as training reads; all: every frame too, as data prepare would, recommended once
-            before a long run, because damage outside of that clip is not seen otherwise; none: only the packets.
-        num_frames: Frames of that clip, and of the pictures.
-        stride: Step between its frames.
-        min_frames: A video, or part of one, with fewer is too short.
-        classes: Labels must be below this.
-        labels: A file with a class name a line: labels must be its names, or numbers of its lines from 0.
-        ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
-        workers: Files looked at at once; default: the cores.
-        timeout_s: A read that takes longer is given up.
-        bench: Measure the readers on a sample of the files, and say which to take.
-        pictures: Random clips on the page, as the model will see them.
-        seed: Draws the sample and the pictures.
-        strict: End with an error where any row is bad.
     """
-    check_ranges(
-        num_frames=(num_frames, 1, MOST_FRAMES),
-        stride=(stride, 1, MOST_FRAMES),
-        min_frames=(min_frames, 1, MOST_FRAMES),
-        classes=(classes, 1, LARGEST_LABEL + 1),
-        workers=(workers, 1, most_workers()),
-        timeout_s=(timeout_s, LEAST_WAIT_S, DAY_S),
-        pictures=(pictures, 0, MOST_PICTURES),
-        seed=(seed, 0, MOST_SEED),
-    )
-    if kind == "frames":
-        check_template(template)
+
+    manifest: Positional[Path]
+    """The list or indexed folder, as --data.manifest takes it; of packed videos their manifest.csv."""
+    out: Path
+    """Folder for clean.csv, bad.csv, report.html, report.json and checked.jsonl (a line a file)."""
+    root: Path | None = None
+    """Folder that relative paths in the list start from; default: the list's own."""
+    kind: Literal["video", "frames"] = "video"
+    """What the manifest lists: video files (in tar shards too, which it tells itself), or folders of frames."""
+    template: str = "{:05}.jpg"
+    """For folders of frames, the file name of frame number k, as a Python format."""
+    reader: str = "pyav"
+    """Video reader to check the files with: pyav, decord, torchcodec, or module:function of your own."""
+    decode: DecodeName = "clip"
+    """How much of a file is decoded. clip: one clip from the middle, as training reads; all: every frame too, as data prepare
+    would, recommended once before a long run, because damage outside of that clip is not seen otherwise; none: nothing, only
+    packets are read."""
+    num_frames: ClipLength = 16
+    """Frames of the clip that is decoded from each file, and of the clips on the page."""
+    stride: ClipLength = 4
+    """Step between the frames of such a clip."""
+    min_frames: ClipLength = 2
+    """A video, or part of one, with fewer frames than this is too short."""
+    classes: Annotated[int, Field(ge=1, le=LARGEST_LABEL + 1)] | None = None
+    """Number of classes: labels must be below it."""
+    labels: Path | None = None
+    """A file with a class name a line: labels must be its names, or numbers of its lines from 0."""
+    ignore_columns: tuple[str, ...] | None = None
+    """Columns of the list to leave out; without a name, all that vmae2 does not know."""
+    workers: AtOnce | None = None
+    """Files that are looked at at the same time; default: one for each core."""
+    timeout_s: ReadLimit = 30
+    """Seconds after which a read is given up."""
+    bench: bool = False
+    """Measure the readers on a sample of the files, and say which to take."""
+    pictures: Annotated[int, Field(ge=0, le=MOST_PICTURES)] = 24
+    """Random clips to draw on the page, as the model will see them."""
+    seed: Seed = 0
+    """Seed of the random choice of measured files and drawn clips."""
+    strict: bool = False
+    """End with an error where any row is bad."""
+
+
+def check_manifest(asked: CheckArguments) -> CheckedManifest:
+    """Write what is good, what is bad and why, and a page of it, into the folder asked for."""
+    manifest, out = asked.manifest, asked.out
+    if asked.kind == "frames":
+        check_template(asked.template)
     else:
-        find_reader(reader)
-    if labels is not None and classes is not None:
+        find_reader(asked.reader)
+    if asked.labels is not None and asked.classes is not None:
         raise ConfigError("--classes and --labels say the same thing twice; keep one")
-    form = list_form(ignore_columns, labels, frame_folders=kind == "frames")
-    if form.names is not None:
-        classes = len(form.names.names)
-    check_work_folder(out, "check", (manifest, labels), root=root)
-    opened = read_manifest(manifest, root, form=form)
+    form = list_form(asked.ignore_columns, asked.labels, frame_folders=asked.kind == "frames")
+    classes = asked.classes if form.names is None else len(form.names.names)
+    check_work_folder(out, "check", (manifest, asked.labels), root=asked.root)
+    opened = read_manifest(manifest, asked.root, form=form)
     check_work_folder(out, "check", root=opened.root)
-    how = ReadAs(kind, template, reader)
-    look = Look(how, decode, num_frames, stride, timeout_s)
+    how = ReadAs(asked.kind, asked.template, asked.reader)
+    look = Look(how, asked.decode, asked.num_frames, asked.stride, asked.timeout_s)
     with work_folder(out, "check", {"list": os.path.abspath(manifest)}):
-        at_once = workers or os.cpu_count() or 1
+        at_once = asked.workers or os.cpu_count() or 1
         log.info("%s: %s, looked at %d at a time", manifest, counted(len(opened), "row"), at_once)
         with heard(Ticker(log, "files checked", None)) as ticker:
             found = scan(opened, look, out / "checked.jsonl", at_once, ticker.tell)
-        judged = list(judge(opened, found, how, min_frames, classes))
+        judged = list(judge(opened, found, how, asked.min_frames, classes))
         _write_lists(opened, judged, out)
-        warnings = [*_warnings(opened, found), *_advice(found, num_frames * stride)]
+        warnings = [*_warnings(opened, found), *_advice(found, asked.num_frames * asked.stride)]
         verdicts = Counter(str(row.verdict) for row in judged if row.verdict is not None)
-        if bench:
+        if asked.bench:
             log.info("measuring the readers on up to %d files", BENCHED)
-        readers = _bench(opened, judged, how, timeout_s, seed) if bench else ""
+        readers = _bench(opened, judged, how, asked.timeout_s, asked.seed) if asked.bench else ""
         result = CheckedManifest(
-            out, len(opened), len(found), dict(verdicts), warnings, readers, "" if decode == "all" else ADVICE
+            out,
+            len(opened),
+            len(found),
+            dict(verdicts),
+            warnings,
+            readers,
+            "" if asked.decode == "all" else ADVICE,
         )
-        write_report(result, opened, found, judged, look, pictures, seed)
-    if strict and result.bad:
+        write_report(result, opened, found, judged, look, asked.pictures, asked.seed)
+    if asked.strict and result.bad:
         raise DataError(f"{result.bad} of {result.rows} rows of {manifest} are bad: see {out}/bad.csv and report.html")
     return result
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
+from vmae2_ds.config.strict import StrictModel
 from vmae2_ds.console.progress import Ticker
 from vmae2_ds.data.sources.class_names import ClassNames, read_class_names
 from vmae2_ds.data.sources.list_formats import ListedVideo, ListForm, csv_line, read_list
@@ -69,58 +70,62 @@ class MergedKinetics(NamedTuple):
         return "\n".join([*lines, f"wrote train.csv, val.csv, labels.txt, head maps and report.json to {self.folder}"])
 
 
-def merge_kinetics(
-    out: Positional[Path],
-    /,
-    k400: tuple[Path, Path, Path] | None = None,
-    k600: tuple[Path, Path, Path] | None = None,
-    k700: tuple[Path, Path, Path] | None = None,
-    classes: Path | None = None,
-    class_merges: Path | None = None,
-    root: Path | None = None,
-    template: str = TEMPLATE,
-) -> MergedKinetics:
+class MergeKineticsArguments(StrictModel):
     """Merge Kinetics sets into one without repeated videos, and none of its training videos in any validation list.
 
     A list is a CSV of ours, a published list (path label), or an official CSV (label,youtube_id,time_start,...). A
     video is known by its YouTube id. Where two sets list it, the newer set's file and class are taken.
+    """
 
-    Args:
-        out: folder to write: train.csv, val.csv, labels.txt, report.json, and head_710to400.json and so on, whose entry
-            number k is the merged class that class k of that set became.
-        k400: train list, validation list and class names (one a line, in label order) of Kinetics-400.
-        k600: the same of Kinetics-600.
-        k700: the same of Kinetics-700.
-        classes: names of the merged classes, one a line, in label order; default: those that occur, by name.
-        class_merges: JSON object, name in a set -> name when merged. A name that --classes holds is left as it is.
-        root: folder that all paths start from and that --data.root will name: paths stay as they are. Default: paths
-            start from each list's own folder and are made absolute.
-        template: path of an official CSV's video, from {split}, {label}, {id}, {start} and {end} (seconds).
+    out: Positional[Path]
+    """Folder to write: train.csv, val.csv, labels.txt, report.json, and head_710to400.json and so on, whose entry number k
+    is the merged class that class k of that set became."""
+    k400: tuple[Path, Path, Path] | None = None
+    """Train list, validation list and class names (one a line, in label order) of Kinetics-400."""
+    k600: tuple[Path, Path, Path] | None = None
+    """The same three files of Kinetics-600."""
+    k700: tuple[Path, Path, Path] | None = None
+    """The same three files of Kinetics-700."""
+    classes: Path | None = None
+    """Names of the merged classes, one a line, in label order; default: those that occur, by name."""
+    class_merges: Path | None = None
+    """JSON object, name in a set -> name when merged. A name that --classes holds is left as it is."""
+    root: Path | None = None
+    """Folder that all paths start from and that --data.root will name: paths stay as they are. Default: paths start from
+    each list's own folder and are made absolute."""
+    template: str = TEMPLATE
+    """Path of an official CSV's video, from {split}, {label}, {id}, {start} and {end} (seconds)."""
+
+
+def merge_kinetics(asked: MergeKineticsArguments) -> MergedKinetics:
+    """Write the merged lists, class names, head maps and counts.
 
     Raises:
         ConfigError: no set given, a class that the merged classes lack, an unreadable file of names, a bad template.
         DataError: a list that cannot be taken literally; names file and line.
     """
-    newest_first = {name: files for name, files in (("k700", k700), ("k600", k600), ("k400", k400)) if files}
+    newest_first = {
+        name: files for name, files in (("k700", asked.k700), ("k600", asked.k600), ("k400", asked.k400)) if files
+    }
     if not newest_first:
         raise ConfigError("no set named: give --k400, --k600, --k700, each with TRAIN_LIST VAL_LIST CLASS_NAMES")
     inputs = [path for files in newest_first.values() for path in files] + [
-        path for path in (classes, class_merges) if path
+        path for path in (asked.classes, asked.class_merges) if path
     ]
-    check_work_folder(out, JOB, inputs, option="FOLDER")
+    check_work_folder(asked.out, JOB, inputs, option="FOLDER")
     names_of = {name: list(read_class_names(files[2], "").names) for name, files in newest_first.items()}
-    renames = {} if class_merges is None else _read_merges(class_merges)
-    if classes is None:
+    renames = {} if asked.class_merges is None else _read_merges(asked.class_merges)
+    if asked.classes is None:
         merged_names = sorted({renames.get(name, name) for names in names_of.values() for name in names})
     else:
-        merged_names = list(read_class_names(classes, "--classes").names)
+        merged_names = list(read_class_names(asked.classes, "--classes").names)
         # the published files rename "throwing ball" and keep it too; their head maps go by the class list
         renames = {old: new for old, new in renames.items() if old not in merged_names}
     class_of = {
         name: _classes_of(files[2], names_of[name], merged_names, renames) for name, files in newest_first.items()
     }
 
-    kept, counts = _merge(newest_first, names_of, class_of, root, template)
+    kept, counts = _merge(newest_first, names_of, class_of, asked.root, asked.template)
     counts |= {
         "classes renamed": len({name for names in names_of.values() for name in names} & renames.keys()),
         "classes": len(merged_names),
@@ -128,16 +133,16 @@ def merge_kinetics(
         "val": len(kept["val"]),
     }
     settings = {name: [str(path.absolute()) for path in files] for name, files in newest_first.items()}
-    with work_folder(out, JOB, settings, option="FOLDER"):
+    with work_folder(asked.out, JOB, settings, option="FOLDER"):
         for split, videos in kept.items():
-            _write_list(out / f"{split}.csv", videos.values())
-        write_whole(out / "labels.txt", "".join(f"{name}\n" for name in merged_names))
+            _write_list(asked.out / f"{split}.csv", videos.values())
+        write_whole(asked.out / "labels.txt", "".join(f"{name}\n" for name in merged_names))
         for name, names in names_of.items():
             head = [class_of[name][class_name] for class_name in names]
-            write_whole(out / f"head_{len(merged_names)}to{name[1:]}.json", json.dumps(head, indent=1) + "\n")
+            write_whole(asked.out / f"head_{len(merged_names)}to{name[1:]}.json", json.dumps(head, indent=1) + "\n")
         report = {name: {"here": count, "published": PUBLISHED.get(name)} for name, count in counts.items()}
-        write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
-    return MergedKinetics(out, counts)
+        write_whole(asked.out / "report.json", json.dumps(report, indent=1) + "\n")
+    return MergedKinetics(asked.out, counts)
 
 
 def _merge(

@@ -9,12 +9,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 from tyro.conf import Positional
 
-from vmae2_ds.config.ranges import MOST_SEED, check_ranges
+from vmae2_ds.config.strict import Seed, StrictModel
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data.bad_files import BadFileLedger
@@ -68,47 +69,48 @@ class Shard(NamedTuple):
     sha256: str
 
 
-def pack_manifest(
-    manifest: Positional[Path],
-    out: Path,
-    root: Path | None = None,
-    shard_mib: float = 1024,
-    shuffle: int | None = None,
-    verify: bool = False,
-    labels: Path | None = None,
-    ignore_columns: tuple[str, ...] | None = None,
-) -> PackedManifest:
+class PackArguments(StrictModel):
     """Copy the videos of a manifest into tar shards of about equal size, for storage that dislikes many small files.
 
     An interrupted packing goes on with the same command: whole shards stay, half of one is written anew. The shards are
     read by vmae2 in any order, by webdataset from front to end, and from any place that fsspec reaches. Folders of frames
     are not packed: make videos of them first.
-
-    Args:
-        manifest: The list or indexed folder.
-        out: Local folder for the shards, manifest.csv, shards.jsonl (checksums) and bad_files.jsonl.
-        root: Folder that relative paths start from; default: the manifest's folder.
-        shard_mib: A shard is closed once it holds this many MiB; 0: a shard a video.
-        shuffle: Seed of a random order inside the shards, for readers that go from front to end; default: the list's order.
-        verify: Read finished shards again and compare their checksums; else their sizes.
-        labels: A file with a class name a line: the list may name classes instead of numbers.
-        ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
-    check_ranges(shard_mib=(shard_mib, 0, MOST_MIB), shuffle=(shuffle, 0, MOST_SEED))
-    form = list_form(ignore_columns, labels)
-    check_work_folder(out, "pack", (manifest, labels), root=root)
-    opened = read_manifest(manifest, root, form=form)
-    check_work_folder(out, "pack", root=opened.root)
-    settings = {"list": opened.rows.digest, "shard_mib": shard_mib, "shuffle": shuffle}
+
+    manifest: Positional[Path]
+    """The list of videos, or an indexed folder."""
+    out: Path
+    """Local folder for the shards, manifest.csv, shards.jsonl (checksums) and bad_files.jsonl."""
+    root: Path | None = None
+    """Folder that relative paths in the list start from; default: the list's own."""
+    shard_mib: Annotated[float, Field(ge=0, le=MOST_MIB)] = 1024
+    """A shard is closed once it holds this many MiB; 0: a shard a video."""
+    shuffle: Seed | None = None
+    """Seed of a random order inside the shards, for readers that go from front to end; default: the list's order."""
+    verify: bool = False
+    """Read finished shards again and compare their checksums; else their sizes."""
+    labels: Path | None = None
+    """A file with a class name a line: the list may name classes instead of numbers."""
+    ignore_columns: tuple[str, ...] | None = None
+    """Columns of the list to leave out; without a name, all that vmae2 does not know."""
+
+
+def pack_manifest(asked: PackArguments) -> PackedManifest:
+    """Copy the videos into shards, with checksums and the manifest that finds each of them."""
+    form = list_form(asked.ignore_columns, asked.labels)
+    check_work_folder(asked.out, "pack", (asked.manifest, asked.labels), root=asked.root)
+    opened = read_manifest(asked.manifest, asked.root, form=form)
+    check_work_folder(asked.out, "pack", root=opened.root)
+    settings = {"list": opened.rows.digest, "shard_mib": asked.shard_mib, "shuffle": asked.shuffle}
     settings |= {"root": os.path.abspath(opened.root), "labels": form.names and form.names.digest}
-    with work_folder(out, "pack", settings):
+    with work_folder(asked.out, "pack", settings):
         firsts = _first_rows(opened)
         places: Sequence[int] = range(len(firsts))
-        if shuffle is not None:
-            places = Shuffle(len(firsts), np.random.default_rng(shuffle))  # type: ignore[assignment]
-        ledger = BadFileLedger(out / "bad_files.jsonl")
-        done = {line["shard"]: Shard(**line) for line in read_lines(out / "shards.jsonl")}
-        log.info("%s: %s for shards of %g MiB", manifest, counted(len(firsts), "file"), shard_mib)
+        if asked.shuffle is not None:
+            places = Shuffle(len(firsts), np.random.default_rng(asked.shuffle))  # type: ignore[assignment]
+        ledger = BadFileLedger(asked.out / "bad_files.jsonl")
+        done = {line["shard"]: Shard(**line) for line in read_lines(asked.out / "shards.jsonl")}
+        log.info("%s: %s for shards of %g MiB", asked.manifest, counted(len(firsts), "file"), asked.shard_mib)
         shards: list[Shard] = []
         written = 0
         with heard(Ticker(log, "files packed", len(firsts))) as ticker:
@@ -117,19 +119,21 @@ def pack_manifest(
                 if begin == len(firsts):
                     break
                 before = done.get(name)
-                if before is None or before.begin != begin or not _is_whole(out, before, verify):
-                    limit = int(shard_mib * 2**20)
-                    before = _write_shard(out, name, opened, firsts, places, begin, limit, ledger, ticker.tell)
-                    with (out / "shards.jsonl").open("a") as lines:
+                if before is None or before.begin != begin or not _is_whole(asked.out, before, asked.verify):
+                    limit = int(asked.shard_mib * 2**20)
+                    before = _write_shard(asked.out, name, opened, firsts, places, begin, limit, ledger, ticker.tell)
+                    with (asked.out / "shards.jsonl").open("a") as lines:
                         lines.write(json.dumps(before._asdict()) + "\n")
                     written += 1
                 ticker.tell(before.end)
                 shards.append(before)
-        rows = _write_manifest(out, opened, firsts, shards)
+        rows = _write_manifest(asked.out, opened, firsts, shards)
         videos, size = sum(shard.videos for shard in shards), sum(shard.size for shard in shards)
         if not videos:
-            raise DataError(f"{manifest}: none of its {len(firsts)} files could be read; see {out}/bad_files.jsonl")
-        return PackedManifest(out, videos, rows, len(shards), size, len(ledger.reasons), written)
+            raise DataError(
+                f"{asked.manifest}: none of its {len(firsts)} files could be read; see {asked.out}/bad_files.jsonl"
+            )
+        return PackedManifest(asked.out, videos, rows, len(shards), size, len(ledger.reasons), written)
 
 
 def _names() -> Iterator[str]:

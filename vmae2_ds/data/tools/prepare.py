@@ -9,12 +9,13 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 from tyro.conf import Positional
 
-from vmae2_ds.config.ranges import DAY_S, LEAST_WAIT_S, MOST_SEED, check_ranges, most_workers
+from vmae2_ds.config.strict import AtOnce, ReadLimit, Seed, StrictModel
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data.bad_files import BadFileLedger
@@ -96,53 +97,53 @@ class _Job(NamedTuple):
     """Relative to the folder."""
 
 
-def prepare_manifest(
-    manifest: Positional[Path],
-    out: Path,
-    root: Path | None = None,
-    short_side: int = 256,
-    gop: int = 16,
-    crf: int = 20,
-    workers: int | None = None,
-    timeout_s: float = 1800,
-    sample: int = 8,
-    seed: int = 0,
-    labels: Path | None = None,
-    ignore_columns: tuple[str, ...] | None = None,
-) -> Prepared:
+class PrepareArguments(StrictModel):
     """Re-encode the videos of a manifest as H.264 with a key frame every few frames, upright, small, without sound.
 
     Every shown frame is kept, so frame numbers and parts of films stay right; times do not, where the frame rate varied.
     An interrupted run goes on with the same command, and encodes again what has changed. Folders of frames stay as they are.
-
-    Args:
-        manifest: The list or indexed folder.
-        out: Folder for the videos, in the tree they come from, and for manifest.csv, report.json and bad_files.jsonl.
-        root: Folder that relative paths start from; default: the manifest's folder.
-        short_side: Videos with a longer short side are made smaller, in pixels.
-        gop: Frames from key frame to key frame, at most.
-        crf: Quality of x264: lower is better and larger.
-        workers: Videos encoded at once; default: the cores.
-        timeout_s: A video that takes longer is given up.
-        sample: Videos read before and after, to tell what it brings; 0: that is not measured.
-        seed: Draws the sample.
-        labels: A file with a class name a line: the list may name classes instead of numbers.
-        ignore_columns: Columns of the list to leave out; without a name all that are none of ours.
     """
-    check_ranges(
-        short_side=(short_side, SHORTEST_SIDE, LONGEST_SIDE),
-        gop=(gop, 1, LONGEST_GOP),
-        crf=(crf, 0, WORST_CRF),
-        workers=(workers, 1, most_workers()),
-        timeout_s=(timeout_s, LEAST_WAIT_S, DAY_S),
-        sample=(sample, 0, MOST_SAMPLED),
-        seed=(seed, 0, MOST_SEED),
-    )
-    form = list_form(ignore_columns, labels)
-    check_work_folder(out, "prepare", (manifest, labels), root=root)
-    opened = read_manifest(manifest, root, form=form)
+
+    manifest: Positional[Path]
+    """The list of videos, or an indexed folder."""
+    out: Path
+    """Folder for the videos, in the tree they come from, and for manifest.csv, report.json and bad_files.jsonl."""
+    root: Path | None = None
+    """Folder that relative paths in the list start from; default: the list's own."""
+    short_side: Annotated[int, Field(ge=SHORTEST_SIDE, le=LONGEST_SIDE)] = 256
+    """Pixels of the short side; videos with a longer one are made smaller."""
+    gop: Annotated[int, Field(ge=1, le=LONGEST_GOP)] = 16
+    """Most frames from one key frame to the next."""
+    crf: Annotated[int, Field(ge=0, le=WORST_CRF)] = 20
+    """Quality of x264: lower is better and larger."""
+    workers: AtOnce | None = None
+    """Videos that are encoded at the same time; default: one for each core."""
+    timeout_s: ReadLimit = 1800
+    """Seconds after which a video is given up."""
+    sample: Annotated[int, Field(ge=0, le=MOST_SAMPLED)] = 8
+    """Videos to measure: how much faster a clip is read from the copy; 0: nothing is measured."""
+    seed: Seed = 0
+    """Seed of the random choice of sampled videos."""
+    labels: Path | None = None
+    """A file with a class name a line: the list may name classes instead of numbers."""
+    ignore_columns: tuple[str, ...] | None = None
+    """Columns of the list to leave out; without a name, all that vmae2 does not know."""
+
+
+def prepare_manifest(asked: PrepareArguments) -> Prepared:
+    """Re-encode the videos into the folder asked for, with a manifest of the copies."""
+    out = asked.out
+    form = list_form(asked.ignore_columns, asked.labels)
+    check_work_folder(out, "prepare", (asked.manifest, asked.labels), root=asked.root)
+    opened = read_manifest(asked.manifest, asked.root, form=form)
     check_work_folder(out, "prepare", root=opened.root)
-    settings = {"list": opened.rows.digest, "short_side": short_side, "gop": gop, "crf": crf, "x264": X264}
+    settings = {
+        "list": opened.rows.digest,
+        "short_side": asked.short_side,
+        "gop": asked.gop,
+        "crf": asked.crf,
+        "x264": X264,
+    }
     settings["labels"] = form.names and form.names.digest
     with work_folder(out, "prepare", settings):
         by_name = _jobs(opened)
@@ -152,24 +153,24 @@ def prepare_manifest(
         done = {line["target"]: line for line in read_lines(out / "prepared.jsonl")}
         kept = {job.target for job in jobs if _is_current(job, done.get(job.target), out)}
         left = [job for job in jobs if job.target not in kept]
-        at_once = workers or os.cpu_count() or 1
+        at_once = asked.workers or os.cpu_count() or 1
         log.info(
             "%s: %s, %d of them prepared before, %d at a time",
-            manifest,
+            asked.manifest,
             counted(len(jobs), "video"),
             len(kept),
             at_once,
         )
 
         def work(job: _Job, watchdog: Watchdog) -> tuple[_Job, dict[str, Any] | str]:
-            return job, _prepare_one(job, out, watchdog, (short_side, gop, crf))
+            return job, _prepare_one(job, out, watchdog, (asked.short_side, asked.gop, asked.crf))
 
         bad, written = 0, 0
         with (
             (out / "prepared.jsonl").open("a", buffering=1) as lines,
             heard(Ticker(log, "videos prepared", len(jobs), len(kept))) as ticker,
         ):
-            for number, (job, line) in enumerate(in_parallel(left, work, at_once, timeout_s), 1):
+            for number, (job, line) in enumerate(in_parallel(left, work, at_once, asked.timeout_s), 1):
                 if isinstance(line, str):
                     ledger.record([ReadFailure(job.source.name, line)])
                     bad += 1
@@ -181,11 +182,15 @@ def prepare_manifest(
                 ticker.tell(len(kept) + number)
         there = [job for job in jobs if job.target in done]
         if not there:
-            raise DataError(f"{manifest}: none of its {len(jobs)} videos could be prepared; see {out}/bad_files.jsonl")
+            raise DataError(
+                f"{asked.manifest}: none of its {len(jobs)} videos could be prepared; see {out}/bad_files.jsonl"
+            )
         rows = _write_manifest(out, opened, {name: job.target for name, job in by_name.items() if job.target in done})
         facts = [done[job.target] for job in there]
-        if sample:
-            log.info("measuring on up to %s how much faster a clip is read", counted(min(sample, len(there)), "video"))
+        if asked.sample:
+            log.info(
+                "measuring on up to %s how much faster a clip is read", counted(min(asked.sample, len(there)), "video")
+            )
         result = Prepared(
             out,
             len(there),
@@ -194,7 +199,7 @@ def prepare_manifest(
             sum(fact["bytes_before"] for fact in facts),
             sum(fact["bytes"] for fact in facts),
             sum(fact["seconds"] for fact in facts) / 3600,
-            sorted(_speedups(there, out, sample, seed, min(timeout_s, SAMPLE_S))),
+            sorted(_speedups(there, out, asked.sample, asked.seed, min(asked.timeout_s, SAMPLE_S))),
             written,
         )
         write_whole(out / "report.json", json.dumps({**result._asdict(), "out": str(out), **settings}, indent=1))

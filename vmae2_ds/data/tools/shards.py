@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from pydantic import Field
 from tyro.conf import Positional
 
-from vmae2_ds.config.ranges import check_ranges
+from vmae2_ds.config.strict import StrictModel
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.sources.class_names import ClassNames, read_class_names
 from vmae2_ds.data.sources.list_formats import csv_line
@@ -65,27 +66,33 @@ class IndexedShards(NamedTuple):
         return "\n".join(lines)
 
 
-def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: Path | None = None) -> IndexedShards:
+class IndexShardsArguments(StrictModel):
     """List the videos of tar shards that something else wrote, so that they can be read in any order.
 
     Nothing is unpacked: a manifest says in which shard, from which byte, and how many bytes each video has. Labels are taken
     from the .cls or .class member of a video's sample, else from "label", "cls" or "class" in its .json, or from a .txt that is
     a number.
-
-    Args:
-        shards: Path or URL (fsspec) of one shard, or of many with {000..127} or, on disk, * in its name.
-        out: The manifest to write, a CSV file; shards below its folder are named relative to it.
-        workers: Shards read at once.
-        labels: A file with a class name a line: labels may be names instead of numbers.
     """
-    check_ranges(workers=(workers, 1, MOST_THREADS))
-    names = None if labels is None else read_class_names(labels)
-    paths = expand(shards)
-    _check_out(out, [*paths, *([] if labels is None else [labels])])
+
+    shards: Positional[str]
+    """Path or URL (fsspec) of one shard, or of many with {000..127} or, on disk, * in its name."""
+    out: Path
+    """The manifest to write, a CSV file; shards below its folder are named relative to it."""
+    workers: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 8
+    """Shards read at once."""
+    labels: Path | None = None
+    """A file with a class name a line: labels may be names instead of numbers."""
+
+
+def index_shards(asked: IndexShardsArguments) -> IndexedShards:
+    """Write a manifest of the videos in the shards."""
+    names = None if asked.labels is None else read_class_names(asked.labels)
+    paths = expand(asked.shards)
+    _check_out(asked.out, [*paths, *([] if asked.labels is None else [asked.labels])])
     found: list[Found] = []
     refused: list[DataError] = []
-    log.info("%s: %s, read %d at a time", shards, counted(len(paths), "shard"), workers)
-    with heard(Ticker(log, "shards read", len(paths))) as ticker, ThreadPoolExecutor(workers) as pool:
+    log.info("%s: %s, read %d at a time", asked.shards, counted(len(paths), "shard"), asked.workers)
+    with heard(Ticker(log, "shards read", len(paths))) as ticker, ThreadPoolExecutor(asked.workers) as pool:
         for number, one in enumerate(pool.map(lambda path: _scanned(path, names), paths), 1):
             ticker.tell(number)
             if isinstance(one, DataError):
@@ -96,7 +103,7 @@ def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: P
         raise _refusal(refused, len(paths))
     text = io.StringIO()
     text.write(csv_line(COLUMNS))
-    folder = out.parent.resolve()
+    folder = asked.out.parent.resolve()
     for path, one in zip(paths, found, strict=True):
         shard = _relative_to(folder, path)
         for member in one.videos:
@@ -109,13 +116,15 @@ def index_shards(shards: Positional[str], out: Path, workers: int = 8, labels: P
     if not videos:
         why = "".join(f"; {why}: {count}" for why, count in left_out.items())
         raise DataError(
-            f"{shards}: no video in {counted(len(paths), 'shard')}{why}; looked for members that end in "
+            f"{asked.shards}: no video in {counted(len(paths), 'shard')}{why}; looked for members that end in "
             f"{', '.join(VIDEO_SUFFIXES)}"
         )
-    with full_disk_is_told(out):
-        write_whole(out, text.getvalue())
+    with full_disk_is_told(asked.out):
+        write_whole(asked.out, text.getvalue())
     labelled = sum(member.label is not None for member in videos)
-    return IndexedShards(out, len(paths), len(videos), labelled, dict(left_out), _notes(paths, found, no_labels, names))
+    return IndexedShards(
+        asked.out, len(paths), len(videos), labelled, dict(left_out), _notes(paths, found, no_labels, names)
+    )
 
 
 def _check_out(out: Path, inputs: Sequence[str | Path]) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
+from pydantic import Field
 
-from vmae2_ds.config.ranges import MOST_FRAMES, MOST_SEED, check_ranges
+from vmae2_ds.config.strict import ClipLength, Seed, StrictModel
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.sources.list_formats import csv_line
 from vmae2_ds.data.tools.encode import write_frames
@@ -46,61 +47,54 @@ class SyntheticSet(NamedTuple):
     labels: Path
 
 
-def write_synthetic_set(
-    folder: tyro.conf.Positional[Path],
-    /,
-    train_videos: int = 64,
-    val_videos: int = 32,
-    seed: int = 0,
-    size: int = 128,
-    frames: int = 32,
-    fps: int = 16,
-) -> SyntheticSet:
+class SynthArguments(StrictModel):
     """Write a small labelled set of H.264 videos of moving shapes, whose class is the motion and not a frame.
 
     Labels take turns, so that classes are balanced. The pixels are a function of the arguments alone (given libx264).
-
-    Args:
-        folder: Where to write train/, val/, train.csv and val.csv (path, label, source), and labels.txt.
-        train_videos: Number of training videos.
-        val_videos: Number of validation videos.
-        seed: The same seed writes the same pixels.
-        size: Height and width in pixels, an even number.
-        frames: Frames in a video.
-        fps: Frames per second.
     """
-    check_ranges(
-        train_videos=(train_videos, 1, MOST_VIDEOS),
-        val_videos=(val_videos, 0, MOST_VIDEOS),
-        seed=(seed, 0, MOST_SEED),
-        size=(size, SMALLEST, LARGEST),
-        frames=(frames, 1, MOST_FRAMES),
-        fps=(fps, 1, MOST_FPS),
-    )
+
+    folder: tyro.conf.Positional[Path]
+    """Folder to write: train/, val/, train.csv and val.csv (path, label, source), and labels.txt."""
+    train_videos: Annotated[int, Field(ge=1, le=MOST_VIDEOS)] = 64
+    """Number of training videos."""
+    val_videos: Annotated[int, Field(ge=0, le=MOST_VIDEOS)] = 32
+    """Number of validation videos."""
+    seed: Seed = 0
+    """Seed of the videos; the same one writes the same pixels."""
+    size: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] = 128
+    """Height and width in pixels, an even number."""
+    frames: ClipLength = 32
+    """Frames in a video."""
+    fps: Annotated[int, Field(ge=1, le=MOST_FPS)] = 16
+    """Frames per second."""
+
+
+def write_synthetic_set(asked: SynthArguments) -> SyntheticSet:
+    """Write the videos, their lists and the names of their classes."""
+    folder, size = asked.folder, asked.size
     if size % 2:
         raise ConfigError(
             f"--size {size}: an even number of pixels, as H.264 keeps its colours; try {size - 1} or {size + 1}"
         )
-    settings = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed, "size": size}
-    settings |= {"frames": frames, "fps": fps}
+    settings = asked.model_dump(exclude={"folder"})
     check_work_folder(folder, "synth", option="FOLDER")
-    log.info("%s: %s to write", folder, counted(train_videos + val_videos, "video"))
+    log.info("%s: %s to write", folder, counted(asked.train_videos + asked.val_videos, "video"))
     with (
         work_folder(folder, "synth", settings, option="FOLDER"),
-        heard(Ticker(log, "videos written", train_videos + val_videos)) as ticker,
+        heard(Ticker(log, "videos written", asked.train_videos + asked.val_videos)) as ticker,
     ):
-        for split, (name, count) in enumerate((("train", train_videos), ("val", val_videos))):
+        for split, (name, count) in enumerate((("train", asked.train_videos), ("val", asked.val_videos))):
             lines = [csv_line(("path", "label", "source"))]
             (folder / name).mkdir(exist_ok=True)
             for number in range(count):
                 label = number % len(CLASSES)
                 path = f"{name}/{number:05d}.mp4"
                 if not (folder / path).is_file():
-                    rng = np.random.default_rng((seed, split, number))
+                    rng = np.random.default_rng((asked.seed, split, number))
                     with whole_file(folder / path, alone=True) as part:
-                        write_video(part, draw_clip(label, rng, size, frames), fps, kind="mp4")
+                        write_video(part, draw_clip(label, rng, size, asked.frames), asked.fps, kind="mp4")
                 lines.append(csv_line((path, label, SOURCE)))
-                ticker.tell(split * train_videos + number + 1)
+                ticker.tell(split * asked.train_videos + number + 1)
             write_whole(folder / f"{name}.csv", "".join(lines))
         write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in CLASSES))
     return SyntheticSet(folder / "train.csv", folder / "val.csv", folder / "labels.txt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,15 +14,14 @@ import numpy as np
 import tyro
 
 from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.config.model import ConfigFile
-from vmae2_ds.config.ranges import check_clip_options, check_ranges
+from vmae2_ds.config.strict import ClipLength, Edge, Part, StrictModel, Views, Workers
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.sources.class_names import implied_names
 from vmae2_ds.data.sources.list_formats import list_form
 from vmae2_ds.data.sources.manifest import manifest_digest, read_manifest
 from vmae2_ds.disk import check_out_folder, check_there
 from vmae2_ds.dist import Ranks
-from vmae2_ds.downstream.classify.scores import may_hold_evaluation
+from vmae2_ds.downstream.classify.scores import Evaluation, may_hold_evaluation
 from vmae2_ds.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
@@ -34,57 +34,62 @@ if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the sig
 log = logging.getLogger(__name__)
 
 
-def evaluate(
-    source: tyro.conf.Positional[Path],
-    /,
-    manifest: Path,
-    root: Path | None = None,
-    out: Path | None = None,
-    clips: int | None = None,
-    crops: int | None = None,
-    sampling: Literal["dense", "segments"] | None = None,
-    max_bad_share: float = 0.0,
-    precision: Literal["bf16", "fp32"] | None = None,
-    num_frames: int | None = None,
-    size: int | None = None,
-    stride: int | None = None,
-    workers: int | None = None,
-    labels: Path | None = None,
-    ignore_columns: tuple[str, ...] | None = None,
-    model_config: ConfigFile = None,
-) -> dict[str, Any]:
+class EvaluateArguments(StrictModel):
     """Test a classifier on every video of a list, several views each: top-1, top-5, per class, confusion matrix, scores.
 
     Every video is scored by one rank alone, its views in batches that do not depend on the number of ranks.
-
-    Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint
-            file or folder as import takes it.
-        manifest: Labelled videos.
-        root: Folder that relative paths start from; default: the list's.
-        out: Folder for result.json, scores.npz, per_class.csv and confusion.png; default: eval/LIST_STEP_KxC in the run folder,
-            with a number behind where that holds another evaluation.
-        clips: Clips along time; default: the run's test.clips, 5 for a file.
-        crops: Crops of each clip; default: the run's test.crops, 3 for a file.
-        sampling: dense (Kinetics) or segments (SSv2); default: the run's.
-        max_bad_share: Fail when more than this share of the videos cannot be read; each is named either way.
-        precision: Default: the run's, bf16 for a file.
-        num_frames: Frames of a clip; default: the run's, for a file what it says, or 16.
-        size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
-        stride: Step between frames for dense sampling; default: the run's, for a file what it says, or 4.
-        workers: Loader processes per rank; default: the run's.
-        labels: A file with a class name a line, for table, picture, and lists that name classes; default: the run's labels.txt,
-            or what a file says.
-        ignore_columns: Columns of the list to leave out; without a name all that are none of ours; default: the run's.
-        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
-    check_clip_options(clips=clips, crops=crops, num_frames=num_frames, size=size, stride=stride, workers=workers)
-    check_ranges(max_bad_share=(max_bad_share, 0, 1))
-    inputs = [manifest, *([] if labels is None else [labels])]
-    if out is not None and os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: below, for all of them together
-        check_out_folder(out, inputs=inputs, is_ours=may_hold_evaluation)
-    check_there(source)
-    check_there(manifest)
+
+    source: tyro.conf.Positional[Path]
+    """A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file or folder as
+    import takes it."""
+    manifest: Path
+    """Labelled videos."""
+    root: Path | None = None
+    """Folder that relative paths in the list start from; default: the list's own."""
+    out: Path | None = None
+    """Folder for result.json, scores.npz, per_class.csv and confusion.png; default: eval/LIST_STEP_KxC in the run folder,
+    with a number behind where that holds another evaluation."""
+    clips: Views | None = None
+    """Clips of each video, at even distances in time; default: the run's test.clips, 5 for a file."""
+    crops: Views | None = None
+    """Square crops of each clip, along its longer side; default: the run's test.crops, 3 for a file."""
+    sampling: Literal["dense", "segments"] | None = None
+    """How a clip's frames are taken: dense, every stride-th (Kinetics), or segments, from the whole video (SSv2); default: the
+    run's."""
+    max_bad_share: Part = 0.0
+    """Fail when more than this share of the videos cannot be read; each is named either way."""
+    precision: Literal["bf16", "fp32"] | None = None
+    """Number format of the forward pass; default: the run's, bf16 for a file."""
+    num_frames: ClipLength | None = None
+    """Frames of a clip; default: the run's, for a file what it says, or 16."""
+    size: Edge | None = None
+    """Clip height and width in pixels; default: the run's, for a file what it says, or 224."""
+    stride: ClipLength | None = None
+    """Step between frames for dense sampling; default: the run's, for a file what it says, or 4."""
+    workers: Workers | None = None
+    """Loader processes per rank; default: the run's."""
+    labels: Path | None = None
+    """A file with a class name a line, for table, picture, and lists that name classes; default: the run's labels.txt, or
+    what a file says."""
+    ignore_columns: tuple[str, ...] | None = None
+    """Columns of the list to leave out; without a name, all that vmae2 does not know; default: the run's."""
+    config: Path | None = None
+    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+
+
+def evaluate(asked: EvaluateArguments) -> Evaluation:
+    """Score every video, write the figures on rank 0, and return them with their folder on every rank.
+
+    Raises ConfigError, DataError or CheckpointError where places, lists or weights are of no use, and DataError after writing
+    where more videos than `max_bad_share` could not be read.
+    """
+    inputs = [asked.manifest, *([] if asked.labels is None else [asked.labels])]
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"  # several ranks: below, for all of them together
+    if asked.out is not None and is_alone:
+        check_out_folder(asked.out, inputs=inputs, is_ours=may_hold_evaluation)
+    check_there(asked.source)
+    check_there(asked.manifest)
 
     from vmae2_ds.checkpoint.hashed_files import digest_of
     from vmae2_ds.config.stages import with_options
@@ -94,38 +99,39 @@ def evaluate(
     from vmae2_ds.runs.open import class_names, classifier_of, clip_line, labels_of, open_classifier
     from vmae2_ds.weights.source import read_given
 
-    config, weights, checkpoint = open_classifier(source, given=read_given(model_config))
+    config, weights, checkpoint = open_classifier(asked.source, given=read_given(asked.config))
+    clip = asked.model_dump(include={"num_frames", "size", "stride"})
     config = with_options(
         config,
-        data={"num_frames": num_frames, "size": size, "stride": stride, "workers": workers},
-        test={"clips": clips, "crops": crops, "sampling": sampling, "max_bad_share": max_bad_share},
-        train={"precision": precision},
+        data={**clip, "workers": asked.workers},
+        test=asked.model_dump(include={"clips", "crops", "sampling", "max_bad_share"}),
+        train={"precision": asked.precision},
     )
-    known = labels_of(source) if labels is None else None
-    form = list_form(config.data.ignore_columns if ignore_columns is None else ignore_columns, labels)
-    if labels is None:
-        form = form._replace(names=implied_names(known, source))
-    listed = read_manifest(manifest, root, form=form)
+    known = labels_of(asked.source) if asked.labels is None else None
+    form = list_form(config.data.ignore_columns if asked.ignore_columns is None else asked.ignore_columns, asked.labels)
+    if asked.labels is None:
+        form = form._replace(names=implied_names(known, asked.source))
+    listed = read_manifest(asked.manifest, asked.root, form=form)
     dataset = ViewsDataset(config, listed, config.test)
-    names = known or class_names(labels, config.model.num_classes)
+    names = known or class_names(asked.labels, config.model.num_classes)
     ranks = start_ranks()
     views = config.test
     run = checkpoint.parent.parent if checkpoint.is_dir() else checkpoint.parent
     about = {
         "checkpoint": str(checkpoint), "weights": ranks.from_first(partial(digest_of, weights)),
-        "manifest": str(manifest), "list": manifest_digest(manifest), "root": root and str(root),
+        "manifest": str(asked.manifest), "list": manifest_digest(asked.manifest), "root": asked.root and str(asked.root),
         "precision": config.train.precision, **views.model_dump(exclude={"views_at_once", "max_bad_share"}),
-        **config.data.model_dump(include={"num_frames", "size", "stride"}),
+        **config.data.model_dump(include=set(clip)),
     }  # fmt: skip
-    if labels is not None and form.names is not None:
+    if asked.labels is not None and form.names is not None:
         about["labels"] = form.names.digest
-    default = run / "eval" / f"{manifest.stem}_{checkpoint.stem}_{views.clips}x{views.crops}"
-    folder = ranks.from_first(lambda: folder_for(out, default, about, inputs))
+    default = run / "eval" / f"{asked.manifest.stem}_{checkpoint.stem}_{views.clips}x{views.crops}"
+    folder = ranks.from_first(lambda: folder_for(asked.out, default, about, inputs))
     objective = classifier_of(config, weights)
     del weights
     if ranks.rank == 0:
-        clip = clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride)
-        log.info("%s: %s", checkpoint, scoring_line(len(listed), config, clip, ranks))
+        line = scoring_line(len(listed), config, clip_line(asked.source, config.data, **clip), ranks)
+        log.info("%s: %s", checkpoint, line)
     scores = score_videos(objective, dataset, views.views_at_once, ranks)
 
     def write() -> dict[str, Any]:
@@ -145,7 +151,7 @@ def evaluate(
             f"{bad} of {len(listed)} videos could not be read, more than --max-bad-share {views.max_bad_share:g}; they are "
             f"named in {folder / 'unreadable.txt'}, and the result is of the others"
         )
-    return {**result, "folder": str(folder)}
+    return {**result, "folder": str(folder)}  # type: ignore[typeddict-item]  # what `about` and `summary` hold
 
 
 def scoring_line(videos: int, config: FinetuneConfig, clip: str, ranks: Ranks) -> str:
@@ -202,12 +208,12 @@ def _score(objective: Classify, clip_KTHWC: Tensor, views_at_once: int, ticker: 
     return prob_KC.double().mean(dim=0).float().cpu().numpy()
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: Evaluation) -> str:
     """The figures in a line, and where the rest lies."""
     return f"{_figures(result)}; {result['folder']}"
 
 
-def _figures(result: dict[str, Any]) -> str:
+def _figures(result: Mapping[str, Any]) -> str:
     top = ", ".join(f"{name} {100 * result[key]:.2f} %" for key, name in (("top1", "top-1"), ("top5", "top-5")))
     assert math.isfinite(result["top1"]) or not result["videos"], "an accuracy of videos that were scored"
     return (

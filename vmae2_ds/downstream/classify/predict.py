@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
+from pydantic import Field
 
-from vmae2_ds.config.model import ConfigFile
-from vmae2_ds.config.ranges import check_clip_options, check_ranges
+from vmae2_ds.config.strict import ClipLength, Edge, StrictModel, Views, Workers
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.console.terminal import columns
 from vmae2_ds.data.entry import VideoEntry
@@ -49,60 +49,60 @@ class Predictions(NamedTuple):
     """Writes --out. Raises DataError where not one video could be read."""
 
 
-def predict(
-    source: tyro.conf.Positional[Path],
-    videos: tyro.conf.Positional[tuple[str, ...]],
-    /,
-    root: Path | None = None,
-    labels: Path | None = None,
-    top: int = 5,
-    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
-    out: Path | None = None,
-    pictures: int = 100,
-    clips: int | None = None,
-    crops: int | None = None,
-    sampling: Literal["dense", "segments"] | None = None,
-    precision: Literal["bf16", "fp32"] | None = None,
-    num_frames: int | None = None,
-    size: int | None = None,
-    stride: int | None = None,
-    workers: int | None = None,
-    model_config: ConfigFile = None,
-) -> Predictions | None:
+class PredictArguments(StrictModel):
     """Name videos with a classifier: the most likely classes of each, with the mean softmax of several views as score.
 
     Scored as by evaluate, on any number of ranks; only rank 0 returns something.
-
-    Args:
-        source: A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file or
-            folder with a head.
-        videos: Video files or URLs; folders, whose videos are taken at any depth; lists (.csv, .txt or an indexed folder),
-            with labels or without, which are not looked at.
-        root: Folder that relative paths in lists start from; default: each list's.
-        labels: A file with a class name a line; default: the run's labels.txt, or what a file says; else numbers.
-        top: Classes to name for each video.
-        json_: Print JSON instead of a table.
-        out: Folder for predictions.json, predictions.csv and a picture of each video.
-        pictures: Draw at most this many of the videos into --out; 0: none.
-        clips: Clips along time; default: the run's test.clips, 5 for a file.
-        crops: Crops of each clip; default: the run's test.crops, 3 for a file.
-        sampling: dense (Kinetics) or segments (SSv2); default: the run's.
-        precision: Default: the run's, bf16 for a file.
-        num_frames: Frames of a clip; default: the run's, for a file what it says, or 16.
-        size: Clip height and width in pixels; default: the run's, for a file what it says, or 224.
-        stride: Step between frames for dense sampling; default: the run's, for a file what it says, or 4.
-        workers: Loader processes per rank; default: the run's.
-        model_config: For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; as of import.
     """
-    check_clip_options(clips=clips, crops=crops, num_frames=num_frames, size=size, stride=stride, workers=workers)
-    check_ranges(top=(top, 1, MOST), pictures=(pictures, 0, MOST))
-    if source.suffix.lower() in VIDEO_SUFFIXES:
-        raise ConfigError(f"{source} is named like a video: the run or file comes first, then the videos")
-    check_there(source)
-    entries = videos_of(videos, root)
-    if out is not None:
+
+    source: tyro.conf.Positional[Path]
+    """A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file or folder with
+    a head."""
+    videos: tyro.conf.Positional[tuple[str, ...]]
+    """Video files or URLs; folders, whose videos are taken at any depth; lists (.csv, .txt or an indexed folder), with
+    labels or without, which are not looked at."""
+    root: Path | None = None
+    """Folder that relative paths in the lists start from; default: each list's own."""
+    labels: Path | None = None
+    """A file with a class name a line; default: the run's labels.txt, or what a file says; else numbers."""
+    top: Annotated[int, Field(ge=1, le=MOST)] = 5
+    """Classes to name for each video."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON instead of a table."""
+    out: Path | None = None
+    """Folder for predictions.json, predictions.csv and a picture of each video."""
+    pictures: Annotated[int, Field(ge=0, le=MOST)] = 100
+    """Draw at most this many of the videos into --out; 0: none."""
+    clips: Views | None = None
+    """Clips of each video, at even distances in time; default: the run's test.clips, 5 for a file."""
+    crops: Views | None = None
+    """Square crops of each clip, along its longer side; default: the run's test.crops, 3 for a file."""
+    sampling: Literal["dense", "segments"] | None = None
+    """How a clip's frames are taken: dense, every stride-th (Kinetics), or segments, from the whole video (SSv2); default: the
+    run's."""
+    precision: Literal["bf16", "fp32"] | None = None
+    """Number format of the forward pass; default: the run's, bf16 for a file."""
+    num_frames: ClipLength | None = None
+    """Frames of a clip; default: the run's, for a file what it says, or 16."""
+    size: Edge | None = None
+    """Clip height and width in pixels; default: the run's, for a file what it says, or 224."""
+    stride: ClipLength | None = None
+    """Step between frames for dense sampling; default: the run's, for a file what it says, or 4."""
+    workers: Workers | None = None
+    """Loader processes per rank; default: the run's."""
+    config: Path | None = None
+    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+
+
+def predict(asked: PredictArguments) -> Predictions | None:
+    """Score the videos; only rank 0 returns what was found."""
+    if asked.source.suffix.lower() in VIDEO_SUFFIXES:
+        raise ConfigError(f"{asked.source} is named like a video: the run or file comes first, then the videos")
+    check_there(asked.source)
+    entries = videos_of(asked.videos, asked.root)
+    if asked.out is not None:
         sources = {str(Path(entry.path).parent): entry.path for entry in entries if "://" not in entry.path}
-        check_out_folder(out, inputs=[*sources.values(), *filter(os.path.isfile, videos)], is_ours=_is_ours)
+        check_out_folder(asked.out, inputs=[*sources.values(), *filter(os.path.isfile, asked.videos)], is_ours=_is_ours)
     from vmae2_ds.config.stages import with_options
     from vmae2_ds.data.feed.views import ViewsDataset
     from vmae2_ds.downstream.classify.evaluate import score_videos, scoring_line
@@ -110,23 +110,25 @@ def predict(
     from vmae2_ds.runs.open import classifier_of, clip_line, labels_of, open_classifier, read_names
     from vmae2_ds.weights.source import read_given
 
-    config, weights, checkpoint = open_classifier(source, given=read_given(model_config))
+    config, weights, checkpoint = open_classifier(asked.source, given=read_given(asked.config))
+    clip = asked.model_dump(include={"num_frames", "size", "stride"})
     config = with_options(
         config,
-        data={"num_frames": num_frames, "size": size, "stride": stride, "workers": workers},
-        test={"clips": clips, "crops": crops, "sampling": sampling},
-        train={"precision": precision},
+        data={**clip, "workers": asked.workers},
+        test=asked.model_dump(include={"clips", "crops", "sampling"}),
+        train={"precision": asked.precision},
     )
-    names = labels_of(source) if labels is None else read_names(labels, config.model.num_classes, "--labels")
+    labels, classes = asked.labels, config.model.num_classes
+    names = labels_of(asked.source) if labels is None else read_names(labels, classes, "--labels")
     dataset = ViewsDataset(config, entries, config.test)
     ranks = start_ranks()
     objective = classifier_of(config, weights)
     del weights
     views = config.test
     if ranks.rank == 0:
-        clip = clip_line(source, config.data, num_frames=num_frames, size=size, stride=stride)
+        line = scoring_line(len(entries), config, clip_line(asked.source, config.data, **clip), ranks)
         unnamed = "" if names else "; no class names, --labels FILE gives them"
-        log.info("%s: %s%s", checkpoint, scoring_line(len(entries), config, clip, ranks), unnamed)
+        log.info("%s: %s%s", checkpoint, line, unnamed)
     scores = score_videos(objective, dataset, views.views_at_once, ranks)
     stop_ranks(ranks)
     if scores is None:
@@ -134,19 +136,19 @@ def predict(
     about = {
         "checkpoint": str(checkpoint), "precision": config.train.precision,
         **views.model_dump(include={"clips", "crops", "sampling"}),
-        **config.data.model_dump(include={"num_frames", "size", "stride"}),
+        **config.data.model_dump(include=set(clip)),
     }  # fmt: skip
-    result = {**about, "videos": _found(entries, scores, names, top)}
+    result = {**about, "videos": _found(entries, scores, names, asked.top)}
     bad = len(scores.failures)
     if bad:
         log.warning("%d of %s could not be read", bad, counted(len(entries), "video"))
-    shown = json.dumps(result, indent=1) if json_ else describe(result["videos"], columns())
+    shown = json.dumps(result, indent=1) if asked.json_ else describe(result["videos"], columns())
 
     def finish() -> None:
-        if out is not None:
-            write(result, out)
-            draw(result["videos"], entries, config, out / PICTURES, pictures)
-            log.info("written: %s", out)
+        if asked.out is not None:
+            write(result, asked.out)
+            draw(result["videos"], entries, config, asked.out / PICTURES, asked.pictures)
+            log.info("written: %s", asked.out)
         if bad == len(entries):
             raise DataError(f"none of {counted(bad, 'video')} could be read; the first: {scores.failures[0]}")
 

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -56,8 +56,27 @@ def confusion(scores: Scores) -> np.ndarray:
     return matrix
 
 
-def summary(scores: Scores) -> dict[str, Any]:
-    """Figures of the whole list. `mean_class` is the mean accuracy of the classes that occur."""
+class Figures(TypedDict):
+    """What a table of scores says of the whole list."""
+
+    videos: int
+    unreadable: int
+    top1: float
+    top5: float
+    mean_class: float
+    """Mean accuracy of the classes that occur."""
+
+
+class Evaluation(Figures):
+    """An evaluation's figures, and where they lie; `result.json` also says of which weights, list and settings they are."""
+
+    clips: int
+    crops: int
+    folder: str
+
+
+def summary(scores: Scores) -> Figures:
+    """Figures of the whole list; nan where no video was scored."""
     matrix = confusion(scores)
     counts = matrix.sum(axis=1)
     with np.errstate(invalid="ignore"):
