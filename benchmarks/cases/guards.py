@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +28,7 @@ from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run_plan import plan_run
-from vmae2_ds.contracts import LoadedBatch, LossOutput, PretrainBatch, StepResult
+from vmae2_ds.contracts import LoadedBatch, LossOutput, Movable, PretrainBatch, StepResult
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.ranks import start_ranks
 from vmae2_ds.engine.step import Engine
@@ -36,7 +37,8 @@ from vmae2_ds.guard.spikes import SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.recipes.pretrain import get_recipe
 from vmae2_ds.train.build import build_engine
-from vmae2_ds.train.loop import LoopHooks, train
+from vmae2_ds.train.loop import LoopHooks, LoopSetup, train
+from vmae2_ds.train.row import ModelFlops
 from vmae2_ds.tune.trial import noise_batch
 
 RECIPE = "vit_ti_pretrain_desk"
@@ -118,25 +120,34 @@ def loop_step(
     switch = HangSwitch(folder, Ranks(), DAY_S if guards.hang else 0.0, DAY_S)
     batch = LoadedBatch(clips, [], {"noise": plan.videos_per_step})
     state = TrainState()
-    hooks = LoopHooks(
-        save=lambda state: None,
-        report=lambda row: None,
-        name_bad_files=lambda failures: None,
-        check_bad_share=lambda bad, tried: None,
-        stepped=switch.step,
-        worker_memory_gib=lambda: (0.0, 0.0),
-    )
-    run = partial(
-        train, engine, itertools.repeat(batch), plan, hooks=hooks, ranks=Ranks(),
-        stop=StopRequests(DAY_S), guard=guard, sources=("noise",), reseed=False,
-    )  # fmt: skip
+    setup = LoopSetup(plan, config.train, ("noise",), guard, StopRequests(DAY_S), ModelFlops(0, None), reseed=False)
 
     def step() -> None:
-        run(config=config.train.model_copy(update={"stop_after_steps": state.step + steps}), state=state)
+        until = config.train.model_copy(update={"stop_after_steps": state.step + steps})
+        train(engine, itertools.repeat(batch), replace(setup, config=until), state, SwitchAlone(switch), Ranks())
 
     while guards.spikes and len(next(iter(state.recent.values()), ())) < GuardConfig().history:
         step()
     return step
+
+
+class SwitchAlone(LoopHooks):
+    """Hooks of the loop that move the hang switch on, and do nothing else."""
+
+    def __init__(self, switch: HangSwitch) -> None:
+        self._switch = switch
+
+    def stepped(self, step: int) -> None:
+        """The time of the next step begins."""
+        self._switch.step(step)
+
+    def worker_memory_gib(self) -> tuple[float, float]:
+        """There are no workers."""
+        return 0.0, 0.0
+
+    def prepare(self, batch: Movable) -> Movable:
+        """As it is."""
+        return batch
 
 
 def clips_of(config: PretrainConfig) -> PretrainBatch:

@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
-from vmae2_ds.train.metrics import add_counts, count_vector
+from vmae2_ds.train.tally import add_counts, count_vector
 
 
 def main() -> None:
@@ -18,7 +18,8 @@ def main() -> None:
     ranks = start_ranks()
     names = tuple(asked["names"])
     videos = ranks.sum(*count_vector(Counter(asked["used"][ranks.rank]), names))
-    mine = [add_counts(asked["before"], names, videos), ranks.max(*asked["memory"][ranks.rank])]
+    new = {name: int(count) for name, count in zip(names, videos, strict=True)}
+    mine = [add_counts(asked["before"], new), ranks.max(*asked["memory"][ranks.rank])]
     everyone: list[object] = [None] * ranks.size
     torch.distributed.all_gather_object(everyone, mine)
     if ranks.rank == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.train.quiet_hooks import QuietHooks
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.model import ModelConfig
@@ -28,8 +29,9 @@ from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import DataError, LoaderFailed
 from vmae2_ds.guard.spikes import SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
-from vmae2_ds.train.loop import LoopHooks, train
-from vmae2_ds.train.metrics import MOST_SOURCES, OTHERS, add_counts, count_vector, counted_names, source_columns
+from vmae2_ds.train.loop import LoopSetup, train
+from vmae2_ds.train.row import ModelFlops, source_shares
+from vmae2_ds.train.tally import MOST_SOURCES, OTHERS, add_counts, count_vector, counted_names
 
 STEPS = 6
 
@@ -45,10 +47,11 @@ def two_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "list.csv"
 
 
-class Run:
-    """The loop around an engine without a model."""
+class Run(QuietHooks):
+    """The loop around an engine without a model, and its hooks."""
 
     def __init__(self, manifest: Path, log_every: int = 2) -> None:
+        super().__init__()
         data = {"manifest": manifest, "num_frames": 8, "size": 32, "stride": 1, "views": 1, "workers": 0}
         self.config = PretrainConfig(
             model=ModelConfig.of_size("tiny"),
@@ -58,10 +61,12 @@ class Run:
         )
         self.mixture: Mixture = open_mixture(self.config.data)
         self.plan = plan_run(self.config, self.mixture.num_videos, 1)
-        self.rows: list[dict[str, Any]] = []
         self.saved: list[dict[str, Any]] = []
         self.seen: list[tuple[Counter[str], int]] = []
         """For each micro batch: the videos used, by source, and the failures."""
+
+    def save(self, state: TrainState) -> None:
+        self.saved.append(json.loads(json.dumps(state.to_dict())))
 
     def batches(self, first_step: int) -> Iterator[Any]:
         where = {"rank": 0, "world_size": 1, "accumulation": self.plan.accumulation}
@@ -82,29 +87,17 @@ class Run:
             micro_step=lambda batch: out,
             update=lambda largest_norm: StepResult(True, 1.0),
         )
-        ignored: Callable[..., None] = lambda *_: None  # noqa: E731
-        hooks = LoopHooks(
-            save=lambda state: self.saved.append(json.loads(json.dumps(state.to_dict()))),
-            report=self.rows.append,
-            name_bad_files=ignored,
-            check_bad_share=ignored,
-            stepped=ignored,
-            worker_memory_gib=lambda: (0.25, 0.5),
-        )
         ranks = Ranks()
-        train(
-            engine,
-            self.batches(state.step) if batches is None else batches,
-            self.plan,
-            self.config.train.model_copy(update={"stop_after_steps": stop_after}),
-            state,
-            hooks,
-            ranks,
-            StopRequests(),
-            SpikeGuard(GuardConfig(on_spike="off"), ranks),
+        setup = LoopSetup(
+            plan=self.plan,
+            config=self.config.train.model_copy(update={"stop_after_steps": stop_after}),
             sources=self.mixture.names,
+            guard=SpikeGuard(GuardConfig(on_spike="off"), ranks),
+            stop=StopRequests(),
+            flops=ModelFlops(0, None),
             reseed=False,
         )
+        train(engine, self.batches(state.step) if batches is None else batches, setup, state, self, ranks)
         return state
 
 
@@ -179,12 +172,8 @@ def test_very_many_sources_are_counted_together() -> None:
 
 
 def test_shares_are_of_the_videos_since_the_last_row() -> None:
-    before = add_counts({}, ("a", "b"), [90.0, 10.0])
-    now = add_counts(before, ("a", "b"), [1.0, 3.0])
-    assert source_columns(now, before) == {
-        "source_share/a": 0.25,
-        "source_share/b": 0.75,
-        "source_videos/a": 91,
-        "source_videos/b": 13,
-    }
-    assert source_columns(now, now)["source_share/a"] == 0
+    before = add_counts({}, {"a": 90, "b": 10})
+    now = add_counts(before, {"a": 1, "b": 3})
+    assert now == {"a": 91, "b": 13}
+    assert source_shares(now, before) == {"a": 0.25, "b": 0.75}
+    assert source_shares(now, now)["a"] == 0

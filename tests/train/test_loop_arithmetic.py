@@ -13,17 +13,18 @@ import pytest
 import torch
 
 from tests.train.little_ranks import LittleEngine, LittleRanks, Meeting
+from tests.train.quiet_hooks import QuietHooks
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.config.run_plan import RunPlan
-from vmae2_ds.contracts import LoadedBatch, ReadFailure
+from vmae2_ds.contracts import LoadedBatch, ReadFailure, StepResult
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard.spikes import SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.ema import WeightAverage
-from vmae2_ds.train.loop import LoopHooks, train
-from vmae2_ds.train.metrics import StepAverages
+from vmae2_ds.train.loop import LoopSetup, train
+from vmae2_ds.train.row import Interval, ModelFlops, Row
 
 STEPS, MICRO_BATCHES, CLIPS, WIDTH, DECAY = 9, 4, 4, 3, 0.7
 FIRST = np.array([0.5, -1.0, 2.0])
@@ -59,13 +60,17 @@ class Rank:
     state: TrainState = field(default_factory=TrainState)
 
 
-def run(ranks: int, guard: GuardConfig | None = None, **changes: Any) -> list[Rank]:
-    """Nine steps on `ranks` ranks; eight videos with two views each in a step, of a list of twenty."""
-    accumulation, meeting, found = MICRO_BATCHES // ranks, Meeting(ranks), [Rank() for _ in range(ranks)]
-    plan = RunPlan(
-        global_batch=16, micro_batch=2, views=2, accumulation=accumulation, world_size=ranks, num_videos=20,
+def plan_of(ranks: int) -> RunPlan:
+    """Eight videos with two views each in a step, of a list of twenty."""
+    return RunPlan(
+        global_batch=16, micro_batch=2, views=2, accumulation=MICRO_BATCHES // ranks, world_size=ranks, num_videos=20,
         steps_per_epoch=2.5, num_steps=STEPS, warmup_steps=3, base_lr=0.1, lr_batch=8, peak_lr=0.1, min_lr=0.02,
     )  # fmt: skip
+
+
+def run(ranks: int, guard: GuardConfig | None = None, **changes: Any) -> list[Rank]:
+    """Nine steps on `ranks` ranks."""
+    accumulation, meeting, found = MICRO_BATCHES // ranks, Meeting(ranks), [Rank() for _ in range(ranks)]
     config = TrainConfig.model_validate({"seed": 5, "log_every": 3, "save_every": 4, **changes})
 
     def batches(rank: int) -> Iterator[LoadedBatch]:
@@ -81,23 +86,30 @@ def run(ranks: int, guard: GuardConfig | None = None, **changes: Any) -> list[Ra
         engine: Any = LittleEngine(torch.from_numpy(FIRST), accumulation, rank, meeting)
         mean = WeightAverage(engine, DECAY)
 
-        def stepped(step: int) -> None:
-            mine.weights.append(engine.weights.detach().numpy().copy())
-            mine.means.append(mean._mean[0].numpy().copy())
+        class Hooks(QuietHooks):
+            def updated(self) -> None:
+                mean.update()
 
-        hooks = LoopHooks(
-            save=lambda state: mine.saved.append(state.step),
-            report=mine.rows.append,
-            name_bad_files=lambda failures: None,
-            check_bad_share=lambda bad, tried: mine.tried.append((bad, tried)),
-            stepped=stepped,
-            worker_memory_gib=lambda: (1.0 + rank, 2.0),
-            updated=mean.update,
-        )
-        train(
-            engine, batches(rank), plan, config, mine.state, hooks, among, StopRequests(),
-            SpikeGuard(guard or GuardConfig(on_spike="off"), among), sources=("a", "b"), reseed=True,
+            def check_bad_share(self, bad: int, tried: int) -> None:
+                mine.tried.append((bad, tried))
+
+            def stepped(self, step: int) -> None:
+                mine.weights.append(engine.weights.detach().numpy().copy())
+                mine.means.append(mean._mean[0].numpy().copy())
+
+            def worker_memory_gib(self) -> tuple[float, float]:
+                return 1.0 + rank, 2.0
+
+            def save(self, state: TrainState) -> None:
+                mine.saved.append(state.step)
+
+        hooks = Hooks()
+        mine.rows = hooks.rows
+        setup = LoopSetup(
+            plan=plan_of(ranks), config=config, sources=("a", "b"), stop=StopRequests(), flops=ModelFlops(0, None), reseed=True,
+            guard=SpikeGuard(guard or GuardConfig(on_spike="off"), among),
         )  # fmt: skip
+        train(engine, batches(rank), setup, mine.state, hooks, among)
         for place, value in enumerate(engine.draws):
             step, micro_step = divmod(place, accumulation)
             mine.draws[step, micro_step * ranks + rank] = value
@@ -243,16 +255,20 @@ def test_a_loss_that_is_not_finite_is_noticed_before_its_update(on_spike: str, p
 
 def test_the_wait_for_data_is_the_mean_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ten seconds one rank waits for one and another for three: a fifth of the time."""
-    clock = SimpleNamespace(perf_counter=lambda: 100.0)
-    monkeypatch.setattr("vmae2_ds.train.metrics.time", clock)
-    averages, meeting = StepAverages(torch.device("cpu")), Meeting(2)
-    averages.steps = 4
+    clock = SimpleNamespace(perf_counter=lambda: 100.0, time=lambda: 0.0)
+    monkeypatch.setattr("vmae2_ds.train.row.time", clock)
+    state, meeting, rows = TrainState(), Meeting(2), list[Row]()
+    interval = Interval(torch.device("cpu"), plan_of(2), ModelFlops(0, None), state)
+    state.step = 4
+    with interval.paused():
+        clock.perf_counter = lambda: 102.0
     clock.perf_counter = lambda: 112.0
-    averages.leave_out(2.0)
-    totals: list[dict[str, Any]] = []
-    meeting.run(
-        lambda rank: totals.append(averages.totals(LittleRanks(rank, rank, 2, meeting=meeting), (1.0, 3.0)[rank]))
-    )
-    assert [row["data_wait_share"] for row in totals] == [0.2, 0.2]
-    assert [row["step_time_s"] for row in totals] == [2.5, 2.5], "what was left out is no training"
-    assert [row["loss"] for row in totals] == [None, None], "nothing was finite"
+
+    def row_of(rank: int) -> None:
+        among, result = LittleRanks(rank, rank, 2, meeting=meeting), StepResult(True, 1.0)
+        rows.append(interval.row(among, 0.1, result, (1.0, 3.0)[rank], lambda: (0.0, 0.0)))
+
+    meeting.run(row_of)
+    assert [row.data_wait_share for row in rows] == [0.2, 0.2]
+    assert [row.step_time_s for row in rows] == [2.5, 2.5], "what was left out is no training"
+    assert [row.loss for row in rows] == [None, None], "nothing was finite"

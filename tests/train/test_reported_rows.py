@@ -4,50 +4,67 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.pretrain import PretrainDataConfig
 from vmae2_ds.config.run_plan import RunPlan
+from vmae2_ds.contracts import StepResult
 from vmae2_ds.dist import Ranks
 from vmae2_ds.guard.loader_watch import DataWaitWatch
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
+from vmae2_ds.train.row import Interval, ModelFlops, Row
 
 PLAN = RunPlan(
     global_batch=48, micro_batch=2, views=3, accumulation=2, world_size=4, num_videos=100, steps_per_epoch=6.25,
     num_steps=20, warmup_steps=2, base_lr=1e-3, lr_batch=256, peak_lr=1e-3, min_lr=0.0,
 )  # fmt: skip
-ROW: dict[str, Any] = {"step": 5, "loss": 0.5, "step_time_s": 1.5, "lr": 1e-3, "grad_norm": 0.1, "data_wait_share": 0.0}
+ROW: dict[str, Any] = {"step": 5, "loss": 0.5, "step_time_s": 1.5, "lr": 1e-3, "grad_norm": 0.1, "data_wait_share": 0.0,
+                       "clips_per_s": 32.0}  # fmt: skip
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def reporter(path: Path, rank: int = 0, peak_flops: float | None = 4e10) -> Reporter:
+def row_after_3_s(monkeypatch: pytest.MonkeyPatch, peak_flops: float | None) -> Row:
+    """Of two steps without a micro batch, whose clips take 1.5 GFLOP each."""
+    clock = SimpleNamespace(perf_counter=lambda: 100.0, time=lambda: 0.0)
+    monkeypatch.setattr("vmae2_ds.train.row.time", clock)
+    state = TrainState(step=3)
+    interval = Interval(torch.device("cpu"), PLAN, ModelFlops(1_500_000_000, peak_flops), state)
+    state.step, clock.perf_counter = 5, lambda: 103.0
+    return interval.row(Ranks(), 1e-3, StepResult(True, 0.1), 0.0, lambda: (0.0, 0.0))
+
+
+def reporter(path: Path, rank: int = 0) -> Reporter:
     watch = DataWaitWatch(PretrainDataConfig(), ranks=4, cores=8)
-    return Reporter(path, None, Ranks(rank, rank, 4), PLAN, 0, 1_500_000_000, peak_flops, watch, "pretrain")
+    return Reporter(path, None, Ranks(rank, rank, 4), PLAN, 0, watch, "pretrain")
 
 
-def test_speed_is_of_clips_and_utilisation_of_one_device(tmp_path: Path) -> None:
+def test_speed_is_of_clips_and_utilisation_of_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """48 clips in 1.5 s are 32 a second; 1.5 GFLOP each over four devices are 12 GFLOP/s each, 30 % of 40."""
+    row = row_after_3_s(monkeypatch, peak_flops=4e10)
+    assert row.step_time_s == pytest.approx(1.5)
+    assert row.clips_per_s == pytest.approx(32)
+    assert row.flops_per_s == pytest.approx(12e9)
+    assert row.mfu == pytest.approx(0.3)
+
+
+def test_without_a_known_peak_there_is_no_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert row_after_3_s(monkeypatch, peak_flops=None).mfu is None
+
+
+def test_rows_are_json_and_rank_0_alone_writes_them(tmp_path: Path) -> None:
     told = reporter(tmp_path / "metrics.jsonl")
-    told.row(ROW)
-    told.close()
-    (row,) = rows_of(tmp_path / "metrics.jsonl")
-    assert row["clips_per_s"] == pytest.approx(32)
-    assert row["flops_per_s"] == pytest.approx(12e9)
-    assert row["mfu"] == pytest.approx(0.3)
-    assert row.items() >= ROW.items()
-
-
-def test_without_a_known_peak_there_is_no_utilisation_and_other_ranks_write_nothing(tmp_path: Path) -> None:
-    told = reporter(tmp_path / "metrics.jsonl", peak_flops=None)
     told.row({**ROW, "loss": float("inf"), "grad_norm": float("nan")})
     told.close()
     (row,) = rows_of(tmp_path / "metrics.jsonl")
-    assert (row["mfu"], row["loss"], row["grad_norm"]) == (None, None, None), "JSON has no inf and no nan"
+    assert row == {**ROW, "loss": None, "grad_norm": None}, "JSON has no inf and no nan"
     other = reporter(tmp_path / "other.jsonl", rank=1)
     other.row(ROW)
     other.close()

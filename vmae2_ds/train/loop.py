@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,149 +19,138 @@ from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooMa
 from vmae2_ds.guard.spikes import Spike, SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.feed import Feed
-from vmae2_ds.train.metrics import (
-    MEMORY_COLUMNS,
-    StepAverages,
-    add_counts,
-    count_vector,
-    counted_names,
-    source_columns,
-)
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
+from vmae2_ds.train.row import Interval, ModelFlops
+from vmae2_ds.train.tally import Agreed, StepTally, add_counts
 
 
 @dataclass(frozen=True)
-class LoopHooks:
-    """What the loop calls besides the engine."""
+class LoopSetup:
+    """What does not change from step to step."""
 
-    save: Callable[[TrainState], object]
-    """Write a checkpoint (all ranks)."""
-    report: Callable[[dict[str, Any]], None]
-    """Take one row of metrics (all ranks call it; rank 0 writes)."""
-    name_bad_files: Callable[[list[ReadFailure]], object]
-    """Name unreadable videos (the rank that met them)."""
-    check_bad_share: Callable[[int, int], None]
-    """Raise TooManyBadFiles for (bad, tried) summed over ranks."""
-    stepped: Callable[[int], None]
-    """Told each finished step (all ranks), for the progress bar and validation; its time does not count as training."""
-    worker_memory_gib: Callable[[], tuple[float, float]]
-    """Memory of this rank's loader workers: (the largest, all together)."""
-    updated: Callable[[], object] = lambda: None
-    """Told each update that was applied."""
-    prepare: Callable[[Movable], Movable] = lambda batch: batch
-    """What becomes of a micro batch on its way to the engine."""
-    spiked: Callable[[Spike, TrainState, StepResult], None] = lambda spike, state, result: None
-    """Told of a spike, or of what is not finite, in the step after `state.step` (all ranks); may raise to leave the loop."""
+    plan: RunPlan
+    config: TrainConfig
+    sources: tuple[str, ...]
+    """The names in `LoadedBatch.sources`, in the same order on every rank."""
+    guard: SpikeGuard
+    """Finds spikes; what is done about them is up to `LoopHooks.spiked`."""
+    stop: StopRequests
+    """Tells when this process was asked to stop, and when its time is nearly over."""
+    flops: ModelFlops
+    reseed: bool
+    """Seed torch's generator before every micro step from (seed, step, number of the micro batch in the global batch):
+    stochastic depth then does not depend on where a run was cut, nor on how many ranks share the batch."""
+
+
+class LoopHooks(Protocol):
+    """What the loop calls besides the engine, on all ranks together unless a line says otherwise.
+
+    What returns nothing does nothing in a class that is derived from this one and leaves it out.
+    """
+
+    def prepare(self, batch: Movable) -> Movable:
+        """Return what the engine gets of a micro batch."""
+
+    def spiked(self, spike: Spike, state: TrainState, result: StepResult) -> None:
+        """Act on a spike, or on what is not finite, in the step after `state.step`; may raise to leave the loop."""
+
+    def updated(self) -> None:
+        """Follow an update that was applied."""
+
+    def name_bad_files(self, failures: list[ReadFailure]) -> None:
+        """Name the unreadable videos that this rank met in a step."""
+
+    def check_bad_share(self, bad: int, tried: int) -> None:
+        """Raise TooManyBadFiles where so many of the run's videos, over all ranks, are too many."""
+
+    def stepped(self, step: int) -> None:
+        """Follow a finished step, with a progress bar or a validation; the time this takes does not count as training."""
+
+    def worker_memory_gib(self) -> tuple[float, float]:
+        """Return the memory of this rank's loader workers: (the largest, all together)."""
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Take one row of metrics, which rank 0 writes."""
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint."""
 
 
 def train(
     engine: Engine,
     batches: Iterator[LoadedBatch],
-    plan: RunPlan,
-    config: TrainConfig,
+    setup: LoopSetup,
     state: TrainState,
     hooks: LoopHooks,
     ranks: Ranks,
-    stop: StopRequests,
-    guard: SpikeGuard,
-    *,
-    sources: tuple[str, ...],
-    reseed: bool,
 ) -> None:
     """Run from `state.step` to the plan's last step, or to `stop_after_steps`; saves at the end.
 
-    Args:
-        guard: finds spikes; what is done about them is up to `hooks.spiked`.
-        stop: tells when this process was asked to stop, and when its time is nearly over.
-        sources: the names in `LoadedBatch.sources`, in the same order on every rank.
-        reseed: seed torch's generator before every micro step from (seed, step, number of the micro batch in the global
-            batch): stochastic depth then does not depend on where a run was cut, nor on how many ranks share the batch.
-
     Raises an AgreedStop on all ranks together, after a checkpoint.
     """
-    averages = StepAverages(engine.device)
-    sources = counted_names(sources)
+    plan, config = setup.plan, setup.config
     last_step = min(plan.num_steps, config.stop_after_steps or plan.num_steps)
+    interval = Interval(engine.device, plan, setup.flops, state)
     feed = Feed(batches, engine.device)
-    at_last_row = replace(state)
     while state.step < last_step:
         rate = learning_rate(state.step, plan)
         set_learning_rate(engine.parameter_groups, rate)
-        failures: list[ReadFailure] = []
-        used: Counter[str] = Counter()
-        loss = torch.zeros((), device=engine.device)
+        tally = StepTally(engine.device, plan.accumulation)
         for micro_step in range(plan.accumulation):
             loaded = next(feed)
-            if reseed:
+            if setup.reseed:
                 torch.manual_seed(seed_of(config.seed, state.step, micro_step * ranks.size + ranks.rank))
             out = engine.micro_step(hooks.prepare(loaded.batch))
-            averages.add(out)
-            loss += out.loss.detach() / plan.accumulation
+            interval.add(out)
+            tally.add(loaded, out)
             feed.fetch_ahead()
-            failures += loaded.failures
-            used.update(loaded.sources)
-        bad, signalled, late, broken, *rest = ranks.sum(
-            len(failures),
-            bool(stop.caught),
-            stop.is_time_over(),
-            feed.error is not None,
-            *guard.own_place(loss),
-            *count_vector(used, sources),
-        )
-        losses, videos = rest[: guard.places], rest[guard.places :]
-        if broken:  # before the update: the step is run again after a resume
+        agreed = tally.agree(ranks, setup.guard, setup.stop, setup.sources, loader_failed=feed.error is not None)
+        if agreed.loader_failed:  # before the update: the step is run again after a resume
             hooks.save(state)
             raise LoaderFailed(str(feed.error or "the loader of another rank failed; it says why"))
-        spike = guard.look_at_losses(state.recent, losses)
-        result = engine.update(guard.largest_norm(state.recent, spike))
-        spike = spike or guard.look_at_norm(state.recent, result)
-        if spike is not None:
-            state.spikes += spike.limit is not None
-            hooks.spiked(spike, state, result)
-        state.recent = guard.remember(state.recent, losses, result, spike)
-        state.step += 1
-        averages.steps += 1
-        state.bad_videos += int(bad)
-        state.source_videos = add_counts(state.source_videos, sources, videos)
-        state.videos_tried += plan.videos_per_step + int(bad)
-        state.skipped_steps += not result.applied
+        result = _update(engine, setup.guard, agreed.losses, state, hooks)
+        _count(state, agreed, result, plan)
         if result.applied:
             hooks.updated()
-        state.skipped_in_a_row = 0 if result.applied else state.skipped_in_a_row + 1
-        hooks.name_bad_files(failures)
-        began = time.perf_counter()
-        hooks.stepped(state.step)
-        averages.leave_out(time.perf_counter() - began)
-        why = "by a signal" if signalled else f"at the end of --train.time-limit {config.time_limit}" if late else None
-        reason = _why_stop(state, config, hooks, why)
-        if state.step % config.log_every == 0 or state.step == last_step or reason is not None:
-            hooks.report(
-                {
-                    "step": state.step,
-                    "epoch": plan.epochs_at(state.step),
-                    **averages.totals(ranks, feed.take_wait_s()),
-                    "lr": rate,
-                    "grad_norm": result.grad_norm,
-                    "skipped_steps": state.skipped_steps,
-                    "spikes": state.spikes,
-                    "rollbacks": state.rollbacks,
-                    "bad_videos": state.bad_videos,
-                    "new_bad_videos": state.bad_videos - at_last_row.bad_videos,
-                    **source_columns(state.source_videos, at_last_row.source_videos),
-                    **dict(zip(MEMORY_COLUMNS, ranks.max(*hooks.worker_memory_gib()), strict=True)),
-                    "time": time.time(),
-                }
-            )
-            averages.reset()
-            at_last_row = replace(state)
-        if state.step % config.save_every == 0 or state.step == last_step or reason is not None:
+        hooks.name_bad_files(tally.failures)
+        with interval.paused():
+            hooks.stepped(state.step)
+        reason = _why_stop(state, agreed, config, hooks)
+        is_last = state.step == last_step or reason is not None
+        if is_last or state.step % config.log_every == 0:
+            row = interval.row(ranks, rate, result, feed.take_wait_s(), hooks.worker_memory_gib)
+            hooks.report(row.columns())
+            interval.begin()
+        if is_last or state.step % config.save_every == 0:
             hooks.save(state)
         if reason is not None:
             raise reason
 
 
-def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, asked: str | None) -> AgreedStop | None:
-    """The reason to stop after this step, the same on every rank; `asked` says who or what asked for it."""
+def _update(engine: Engine, guard: SpikeGuard, losses: list[float], state: TrainState, hooks: LoopHooks) -> StepResult:
+    """Apply the update that the micro steps have gathered, or leave it out where the guard finds a spike."""
+    spike = guard.look_at_losses(state.recent, losses)
+    result = engine.update(guard.largest_norm(state.recent, spike))
+    spike = spike or guard.look_at_norm(state.recent, result)
+    if spike is not None:
+        state.spikes += spike.limit is not None
+        hooks.spiked(spike, state, result)
+    state.recent = guard.remember(state.recent, losses, result, spike)
+    return result
+
+
+def _count(state: TrainState, agreed: Agreed, result: StepResult, plan: RunPlan) -> None:
+    """Take a finished step into the state."""
+    state.step += 1
+    state.skipped_steps += not result.applied
+    state.skipped_in_a_row = 0 if result.applied else state.skipped_in_a_row + 1
+    state.bad_videos += agreed.bad_videos
+    state.videos_tried += plan.videos_per_step + agreed.bad_videos
+    state.source_videos = add_counts(state.source_videos, agreed.source_videos)
+
+
+def _why_stop(state: TrainState, agreed: Agreed, config: TrainConfig, hooks: LoopHooks) -> AgreedStop | None:
+    """The reason to stop after this step, the same on every rank."""
     if state.skipped_in_a_row > config.max_nonfinite_steps:
         return Diverged(
             f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite or a spike, more than "
@@ -171,7 +158,8 @@ def _why_stop(state: TrainState, config: TrainConfig, hooks: LoopHooks, asked: s
             "last rows of metrics.jsonl; to go on from an earlier checkpoint with a lower --optim.base-lr or with "
             "--optim.clip-grad: vmae2 export RUN/ckpt/stepN --out w.safetensors, then a new run with --train.init w.safetensors"
         )
-    if asked:
+    if agreed.is_signalled or agreed.is_late:
+        asked = "by a signal" if agreed.is_signalled else f"at the end of --train.time-limit {config.time_limit}"
         return Preempted(f"stopped {asked} and saved at step {state.step}; the same command goes on from there")
     try:
         hooks.check_bad_share(state.bad_videos, state.videos_tried)

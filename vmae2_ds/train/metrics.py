@@ -1,4 +1,4 @@
-"""What a run reports per logged step: a row in metrics.jsonl, TensorBoard, and a line or a progress bar."""
+"""Where the rows of a run go: metrics.jsonl, TensorBoard, and a line or a progress bar."""
 
 from __future__ import annotations
 
@@ -7,100 +7,16 @@ import json
 import logging
 import math
 import sys
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.console.progress import time_left
-from vmae2_ds.contracts import LossOutput
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Ranks
 from vmae2_ds.guard.loader_watch import DataWaitWatch
 
 log = logging.getLogger(__name__)
-
-SOURCE_SHARE, SOURCE_VIDEOS = "source_share/", "source_videos/"
-"""Columns by source begin so; TensorBoard makes a group of each."""
-MEMORY_COLUMNS = "worker_mem_max_gib", "worker_mem_sum_gib"
-"""The largest loader worker with its reader, and all of a rank together; of the rank that has most."""
-MOST_SOURCES, OTHERS = 100, "(others)"
-
-
-class StepAverages:
-    """Sums since the last row, kept on the device so that only log steps wait for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.reset()
-
-    def reset(self) -> None:
-        """Start the next interval."""
-        self._loss = torch.zeros((), device=self._device)
-        self._flat_loss = torch.zeros((), device=self._device)
-        self._finite = torch.zeros((), device=self._device)
-        self.steps = 0
-        self._started = time.perf_counter()
-
-    def leave_out(self, seconds: float) -> None:
-        """Seconds since the last row that were no training."""
-        self._started += seconds
-
-    def add(self, out: LossOutput) -> None:
-        """Count one micro step; a non-finite loss is left out of the average."""
-        loss = out.loss.detach().float()
-        finite = torch.isfinite(loss)
-        self._loss += torch.where(finite, loss, 0.0)
-        self._flat_loss += torch.where(finite, out.flat_loss.float(), 0.0)
-        self._finite += finite
-
-    def totals(self, ranks: Ranks, wait_s: float) -> dict[str, float | None]:
-        """Means over ranks and micro steps (losses None if none was finite), seconds per step, share waited for data.
-
-        Args:
-            wait_s: seconds that this rank waited for data.
-        """
-        elapsed = time.perf_counter() - self._started
-        loss, flat, finite, wait, size = ranks.sum(
-            float(self._loss), float(self._flat_loss), float(self._finite), wait_s, 1.0
-        )
-        return {
-            "loss": loss / finite if finite else None,
-            "flat_loss": flat / finite if finite else None,
-            "step_time_s": elapsed / max(1, self.steps),
-            "data_wait_share": min(1.0, wait / size / elapsed) if elapsed else 0.0,
-        }
-
-
-def counted_names(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """Names under which videos are counted: the sources, of very many only the first, and OTHERS."""
-    return sources if len(sources) <= MOST_SOURCES else (*sources[: MOST_SOURCES - 1], OTHERS)
-
-
-def count_vector(used: Counter[str], names: tuple[str, ...]) -> list[int]:
-    """Counts in the order of `names`, which all ranks have alike, so that they can be summed."""
-    counts = [used[name] for name in names]
-    if names[-1] == OTHERS:
-        counts[-1] = used.total() - sum(counts)
-    assert sum(counts) == used.total(), f"videos of sources {sorted(used)}, where only {names} are known"
-    return counts
-
-
-def add_counts(total: Mapping[str, int], names: tuple[str, ...], counts: Sequence[float]) -> dict[str, int]:
-    """`total` with a summed vector of counts added."""
-    return {**total, **{name: total.get(name, 0) + int(count) for name, count in zip(names, counts, strict=True)}}
-
-
-def source_columns(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, float]:
-    """Columns of a row: each source's share of the videos since the last row, and its videos of the whole run."""
-    new = {name: count - before.get(name, 0) for name, count in now.items()}
-    videos = max(1, sum(new.values()))
-    shares = {f"{SOURCE_SHARE}{name}": count / videos for name, count in new.items()}
-    return {**shares, **{f"{SOURCE_VIDEOS}{name}": count for name, count in now.items()}}
 
 
 class MetricsWriter:
@@ -214,11 +130,9 @@ class Progress:
 
 
 class Reporter:
-    """Rows to the file, to TensorBoard and to the screen; rates per device are worked out here.
+    """Rows to the file, to TensorBoard and to the screen.
 
     Args:
-        flops_per_clip: model FLOPs of forward and backward of one clip, without recomputation.
-        peak_flops: what 100 % MFU means for one device; None leaves MFU out.
         watch: says what to do where training waits for data.
         stage: what the progress bar calls the run.
     """
@@ -230,23 +144,15 @@ class Reporter:
         ranks: Ranks,
         plan: RunPlan,
         first_step: int,
-        flops_per_clip: int,
-        peak_flops: float | None,
         watch: DataWaitWatch,
         stage: str,
     ) -> None:
-        self._clips, self._ranks = plan.global_batch, ranks.size
-        self._flops_per_clip, self._peak_flops = flops_per_clip, peak_flops
         self._writer = MetricsWriter(metrics, tensorboard, first_step) if ranks.rank == 0 else None
         self._watch = watch
         self.progress = Progress(ranks, first_step, plan.num_steps, stage)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Complete one row and show it everywhere."""
-        clips_per_s = self._clips / row["step_time_s"]
-        achieved = self._flops_per_clip * clips_per_s / self._ranks
-        mfu = achieved / self._peak_flops if self._peak_flops else None
-        row = {**row, "clips_per_s": clips_per_s, "flops_per_s": achieved, "mfu": mfu}
+        """Show one row (`Row.columns`) everywhere."""
         self.progress.row(row)
         if self._writer is not None:
             self._writer.write(row)

@@ -22,7 +22,7 @@ from vmae2_ds.guard.hang import STACKS
 from vmae2_ds.guard.loader_watch import BINDS
 from vmae2_ds.guard.rollback import EVENTS
 from vmae2_ds.runs.folder import is_finished
-from vmae2_ds.train.metrics import SOURCE_SHARE, SOURCE_VIDEOS, source_columns
+from vmae2_ds.train.row import SOURCE_VIDEOS, source_shares
 
 TAIL = 0.1  # the end of a run that its closing figures are medians of
 MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8
@@ -169,13 +169,13 @@ def _sources(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     now, before = (_source_videos(part[-1] if part else {}) for part in (rows, rows[: len(rows) - tail]))
     if len(now) < 2:
         return []
-    in_all, lately = source_columns(now, {}), source_columns(now, before)
+    in_all, lately = source_shares(now, {}), source_shares(now, before)
     return [
         {
             "name": name,
             "videos": f"{count:,}",
-            "share": f"{in_all[SOURCE_SHARE + name]:.2%}",
-            "lately": f"{lately[SOURCE_SHARE + name]:.2%}",
+            "share": f"{in_all[name]:.2%}",
+            "lately": f"{lately[name]:.2%}",
         }
         for name, count in now.items()
     ]

@@ -1,0 +1,45 @@
+"""The columns of metrics.jsonl: those that a real run writes are those that docs/TRAINING.md lists, in their order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from tests.distributed.ranks import tiny_pretraining
+from vmae2_ds.cli.main import main
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
+from vmae2_ds.train.row import Row
+
+PAGE = Path(__file__).parents[2] / "docs" / "TRAINING.md"
+
+
+def listed() -> list[list[str]]:
+    """Cells of the table under "Metrics": column, unit, meaning."""
+    section = PAGE.read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+@pytest.mark.slow
+def test_a_run_writes_the_columns_that_the_docs_list(tmp_path: Path) -> None:
+    """Of a run on one source, whose name stands where the docs have NAME."""
+    clips = write_synthetic_set(
+        SynthArguments(folder=tmp_path / "clips", train_videos=4, val_videos=1, size=48, frames=8)
+    )
+    run = tmp_path / "run"
+    words = [*tiny_pretraining(clips.train, run, 1), "--data.workers", "0", "--train.peak-flops", "1e12"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert not stop.value.code
+    (row,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    written = [key if "/" not in key else f"{key.partition('/')[0]}/NAME" for key in row]
+    assert written == [column.strip("`") for column, _, _ in listed()]
+    assert None not in row.values(), "every column has something to say"
+
+
+def test_the_docs_tell_units_and_meanings_as_the_code_does() -> None:
+    told = [annotation.__metadata__[0] for annotation in get_type_hints(Row, include_extras=True).values()]
+    assert [(unit, meaning) for _, unit, meaning in listed()] == [(column.unit, column.meaning) for column in told]

@@ -1,0 +1,235 @@
+"""The start of a run in four phases, each made from the one before: Met, Opened, Built, Ready.
+
+All ranks go through them together. What one phase has agreed on between ranks, or checked, the next takes for granted; the
+types keep the order.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmae2_ds.checkpoint.elastic import fitting
+from vmae2_ds.checkpoint.mirror import Mirror
+from vmae2_ds.checkpoint.save import load_checkpoint
+from vmae2_ds.checkpoint.state import TrainState
+from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.run_plan import RunPlan, plan_run
+from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.data.bad_files import BadFileLedger
+from vmae2_ds.data.feed.dataset import VideoDataset
+from vmae2_ds.data.sources.mixture import Mixture
+from vmae2_ds.dist import Ranks, default_device
+from vmae2_ds.engine.device_peak import Peak, device_peak
+from vmae2_ds.engine.ranks import meet_ranks, start_ranks
+from vmae2_ds.engine.step import Engine
+from vmae2_ds.guard.hang import HangSwitch
+from vmae2_ds.guard.loader_watch import DataWaitWatch
+from vmae2_ds.guard.peers import END_S, PeerWatch
+from vmae2_ds.guard.rollback import with_rollbacks
+from vmae2_ds.guard.spikes import check_norm_is_taken
+from vmae2_ds.guard.startup import check_start
+from vmae2_ds.guard.stopping import StopRequests, stop_signals
+from vmae2_ds.runs.folder import RunFolder, checkpoint_to_resume, open_run_folder, second_place, write_run_files
+from vmae2_ds.train.build import build_engine
+from vmae2_ds.train.ema import WeightAverage, check_ema
+from vmae2_ds.train.metrics import MetricsWriter, Reporter
+from vmae2_ds.train.saver import Saver, check_room
+from vmae2_ds.train.stage import Extras, Stage
+from vmae2_ds.train.validate import ScheduledValidation, Validate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Met:
+    """The ranks have met: they have the same code, settings and videos, can agree on things, and notice one that is lost."""
+
+    config: AnyRun
+    stage: Stage
+    requests: StopRequests
+    mixture: Mixture
+    """The videos, without the reader that `auto` stands for."""
+    hosts: list[dict[str, Any]]
+    """On rank 0, the table of hosts."""
+    ranks: Ranks
+    peers: PeerWatch
+
+
+def meet(config: AnyRun, stage: Stage, guards: ExitStack) -> Met:
+    """Find the other ranks and compare with them; `guards` keeps what has to be undone, whatever happens."""
+    requests = guards.enter_context(stop_signals(config.train.time_limit_s))
+    meeting = meet_ranks(config.train.collective_timeout_s)
+    mixture, hosts = check_start(config, meeting)
+    ranks = start_ranks(meeting)
+    peers = guards.enter_context(PeerWatch(ranks if config.guard.watch_ranks else Ranks()))
+    return Met(config, stage, requests, mixture, hosts, ranks, peers)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The run is planned, its folder is open and locked, and from here on a hang is noticed."""
+
+    met: Met
+    plan: RunPlan
+    ds_config: dict[str, Any]
+    validate: Validate | None
+    extras: Extras
+    folder: RunFolder
+    hang: HangSwitch
+    checkpoint: Path | None
+    """A sound one to go on from; None in a new run."""
+
+
+def open_run(met: Met, guards: ExitStack) -> Opened:
+    """Work out what the run will be, and open its folder, new or old."""
+    config, stage, ranks = met.config, met.stage, met.ranks
+    plan = plan_run(config, met.mixture.num_videos, ranks.size)
+    ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
+    check_norm_is_taken(config.guard, ds_config)
+    if stage.ema_decay:
+        check_ema(ds_config)
+    validate = None if stage.validation is None else stage.validation(ranks)
+    extras = stage.extras(met.mixture, ranks)
+    folder = ranks.from_first(lambda: open_run_folder(config, extras.identity))
+    minutes = config.guard.hang_minutes, config.guard.hang_slow_minutes
+    hang = guards.enter_context(HangSwitch(folder.path, ranks, *(60 * limit for limit in minutes)))
+    met.peers.on_loss = lambda why: hang.end_in(END_S, why)
+    checkpoint = checkpoint_to_resume(config, folder, ranks)
+    return Opened(met, plan, ds_config, validate, extras, folder, hang, checkpoint)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The engine stands, with first weights or those of a checkpoint, and the next checkpoint has room."""
+
+    met: Met
+    opened: Opened
+    engine: Engine
+    mean: WeightAverage | None
+    state: TrainState
+    """To start with."""
+
+
+def build(opened: Opened) -> Built:
+    """Build the engine, and load what the run goes on from."""
+    met = opened.met
+    config, ranks, decay = met.config, met.ranks, met.stage.ema_decay
+    checkpoint, folder = opened.checkpoint, opened.folder
+    engine = build_engine(config, opened.ds_config, fresh=checkpoint is None, make=opened.extras.make_objective)
+    mean = WeightAverage(engine, decay) if decay else None
+    state = TrainState()
+    if checkpoint is not None:
+        state = with_rollbacks(TrainState(**load(checkpoint, engine, mean, ranks)), folder.path)
+    check_room(engine, folder.checkpoints, config.train.keep, mean is not None, ranks)
+    return Built(met, opened, engine, mean, state)
+
+
+def load(checkpoint: Path, engine: Engine, mean: WeightAverage | None, ranks: Ranks) -> dict[str, Any]:
+    """Load a checkpoint into the engine and the mean, split anew where it must be; returns the state saved with it."""
+    checkpoint = fitting(engine, checkpoint, ranks)
+    saved = load_checkpoint(engine, checkpoint, ranks)
+    if mean is not None:
+        mean.load(checkpoint, ranks)
+    return saved
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Reader and attention are chosen, the run's files are open: all that is left is to train."""
+
+    met: Met
+    opened: Opened
+    built: Built
+    dataset: VideoDataset[Any]
+    """On the videos with their reader."""
+    peak: Peak | None
+    reporter: Reporter
+    validation: ScheduledValidation | None
+    ledger: BadFileLedger
+    mirror: Mirror | None
+    """On rank 0, where checkpoints are copied to a second place."""
+    saver: Saver
+
+
+def make_ready(built: Built) -> Ready:
+    """Choose what is to be measured, say what will be trained, and open the run's files."""
+    met, opened, engine, state = built.met, built.opened, built.engine, built.state
+    config, stage, ranks, plan, folder = met.config, met.stage, met.ranks, opened.plan, opened.folder
+    mixture = _choose_reader(met, state)
+    if state.attention is None:
+        state.attention = ranks.from_first(lambda: stage.attention(plan, engine.device))
+    engine.objective.model.use_attention(*state.attention)  # type: ignore[operator, union-attr]
+    dataset = stage.dataset(mixture)
+    peak = device_peak(engine.device, config.train.precision, config.train.peak_flops)
+    if ranks.rank == 0:
+        _announce(built, mixture, peak)
+        about = {"attention": state.attention, "device": str(engine.device), "peak": peak and peak._asdict()}
+        write_run_files(folder, opened.ds_config, {**about, "hosts": met.hosts})
+    tensorboard = folder.path / "tensorboard" if config.train.tensorboard else None
+    watch = DataWaitWatch(config.data, ranks=int(ranks.max(ranks.local_rank)[0]) + 1)
+    reporter = Reporter(folder.metrics, tensorboard, ranks, plan, state.step, watch, config.stage)
+    validation = None
+    if opened.validate is not None:
+        first = ranks.rank == 0
+        file = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step) if first else None
+        validation = ScheduledValidation(opened.validate, stage.validate_every, plan, file)
+    ledger = BadFileLedger(folder.path / "bad_files.jsonl")
+    place = second_place(config)
+    mirror = Mirror(place, folder.path) if place is not None and ranks.rank == 0 else None
+    saver = Saver(engine, folder.checkpoints, config.train, ranks, built.mean, mirror)
+    return Ready(met, opened, built, dataset, peak, reporter, validation, ledger, mirror, saver)
+
+
+def _choose_reader(met: Met, state: TrainState) -> Mixture:
+    """The videos with their reader: what `auto` stands for is measured once in the life of a run."""
+    data, mixture = met.config.data, met.mixture
+    if data.reader != "auto":
+        return mixture
+    if state.reader is None:
+        state.reader = met.ranks.from_first(lambda: mixture.choose_reader(data.read_timeout_s))
+    return mixture.with_reader(state.reader)
+
+
+def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
+    """Lines of the log about what will be trained, on rank 0."""
+    met, opened, step = built.met, built.opened, built.state.step
+    _describe(met.config, met.stage, built.engine)
+    for line in [*opened.extras.about, *mixture.describe(), *opened.plan.describe()]:
+        log.info("%s", line)
+    for warning in opened.plan.warnings():
+        log.warning("%s", warning)
+    if met.config.stage != "pretrain" and met.config.train.init is None and not step:
+        log.warning("no --train.init: from random weights")
+    log.info("MFU against %s", peak.name if peak else "no known peak: set --train.peak-flops to get one")
+    log.info("run folder: %s, %s", opened.folder.path, f"going on from step {step}" if step else "a new run")
+    if met.peers.any_failed:
+        log.warning("a rank cannot reach rank 0 on a port of its own: a lost rank is noticed by the collectives alone")
+
+
+def _describe(config: AnyRun, stage: Stage, engine: Engine) -> None:
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.objective.parameters())
+    t, h, w = config.geometry.grid
+    log.info(
+        "recipe %s: %.1f M parameters, %s, ZeRO stage %d on %s",
+        config.recipe,
+        parameters / 1e6,
+        config.train.precision,
+        engine.stage,
+        engine.device,
+    )
+    log.info(
+        "clip %dx%dx%d = %d cubes (%dx%dx%d): %s, %.2f forward GMACs",
+        config.data.num_frames,
+        config.data.size,
+        config.data.size,
+        config.geometry.num_cubes,
+        t,
+        h,
+        w,
+        stage.about_clip,
+        stage.forward_macs / 1e9,
+    )
