@@ -16,7 +16,6 @@ import torch
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.data.entry import VideoEntry
-from vmae2_ds.data.feed import dataset as datasets
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset, PretrainSample
 from vmae2_ds.data.readers.choice import ReaderChoice
@@ -262,7 +261,7 @@ STEPS = 10_000 // VIDEOS_PER_STEP + 1
 
 @pytest.fixture
 def keys_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.PretrainDataset, "__getitem__", sample_of_key)
+    monkeypatch.setattr(PretrainDataset, "__getitem__", sample_of_key)
 
 
 @pytest.mark.slow  # 168 loaders
