@@ -42,15 +42,7 @@ LAYERS = (
 only cycles are forbidden."""
 
 DOORS = {
-    "deepspeed": {
-        "engine.partitioned",
-        "engine.ranks",
-        "engine.shards",
-        "engine.step",
-        "checkpoint.save",
-        "checkpoint.safe_load",
-        "tune.tuner",
-    },
+    "deepspeed": {"engine.partitioned", "engine.ranks", "engine.shards", "engine.step", "checkpoint.safe_load"},
     "decord": {"data.readers.decord"},
     "torchcodec": {"data.readers.torchcodec"},
     "av": {

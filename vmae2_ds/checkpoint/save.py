@@ -126,6 +126,21 @@ def load_checkpoint(engine: Engine, target: Path, ranks: Ranks) -> dict[str, Any
     return client_state["vmae2"]
 
 
+def checkpoint_bytes(engine: Engine, has_mean: bool) -> int:
+    """About what one checkpoint takes on disk, over all ranks.
+
+    A trained parameter has its master weight and two moments in float32 (at stage 0 the weight is its own master), and its
+    running mean; below stage 3, and where it is frozen, the weight that the model computes with is stored as well.
+    """
+    width = 2 if engine.deepspeed.bfloat16_enabled() else 4
+    total = 0
+    for parameter in engine.objective.parameters():
+        states = (8 if engine.stage == 0 else 12) + (4 if has_mean else 0) if parameter.requires_grad else 0
+        is_stored = engine.stage < 3 or not parameter.requires_grad
+        total += getattr(parameter, "ds_numel", parameter.numel()) * (states + (width if is_stored else 0))
+    return total
+
+
 def _drop_old(folder: Path, keep: Keep) -> None:
     """Remove the whole checkpoints that do not stay, older torn ones, and conversions of what is gone."""
     found = {target.name: target for target in folder.glob("step*")}

@@ -74,7 +74,7 @@ class ZeroShards:
         self._steps: list[list[Any]] = []  # by rank and shard
         self._groups: list[dict[str, Any]] | None = None
         with as_known(source):
-            models = [read_shard(path) for path in self._by_rank("model", world_size if stage == 3 else 1)]
+            models = [read_shard(path) for path in self._by_rank("*_model_states.pt", world_size if stage == 3 else 1)]
             self.model: dict[str, Any] = models[0]
             """What was saved with the model, as rank 0 wrote it."""
             if stage == 0:
@@ -130,7 +130,7 @@ class ZeroShards:
 
     def _open_split(self, world_size: int) -> None:
         paddings = None
-        for path in self._by_rank("optim", world_size):
+        for path in self._by_rank("*_optim_states.pt", world_size):
             saved = read_shard(path)["optimizer_state_dict"]
             masters = saved["fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"]
             paddings = saved.get("param_alignment_paddings")
@@ -191,9 +191,8 @@ class ZeroShards:
             self._frozen = {name: [value] for name, value in self.model["module"].items() if name not in self.shapes}
             self.frozen_shapes = {name: value.shape for name, (value,) in self._frozen.items()}
 
-    def _by_rank(self, what: str, ranks: int) -> list[Path]:
+    def _by_rank(self, pattern: str, ranks: int) -> list[Path]:
         """Rank 0 first: rank 10 is not behind rank 1."""
-        pattern = f"*_{what}_states.pt"
         found = self._source.glob(pattern)
         paths = sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
         if len(paths) != ranks:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vmae2_ds.checkpoint.mirror import Mirror
 from vmae2_ds.checkpoint.retention import Keep
-from vmae2_ds.checkpoint.save import save_checkpoint
+from vmae2_ds.checkpoint.save import checkpoint_bytes, save_checkpoint
 from vmae2_ds.checkpoint.whole import find_newest_whole
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.disk import flush_to_disk
@@ -125,18 +125,3 @@ def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, ranks: R
             "%s has %.3g GB free; %d more checkpoints of about %.3g GB will not fit: make room, or lower --train.keep",
             folder, free / 1e9, missing, needed / 1e9,
         )  # fmt: skip
-
-
-def checkpoint_bytes(engine: Engine, has_mean: bool) -> int:
-    """About what one checkpoint takes on disk, over all ranks.
-
-    A trained parameter has its master weight and two moments in float32 (at stage 0 the weight is its own master), and its
-    running mean; below stage 3, and where it is frozen, the weight that the model computes with is stored as well.
-    """
-    width = 2 if engine.deepspeed.bfloat16_enabled() else 4
-    total = 0
-    for parameter in engine.objective.parameters():
-        states = (8 if engine.stage == 0 else 12) + (4 if has_mean else 0) if parameter.requires_grad else 0
-        is_stored = engine.stage < 3 or not parameter.requires_grad
-        total += getattr(parameter, "ds_numel", parameter.numel()) * (states + (width if is_stored else 0))
-    return total
