@@ -91,7 +91,7 @@ def test_frozen_parts_that_are_too_short_are_refused(tmp_path: Path, lacks: str)
 EXPORT = """
 import re, sys
 from pathlib import Path
-from vmae2_ds.runs.export import export_weights
+from vmae2_ds.runs.export import ExportArguments, export_weights
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -99,7 +99,7 @@ def peak():
 for run in sys.argv[1:]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = peak()
-    export_weights(Path(run), Path(run) / "out.safetensors")
+    export_weights(ExportArguments(source=Path(run), out=Path(run) / "out.safetensors"))
     print(peak() - before)
 """
 
