@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from string import ascii_lowercase
 from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from benchmarks.report.cells import MARKS, Cell, Code, Inline, Line, Mark, Name, line
+from vmae2_ds.draw.pages import templates_of
 
 MARKDOWN_MARKS = {"": "", "c": "ᶜ", "p": "ᵖ"}
 
@@ -108,10 +109,8 @@ def markdown_page(title: str, sections: Sequence[Section]) -> str:
 
 
 def _environment(text_of: Any, *, escaped: bool) -> Environment:
-    jinja = Environment(
-        loader=PackageLoader("benchmarks.report", "."), autoescape=escaped, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    jinja = templates_of("benchmarks.report", autoescape=escaped, **options)
     jinja.filters["text"] = text_of
     jinja.tests["numeric"] = is_numeric
     return jinja

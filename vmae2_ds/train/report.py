@@ -18,6 +18,7 @@ from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import write_whole
 from vmae2_ds.draw.charts import CURVES, Curve, curve_svg, has_values
+from vmae2_ds.draw.pages import templates_of
 from vmae2_ds.guard.hang import STACKS
 from vmae2_ds.guard.loader_watch import BINDS
 from vmae2_ds.guard.rollback import EVENTS
@@ -50,36 +51,37 @@ def write_report(folder: Path) -> Path:
 
     All but run.json may be missing or torn: a run that was killed has a report too.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     config = read_run_config(folder)
     rows = read_rows(folder / "metrics.jsonl")
     bad_files = read_rows(folder / "bad_files.jsonl")
     events = read_rows(folder / EVENTS)
     environment = _read_json(folder / "env.json")
     marks = [row["step"] for row in events if row.get("limit") is not None]
-    jinja = Environment(loader=PackageLoader("vmae2_ds.train", "."), autoescape=True, undefined=StrictUndefined)
-    page = jinja.get_template("report.html").render(
-        title=f"{config.recipe}: {folder.name}",
-        status=_status(folder, rows, environment),
-        warnings=_warnings(folder, rows),
-        events=[_event(row) for row in events[-MOST_EVENTS:]],
-        more_events=max(0, len(events) - MOST_EVENTS),
-        sources=_sources(rows),
-        facts=_facts(config, rows, environment),
-        curves=[
-            {"title": curve.title, "svg": curve_svg(rows, curve, marks), "note": _note(curve, environment)}
-            for curve in curves_of(config)
-            if has_values(rows, curve)
-        ],
-        pictures=[_picture(path) for path in _picture_files(folder)],
-        bad_files=[
-            {"path": row.get("path", "?"), "reason": row.get("reason", "?")} for row in bad_files[:MOST_BAD_FILES]
-        ],
-        more_bad_files=max(0, len(bad_files) - MOST_BAD_FILES),
-        config=_sections(config),
-        ds_config=json.dumps(_read_json(folder / "ds.json"), indent=1),
-        environment=json.dumps(environment, indent=1),
+    page = (
+        templates_of("vmae2_ds.train")
+        .get_template("report.html")
+        .render(
+            title=f"{config.recipe}: {folder.name}",
+            status=_status(folder, rows, environment),
+            warnings=_warnings(folder, rows),
+            events=[_event(row) for row in events[-MOST_EVENTS:]],
+            more_events=max(0, len(events) - MOST_EVENTS),
+            sources=_sources(rows),
+            facts=_facts(config, rows, environment),
+            curves=[
+                {"title": curve.title, "svg": curve_svg(rows, curve, marks), "note": _note(curve, environment)}
+                for curve in curves_of(config)
+                if has_values(rows, curve)
+            ],
+            pictures=[_picture(path) for path in _picture_files(folder)],
+            bad_files=[
+                {"path": row.get("path", "?"), "reason": row.get("reason", "?")} for row in bad_files[:MOST_BAD_FILES]
+            ],
+            more_bad_files=max(0, len(bad_files) - MOST_BAD_FILES),
+            config=_sections(config),
+            ds_config=json.dumps(_read_json(folder / "ds.json"), indent=1),
+            environment=json.dumps(environment, indent=1),
+        )
     )
     path = folder / "report.html"
     write_whole(path, page)

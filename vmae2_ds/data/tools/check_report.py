@@ -21,6 +21,7 @@ from vmae2_ds.data.tools.verdicts import CheckedManifest, Judged
 from vmae2_ds.data.tools.video_facts import VideoFacts
 from vmae2_ds.disk import write_whole
 from vmae2_ds.draw.charts import histogram_svg
+from vmae2_ds.draw.pages import templates_of
 from vmae2_ds.errors import VideoError
 
 MOST_BAD_ROWS = 200
@@ -55,8 +56,6 @@ def write_report(
     seed: int,
 ) -> None:
     """Write both files into `result.out`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     sources = statistics_by_source(manifest, found, look)
     rows_by_source = Counter(entry.source for entry in manifest)
     about = {
@@ -71,19 +70,23 @@ def write_report(
     }
     write_whole(result.out / "report.json", json.dumps(about, indent=1))
     facts = [scanned.facts for scanned in found.values() if scanned.facts is not None]
-    jinja = Environment(loader=PackageLoader("vmae2_ds.data.tools", "."), autoescape=True, undefined=StrictUndefined)
-    page = jinja.get_template("check_report.html").render(
-        **about,
-        readers=result.readers,
-        advice=result.advice,
-        histograms=[
-            (title, histogram_svg(values, title, unit))
-            for name, (title, unit) in QUANTITIES.items()
-            if (values := [value for fact in facts if not math.isnan(value := _quantity(fact, name))])
-        ],
-        bad=[row for row in judged if row.verdict is not None][:MOST_BAD_ROWS],
-        strips=draw_strips(manifest, judged, look, pictures, seed),
-        look=look,
+    page = (
+        templates_of("vmae2_ds.data.tools")
+        .get_template("check_report.html")
+        .render(
+            title=f"Check of {manifest.file}",
+            **about,
+            readers=result.readers,
+            advice=result.advice,
+            histograms=[
+                (title, histogram_svg(values, title, unit))
+                for name, (title, unit) in QUANTITIES.items()
+                if (values := [value for fact in facts if not math.isnan(value := _quantity(fact, name))])
+            ],
+            bad=[row for row in judged if row.verdict is not None][:MOST_BAD_ROWS],
+            strips=draw_strips(manifest, judged, look, pictures, seed),
+            look=look,
+        )
     )
     write_whole(result.out / "report.html", page.encode("utf-8", "backslashreplace"))
 
