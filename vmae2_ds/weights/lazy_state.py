@@ -81,8 +81,10 @@ def in_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> StoredState:
 def save_safetensors(state: Mapping[str, Tensor], out: Path, metadata: Mapping[str, str]) -> None:
     """Write a state dict tensor by tensor; `out` is there only once it is whole.
 
-    The library's `save_file` wants every tensor in memory. Wide types come first, as there, so that each starts where its
-    type may.
+    By hand, for `safetensors.torch.save_file` (0.8) takes the addresses of all tensors at once: writing a ViT-B of 359 MiB from
+    a ZeRO-3 checkpoint took 361 MiB more with it, and 26 so; the largest tensor has 9. The shards that huggingface_hub plans
+    would only bound that by the size of a shard. Wide types come first, as in the library's files, so that each starts where
+    its type may.
     """
     shapes, dtypes = shapes_of(state), dtypes_of(state)
     if unknown := [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in _DTYPES]:
