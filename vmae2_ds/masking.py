@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vmae2_ds.config.pretrain import MaskConfig
+from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig
 from vmae2_ds.contracts import ClipGeometry, Masks
 from vmae2_ds.errors import ConfigError
 
@@ -112,6 +112,11 @@ def count_masks(config: MaskConfig, geometry: ClipGeometry) -> MaskCounts:
             f"encoder=tube, decoder=running_cell and a multiple of {CELL * geometry.tubelet} frames, or decoder_tokens=official"
         )
     return MaskCounts(visible, supervised, supervised)
+
+
+def check_masks(config: PretrainConfig) -> None:
+    """Raises ConfigError as `count_masks`."""
+    count_masks(config.mask, config.geometry)
 
 
 def _num_hidden(side: str, name: str, ratio: float, geometry: ClipGeometry) -> int:

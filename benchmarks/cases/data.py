@@ -31,7 +31,7 @@ from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.readers.table import installed_readers, read_clip
 from vmae2_ds.data.sources.mixture import open_mixture
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.setting_cost import Setting, attention_kind, data_core_s, predict_time
 
 HEIGHTS = (240, 480, 720)
@@ -43,7 +43,7 @@ LOADER_HEIGHT = 240
 """The published sets are stored with a short side of 256 or so."""
 RECIPES = {"base": "vit_b_pretrain_hybrid", "giant": "vit_g_pretrain_hybrid"}
 ACCELERATORS = ("a100-80g", "h100")
-RECIPE: PretrainDataConfig = get_recipe(RECIPES["base"]).data
+RECIPE: PretrainDataConfig = get_recipe("pretrain", RECIPES["base"]).data
 
 
 def groups(bench: Bench) -> Iterator[Group]:
@@ -135,7 +135,7 @@ def crop_step(height: int, clips: int) -> Step:
 
 def loader_config(manifest: Path, views: int, clips: int) -> PretrainConfig:
     """The recipe with `clips` clips in a micro batch, read by the process itself."""
-    return get_recipe(RECIPES["base"]).changed(
+    return get_recipe("pretrain", RECIPES["base"]).changed(
         data={"manifest": manifest, "views": views, "workers": 0}, train={"micro_batch": clips // views}
     )
 
@@ -181,7 +181,7 @@ def cores_rows(measured: Row) -> list[Row]:
 def accelerator_rates(key: str, recipe: str) -> tuple[dict[str, float], dict[str, Any]]:
     """Clips a second of one accelerator training `recipe`: expected (""), "_low" and "_high"; and what was assumed."""
     assumptions = Assumptions()
-    config = get_recipe(recipe)
+    config = get_recipe("pretrain", recipe)
     clips = config.train.micro_batch * config.data.views
     alone = config.changed(train={"global_batch": clips})
     cluster = make_cluster(get_accelerator(key), 1, 1, None, assumptions.usable_memory)

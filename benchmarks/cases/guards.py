@@ -35,7 +35,7 @@ from vmae2_ds.engine.step import Engine
 from vmae2_ds.guard.hang import HangSwitch
 from vmae2_ds.guard.spikes import SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.loop import LoopHooks, LoopSetup, train
 from vmae2_ds.train.row import ModelFlops
@@ -107,7 +107,7 @@ def measure(bench: Bench, idle: bool) -> list[Row]:
 def guarded_config() -> PretrainConfig:
     """The recipe in steps of one video and without an end."""
     train = {"micro_batch": 1, "global_batch": 4, "max_steps": 10**9, "log_every": 10**9, "save_every": 10**9}
-    return get_recipe(RECIPE).changed(train={**train, "seed": SEED})
+    return get_recipe("pretrain", RECIPE).changed(train={**train, "seed": SEED})
 
 
 def loop_step(

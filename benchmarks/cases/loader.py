@@ -25,7 +25,7 @@ from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.data.tools.index import IndexArguments, index_manifest
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 
 ROWS, CLIPS = 100_000_000, 3_000
 QUICK_ROWS, QUICK_CLIPS = 1_000_000, 240
@@ -102,7 +102,9 @@ def own_memory() -> list[tuple[int, int]]:
 
 def loader_config(workers: int, micro_batch: int = 4) -> PretrainConfig:
     """The recipe's clips."""
-    return get_recipe(RECIPE).changed(data={"workers": workers}, train={"micro_batch": micro_batch, "seed": SEED})
+    return get_recipe("pretrain", RECIPE).changed(
+        data={"workers": workers}, train={"micro_batch": micro_batch, "seed": SEED}
+    )
 
 
 def write_long_mixture(folder: Path, rows: int) -> Path:

@@ -28,7 +28,7 @@ from vmae2_ds.data.clips.crops import CropBox
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.sources.mixture import Mixture, open_mixture
 from vmae2_ds.data.sources.order import SampleKey
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 
 VIEWS = (1, 2, 4, 8)
 USUAL_VIEWS = 4
@@ -128,7 +128,7 @@ def keys_of(mixture: Mixture, count: int) -> list[SampleKey]:
 
 def pipeline_config(manifest: Path, views: int) -> PretrainConfig:
     """The recipe's clips, read by this process itself so that its CPU time counts."""
-    return get_recipe(RECIPE).changed(
+    return get_recipe("pretrain", RECIPE).changed(
         data={"manifest": manifest, "views": views, "workers": 0, "read_timeout_s": 0}, train={"seed": SEED}
     )
 

@@ -17,7 +17,7 @@ from benchmarks.desk.stages import Stages, settle_recipe
 from benchmarks.desk.table import key_of, markdown
 from benchmarks.record import Row, append_rows, provenance
 from vmae2_ds.checkpoint.zero_weights import read_weights
-from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
 from vmae2_ds.downstream.probe.fit import PROBES
 from vmae2_ds.downstream.probe.folds import probe_accuracy
@@ -225,7 +225,7 @@ def _frozen(source: Path, seed: int, how: str, train: Path, val: Path | None, ro
     return results
 
 
-def _random(run: AnyRun, seed: int) -> FrozenEncoder:
+def _random(run: RunConfig, seed: int) -> FrozenEncoder:
     return FrozenEncoder(run, None, 1000 + seed)  # not what pre-training of this seed started from
 
 

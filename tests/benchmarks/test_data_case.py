@@ -22,7 +22,7 @@ from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.readers.table import read_frames
 from vmae2_ds.data.sources.mixture import open_mixture
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 
 QUICK = Bench(Options(device="cpu", rounds=2, warmup=0, quick=True))
 HEIGHT = 48  # small: what is read does not depend on it
@@ -153,7 +153,7 @@ def test_loader_rows_carry_the_planner_s_prior_and_the_cores_that_follow() -> No
 @pytest.mark.parametrize("size", data.RECIPES)
 def test_accelerators_are_as_fast_as_a_share_of_their_peak_allows(key: str, size: str) -> None:
     rates, assumed = data.accelerator_rates(key, data.RECIPES[size])
-    model = get_recipe(data.RECIPES[size]).model
+    model = get_recipe("pretrain", data.RECIPES[size]).model
     visible, decode = {"base": (160, 784), "giant": (208, 1024)}[size]  # docs/PAPER.md#sizes; half of 1568, or of 2048
     macs = mae_macs(model, ClipGeometry(16, 224, 224, 2, model.patch), visible, decode).total
     flops = training_flops(macs, recomputed_macs(model, visible, decode))

@@ -13,16 +13,16 @@ from pydantic import BaseModel, ValidationError
 
 from tests.cli.lines import MODELS, kinds_in, line_of, numbers_of, refusal
 from vmae2_ds.cli.options import model_at, name_behind, options_of
-from vmae2_ds.cli.parse import STAGES
 from vmae2_ds.config.distil import DistilConfig
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.refusals import refused
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.stages import STAGES
 from vmae2_ds.config.strict import StrictModel
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.data.sources.mixture import MixtureConfig
 
-RECIPES = {name: build for recipes in STAGES.values() for name, build in recipes.items()}
+RECIPES = {name: build for entry in STAGES.values() for name, build in entry.recipe_functions().items()}
 ODD = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e30)
 
 
@@ -58,7 +58,7 @@ def put(dump: dict[str, Any], path: tuple[str, ...], value: float | int) -> None
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_number_of_a_config_is_refused_by_its_option_or_comes_back_from_run_json(stage: str) -> None:
-    config = next(iter(STAGES[stage].values()))()
+    config = next(iter(STAGES[stage].recipe_functions().values()))()
     options, fields = options_of(type(config)), list(numeric_fields(type(config)))
     assert len(fields) > 50
     for path, kind in fields:

@@ -12,11 +12,11 @@ from vmae2_ds.config.ds_config import policy_names, read_policy, resolve_ds_conf
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 
 
 def with_train(**changes: Any) -> PretrainConfig:
-    config = get_recipe("vit_g_pretrain_hybrid")
+    config = get_recipe("pretrain", "vit_g_pretrain_hybrid")
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 

@@ -23,7 +23,7 @@ from tests.distributed.ranks import free_port, rank_environment
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = (
-    *("vmae2_ds.cli.main", "vmae2_ds.train.pretrain", "vmae2_ds.train.finetune", "vmae2_ds.train.report"),
+    *("vmae2_ds.cli.main", "vmae2_ds.train.session", "vmae2_ds.train.pretrain", "vmae2_ds.train.finetune"),
     *(
         "deepspeed",
         "deepspeed.runtime.zero.muon.muon_optimizer",

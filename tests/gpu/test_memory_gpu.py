@@ -17,7 +17,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.setting_cost import Setting, predict_memory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -26,7 +26,7 @@ TOLERANCE = 0.10  # of the bytes that tensors take at the peak (docs/PAPER.md#me
 
 
 def vit_b(num_clips: int, attention: str, checkpointing: str) -> PretrainConfig:
-    config = get_recipe("vit_b_pretrain_hybrid")
+    config = get_recipe("pretrain", "vit_b_pretrain_hybrid")
     model = config.model.model_copy(update={"attention": attention, "checkpointing": checkpointing})
     data = config.data.model_copy(update={"views": 1})
     train = config.train.model_copy(update={"global_batch": num_clips, "micro_batch": num_clips, "ds_config": "zero1"})

@@ -10,9 +10,9 @@ import pytest
 from vmae2_ds.cli.parse import recipe
 from vmae2_ds.config.distil import DistilConfig
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.recipes import describe_recipe
 from vmae2_ds.recipes.distil import DISTIL_RECIPES
 from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
-from vmae2_ds.recipes.pretrain import describe_recipe
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -9,7 +9,7 @@ import pytest
 
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.errors import DataError
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.runs import first_look as looking
 from vmae2_ds.runs.first_look import first_look
 
@@ -35,7 +35,7 @@ def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int, **more: str) 
 
 
 def config_of(listed: Path, workers: int = 1) -> PretrainConfig:
-    return get_recipe("vit_ti_pretrain_desk").changed(data={"manifest": listed, "workers": workers})
+    return get_recipe("pretrain", "vit_ti_pretrain_desk").changed(data={"manifest": listed, "workers": workers})
 
 
 def test_ranks_of_one_host_are_told_of_a_missing_list_and_those_of_several_meet_first(

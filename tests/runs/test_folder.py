@@ -15,7 +15,7 @@ import pytest
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.runs import folder as runs
 from vmae2_ds.checkpoint.save import _drop_old
 from vmae2_ds.checkpoint.retention import Keep
@@ -25,7 +25,7 @@ from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
 
 
 def config_in(folder: Path, **changes: Any) -> PretrainConfig:
-    return changed(get_recipe("vit_ti_pretrain_desk"), "train", runs=folder, **changes)
+    return changed(get_recipe("pretrain", "vit_ti_pretrain_desk"), "train", runs=folder, **changes)
 
 
 def changed(config: PretrainConfig, section: str, **changes: Any) -> PretrainConfig:
@@ -174,7 +174,7 @@ def test_a_mixture_file_of_a_run_is_found_from_any_folder(tmp_path: Path, monkey
 
 def test_a_run_of_before_epochs_had_whole_steps_is_not_resumed_in_silence(tmp_path: Path) -> None:
     """Its run.json does not name the count: it was exact, and the same recipe counts whole steps now."""
-    recipe = get_recipe("vit_g_pretrain_hybrid")
+    recipe = get_recipe("pretrain", "vit_g_pretrain_hybrid")
     run = start_run(changed(recipe, "train", runs=tmp_path), (10,))
     written = json.loads((run / "run.json").read_text())
     assert written["train"].pop("epoch_steps") == "whole"

@@ -14,8 +14,9 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
-from vmae2_ds.recipes.pretrain import RECIPES, get_recipe
+from vmae2_ds.recipes.pretrain import RECIPES
 from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
 from vmae2_ds.weights.layouts import official_name
 
@@ -33,10 +34,12 @@ NUM_VIDEOS = 1_348_000
     ],
 )
 def test_published_batch_and_peak(name: str, gpus: int, global_batch: int, peak_lr: float) -> None:
-    plan = plan_run(get_recipe(name), NUM_VIDEOS, gpus)
+    plan = plan_run(get_recipe("pretrain", name), NUM_VIDEOS, gpus)
     assert (plan.global_batch, plan.accumulation) == (global_batch, 1)
     assert plan.peak_lr == pytest.approx(peak_lr, rel=1e-12)
-    assert plan.epochs == pytest.approx(get_recipe(name).train.epochs, rel=1e-3)  # less by the rest of each pass
+    assert plan.epochs == pytest.approx(
+        get_recipe("pretrain", name).train.epochs, rel=1e-3
+    )  # less by the rest of each pass
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_published_batch_and_peak(name: str, gpus: int, global_batch: int, peak_
     ],
 )
 def test_published_recipes_count_whole_steps_in_a_pass(name: str, gpus: int, num_steps: int, warmup_steps: int) -> None:
-    plan = plan_run(get_recipe(name), NUM_VIDEOS, gpus)
+    plan = plan_run(get_recipe("pretrain", name), NUM_VIDEOS, gpus)
     assert (plan.num_steps, plan.warmup_steps) == (num_steps, warmup_steps)
 
 
@@ -62,7 +65,7 @@ def test_every_published_script_counts_whole_steps_and_our_own_recipes_do_not() 
 
 
 def test_exact_steps_keep_the_fraction_of_a_pass_as_does_a_list_smaller_than_a_step() -> None:
-    recipe = get_recipe("vit_g_pretrain_hybrid")
+    recipe = get_recipe("pretrain", "vit_g_pretrain_hybrid")
     exact = plan_run(recipe.changed(train={"epoch_steps": "exact"}), NUM_VIDEOS, 64)
     assert (exact.num_steps, exact.warmup_steps) == (197_461, 19_746)  # 300 and 30 x 658.203
     small = plan_run(recipe, 398, 64)  # 300 and 30 x 398 / 2048
@@ -70,7 +73,7 @@ def test_exact_steps_keep_the_fraction_of_a_pass_as_does_a_list_smaller_than_a_s
 
 
 def test_a_plan_warns_of_a_step_larger_than_the_list() -> None:
-    recipe = get_recipe("vit_g_pretrain_hybrid")
+    recipe = get_recipe("pretrain", "vit_g_pretrain_hybrid")
     (warning,) = plan_run(recipe, 398, 64).warnings()
     assert "a step of 2048 videos is larger than the list of 398: it has each video 5.15 times" in warning
     assert plan_run(recipe, 2048, 64).warnings() == plan_run(recipe, NUM_VIDEOS, 64).warnings() == []
@@ -79,7 +82,9 @@ def test_a_plan_warns_of_a_step_larger_than_the_list() -> None:
 @pytest.mark.parametrize(("max_steps", "warns"), [(60, True), (285, True), (286, False), (1530, False)])
 def test_a_plan_warns_where_most_steps_are_warm_up(max_steps: int, warns: bool) -> None:
     """1523 videos, 8 a step: 0.75 epochs of warm-up are 143 steps, in a shorter run all of it."""
-    recipe = get_recipe("vit_ti_pretrain_desk").changed(optim={"warmup_epochs": 0.75}, train={"max_steps": max_steps})
+    recipe = get_recipe("pretrain", "vit_ti_pretrain_desk").changed(
+        optim={"warmup_epochs": 0.75}, train={"max_steps": max_steps}
+    )
     plan = plan_run(recipe, 1523, 2)
     assert plan.warmup_steps == min(max_steps, 143)
     assert len(plan.warnings()) == warns
@@ -91,7 +96,7 @@ def test_a_plan_warns_where_most_steps_are_warm_up(max_steps: int, warns: bool) 
 
 
 def test_one_pass_is_singular() -> None:
-    plan = plan_run(get_recipe("vit_ti_pretrain_desk").changed(train={"epochs": 1}), 800, 2)
+    plan = plan_run(get_recipe("pretrain", "vit_ti_pretrain_desk").changed(train={"epochs": 1}), 800, 2)
     assert "= 1 pass over 800 videos" in plan.describe()[-1]
 
 
@@ -151,7 +156,7 @@ def test_steps_of_a_list_that_does_not_divide_are_the_nearest(
     videos: int, epochs: float, warmup: float, num_steps: int, warmup_steps: int
 ) -> None:
     """93.75 and 31.25; 15.625 and 7.8; 17.5 and 2.6; 7.5 and 0.75; 1.03 and none."""
-    recipe = get_recipe("vit_ti_pretrain_desk")
+    recipe = get_recipe("pretrain", "vit_ti_pretrain_desk")
     batch = {"global_batch": 64, "micro_batch": 16, "epochs": epochs, "epoch_steps": "exact", "max_steps": None}
     config = recipe.changed(train=batch, data={"views": 2}, optim={"warmup_epochs": warmup})
     plan = plan_run(config, videos, 2)
@@ -161,26 +166,26 @@ def test_steps_of_a_list_that_does_not_divide_are_the_nearest(
 
 
 def test_fewer_gpus_keep_the_global_batch() -> None:
-    plans = [plan_run(get_recipe("vit_g_pretrain_hybrid"), NUM_VIDEOS, gpus) for gpus in (64, 8)]
+    plans = [plan_run(get_recipe("pretrain", "vit_g_pretrain_hybrid"), NUM_VIDEOS, gpus) for gpus in (64, 8)]
     assert [plan.accumulation for plan in plans] == [1, 8]
     assert plans[0].peak_lr == plans[1].peak_lr
     assert plans[0].num_steps == plans[1].num_steps
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_two_that_do() -> None:
-    config = get_recipe("vit_g_pretrain_hybrid")
+    config = get_recipe("pretrain", "vit_g_pretrain_hybrid")
     with pytest.raises(ConfigError, match=r"= 6144; try 6144 or 12288"):
         plan_run(config, NUM_VIDEOS, 48)
 
 
 def test_the_plan_names_every_factor() -> None:
-    text = "\n".join(plan_run(get_recipe("vit_b_pretrain_hybrid"), NUM_VIDEOS, 32).describe())
+    text = "\n".join(plan_run(get_recipe("pretrain", "vit_b_pretrain_hybrid"), NUM_VIDEOS, 32).describe())
     for factor in ("4096 clips", "micro_batch 32", "accumulation 1", "32 rank", "4 view", "base_lr 0.001", "/ 256"):
         assert factor in text
 
 
 def test_too_few_videos_for_one_step() -> None:
-    config = get_recipe("vit_b_pretrain_hybrid")
+    config = get_recipe("pretrain", "vit_b_pretrain_hybrid")
     short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 0.1})})
     with pytest.raises(ConfigError, match="less than one step"):
         plan_run(short, 100, 32)
@@ -188,7 +193,7 @@ def test_too_few_videos_for_one_step() -> None:
 
 @pytest.fixture
 def plan() -> RunPlan:
-    drawn = plan_run(get_recipe("vit_b_pretrain_hybrid"), NUM_VIDEOS, 32)
+    drawn = plan_run(get_recipe("pretrain", "vit_b_pretrain_hybrid"), NUM_VIDEOS, 32)
     return replace(drawn, num_steps=70, warmup_steps=14, peak_lr=1.2e-3, min_lr=8e-5)
 
 
@@ -248,7 +253,7 @@ def test_every_recipe_builds_and_says_where_it_comes_from() -> None:
 
 
 def test_optimizer_is_fused_adamw_with_the_recipe_s_numbers() -> None:
-    config = get_recipe("vit_g_pretrain_hybrid")
+    config = get_recipe("pretrain", "vit_g_pretrain_hybrid")
     model = MaskedAutoencoder(ModelConfig.of_size("tiny"), ClipGeometry(16, 32, 32, 2, 16), seed=None)
     defaults = make_optimizer(parameter_groups(model, 0.05), config.optim).defaults
     assert (defaults["betas"], defaults["eps"], defaults["fused"]) == ((0.9, 0.95), 1e-8, True)

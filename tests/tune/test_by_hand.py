@@ -17,7 +17,7 @@ from vmae2_ds.cost.compute_time import Work, micro_step_work
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.cost.states import StateBytes
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune import measure
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import Candidate
@@ -52,7 +52,7 @@ def cluster_of(gpus: int, nodes: int = 1) -> Cluster:
 
 
 def giant(**train: Any) -> PretrainConfig:
-    return get_recipe("vit_g_pretrain_hybrid").changed(data={"workers": 10}, train=train)
+    return get_recipe("pretrain", "vit_g_pretrain_hybrid").changed(data={"workers": 10}, train=train)
 
 
 def time_of(policy: ZeroPolicy, cluster: Cluster, config: PretrainConfig | None = None, **values: float) -> StepTime:

@@ -13,7 +13,7 @@ from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.states import state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.arguments import PlanArguments, cluster_of
 from vmae2_ds.tune.forecast import Forecast, check_fits, describe_forecast, forecast_json, make_forecast
 from vmae2_ds.tune.setting_cost import Setting, add_up, predict_memory, predict_time
@@ -22,12 +22,12 @@ RECIPE = "vit_g_pretrain_hybrid"
 
 
 def plan_of(recipe: str | PretrainConfig = RECIPE, **options: object) -> Forecast:
-    config = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    config = get_recipe("pretrain", recipe) if isinstance(recipe, str) else recipe
     return make_forecast(config, PlanArguments.model_validate({"gpus": 64, "gpu": "a100-80g", **options}))
 
 
 def changed(recipe: str, section: str, **values: object) -> PretrainConfig:
-    return get_recipe(recipe).changed(**{section: values})
+    return get_recipe("pretrain", recipe).changed(**{section: values})
 
 
 def test_the_papers_largest_run() -> None:
@@ -88,7 +88,7 @@ def test_a_plan_counts_host_memory() -> None:
 def test_parts_add_up_to_the_worse_of_backward_and_update() -> None:
     """With hpZ the second copy is there in both."""
     policy = ZeroPolicy.of_ds_config(read_policy("zeropp"))
-    states = state_bytes(get_recipe(RECIPE).model, policy, 16, precision="bf16")
+    states = state_bytes(get_recipe("pretrain", RECIPE).model, policy, 16, precision="bf16")
     for activations in (0, 10**12):
         found = add_up(states, activations, Assumptions())
         assert found.tensors == max(states.backward + activations, states.step)

@@ -13,7 +13,7 @@ from vmae2_ds.config.model import TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, read_assumptions
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import predict_candidate, search
 from vmae2_ds.tune.measure import Measured, Trial, refit
@@ -25,7 +25,7 @@ NOTHING = Measured(None, None, None, None, None)
 
 def little_recipe(**train: object) -> PretrainConfig:
     """The desk recipe, small enough for a trial in seconds."""
-    config = get_recipe("vit_ti_pretrain_desk")
+    config = get_recipe("pretrain", "vit_ti_pretrain_desk")
     tower = TowerConfig(width=32, depth=2, heads=2, mlp=64)
     return config.model_copy(
         update={
@@ -39,7 +39,7 @@ def little_recipe(**train: object) -> PretrainConfig:
 def trial_of(**measured: object) -> Trial:
     """A prediction on a GPU beside made-up measurements."""
     cluster = cluster_of(8)
-    candidate = search(get_recipe("vit_b_pretrain_hybrid"), cluster, Assumptions(), offload=False).ranked[0]
+    candidate = search(get_recipe("pretrain", "vit_b_pretrain_hybrid"), cluster, Assumptions(), offload=False).ranked[0]
     return Trial(candidate, candidate, NOTHING._replace(**measured))
 
 
@@ -130,7 +130,7 @@ def test_measuring_gpus_without_any_is_refused(tmp_path: Path) -> None:
         pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match="this machine has no GPU"):
         tune(
-            get_recipe("vit_b_pretrain_hybrid"),
+            get_recipe("pretrain", "vit_b_pretrain_hybrid"),
             TuneArguments(gpus=8, gpu="a100-80g", measure=1, out=tmp_path / "ds.json"),
             [],
         )

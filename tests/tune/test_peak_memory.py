@@ -17,7 +17,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import Accelerator
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.setting_cost import Setting, predict_memory
 
 TOLERANCE = 0.15
@@ -27,7 +27,7 @@ CPU = Accelerator(
 
 
 def vit_s(num_clips: int) -> PretrainConfig:
-    config = get_recipe("vit_s_pretrain_hybrid")
+    config = get_recipe("pretrain", "vit_s_pretrain_hybrid")
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"attention": "math"}),

@@ -9,7 +9,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.search_space import all_settings
 
 
@@ -19,7 +19,7 @@ def cluster_of(gpus: int, nodes: int | None = None, gpu: str = "a100-80g") -> Cl
 
 @pytest.mark.parametrize("gpus", [1, 8, 64, 1024])
 def test_every_setting_makes_exactly_the_global_batch(gpus: int) -> None:
-    recipe = get_recipe("vit_g_pretrain_hybrid")
+    recipe = get_recipe("pretrain", "vit_g_pretrain_hybrid")
     settings = list(all_settings(recipe, cluster_of(gpus), quantized=True, offload=True))
     assert len(settings) > 100
     for setting in settings:
@@ -30,7 +30,7 @@ def test_every_setting_makes_exactly_the_global_batch(gpus: int) -> None:
 
 
 def test_what_is_learned_does_not_vary() -> None:
-    recipe = get_recipe("vit_b_pretrain_hybrid")
+    recipe = get_recipe("pretrain", "vit_b_pretrain_hybrid")
     for setting in all_settings(recipe, cluster_of(8), quantized=False, offload=True):
         changed = setting.config
         assert (changed.mask, changed.objective, changed.data, changed.optim) == (
@@ -44,7 +44,7 @@ def test_what_is_learned_does_not_vary() -> None:
 
 
 def test_zeropp_needs_several_nodes() -> None:
-    recipe = get_recipe("vit_g_pretrain_hybrid")
+    recipe = get_recipe("pretrain", "vit_g_pretrain_hybrid")
     one = all_settings(recipe, cluster_of(8, 1), quantized=True, offload=True)
     assert {setting.policy.hpz for setting in one} == {1}
     two = list(all_settings(recipe, cluster_of(16, 2), quantized=True, offload=True))
@@ -54,7 +54,7 @@ def test_zeropp_needs_several_nodes() -> None:
 
 def test_large_models_are_built_partitioned() -> None:
     for recipe, built in (("vit_6b_pretrain_plan", True), ("vit_g_pretrain_hybrid", False)):
-        settings = list(all_settings(get_recipe(recipe), cluster_of(64), quantized=False, offload=False))
+        settings = list(all_settings(get_recipe("pretrain", recipe), cluster_of(64), quantized=False, offload=False))
         assert {s.config.train.ds_zero_init for s in settings if s.policy.stage == 3} == {built}
         assert {s.config.train.ds_zero_init for s in settings if s.policy.stage < 3} == {False}
 
@@ -73,4 +73,4 @@ def test_large_models_are_built_partitioned() -> None:
 )
 def test_impossible_batches_name_a_way_out(recipe: str, gpus: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        list(all_settings(get_recipe(recipe), cluster_of(gpus, 1), quantized=False, offload=True))
+        list(all_settings(get_recipe("pretrain", recipe), cluster_of(gpus, 1), quantized=False, offload=True))

@@ -20,7 +20,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.engine.ranks import start_ranks
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes import get_recipe
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import Candidate, Search, search
@@ -37,12 +37,12 @@ QUESTIONS = {
 
 def ask(tmp_path: Path, recipe: str, gpus: int, gpu: str, **options: object) -> Tuning:
     arguments = TuneArguments.model_validate({"gpus": gpus, "gpu": gpu, "out": tmp_path / "ds.json", **options})
-    return tune(get_recipe(recipe), arguments, [])
+    return tune(get_recipe("pretrain", recipe), arguments, [])
 
 
 @pytest.fixture(scope="module")
 def found() -> Search:
-    return search(get_recipe("vit_g_pretrain_hybrid"), cluster_of(8, gpu="rtx-4090"), Assumptions())
+    return search(get_recipe("pretrain", "vit_g_pretrain_hybrid"), cluster_of(8, gpu="rtx-4090"), Assumptions())
 
 
 def test_the_front_is_a_front(found: Search) -> None:
@@ -89,7 +89,7 @@ def test_written_configs_go_through_deepspeed_and_through_pretrain(tmp_path: Pat
 
     ranks = SimpleNamespace(get_data_parallel_world_size=lambda: gpus)
     parsed = DeepSpeedConfig(json.loads(json.dumps(written)), mpu=ranks)
-    assert parsed.train_batch_size == get_recipe(recipe).train.global_batch
+    assert parsed.train_batch_size == get_recipe("pretrain", recipe).train.global_batch
     assert parsed.zero_optimization_stage == tuning.chosen.setting.policy.stage
     assert parsed.bfloat16_config.enabled
 
@@ -170,7 +170,7 @@ def test_quantised_traffic_is_only_used_on_request(tmp_path: Path) -> None:
 
 
 def test_a_smaller_memory_never_makes_it_faster() -> None:
-    recipe, cluster = get_recipe("vit_g_pretrain_hybrid"), cluster_of(8)
+    recipe, cluster = get_recipe("pretrain", "vit_g_pretrain_hybrid"), cluster_of(8)
     times = []
     for memory_gib in (78, 40, 24, 12):
         chosen = search(

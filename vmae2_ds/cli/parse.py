@@ -12,24 +12,14 @@ from vmae2_ds.cli.options import check_known, in_own_words, options_of
 from vmae2_ds.cli.tyro_refusals import refusing
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.console.terminal import fitted, nobody_reads, say
 from vmae2_ds.errors import ConfigError, Vmae2Error
-from vmae2_ds.recipes.distil import DISTIL_RECIPES
-from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
-from vmae2_ds.recipes.pretrain import RECIPES, describe_recipe
+from vmae2_ds.recipes import describe_recipe
 
 Asked = TypeVar("Asked", bound=BaseModel)
 Result = TypeVar("Result")
-RecipeFn = Callable[[], RunConfig]
-
-STAGES: dict[str, dict[str, RecipeFn]] = {
-    "pretrain": {**RECIPES},
-    "finetune": {**FINETUNE_RECIPES},
-    "distil": {**DISTIL_RECIPES},
-}
-"""Recipes by the verb that trains them; every verb that takes a recipe looks here."""
-_KINDS = {"pretrain": "pre-training", "finetune": "fine-tuning", "distil": "distillation"}
 
 
 def call(function: Callable[[Asked], Result], arguments: type[Asked], prog: str, args: Sequence[str]) -> Result:
@@ -47,7 +37,7 @@ def recipe(prog: str, args: Sequence[str], stages: Sequence[str], more: Sequence
 
     `more`: options of the verb itself, which may have been meant where one is misspelt.
     """
-    of_stage = {name: stage for stage in stages for name in STAGES[stage]}
+    of_stage = {name: stage for stage in stages for name in STAGES[stage].recipe_functions()}
     if args[:1] in (["-h"], ["--help"]):
         say(fitted(_recipes_help(prog, stages)))
         raise SystemExit(0)
@@ -56,7 +46,7 @@ def recipe(prog: str, args: Sequence[str], stages: Sequence[str], more: Sequence
     name, *words = args
     if name not in of_stage:
         raise ConfigError(_no_recipe(prog, name, args, of_stage))
-    build = STAGES[of_stage[name]][name]
+    build = STAGES[of_stage[name]].recipe_functions()[name]
     config = build()
     where = f"{prog} {name}"
     if not _asks_help(words):
@@ -71,7 +61,7 @@ def ask(
     """Split `args` into the verb's own options, the recipe, its stage, and the words from the recipe on, as typed."""
     own = list(options_of(arguments))
     if not _asks_help(args):
-        kinds = {type(build()) for stage in stages for build in STAGES[stage].values()}
+        kinds = {STAGES[stage].config for stage in stages}
         check_known(args, [*own, *(option for kind in kinds for option in options_of(kind))], prog)
     asked, words = _parse(arguments, prog, args, usage=f"{prog} RECIPE", return_unknown_args=True)
     stage, config = recipe(prog, words, stages, own)
@@ -90,10 +80,10 @@ def _no_recipe(prog: str, name: str, args: Sequence[str], of_stage: dict[str, st
     if name.startswith("-"):
         placed = next((word for word in args if word in of_stage), "RECIPE")
         return f"{name} stands where the recipe belongs: {prog} {placed} {name} ...; recipes: {', '.join(of_stage)}"
-    for stage, recipes in STAGES.items():
-        if name in recipes:
-            takes = " and ".join(_KINDS[each] for each in dict.fromkeys(of_stage.values()))
-            return f"{name} is a {_KINDS[stage]} recipe, and {prog} takes {takes} recipes: {', '.join(of_stage)}"
+    for entry in STAGES.values():
+        if name in entry.recipe_functions():
+            takes = " and ".join(STAGES[each].kind for each in dict.fromkeys(of_stage.values()))
+            return f"{name} is a {entry.kind} recipe, and {prog} takes {takes} recipes: {', '.join(of_stage)}"
     guess = did_you_mean(name, of_stage)
     return f"no recipe {name!r}; {guess + ' ' if guess else ''}recipes: {', '.join(of_stage)}; see {prog} --help"
 
@@ -102,7 +92,7 @@ def _recipes_help(prog: str, stages: Sequence[str]) -> str:
     """The recipes of a verb as they describe themselves."""
     lines = [f"usage: {prog} RECIPE [OPTIONS]    ({prog} RECIPE --help for its options)"]
     for stage in stages:
-        for name, build in STAGES[stage].items():
+        for name, build in STAGES[stage].recipe_functions().items():
             lines += ["", name, *(f"  {line}".rstrip() for line in describe_recipe(build).splitlines())]
     return "\n".join(lines)
 

@@ -10,49 +10,35 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vmae2_ds.cli.parse import STAGES, ask, call, pretraining, recipe
-from vmae2_ds.config.distil import DistilConfig
-from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.cli.parse import ask, call, pretraining, recipe
+from vmae2_ds.config.distil import DistilConfig, check_has_teacher
+from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.terminal import fitted, say
 from vmae2_ds.runs.first_look import cache_of, check_cache, first_look
 
 Verb = Callable[[list[str]], None]
 
 
-def pretrain(args: list[str]) -> None:
-    """Pre-train a named recipe with dual masking: vmae2 pretrain RECIPE --data.manifest FILE [--section.key value]."""
-    _, config = recipe("vmae2 pretrain", args, ["pretrain"])
-    first_look(config)
-    from vmae2_ds.train.pretrain import pretrain as run
+def train(stage: str) -> Verb:
+    """The verb of a stage of STAGES."""
 
-    run(pretraining("vmae2 pretrain", config))
+    def verb(args: list[str]) -> None:
+        _, config = recipe(f"vmae2 {stage}", args, [stage])
+        first_look(config)
+        from vmae2_ds.train.session import train_run
 
+        train_run(config)
 
-def finetune(args: list[str]) -> None:
-    """Train a classifier: post-pre-training, fine-tuning, linear probing: vmae2 finetune RECIPE --train.init RUN_OR_FILE ..."""
-    _, config = recipe("vmae2 finetune", args, ["finetune"])
-    assert isinstance(config, FinetuneConfig), "what a recipe of finetune makes"
-    first_look(config)
-    from vmae2_ds.train.finetune import finetune as run
-
-    run(config)
-
-
-def distil(args: list[str]) -> None:
-    """Train a classifier on what a frozen teacher says of its clips: vmae2 distil RECIPE --teacher RUN_OR_FILE ..."""
-    _, config = recipe("vmae2 distil", args, ["distil"])
-    assert isinstance(config, DistilConfig), "what a recipe of distil makes"
-    first_look(config)
-    from vmae2_ds.train.distil.stage import distil as run
-
-    run(config)
+    verb.__doc__ = STAGES[stage].help
+    return verb
 
 
 def distil_cache(args: list[str]) -> None:
     """Keep what the teacher of a distil run says of its clips, for runs to come: the run's line with --distil.cache FOLDER."""
     _, config = recipe("vmae2 distil-cache", args, ["distil"])
     assert isinstance(config, DistilConfig), "what a recipe of distil makes"
-    first_look(config, must_ask=True)
+    check_has_teacher(config, must_ask=True)
+    first_look(config, learns=False)
     folder = cache_of(config)
     if os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: the verb, for all of them together
         check_cache(folder)
@@ -238,9 +224,7 @@ def _show(result: Mapping[str, Any] | str, *, fits: bool = False) -> None:
 
 
 VERBS: dict[str, Verb] = {
-    "pretrain": pretrain,
-    "finetune": finetune,
-    "distil": distil,
+    **{stage: train(stage) for stage in STAGES},
     "distil-cache": distil_cache,
     "evaluate": evaluate,
     "predict": predict,

@@ -58,6 +58,17 @@ class DistilConfig(FinetuneConfig):
     distil: DistilSettings = DistilSettings()
     """Teacher, weights of the loss, and cache of the teacher's answers."""
 
+    @property
+    def learnt_classes(self) -> int | None:
+        """None where the teacher's answers are all that is learnt."""
+        return self.classes if self.distil.alpha < 1 else None
+
+    @property
+    def read_at_the_start(self) -> dict[str, Path | None]:
+        """As of fine-tuning, and the teacher's."""
+        teacher = {"--teacher": self.distil.teacher, "--distil.teacher-head-map": self.distil.teacher_head_map}
+        return {**super().read_at_the_start, **teacher}
+
     @model_validator(mode="after")
     def _fits_together(self) -> DistilConfig:
         distil, augment = self.distil, self.augment

@@ -49,6 +49,11 @@ class LabelledDataConfig(DataConfig):
     val_root: Path | None = None
     """Folder that relative paths in the validation list start from; default: data.root, else the list's own folder."""
 
+    @property
+    def validation(self) -> tuple[Path, Path | None] | None:
+        """As of every run; root: data.root where val_root is not given."""
+        return None if self.val_manifest is None else (self.val_manifest, self.val_root or self.root)
+
     @model_validator(mode="after")
     def _smallest_first(self) -> LabelledDataConfig:
         for name in ("crop_area", "crop_aspect"):
@@ -147,3 +152,23 @@ class FinetuneConfig(RunConfig):
     """Batch, length, ZeRO, checkpoints."""
     test: ViewsConfig = ViewsConfig()
     """How `vmae2 evaluate` tests this model."""
+
+    @property
+    def classes(self) -> int:
+        """How many the model tells apart."""
+        return self.model.num_classes
+
+    @property
+    def learnt_classes(self) -> int | None:
+        """All of them."""
+        return self.classes
+
+    @property
+    def head_map(self) -> Path | None:
+        """Which class of a loaded head each class takes over."""
+        return self.train.head_map
+
+    @property
+    def read_at_the_start(self) -> dict[str, Path | None]:
+        """As of every run, and the head map."""
+        return {**super().read_at_the_start, "--train.head-map": self.train.head_map}

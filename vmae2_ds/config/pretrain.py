@@ -71,3 +71,8 @@ class PretrainConfig(RunConfig):
     """Reconstruction target."""
     data: PretrainDataConfig = PretrainDataConfig()
     """Videos and clips."""
+
+    @property
+    def target(self) -> str:
+        """What the decoder predicts."""
+        return self.objective.target

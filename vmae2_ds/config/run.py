@@ -94,6 +94,11 @@ class DataConfig(StrictModel):
             raise ValueError("leave_out names sources of a mixture; give --data.mixture")
         return self
 
+    @property
+    def validation(self) -> tuple[Path, Path | None] | None:
+        """The list of validation videos, and the folder that its relative paths start from; None where there is none."""
+        return None
+
 
 class OptimConfig(StrictModel):
     """AdamW, and a cosine schedule with warm-up, stepped per optimizer step."""
@@ -210,6 +215,33 @@ class RunConfig(StrictModel):
     """Batch, length, ZeRO, checkpoints."""
     guard: GuardConfig = GuardConfig()
     """Spikes, hangs and lost ranks."""
+    stage: tyro.conf.Suppress[str] = ""
+    """Which kind of run this is: its name in the table of stages."""
+
+    @property
+    def target(self) -> str | None:
+        """What a decoder predicts; None where the model has none."""
+        return None
+
+    @property
+    def classes(self) -> int | None:
+        """How many the model tells apart; None where it has none."""
+        return None
+
+    @property
+    def learnt_classes(self) -> int | None:
+        """The number of classes of which every video's label has to be one; None where labels are not learnt."""
+        return None
+
+    @property
+    def head_map(self) -> Path | None:
+        """A file that says which class of a loaded head each class takes over."""
+        return None
+
+    @property
+    def read_at_the_start(self) -> dict[str, Path | None]:
+        """Files and folders besides the lists that have to be there, by the option that names them."""
+        return {"--train.init": self.train.init}
 
     @property
     def geometry(self) -> ClipGeometry:

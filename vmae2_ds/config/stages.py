@@ -1,9 +1,15 @@
-"""The stages a run may be of, and a run's config as its folder keeps it."""
+"""The table of stages, and a run's config as its folder keeps it.
+
+A new stage is one entry of STAGES, and the files that the entry names. What needs torch is named by text, so that the table
+can be read where torch is not: tests/config/test_stages.py looks that every text names something.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,17 +23,68 @@ from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.strict import StrictModel
 from vmae2_ds.errors import ConfigError
 
-AnyRun = PretrainConfig | FinetuneConfig
 Run = TypeVar("Run", bound=RunConfig)
-STAGES: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "distil": DistilConfig,
+RecipeFn = Callable[[], RunConfig]
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One kind of training. Its name in STAGES is its verb, `vmae2 NAME RECIPE`, and the `stage` in its runs' run.json."""
+
+    config: type[RunConfig]
+    """What decides a run; its field `stage` is a literal of the name."""
+    kind: str
+    """What messages call it."""
+    help: str
+    """Its line in `vmae2 --help`."""
+    recipes: str
+    """Where its recipes are, a dict of functions by name, as `module:NAME`."""
+    training: str
+    """Where its `train.stage.Training` is: objective, parameter groups, data set, attention. As `module:NAME`."""
+    check: str | None = None
+    """A function of the config that raises ConfigError for settings that cannot be, without torch. As `module:NAME`."""
+
+    def recipe_functions(self) -> Mapping[str, RecipeFn]:
+        """Its recipes by name."""
+        found: Mapping[str, RecipeFn] = pkgutil.resolve_name(self.recipes)
+        return found
+
+    def check_settings(self, config: RunConfig) -> None:
+        """Raises ConfigError as `check` says; nothing where the stage has none."""
+        if self.check is not None:
+            pkgutil.resolve_name(self.check)(config)
+
+
+STAGES: dict[str, StageEntry] = {
+    "pretrain": StageEntry(
+        PretrainConfig,
+        "pre-training",
+        "Pre-train a named recipe with dual masking: vmae2 pretrain RECIPE --data.manifest FILE [--section.key value].",
+        recipes="vmae2_ds.recipes.pretrain:RECIPES",
+        training="vmae2_ds.train.pretrain:PRETRAINING",
+        check="vmae2_ds.masking:check_masks",
+    ),
+    "finetune": StageEntry(
+        FinetuneConfig,
+        "fine-tuning",
+        "Train a classifier: post-pre-training, fine-tuning, linear probing: "
+        "vmae2 finetune RECIPE --train.init RUN_OR_FILE ...",
+        recipes="vmae2_ds.recipes.finetune:FINETUNE_RECIPES",
+        training="vmae2_ds.train.finetune:FINETUNING",
+    ),
+    "distil": StageEntry(
+        DistilConfig,
+        "distillation",
+        "Train a classifier on what a frozen teacher says of its clips: vmae2 distil RECIPE --teacher RUN_OR_FILE ...",
+        recipes="vmae2_ds.recipes.distil:DISTIL_RECIPES",
+        training="vmae2_ds.train.distil.stage:DISTILLATION",
+        check="vmae2_ds.config.distil:check_has_teacher",
+    ),
 }
-"""What run.json holds, by its `stage`; files of before there were stages are of pre-training."""
+"""Every stage by its name."""
 
 
-def read_run_config(path: Path) -> AnyRun:
+def read_run_config(path: Path) -> RunConfig:
     """The config of the run in folder `path`, its relative paths taken from where the run was started; raises ConfigError."""
     config = read_as_written(path)
     try:
@@ -50,15 +107,20 @@ def _found_from(folder: Path, key: str, value: object) -> Path | str | None:
     return None if not path.exists() else str(path) if isinstance(value, str) else path
 
 
-def read_as_written(path: Path) -> AnyRun:
+def read_as_written(path: Path) -> RunConfig:
+    """The config of the run in folder `path`, paths as they were typed; raises ConfigError.
+
+    Files of before there were stages are of pre-training.
+    """
     file = path / "run.json"
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder: it has no run.json")
     try:
         written = json.loads(file.read_text())
-        return STAGES[written.get("stage", "pretrain")].model_validate(written)
+        kind = STAGES[written.get("stage", "pretrain")].config
+        return kind.model_validate(written)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {refused(error, '.'.join, STAGES[written.get('stage', 'pretrain')])}") from None
+        raise ConfigError(f"{file}: {refused(error, '.'.join, kind)}") from None
     except (ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{file} is damaged ({error!r})") from None
 

@@ -17,7 +17,7 @@ import torch
 
 import vmae2_ds
 from vmae2_ds.config.ds_config import read_policy
-from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.data.sources.manifest import manifest_digest
 from vmae2_ds.data.sources.mixture import Mixture, class_names_of
 from vmae2_ds.dist import default_device
@@ -53,7 +53,7 @@ class RankReport:
     """Why this rank cannot open the videos, or cannot write beside the run folder."""
 
 
-def report_of(config: AnyRun, mixture: Mixture | None, *, sees_folder: bool, error: str | None = None) -> RankReport:
+def report_of(config: RunConfig, mixture: Mixture | None, *, sees_folder: bool, error: str | None = None) -> RankReport:
     """This rank's report; `mixture` is None where it could not be opened."""
     device = default_device()
     if device.type == "cuda":
@@ -86,14 +86,14 @@ def code_digests(folder: Path = Path(vmae2_ds.__file__).parent) -> dict[str, str
     return {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files}
 
 
-def _lists(config: AnyRun, mixture: Mixture) -> dict[str, str]:
+def _lists(config: RunConfig, mixture: Mixture) -> dict[str, str]:
     lists = {}
     for source in mixture.sources:
         manifest = source.manifest
         mixed = _digest(repr(source._replace(manifest=None)).encode())  # type: ignore[arg-type]
         lists[manifest.file] = f"{len(manifest)} videos, sha256 {manifest.rows.digest[:8]}, mixed as {mixed}"
-    val = getattr(config.data, "val_manifest", None)
-    if val is not None:
+    if config.data.validation is not None:
+        val, _ = config.data.validation
         lists[str(val)] = f"sha256 {(manifest_digest(val) or 'none')[:8]}"
     names = class_names_of(config.data)
     if names is not None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch.distributed
 
 from vmae2_ds.config.ds_config import read_policy
-from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.data.sources.mixture import Mixture, open_mixture
 from vmae2_ds.engine.ranks import Meeting
 from vmae2_ds.errors import ConfigError, RankLost, Vmae2Error
@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
     """The reason is a rank that did not report."""
 
 
-def check_start(config: AnyRun, meeting: Meeting) -> tuple[Mixture, list[dict[str, Any]]]:
+def check_start(config: RunConfig, meeting: Meeting) -> tuple[Mixture, list[dict[str, Any]]]:
     """Compare all ranks; returns the opened videos and, on rank 0, the table of hosts (`host_table`).
 
     Raises the same ConfigError on every rank where they differ or some cannot go on; a rank's own error where all fail
@@ -63,7 +63,7 @@ def check_start(config: AnyRun, meeting: Meeting) -> tuple[Mixture, list[dict[st
         ) from None
 
 
-def _check(config: AnyRun, meeting: Meeting, store: torch.distributed.Store) -> tuple[Mixture, list[dict[str, Any]]]:
+def _check(config: RunConfig, meeting: Meeting, store: torch.distributed.Store) -> tuple[Mixture, list[dict[str, Any]]]:
     rank, deadline = meeting.ranks.rank, time.monotonic() + meeting.timeout_s
     store.set_timeout(timedelta(seconds=meeting.timeout_s + (GRACE_S if rank else 0)))
     if store.add(f"starts/{rank}", 1) > 1:
@@ -148,7 +148,7 @@ def _text(store: torch.distributed.Store, key: str) -> str:
     return store.get(key).decode()
 
 
-def _run_folder(config: AnyRun) -> Path:
+def _run_folder(config: RunConfig) -> Path:
     return (config.train.run or config.train.runs / config.recipe).absolute()
 
 

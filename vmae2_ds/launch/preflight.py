@@ -7,15 +7,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmae2_ds.config.distil import DistilConfig, check_has_teacher
 from vmae2_ds.config.ds_config import resolve_ds_config
-from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import plan_run
+from vmae2_ds.config.stages import STAGES
 from vmae2_ds.data.sources.labels import check_names
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.runs.first_look import check_classes_of, check_settings, check_val_classes
+from vmae2_ds.runs.first_look import check_classes_of, check_shapes, check_val_classes
 
 UNKNOWN_VIDEOS = 10**9
 """Stands for a list that is not on this machine: the batch is checked, the length is not."""
@@ -24,9 +23,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def check_run(config: RunConfig, ranks: int) -> list[str]:
     """What the run will be, a line each; raises ConfigError or DataError where it cannot start on `ranks` ranks."""
-    check_settings(config)
-    if isinstance(config, DistilConfig):
-        check_has_teacher(config)
+    check_shapes(config)
+    STAGES[config.stage].check_settings(config)
     lists = [path for path in (config.data.manifest, config.data.mixture) if path is not None]
     absent = [path for path in lists if isinstance(path, Path) and not path.exists()]
     mixture = None if absent else open_mixture(config.data)
@@ -36,10 +34,9 @@ def check_run(config: RunConfig, ranks: int) -> list[str]:
     if absent:
         return [plan.describe()[0], f"{absent[0]} is not on this machine: its videos are not checked"]
     if mixture is not None:
-        if isinstance(config, FinetuneConfig):
-            check_names(config)
-            if config.data.val_manifest is not None and config.data.val_manifest.exists():
-                check_val_classes(config)
+        check_names(config)
+        if config.data.validation is not None and config.data.validation[0].exists():
+            check_val_classes(config)
         check_classes_of(config, mixture)
     return plan.lines()
 

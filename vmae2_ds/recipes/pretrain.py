@@ -6,13 +6,11 @@ which epochs and batch do not count repeated sampling: 300 epochs of 4 views are
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig, PretrainConfig, PretrainDataConfig
-from vmae2_ds.config.run import OptimConfig, RunConfig, TrainConfig
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.config.run import OptimConfig, TrainConfig
 
 
 def _hybrid(
@@ -172,15 +170,3 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     )
 }
 """Recipe functions by name."""
-
-
-def get_recipe(name: str) -> PretrainConfig:
-    """The recipe called `name`; raises ConfigError with the known names."""
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]()
-
-
-def describe_recipe(recipe: Callable[[], RunConfig]) -> str:
-    """The recipe's docstring: command, hardware, time, score, source."""
-    return inspect.getdoc(recipe) or ""

@@ -14,7 +14,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import check_out_file, check_out_folder, check_there
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.weights.ours import check_ending, refuse_other_file, refuse_other_folder
-from vmae2_ds.config.model import SIZES, AnyModel, ClassifierConfig, SizeName
+from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, SizeName
 from vmae2_ds.config.strict import ClipLength, StrictModel
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else
@@ -134,7 +134,7 @@ def export_weights(asked: ExportArguments) -> str:
     return ". ".join([said, *filter(None, notes)])
 
 
-def _nameless(model: AnyModel, about: About) -> str:
+def _nameless(model: EncoderConfig, about: About) -> str:
     """What stands in a transformers folder for the names of classes that nobody said; nothing where they are known."""
     if not isinstance(model, ClassifierConfig) or not model.num_classes or about.labels:
         return ""
@@ -149,7 +149,7 @@ def _check_file(source: Path, out: Path, force: bool) -> None:
     check_out_file(out, inputs=_files_of(source), is_ours=None if force else refuse_other_file)
 
 
-def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], AnyModel, About, Path]:
+def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], EncoderConfig, About, Path]:
     """Ours, the model, what is known of it, and the checkpoint."""
     from vmae2_ds.weights.source import read_all
     from vmae2_ds.runs.open import about_run, is_run, labels_of
@@ -167,7 +167,7 @@ def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mappi
     return open_weights(checkpoint), run.model, about_run(run, names), checkpoint
 
 
-def _names_in(file: Path, model: AnyModel) -> tuple[str, ...]:
+def _names_in(file: Path, model: EncoderConfig) -> tuple[str, ...]:
     from vmae2_ds.runs.open import read_names
 
     if not isinstance(model, ClassifierConfig) or not model.num_classes:

@@ -7,19 +7,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.data.sources.labels import check_labels, check_names
 from vmae2_ds.data.sources.list_formats import read_list
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import Mixture, form_of, lists_of, open_mixture
 from vmae2_ds.disk import check_out_folder
 from vmae2_ds.dist import LOCAL_SIZES, NODES, Ranks, map_rank_variables
-from vmae2_ds.config.distil import INDEX, DistilConfig, check_has_teacher
+from vmae2_ds.config.distil import INDEX, DistilConfig
 from vmae2_ds.errors import ConfigError, DataError
-from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.masking import count_masks
 from vmae2_ds.console.progress import counted
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.stages import STAGES
 from vmae2_ds.config.ds_config import read_policy
 from vmae2_ds.config.run_plan import plan_run
 
@@ -30,43 +28,39 @@ SMALL_BYTES = 8 * 2**20
 WORKERS_A_CORE = 4
 
 
-def first_look(config: RunConfig, *, must_ask: bool = False) -> None:
+def first_look(config: RunConfig, *, learns: bool = True) -> None:
     """Raises ConfigError or DataError for what the run would refuse once torch is there; warns of too many workers.
 
     What only the command line decides is looked at everywhere. Files are looked at where all ranks are on this host, so
     that all of them end alike; on several hosts the start-up check reads them, and names the host where one is amiss.
 
-    `must_ask`: the run makes a teacher's answers and learns nothing.
+    Without `learns` its videos are looked at by a teacher alone, and need no labels.
     """
-    check_settings(config)
+    check_shapes(config)
     lists = lists_of(config.data)
-    if isinstance(config, DistilConfig):
-        check_has_teacher(config, must_ask=must_ask)
+    STAGES[config.stage].check_settings(config)
     ranks = map_rank_variables({**os.environ})
     if ranks.local_rank == 0:
         _warn_of_workers(config, _ranks_here(ranks, os.environ))
     if _on_one_host(ranks, os.environ):
-        _look_at_files(config, lists, ranks, must_ask=must_ask)
+        _look_at_files(config, lists, ranks, learns=learns)
 
 
-def check_settings(config: RunConfig) -> None:
-    """Raises ConfigError for shapes and masks that cannot be, on whatever host the files are."""
-    geometry = config.geometry
+def check_shapes(config: RunConfig) -> None:
+    """Raises ConfigError for shapes that cannot be, on whatever host the files are."""
+    _ = config.geometry
     try:
         _ = config.model.positions_geometry
     except ConfigError as error:
         said = str(error).replace("--data.num-frames", "its frames,").replace("--data.size", "its size,")
         raise ConfigError(f"--model.positions-from: {said}") from None
-    if isinstance(config, PretrainConfig):
-        count_masks(config.mask, geometry)
 
 
 def check_classes_of(config: RunConfig, mixture: Mixture) -> None:
     """Raises ConfigError where a video's label is none of the model's classes, or missing where the run learns from labels."""
-    if not isinstance(config, FinetuneConfig) or (isinstance(config, DistilConfig) and config.distil.alpha == 1):
-        return
-    for source in mixture.sources:
-        check_labels(source.manifest, config.model.num_classes)
+    if config.learnt_classes is not None:
+        for source in mixture.sources:
+            check_labels(source.manifest, config.learnt_classes)
 
 
 def cache_of(config: DistilConfig) -> Path:
@@ -100,30 +94,24 @@ def _warn_of_workers(config: RunConfig, ranks: int) -> None:
         )  # fmt: skip
 
 
-def check_val_classes(config: FinetuneConfig) -> None:
+def check_val_classes(config: RunConfig) -> None:
     """Raises DataError where the validation list cannot be read, ConfigError as `check_classes_of`."""
-    if config.data.val_manifest is not None:
-        root = config.data.val_root or config.data.root
-        val = read_manifest(config.data.val_manifest, root, form=form_of(config.data))
-        check_labels(val, config.model.num_classes)
+    if config.data.validation is not None and config.classes is not None:
+        file, root = config.data.validation
+        check_labels(read_manifest(file, root, form=form_of(config.data)), config.classes)
 
 
-def _look_at_files(config: RunConfig, lists: list[Path], ranks: Ranks, *, must_ask: bool) -> None:
-    starts = {"--train.init": config.train.init}
-    if isinstance(config, FinetuneConfig):
-        starts["--train.head-map"] = config.train.head_map
-        check_names(config)
-        check_val_classes(config)
-    if isinstance(config, DistilConfig):
-        starts |= {"--teacher": config.distil.teacher, "--distil.teacher-head-map": config.distil.teacher_head_map}
-    for option, path in starts.items():
+def _look_at_files(config: RunConfig, lists: list[Path], ranks: Ranks, *, learns: bool) -> None:
+    check_names(config)
+    check_val_classes(config)
+    for option, path in config.read_at_the_start.items():
         if path is not None and not path.exists():
             raise ConfigError(f"{option} {path}: there is no such file or folder")
     read_policy(config.train.ds_config)
     if sum(path.stat().st_size for path in lists if path.is_file()) <= SMALL_BYTES:
         mixture = open_mixture(config.data)
         plan_run(config, mixture.num_videos, ranks.size)
-        if not must_ask:
+        if learns:
             check_classes_of(config, mixture)
         return
     for path in lists:

@@ -21,7 +21,7 @@ from vmae2_ds.config.run import RunConfig
 from vmae2_ds.provenance import commit, environment
 from vmae2_ds.runs.identity import differing_settings, identity_of
 from vmae2_ds.checkpoint.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
-from vmae2_ds.config.stages import AnyRun, read_run_config
+from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.checkpoint.whole import find_newest_whole, newest_sound
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ def _hold(path: Path) -> bool:
     return path in _HELD
 
 
-def find_checkpoint(source: Path) -> tuple[AnyRun, Path]:
+def find_checkpoint(source: Path) -> tuple[RunConfig, Path]:
     """The run's config and the checkpoint that `source` means: a run, the newest run in a folder, or a checkpoint."""
     newest = sorted(source.glob("*/run.json"))[-1:]
     candidates = (source, source.parent.parent, *(file.parent for file in newest))

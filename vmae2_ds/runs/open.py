@@ -28,7 +28,8 @@ from vmae2_ds.objectives import Classify
 from vmae2_ds.console.progress import counted
 from vmae2_ds.config.run import DataConfig
 from vmae2_ds.runs.folder import NAMES, find_checkpoint
-from vmae2_ds.config.stages import AnyRun, read_run_config
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.checkpoint.zero_weights import read_weights
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class LoadReport(NamedTuple):
         return f"{len(self.used)} tensors used, {len(self.new)} drawn anew{new}, {len(self.dropped)} dropped{dropped}"
 
 
-def initial_weights(config: AnyRun) -> State:
+def initial_weights(config: RunConfig) -> State:
     """What `train.init` has for the run's model, under our names; nothing where it is not set. Logs the report.
 
     Raises:
@@ -62,8 +63,8 @@ def initial_weights(config: AnyRun) -> State:
     if config.train.init is None:
         return {}
     head_map = None
-    if isinstance(config, FinetuneConfig) and config.train.head_map is not None:
-        head_map = read_head_map(config.train.head_map, config.model.num_classes)
+    if config.head_map is not None and config.classes is not None:
+        head_map = read_head_map(config.head_map, config.classes)
     weights, report = load_for(config.train.init, config.model, head_map)
     log.info("%s: %s", config.train.init, report)
     if report.new:
@@ -73,7 +74,7 @@ def initial_weights(config: AnyRun) -> State:
     return weights
 
 
-def _other_clip(config: AnyRun) -> str | None:
+def _other_clip(config: RunConfig) -> str | None:
     """What becomes of positions where the weights were trained on other clips; None where nothing does, or nobody knows."""
     model = config.model
     if config.train.init is None or model.positions_from is not None or is_resized(model):
@@ -138,7 +139,7 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
 class OpenedModel(NamedTuple):
     """A trained model, whole."""
 
-    run: AnyRun
+    run: RunConfig
     """Its run's config; for a file without a run, the model in a config of its kind, whose clips are the published ones."""
     weights: State
     """On the host, under our names."""
@@ -174,7 +175,7 @@ def open_model(
     return OpenedModel(run, weights, file)
 
 
-def _run_of(found: Found, data: LabelledDataConfig | None) -> AnyRun:
+def _run_of(found: Found, data: LabelledDataConfig | None) -> RunConfig:
     """A run's config around a model without a run: clips as the file says them, else as published."""
     clip = found.about.clip or {}
     if isinstance(found.model, ClassifierConfig):
@@ -239,11 +240,10 @@ def read_names(file: Path, num_classes: int, option: str = "") -> list[str]:
     return list(names)
 
 
-def about_run(run: AnyRun, labels: Sequence[str] | None = None) -> About:
+def about_run(run: RunConfig, labels: Sequence[str] | None = None) -> About:
     """What a file of its weights should say beside them."""
-    target = run.objective.target if isinstance(run, PretrainConfig) else None
     clip = run.data.model_dump(include=set(CLIP_FIELDS))
-    return About(run.model, target, None if labels is None else tuple(labels), clip)
+    return About(run.model, run.target, None if labels is None else tuple(labels), clip)
 
 
 def read_head_map(file: Path, num_classes: int, setting: str = "--train.head-map") -> list[int]:

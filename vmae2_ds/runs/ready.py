@@ -24,7 +24,7 @@ from vmae2_ds.weights.layouts import State
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Classify, Reconstruct
 from vmae2_ds.runs.open import class_names, classifier_of, labels_of, open_classifier, open_model
-from vmae2_ds.config.stages import AnyRun, with_options
+from vmae2_ds.config.stages import RunConfig, with_options
 
 # B clips, T frames, H x W pixels, C classes or 3 colours, N cubes, M decoded cubes, P values in a cube, D width.
 
@@ -62,7 +62,7 @@ class Preprocessing:
 class Loaded:
     """A model in inference on its device, and what has to be known to use it."""
 
-    run: AnyRun
+    run: RunConfig
     """The config of its run; of a file, the model in a config of its kind."""
     checkpoint: Path
     """The checkpoint or the file that was read."""
@@ -210,7 +210,7 @@ def load_autoencoder(
     return LoadedAutoencoder(run, checkpoint, where, _placed(autoencoder_of(run, weights), precision, where))
 
 
-def encoder_of(run: AnyRun, weights: State) -> ClipEncoder:
+def encoder_of(run: RunConfig, weights: State) -> ClipEncoder:
     """The encoder with these weights, on the host."""
     encoder = ClipEncoder(run.model, run.geometry)
     encoder.take(weights)

@@ -11,39 +11,36 @@ from torch import nn
 
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import RunPlan
-from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import choose_attention
-from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.objectives import Classify, Reconstruct
+from vmae2_ds.model.seeded import SeededModel
 from vmae2_ds.runs.open import initial_weights
-from vmae2_ds.train.optim import make_optimizer, parameter_groups
-
-Objective = Reconstruct | Classify
+from vmae2_ds.train.optim import make_optimizer
+from vmae2_ds.train.stage import training_of
 
 log = logging.getLogger(__name__)
 
 
 def build_engine(
-    config: AnyRun,
+    config: RunConfig,
     ds_config: dict[str, Any],
     *,
     fresh: bool = True,
-    make: Callable[[AnyRun], Objective] | None = None,
+    make: Callable[[RunConfig], nn.Module] | None = None,
 ) -> Engine:
-    """The engine on the objective of the run's stage (`make_objective`), or on what `make` makes.
+    """The engine on the objective of the run's stage, or on what `make` makes.
 
     Weights are read from `train.init` in a fresh run, else, and where that holds none, drawn from the seed.
     """
-    weights = initial_weights(config) if fresh else {}
+    weights, training = initial_weights(config) if fresh else {}, training_of(config)
     zero_init = config.train.ds_zero_init
 
-    def build() -> Objective:
-        objective = (make or make_objective)(config)
+    def build() -> nn.Module:
+        objective = (make or training.make_objective)(config)
         if not zero_init:
             with torch.no_grad():
                 for name, parameter in objective.named_parameters():
@@ -51,39 +48,22 @@ def build_engine(
         return objective
 
     def fill(objective: nn.Module, name: str, parameter: torch.Tensor) -> None:
-        assert isinstance(objective, Reconstruct | Classify), "what build() makes"
+        model = objective.model
+        assert isinstance(model, SeededModel), "the model of an objective"
         name = name.removeprefix("model.")
         if name in weights:
             parameter.copy_(weights[name])
         else:  # what the objective has of its own is drawn by its model's rule
-            objective.model.init_parameter(name, parameter, config.train.seed)
+            model.init_parameter(name, parameter, config.train.seed)
 
     return Engine(
         build,
-        lambda objective: make_optimizer(groups_of(objective, config), config.optim),
+        lambda objective: make_optimizer(training.groups(objective, config), config.optim),
         ds_config,
         zero_init=zero_init,
         fill=fill,
         compile_backend=config.train.compile,
     )
-
-
-def make_objective(config: AnyRun) -> Objective:
-    """The objective on a model whose weights are not drawn yet."""
-    if isinstance(config, PretrainConfig):
-        autoencoder = MaskedAutoencoder(config.model, config.geometry, seed=None)
-        return Reconstruct(autoencoder, config.objective, config.geometry)
-    classifier = Classifier(config.model, config.geometry, seed=None)
-    if config.optim.train_only == "head":
-        classifier.encoder.requires_grad_(False)
-    return Classify(classifier, config.augment.label_smoothing, config.geometry)
-
-
-def groups_of(objective: nn.Module, config: AnyRun) -> list[dict[str, Any]]:
-    """Parameter groups of the run's stage."""
-    if isinstance(config, PretrainConfig):
-        return parameter_groups(objective, config.optim.weight_decay)
-    return parameter_groups(objective, config.optim.weight_decay, config.optim.layer_decay, config.model.encoder.depth)
 
 
 def resolve_attention(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.run_plan import RunPlan
@@ -15,15 +15,12 @@ from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.step import Engine
+from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.objectives import Classify
 from vmae2_ds.train.build import fastest_kernel
-from vmae2_ds.train.session import train_stage
-from vmae2_ds.train.stage import Stage
+from vmae2_ds.train.optim import parameter_groups
+from vmae2_ds.train.stage import LossWords, Stage, Training
 from vmae2_ds.train.validate import Validation
-
-
-def finetune(config: FinetuneConfig) -> Path:
-    """Fine-tune `config` and return the run folder; errors as `train_stage`, ConfigError for labels without a class."""
-    return train_stage(config, supervised_stage(config))
 
 
 def supervised_stage(config: FinetuneConfig) -> Stage:
@@ -49,3 +46,25 @@ def supervised_stage(config: FinetuneConfig) -> Stage:
         validation=None if config.data.val_manifest is None else validation,
         validate_every=config.train.validate_every,
     )
+
+
+def classification(config: FinetuneConfig) -> Classify:
+    """The objective on a classifier whose weights are not drawn yet."""
+    classifier = Classifier(config.model, config.geometry, seed=None)
+    if config.optim.train_only == "head":
+        classifier.encoder.requires_grad_(False)
+    return Classify(classifier, config.augment.label_smoothing, config.geometry)
+
+
+def groups(objective: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """By layer, with and without weight decay."""
+    return parameter_groups(objective, config.optim.weight_decay, config.optim.layer_decay, config.model.encoder.depth)
+
+
+def loss_words(config: FinetuneConfig) -> LossWords:
+    """What a report calls the loss."""
+    del config
+    return LossWords("cross-entropy", "equal chances", "equal chances")
+
+
+FINETUNING = Training(supervised_stage, classification, groups, loss_words)

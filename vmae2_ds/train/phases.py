@@ -17,8 +17,8 @@ from vmae2_ds.checkpoint.mirror import Mirror
 from vmae2_ds.checkpoint.save import load_checkpoint
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import RunPlan, plan_run
-from vmae2_ds.config.stages import AnyRun
 from vmae2_ds.data.bad_files import BadFileLedger
 from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.sources.mixture import Mixture
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 class Met:
     """The ranks have met: they have the same code, settings and videos, can agree on things, and notice one that is lost."""
 
-    config: AnyRun
+    config: RunConfig
     stage: Stage
     requests: StopRequests
     mixture: Mixture
@@ -59,7 +59,7 @@ class Met:
     peers: PeerWatch
 
 
-def meet(config: AnyRun, stage: Stage, guards: ExitStack) -> Met:
+def meet(config: RunConfig, stage: Stage, guards: ExitStack) -> Met:
     """Find the other ranks and compare with them; `guards` keeps what has to be undone, whatever happens."""
     requests = guards.enter_context(stop_signals(config.train.time_limit_s))
     meeting = meet_ranks(config.train.collective_timeout_s)
@@ -202,7 +202,7 @@ def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
         log.info("%s", line)
     for warning in opened.plan.warnings():
         log.warning("%s", warning)
-    if met.config.stage != "pretrain" and met.config.train.init is None and not step:
+    if met.stage.needs_init and met.config.train.init is None and not step:
         log.warning("no --train.init: from random weights")
     log.info("MFU against %s", peak.name if peak else "no known peak: set --train.peak-flops to get one")
     log.info("run folder: %s, %s", opened.folder.path, f"going on from step {step}" if step else "a new run")
@@ -210,7 +210,7 @@ def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
         log.warning("a rank cannot reach rank 0 on a port of its own: a lost rank is noticed by the collectives alone")
 
 
-def _describe(config: AnyRun, stage: Stage, engine: Engine) -> None:
+def _describe(config: RunConfig, stage: Stage, engine: Engine) -> None:
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.objective.parameters())
     t, h, w = config.geometry.grid
     log.info(

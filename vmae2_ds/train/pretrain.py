@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.flops import mae_macs
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.masking import count_masks
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.build import resolve_attention
-from vmae2_ds.train.session import train_stage
-from vmae2_ds.train.stage import Stage
+from vmae2_ds.train.optim import parameter_groups
+from vmae2_ds.train.stage import LossWords, Stage, Training
 
 
-def pretrain(config: PretrainConfig) -> Path:
-    """Pre-train `config` and return the run folder; errors as `train_stage`."""
+def pretrain_stage(config: PretrainConfig) -> Stage:
+    """What masked pre-training brings to a session."""
     counts = count_masks(config.mask, config.geometry)
-    stage = Stage(
+    return Stage(
         dataset=lambda mixture: PretrainDataset(config, mixture),
         attention=lambda plan, device: resolve_attention(config, counts, plan, device),
         forward_macs=mae_macs(config.model, config.geometry, counts.visible, counts.decode).total,
         about_clip=f"the encoder sees {counts.visible}, the decoder fills {counts.decode}",
         has_draws=config.model.drop_path > 0,
+        needs_init=False,
     )
-    return train_stage(config, stage)
+
+
+def reconstruction(config: PretrainConfig) -> Reconstruct:
+    """The objective on an autoencoder whose weights are not drawn yet."""
+    autoencoder = MaskedAutoencoder(config.model, config.geometry, seed=None)
+    return Reconstruct(autoencoder, config.objective, config.geometry)
+
+
+def groups(objective: nn.Module, config: PretrainConfig) -> list[dict[str, Any]]:
+    """With and without weight decay."""
+    return parameter_groups(objective, config.optim.weight_decay)
+
+
+def loss_words(config: PretrainConfig) -> LossWords:
+    """What a report calls the loss."""
+    nothing = "predicting zeros" if config.target == "normalised" else "every cube's own mean colours"
+    return LossWords("mean squared error", "flat cubes", nothing)
+
+
+PRETRAINING = Training(pretrain_stage, reconstruction, groups, loss_words)

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae2_ds.config.distil import DistilConfig
-from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.console.progress import counted
@@ -24,6 +22,7 @@ from vmae2_ds.guard.loader_watch import BINDS
 from vmae2_ds.guard.rollback import EVENTS
 from vmae2_ds.runs.folder import is_finished
 from vmae2_ds.train.row import SOURCE_VIDEOS, source_shares
+from vmae2_ds.train.stage import training_of
 
 TAIL = 0.1  # the end of a run that its closing figures are medians of
 MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8
@@ -90,15 +89,8 @@ def write_report(folder: Path) -> Path:
 
 def curves_of(config: RunConfig) -> list[Curve]:
     """The curves of a page, that of the loss in words of what the run's stage learns."""
-    if isinstance(config, PretrainConfig):
-        return list(CURVES.values())
-    parts = ["cross-entropy"]
-    if isinstance(config, DistilConfig):
-        settings = config.distil
-        parts = ["divergence from the teacher"] if settings.alpha else []
-        parts += ["cross-entropy"] if settings.alpha < 1 else []
-        parts += ["distance of features"] if settings.feature_weight else []
-    loss = replace(CURVES["loss"], title=f"Loss ({' + '.join(parts)})", beside_label=_know_nothing(config))
+    words = training_of(config).loss_words(config)
+    loss = replace(CURVES["loss"], title=f"Loss ({words.parts})", beside_label=words.flat)
     return [loss if curve.key == "loss" else curve for curve in CURVES.values()]
 
 
@@ -191,7 +183,8 @@ def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str,
     if not rows:
         return []
     last = rows[-1]
-    loss_note = f"{_know_nothing(config)} would give {_text(_tail_median(rows, 'flat_loss'), '{:.4f}')}"
+    nothing = training_of(config).loss_words(config).know_nothing
+    loss_note = f"{nothing} would give {_text(_tail_median(rows, 'flat_loss'), '{:.4f}')}"
     first_loss = next((row["loss"] for row in rows if row.get("loss") is not None), None)
     peak = (environment.get("peak") or {}).get("name", "no known peak: set --train.peak-flops")
     flops = _tail_median(rows, "flops_per_s")
@@ -208,14 +201,6 @@ def _facts(config: RunConfig, rows: list[dict[str, Any]], environment: dict[str,
         Fact("Rollbacks", str(last.get("rollbacks", 0)), f"{counted(last.get('spikes', 0), 'spike')} of loss or gradient norm"),
         Fact("Videos replaced", str(last.get("bad_videos", 0)), "unreadable or too short, each time they came up"),
     ]  # fmt: skip
-
-
-def _know_nothing(config: RunConfig) -> str:
-    """What a model that knows nothing would predict."""
-    if not isinstance(config, PretrainConfig):
-        by_features = isinstance(config, DistilConfig) and config.distil.feature_weight
-        return f"equal chances{', features at right angles' * bool(by_features)}"
-    return "predicting zeros" if config.objective.target == "normalised" else "every cube's own mean colours"
 
 
 def _tail_median(rows: list[dict[str, Any]], key: str) -> float | None:

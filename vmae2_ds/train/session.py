@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vmae2_ds.checkpoint.state import TrainState
-from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.contracts import Movable, ReadFailure, StepResult
 from vmae2_ds.cost.flops import inference_flops, training_flops
 from vmae2_ds.data.bad_files import check_bad_share
@@ -30,7 +30,7 @@ from vmae2_ds.train.loop import LoopSetup, train
 from vmae2_ds.train.phases import Ready, build, load, make_ready, meet, open_run
 from vmae2_ds.train.report import write_report
 from vmae2_ds.train.row import ModelFlops
-from vmae2_ds.train.stage import Stage
+from vmae2_ds.train.stage import training_of
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 
@@ -40,20 +40,20 @@ PATIENCE_S, PATIENCE_AT_STOP_S = 300.0, 10.0
 """How long the end of a run waits for the copy of its last checkpoint; launchers kill 30 s after their SIGTERM."""
 
 
-def train_stage(config: AnyRun, stage: Stage) -> Path:
+def train_run(config: RunConfig) -> Path:
     """Train `config` to its end, or go on where it was cut, and return the run folder.
 
     Raises an AgreedStop on all ranks where the run ends early, saved; another Vmae2Error where it cannot run as asked.
     """
     with ExitStack() as guards:
-        met = meet(config, stage, guards)
+        met = meet(config, training_of(config).stage(config), guards)
         opened = open_run(met, guards)
         built = build(opened)
         return _run(make_ready(built))
 
 
 def _run(ready: Ready) -> Path:
-    """Train, and end as is due; see `train_stage`."""
+    """Train, and end as is due; see `train_run`."""
     opened, saver = ready.opened, ready.saver
     session = _Session(ready)
     stop: AgreedStop | None = None
@@ -111,7 +111,7 @@ class _Session:
         self._hooks = _Hooks(ready, self._actions)
 
     def train(self) -> None:
-        """Until the last step; raises as `train_stage`."""
+        """Until the last step; raises as `train_run`."""
         while True:
             try:
                 self._train_on()
@@ -231,7 +231,7 @@ def _end(ready: Ready, state: TrainState, stop: AgreedStop | None) -> None:
     stop_ranks(ranks)
 
 
-def _write_mean(mean: WeightAverage, config: AnyRun, folder: RunFolder) -> None:
+def _write_mean(mean: WeightAverage, config: RunConfig, folder: RunFolder) -> None:
     """The running mean under published names, from rank 0; all ranks have to ask for it."""
     weights = mean.weights()
     if weights is not None:

@@ -1,28 +1,33 @@
-"""What one kind of training brings to a session: its data set, objective, validation and figures."""
+"""What a stage of the table brings where torch is: its objective and parameter groups, and what a session needs of it."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import RunPlan
-from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.config.stages import STAGES
 from vmae2_ds.contracts import Movable
 from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
-from vmae2_ds.train.build import Objective, make_objective
 from vmae2_ds.train.validate import Validate
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
 class Extras:
     """What a stage has besides, once the ranks have met and the videos are known."""
 
-    make_objective: Callable[[AnyRun], Objective] = make_objective
+    make_objective: Callable[[RunConfig], nn.Module] | None = None
+    """Instead of the stage's own, `Training.make_objective`."""
     prepare: Callable[[Movable], Movable] = lambda batch: batch
     """What becomes of a micro batch before the objective gets it."""
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -46,9 +51,40 @@ class Stage:
     """What becomes of a clip's cubes, for the log."""
     has_draws: bool
     """Whether the model draws in its forward pass: stochastic depth, dropout."""
+    needs_init: bool = True
+    """Whether a run that starts from random weights is warned of."""
     ema_decay: float = 0.0
     """Of a running mean of the weights; 0: none."""
     validation: Callable[[Ranks], Validate] | None = None
     validate_every: float = 1.0
     """Epochs between them."""
     extras: Callable[[Mixture, Ranks], Extras] = lambda mixture, ranks: Extras()
+
+
+class LossWords(NamedTuple):
+    """What a report calls a run's loss."""
+
+    parts: str
+    """What it is made of."""
+    flat: str
+    """The name of `flat_loss` in the curve's legend."""
+    know_nothing: str
+    """What a model that knows nothing predicts, in a sentence: "... would give 0.99"."""
+
+
+@dataclass(frozen=True)
+class Training(Generic[Config]):
+    """What `StageEntry.training` names: everything about a stage that needs torch, by the config of a run."""
+
+    stage: Callable[[Config], Stage]
+    make_objective: Callable[[Config], nn.Module]
+    """On `objective.model`, a SeededModel whose weights are not drawn yet; called with a micro batch, it returns LossOutput."""
+    groups: Callable[[nn.Module, Config], list[dict[str, Any]]]
+    """Parameter groups for the optimizer, as `optim.parameter_groups`."""
+    loss_words: Callable[[Config], LossWords]
+
+
+def training_of(config: RunConfig) -> Training[Any]:
+    """What the run's stage does."""
+    found: Training[Any] = pkgutil.resolve_name(STAGES[config.stage].training)
+    return found

@@ -33,9 +33,10 @@ class Validation:
 
     def __init__(self, config: FinetuneConfig, ranks: Ranks) -> None:
         data = config.data
-        if data.val_manifest is None:
+        if data.validation is None:
             raise ConfigError("no validation list: set --data.val-manifest")
-        manifest = read_manifest(data.val_manifest, data.val_root or data.root, form=form_of(data))
+        file, root = data.validation
+        manifest = read_manifest(file, root, form=form_of(data))
         self.dataset = ViewsDataset(config, manifest, None)
         self._videos_at_once = config.train.micro_batch * data.views
         self._ranks = ranks

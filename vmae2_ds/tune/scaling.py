@@ -15,13 +15,13 @@ from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.paper_hours import compare_with_paper
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.recipes.pretrain import get_recipe
+from vmae2_ds.recipes.pretrain import RECIPES
 from vmae2_ds.tune.candidates import Candidate, search
 from vmae2_ds.tune.memory_table import MemoryArguments, memory
 from vmae2_ds.tune.setting_cost import accumulation
 from vmae2_ds.tune.tables import duration, markdown
 
-RECIPES = {
+SIZES = {
     "S": "vit_s_pretrain_hybrid",
     "B": "vit_b_pretrain_hybrid",
     "L": "vit_l_pretrain_hybrid",
@@ -47,7 +47,7 @@ def scaling_tables() -> str:
 
 def _table(key: str) -> str:
     gpu = get_accelerator(key)
-    rows = [[f"**{size}**", *(cell(recipe, key, count) for count in COUNTS)] for size, recipe in RECIPES.items()]
+    rows = [[f"**{size}**", *(cell(recipe, key, count) for count in COUNTS)] for size, recipe in SIZES.items()]
     header = ["size", *(f"{count} GPUs" for count in COUNTS)]
     return f"### {gpu.name}, {gpu.memory_gb:g} GB\n\n{markdown(header, rows)}"
 
@@ -57,7 +57,7 @@ def cell(recipe: str, gpu: str, num_gpus: int) -> str:
     assumptions = Assumptions()
     cluster = make_cluster(get_accelerator(gpu), num_gpus, None, None, assumptions.usable_memory)
     try:
-        chosen = search(get_recipe(recipe), cluster, assumptions).chosen
+        chosen = search(RECIPES[recipe](), cluster, assumptions).chosen
     except ConfigError:
         return "batch does not divide"
     return "nothing fits" if chosen is None else _short(chosen)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from vmae2_ds.config.finetune import HeadlessConfig
-from vmae2_ds.config.model import AnyModel, ClassifierConfig, ModelConfig
+from vmae2_ds.config.model import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.errors import ConfigError
 
 TARGETS = ("normalised", "pixels")
@@ -22,7 +22,7 @@ CLIP_FIELDS = ("num_frames", "size", "stride", "sampling")
 class About(NamedTuple):
     """What is known of weights besides their names and shapes; None where nobody said."""
 
-    model: AnyModel | None = None
+    model: EncoderConfig | None = None
     target: str | None = None
     """What the decoder predicts, as `objective.target`."""
     labels: tuple[str, ...] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vmae2_ds.config.model import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError
@@ -24,7 +24,7 @@ from vmae2_ds.weights.transformers_config import transformers_config_of
 
 def write_folder(
     state: Mapping[str, Tensor],
-    config: AnyModel,
+    config: EncoderConfig,
     about: About,
     geometry: ClipGeometry,
     folder: Path,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.data.sources.mixture import class_names_of
 from vmae2_ds.errors import ConfigError
 
 
-def check_names(config: FinetuneConfig) -> None:
+def check_names(config: RunConfig) -> None:
     """Raises ConfigError where `data.labels` names more or fewer classes than the model has."""
     names = class_names_of(config.data)
-    if names is not None and len(names.names) != config.model.num_classes:
+    if names is not None and len(names.names) != config.classes:
         raise ConfigError(
             f"--data.labels {names.file} names {len(names.names)} classes, and the model has num_classes="
-            f"{config.model.num_classes}; set --model.num-classes {len(names.names)}, or give the file of its classes"
+            f"{config.classes}; set --model.num-classes {len(names.names)}, or give the file of its classes"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.data.sources.list_formats import PLAIN, ListForm
 from vmae2_ds.data.sources.manifest import manifest_digest
 from vmae2_ds.disk import whole_file
@@ -22,7 +22,7 @@ from vmae2_ds.errors import ConfigError
 def kept_features(
     folder: Path,
     makers: Mapping[str, str],
-    run: AnyRun,
+    run: RunConfig,
     encoders: Mapping[str, Encode],
     manifest: Path,
     root: Path | None,
@@ -55,7 +55,7 @@ def kept_features(
 def _make(
     folder: Path,
     keys: Mapping[str, str],
-    run: AnyRun,
+    run: RunConfig,
     encoders: Mapping[str, Encode],
     manifest: Path,
     root: Path | None,

@@ -16,8 +16,7 @@ from torchvision.transforms.v2 import functional as pictures
 
 from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig
-from vmae2_ds.config.pretrain import PretrainConfig
-from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.feed.views import ViewsDataset
@@ -26,10 +25,10 @@ from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.dist import default_device
 from vmae2_ds.downstream.probe.folds import Features
 from vmae2_ds.errors import ConfigError, DataError
-from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import sinusoid_table
 from vmae2_ds.model.encoder import ClipEncoder
-from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.model.seeded import SeededModel
+from vmae2_ds.train.stage import training_of
 from vmae2_ds.weights.layouts import State
 
 log = logging.getLogger(__name__)
@@ -56,14 +55,11 @@ class FrozenEncoder:
     """An encoder's view of a clip: called, the mean token behind the norm that the model was trained with; `motion`, where
     tokens change and how much; `tokens`, every token."""
 
-    def __init__(self, run: AnyRun, weights: State | None, seed: int = 0) -> None:
+    def __init__(self, run: RunConfig, weights: State | None, seed: int = 0) -> None:
         """`weights` are the run's, under our names; None draws a random encoder from the seed."""
         self.geometry: ClipGeometry = run.geometry
         self.module = ClipEncoder(run.model, self.geometry)
-        if weights is None:
-            self.module.encoder.load_state_dict(_drawn(run, seed), strict=isinstance(run, PretrainConfig))
-        else:
-            self.module.take(weights)
+        self.module.take(_drawn(run, seed) if weights is None else weights)
         self.module.to(default_device()).eval()
 
     @property
@@ -105,12 +101,12 @@ class FrozenEncoder:
         return self.module.tokens(clip_BTHWC.to(default_device()))
 
 
-def _drawn(run: AnyRun, seed: int) -> State:
-    """The first weights of pre-training for this encoder."""
-    if isinstance(run, PretrainConfig):
-        model = MaskedAutoencoder(run.model, run.geometry, seed=seed)
-        return model.encoder.state_dict()
-    return Classifier(run.model, run.geometry, seed=seed).encoder.state_dict()
+def _drawn(run: RunConfig, seed: int) -> State:
+    """The first weights of a run of this stage."""
+    model = training_of(run).make_objective(run).model
+    assert isinstance(model, SeededModel), "the model of an objective"
+    model.init_weights(seed)
+    return model.state_dict()
 
 
 def pixel_features(clip_BTHWC: Tensor) -> Tensor:
@@ -151,13 +147,13 @@ def _scaled(tokens_BND: Tensor) -> Tensor:
     return F.layer_norm(tokens_BND.float(), tokens_BND.shape[-1:])
 
 
-def clip_settings(run: AnyRun) -> dict[str, Any]:
+def clip_settings(run: RunConfig) -> dict[str, Any]:
     """How a run takes its clips from a video, as far as a frozen encoder is concerned."""
     return run.data.model_dump(include={"num_frames", "size", "sampling", "stride", "source_strides"})
 
 
 def features_of(
-    run: AnyRun,
+    run: RunConfig,
     encoders: Mapping[str, Encode],
     manifest: Path,
     root: Path | None,

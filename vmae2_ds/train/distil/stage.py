@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from vmae2_ds.config.distil import DistilConfig
-from vmae2_ds.config.stages import AnyRun
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.contracts import LabelledBatch, Movable
 from vmae2_ds.cost.flops import inference_flops, training_flops
 from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
-from vmae2_ds.objectives import Classify, Distil
-from vmae2_ds.train.build import Objective, make_objective
+from vmae2_ds.objectives import Distil
 from vmae2_ds.train.distil.answers import AnsweredDataset, CachedAnswers, read_index
 from vmae2_ds.train.distil.cache import open_answers
 from vmae2_ds.train.distil.teacher import Teacher, TeacherCard
-from vmae2_ds.train.finetune import supervised_stage
-from vmae2_ds.train.session import train_stage
-from vmae2_ds.train.stage import Extras
+from vmae2_ds.train.finetune import classification, groups, supervised_stage
+from vmae2_ds.train.stage import Extras, LossWords, Stage, Training
 
 
-def distil(config: DistilConfig) -> Path:
-    """Distil into the student of `config` and return the run folder; errors as `finetune` and `open_teacher`."""
+def distil_stage(config: DistilConfig) -> Stage:
+    """What distillation brings to a session; errors as `open_teacher`, once the ranks have met."""
     stage = supervised_stage(config)
 
     def online(mixture: Mixture, ranks: Ranks) -> Extras:
@@ -58,17 +55,15 @@ def distil(config: DistilConfig) -> Path:
         answers = CachedAnswers(folder, read_index(folder))
         return AnsweredDataset(config, mixture, answers, needs_labels=needs_labels)
 
-    return train_stage(
-        config, replace(stage, dataset=dataset, extras=online if config.distil.cache is None else cached)
-    )
+    return replace(stage, dataset=dataset, extras=online if config.distil.cache is None else cached)
 
 
-def distil_objective(config: AnyRun, teacher_width: int) -> Objective:
+def distil_objective(config: RunConfig, teacher_width: int) -> Distil:
     """The objective on a student whose weights are not drawn yet."""
     assert isinstance(config, DistilConfig), "a distillation run"
-    supervised = make_objective(config)
-    assert isinstance(supervised, Classify), "the objective of a supervised run"
-    return Distil(supervised.model, config.augment.label_smoothing, config.geometry, config.distil, teacher_width)
+    return Distil(
+        classification(config).model, config.augment.label_smoothing, config.geometry, config.distil, teacher_width
+    )
 
 
 def describe_teacher(card: TeacherCard, student_macs: int) -> str:
@@ -80,3 +75,17 @@ def describe_teacher(card: TeacherCard, student_macs: int) -> str:
         f"{card.config.train.precision}, clip {data.num_frames}x{data.size}x{data.size}, {card.macs / 1e9:.2f} forward GMACs: "
         f"{share:.2g} times what the student's forward and backward pass cost; weights {card.digest[:12]}"
     )
+
+
+def loss_words(config: DistilConfig) -> LossWords:
+    """What a report calls the loss."""
+    settings = config.distil
+    parts = ["divergence from the teacher"] if settings.alpha else []
+    parts += ["cross-entropy"] if settings.alpha < 1 else []
+    parts += ["distance of features"] if settings.feature_weight else []
+    nothing = "equal chances" + (", features at right angles" if settings.feature_weight else "")
+    return LossWords(" + ".join(parts), nothing, nothing)
+
+
+DISTILLATION = Training(distil_stage, classification, groups, loss_words)
+"""By itself the student's objective is that of fine-tuning; a session's, `Extras.make_objective`, knows the teacher's width."""
