@@ -11,7 +11,6 @@ from tests.docs_figures import (
     LINK,
     PAGES,
     ROOT,
-    TEST,
     Block,
     agrees,
     blocks_of,
@@ -20,9 +19,6 @@ from tests.docs_figures import (
     value_of,
     without_a_row,
 )
-
-TEST_SOURCES = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
-TEST_FILES = {path.name for path in (ROOT / "tests").rglob("*.py")}
 
 
 def test_every_figure_names_a_row_a_test_or_what_else_it_is(page: Path) -> None:
@@ -42,16 +38,6 @@ def test_accuracies_of_the_desk_are_those_of_its_rows(page: Path) -> None:
     blocks = [block for block in blocks_of(page.read_text()) if block.about_section.startswith("rows ")]
     wrong = {f"{page.name}:{block.line}": found for block in blocks if (found := without_a_row(block, page))}
     assert not wrong
-
-
-def test_the_tests_that_figures_name_exist(page: Path) -> None:
-    for named in TEST.findall(page.read_text()):
-        if named.startswith("tests/"):
-            assert (ROOT / named).exists(), f"{page.name} names {named}"
-        elif named.endswith(".py"):
-            assert named in TEST_FILES, f"{page.name} names {named}"
-        else:
-            assert f"def {named.rstrip('.')}" in TEST_SOURCES, f"{page.name} names {named}"
 
 
 @pytest.fixture(params=PAGES, ids=lambda path: path.name)
