@@ -148,13 +148,16 @@ def names_on_deepspeed(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def private_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, name) of private names that are neither this object's own nor torch's, in quotes as well."""
+    """(line, name) of private names that are neither this object's own nor torch's, and of `ds_...`, in quotes as well.
+
+    `ds_` is how DeepSpeed begins what it hangs on parameters.
+    """
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(value=value, attr=name) if name.startswith("_"):
+            case ast.Attribute(value=value, attr=name) if name.startswith(("_", "ds_")):
                 if ast.unparse(value) not in {"self", "cls", "torch"}:
                     yield node.lineno, name
-            case ast.Constant(value=str(name)) if re.fullmatch(r"_[a-z]\w+|__\w+__", name):
+            case ast.Constant(value=str(name)) if re.fullmatch(r"_[a-z]\w+|__\w+__|ds_\w+", name):
                 yield node.lineno, name
 
 

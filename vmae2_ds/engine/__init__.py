@@ -1,1 +1,1 @@
-"""The only door to DeepSpeed's engine: ranks, steps, shards, partitioned models, and the peak of a device."""
+"""The only door to DeepSpeed's engine: ranks, steps, shards, partitioned models, its internals, and the peak of a device."""
