@@ -56,15 +56,19 @@ SLURM_PORTS = 20000
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands among all, and their small agreements, so that no rank acts alone.
+    """Where this process stands among all that train together, and what they agree on, so that no rank acts alone.
 
-    They need the process group (`engine.ranks.start_ranks`); one process agrees with itself.
+    To agree takes the process group (`engine.ranks.start_ranks`), and all ranks asking alike; one process agrees with itself.
     """
 
     rank: int = 0
+    """Its number among all; rank 0 writes what is written once."""
     local_rank: int = 0
+    """Its number on this host."""
     size: int = 1
+    """How many there are."""
     launcher: str = "none"
+    """Who started it: a key of LAUNCHERS."""
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over ranks, in float64. Waits for the device, as the optimizer's overflow check does."""
