@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.lines import MODELS
+from vmae2_ds.cli.main import VERBS
 from vmae2_ds.cli.options import in_own_words
-from vmae2_ds.cli.parse import call
+from vmae2_ds.cli.parse import STAGES, call
 from vmae2_ds.errors import DataError
 
 
@@ -22,6 +24,10 @@ from vmae2_ds.errors import DataError
 def test_a_setting_is_called_as_the_verb_calls_it_where_the_verb_has_it(options: list[str], said: str) -> None:
     message = "set --data.root, or see --data.read-timeout-s and --data.reader pyav"
     assert in_own_words(message, options) == said
+
+
+def test_every_verb_takes_a_model_a_recipe_or_both() -> None:
+    assert set(VERBS) == {*MODELS, *STAGES, "distil-cache"}
 
 
 def test_an_error_of_a_verb_without_data_options_names_its_own(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_a_config_reaches_the_verbs_that_open_a_file(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="encoder of width 48 is not in its weights"):
             verb()
         with pytest.raises((ConfigError, DataError), match=message):
-            verb(model_config=given)
+            verb(config=given)
     assert "encoder 48x2" in export_weights(ExportArguments(source=file, out=tmp_path / "w.pth", config=given))
 
 

@@ -72,16 +72,12 @@ def _of_tyro(event: tyro_errors.ParseErrorEvent, args: Sequence[str]) -> str:
         case tyro_errors.UnrecognizedArgs(tokens=tokens):
             return f"{' '.join(tokens)}: no argument and no option takes this"
         case tyro_errors.InvalidChoice(argument=argument, value=value):
-            shown = str(
-                argument.lowered.metavar
-            )  # in the order of the help; where None is one more, `choices` has none
-            choices = sorted({*event.choices} - {"None"}, key=shown.find)
+            # in the order of the help: where None is one of them, `choices` is in any
+            choices = sorted({*event.choices} - {"None"}, key=str(argument.lowered.metavar).find)
             guess = did_you_mean(value, choices)
             return f"{argument.display_name()} {value}: {guess and guess + ' '}one of {', '.join(choices)}"
-        case tyro_errors.BadValue(argument=argument, reason="too_few_values") if isinstance(
-            argument.lowered.nargs, int
-        ):
-            return f"{argument.display_name()}: {counted(argument.lowered.nargs, 'value')} needed"
+        case tyro_errors.BadValue(argument=argument, reason="too_few_values"):
+            return f"{argument.display_name()}: {counted(int(argument.lowered.nargs or 1), 'value')} needed"
         case tyro_errors.InstantiationFailure(argument=argument) if argument is not None:
             name, kind = argument.display_name(), str(argument.lowered.metavar).removeprefix("{None}|").strip("{}")
             return f"{name}: '{_given(name, args)}' is not {_KINDS.get(kind, kind)}"

@@ -85,6 +85,8 @@ Views = Annotated[int, Field(ge=1, le=1024)]
 """Clips of one video, or crops of one clip."""
 Workers = Annotated[int, Field(ge=0, le=1024)]
 """Loader processes of one rank."""
+Machines = Annotated[int, Field(ge=1, le=10**6)]
+"""GPUs, or the hosts that they are in."""
 AtOnce = Annotated[int, Field(ge=1, le=max(32, 4 * (os.cpu_count() or 1)))]
 """Processes or threads of one machine, which only loses with more of them."""
 ReadLimit = Annotated[float, Field(ge=0.1, le=86400)]

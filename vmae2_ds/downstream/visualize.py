@@ -51,34 +51,39 @@ class VisualizeArguments(StrictModel):
     """
 
     source: tyro.conf.Positional[Path]
-    """A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or the file or folder
-    of a masked autoencoder: published, of transformers, or one that vmae2 import wrote."""
+    """Masked autoencoder: a run folder (its newest whole checkpoint is taken), a folder of runs (the newest), a
+    checkpoint runs/.../ckpt/stepN, or a checkpoint file or folder (published, of transformers, or written by vmae2
+    import)."""
     manifest: Path | None = None
-    """Videos to draw; default: the run's own. A file has none: give it."""
+    """List of videos to draw; default: the run's own. A checkpoint file has none, so it needs this option."""
     root: Path | None = None
-    """Folder that the manifest's relative paths start from."""
+    """Folder that relative paths in the list start from; default: the list's own folder."""
     clips: Annotated[int, Field(ge=1, le=MOST_CLIPS)] = 6
-    """Videos to draw, spread over the manifest."""
+    """Number of videos to draw, spread over the list."""
     seed: Seed = 0
-    """Seed of frames, crops and masks; another one draws others of the same videos."""
+    """Seed of frames, crops and masks; another seed draws others of the same videos."""
     out: Path | None = None
-    """Folder for the pictures; default: pictures/STEP in the run folder, FILE_pictures/ beside a file."""
+    """Folder to write the pictures to; default: pictures/STEP in the run folder, or FILE_pictures beside a checkpoint
+    file."""
     num_frames: ClipLength | None = None
-    """Frames of a clip; default: the run's, for a file what it says, or 16."""
+    """Number of frames in a clip; default: the run's. Of a checkpoint file: what the file says, else 16."""
     size: Edge | None = None
-    """Clip height and width in pixels; default: the run's, for a file what it says, or 224."""
+    """Height and width of a clip in pixels; default: the run's. Of a checkpoint file: what the file says, else 224."""
     stride: ClipLength | None = None
-    """Step between frames; default: the run's, for a file what it says, or 4."""
+    """Step between two frames of a clip; default: the run's. Of a checkpoint file: what the file says, else 4."""
     encoder_ratio: Part | None = None
-    """Share of cubes hidden from the encoder; default: the run's, 0.9 for a file."""
+    """Share of cubes hidden from the encoder; default: the run's, for a checkpoint file 0.9."""
     decoder: Literal["none", "running_cell", "frame", "random"] | None = None
-    """The decoder's mask; default: the run's, running_cell for a file."""
+    """Mask that chooses what one pass of the decoder reconstructs; default: the run's, for a checkpoint file
+    running_cell."""
     decoder_ratio: Part | None = None
-    """Share of cubes that one pass of the decoder leaves out; default: the run's, 0.5 for a file."""
+    """Share of cubes that one pass of the decoder leaves out; default: the run's, for a checkpoint file 0.5."""
     target: Literal["normalised", "pixels"] | None = None
-    """What the decoder predicts; default: the run's, for a file what it says, or normalised, as published."""
+    """What the decoder predicts: normalised cubes (published) or pixels; default: the run's. Of a checkpoint file: what
+    the file says, else normalised."""
     config: Path | None = None
-    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+    """JSON file with fields of the model config that the weights of a checkpoint file do not show, such as {"encoder":
+    {"heads": 8}}. A run says them itself."""
 
 
 def visualize(asked: VisualizeArguments) -> Path:

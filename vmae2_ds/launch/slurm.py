@@ -14,7 +14,7 @@ from pydantic import Field
 from vmae2_ds import __version__
 from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.config.run import RunConfig
-from vmae2_ds.config.strict import Whole
+from vmae2_ds.config.strict import Machines, Whole
 from vmae2_ds.disk import check_out_file, write_whole
 from vmae2_ds.dist import SLURM_PORTS
 from vmae2_ds.errors import EXIT_HUNG, EXIT_PREEMPTED, ConfigError
@@ -32,7 +32,7 @@ class SlurmArguments(StrictModel):
     Example: vmae2 launch slurm vit_g_pretrain_hybrid --nodes 8 --out job.sh --data.manifest /data/all.csv; sbatch job.sh
     """
 
-    nodes: int = Field(ge=1, le=10**6)
+    nodes: Machines
     """Number of hosts."""
     gpus_per_node: int = Field(8, ge=1, le=1024)
     """Number of GPUs on each host; one rank runs on each."""

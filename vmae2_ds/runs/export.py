@@ -33,19 +33,20 @@ class ImportArguments(StrictModel):
     """Check a checkpoint against its key layout, every key accounted for, and write it as .safetensors for --train.init."""
 
     source: tyro.conf.Positional[Path]
-    """A .pth, .pt, .bin or .safetensors file of a masked autoencoder or a classifier, published, of transformers or of
-    mmaction2, or a folder with config.json and model.safetensors. No code in it is run."""
+    """Checkpoint of a masked autoencoder or a classifier: a .pth, .pt, .bin or .safetensors file, published, of
+    transformers or of mmaction2, or a folder with config.json and model.safetensors. No code in it is run."""
     out: Path
-    """The .safetensors file to write."""
+    """File to write, named .safetensors."""
     size: SizeName | None = None
-    """Expected model size (tiny, small, base, large, huge, giant, 6b); default: read from the shapes."""
+    """Size that the model is expected to have; another one is refused. Default: any size, read from the shapes."""
     config: Path | None = None
-    """A JSON file with what the weights do not show, such as {"encoder": {"heads": 8}} for a width that nobody published:
-    fields of the model config, some or all, a run.json, or a transformers config.json."""
+    """JSON file with what the weights do not show, such as {"encoder": {"heads": 8}} for a width that nobody published:
+    some or all fields of the model config, a run.json, or a config.json of transformers."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    """Floating point type of the tensors that are written. keep: each as the source has it."""
+    """Floating point type of the written tensors; keep leaves each as it is."""
     force: bool = False
-    """Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export."""
+    """Replace the file that is there, whoever wrote it. Without this option only a .safetensors file that import or
+    export wrote is replaced."""
 
 
 def import_weights(asked: ImportArguments) -> str:
@@ -76,28 +77,33 @@ class ExportArguments(StrictModel):
     """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in float32."""
 
     source: tyro.conf.Positional[Path]
-    """A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a file or a folder
-    as import takes it."""
+    """Weights to export: a run folder (its newest whole checkpoint is taken), a folder of runs (the newest), a
+    checkpoint runs/.../ckpt/stepN, or a checkpoint file or folder that vmae2 import can read."""
     out: Path
-    """The file to write: .safetensors, or .pth with the published wrapper {"model": ...}. For transformers a folder, which
-    gets model.safetensors, config.json, preprocessor_config.json and a model card."""
+    """File to write: .safetensors, or .pth with the published wrapper {"model": ...}. With --layout transformers: a
+    folder, which gets model.safetensors, config.json, preprocessor_config.json and a model card."""
     layout: LayoutName = "published"
-    """Key names: published; transformers, which versions from 5.6 on read, or transformers4, for those up to 5.5 and from
-    5.18 on (5.6 to 5.17 would lose its q and v biases); mmaction2, which OpenTAD reads as well."""
+    """Key names of the tensors. published: those of VideoMAE V2; transformers: read by its versions from 5.6 on;
+    transformers4: by those up to 5.5 and from 5.18 on (5.6 to 5.17 would lose its q and v biases); mmaction2: also
+    read by OpenTAD."""
     num_frames: ClipLength | None = None
-    """For transformers, frames of the clips that the weights were trained on; default: the run's, for a file what it says,
-    or 16."""
+    """With --layout transformers: number of frames in the clips that the weights were trained on; default: the run's.
+    Of a checkpoint file: what the file says, else 16."""
     size: Annotated[int, Field(ge=1, le=MOST_EDGE)] | None = None
-    """For transformers, the clips' height and width; default: the run's, for a file what it says, or 224."""
+    """With --layout transformers: height and width of those clips in pixels; default: the run's. Of a checkpoint file:
+    what the file says, else 224."""
     config: Path | None = None
-    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+    """JSON file with fields of the model config that the weights of a checkpoint file do not show, such as {"encoder":
+    {"heads": 8}}. A run says them itself."""
     labels: Path | None = None
-    """A file with a class name a line, for a classifier; default: the run's labels.txt, or what the file says."""
+    """For a classifier, a text file with one class name per line; default: the run's labels.txt, or the names in the
+    checkpoint file."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "float32"
-    """Floating point type of the tensors that are written. keep: each as the source has it (a run's: float32)."""
+    """Floating point type of the written tensors; keep leaves each as it is (in a run: float32)."""
     force: bool = False
-    """Replace the file that is there, whoever wrote it; without it only a .safetensors file of import or export. For
-    transformers, write into a folder that holds something else, and replace the four files there."""
+    """Replace the file that is there, whoever wrote it. Without this option only a .safetensors file that import or
+    export wrote is replaced. With --layout transformers: write into a folder that holds something else, and replace
+    the four files there."""
 
 
 def export_weights(asked: ExportArguments) -> str:

@@ -9,7 +9,7 @@ import tyro
 from pydantic import Field
 
 from vmae2_ds.config.pretrain import PretrainConfig, StrictModel
-from vmae2_ds.config.strict import LONG_S, Count, Whole
+from vmae2_ds.config.strict import LONG_S, Count, Machines, Whole
 from vmae2_ds.cost.assumptions import Assumptions, Range, read_assumptions
 from vmae2_ds.cost.cluster import CPU_KEY, Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
@@ -17,8 +17,6 @@ from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.this_cpu import CPU_ASSUMPTIONS, this_cpu
 
-Ranks = Annotated[int, Field(ge=1, le=10**6)]
-"""GPUs, or the machines they are in."""
 Given = Annotated[float, Field(ge=1e-3, le=1e6)] | None
 """An amount that the command line may say: GiB, Gbit/s, cores."""
 HYBRID_VIDEOS = 1_348_000
@@ -33,12 +31,12 @@ class PlanArguments(StrictModel):
     Example: vmae2 plan vit_g_pretrain_hybrid --gpus 64 --gpu a100-80g --train.micro-batch 16
     """
 
-    gpus: Ranks
+    gpus: Machines
     """Number of GPUs, which is the number of ranks."""
     gpu: str
     """Type of GPU: a name from the built-in table (a100-80g, h100, rtx-4090, ...), the name torch reports, a JSON file, or
     cpu for this machine."""
-    nodes: Ranks | None = None
+    nodes: Machines | None = None
     """Number of nodes that the GPUs are spread over; default: one node for every 8 GPUs."""
     memory: Given = None
     """Usable memory of each GPU in GiB; default: 98.5 % of its nominal memory."""

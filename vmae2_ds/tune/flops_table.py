@@ -62,19 +62,19 @@ class FlopsArguments(StrictModel):
     model: SizeName = "base"
     """Size of the model."""
     num_frames: ClipLength = 16
-    """Frames in a clip."""
+    """Number of frames in a clip."""
     size: Edge = 224
-    """Clip height and width in pixels."""
+    """Height and width of a clip in pixels."""
     mask: MaskConfig = PUBLISHED_MASK
-    """Encoder and decoder masks."""
+    """Masks of encoder and decoder."""
     checkpointing: CheckpointingName = "none"
-    """Which blocks the backward pass computes again, so that their activations need no memory."""
+    """Which blocks compute their activations again in the backward pass instead of keeping them."""
     checkpoint_every: Count = 2
-    """With --checkpointing every_k, one block in this many is computed again."""
+    """With --checkpointing every_k: one block in this many is computed again."""
     clips: Count = 1
-    """Clips in an optimizer step, over all ranks."""
+    """Number of clips in an optimizer step, over all ranks."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON."""
+    """Print the result as JSON."""
 
 
 class FlopsTable(TypedDict):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple, TypedDict
 
 import tyro
-from pydantic import Field
 
 from vmae2_ds.config.ds_config import policy_names, read_policy
 from vmae2_ds.config.model import CheckpointingName, ModelConfig, SizeName
 from vmae2_ds.config.pretrain import MaskConfig
-from vmae2_ds.config.strict import ClipLength, Count, Edge, StrictModel
+from vmae2_ds.config.strict import ClipLength, Count, Edge, Machines, StrictModel
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import Activations, mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
@@ -66,30 +65,30 @@ class MemoryArguments(StrictModel):
     model: SizeName = "base"
     """Size of the model."""
     num_frames: ClipLength = 16
-    """Frames in a clip."""
+    """Number of frames in a clip."""
     size: Edge = 224
-    """Clip height and width in pixels."""
+    """Height and width of a clip in pixels."""
     mask: MaskConfig = PUBLISHED_MASK
-    """Encoder and decoder masks."""
+    """Masks of encoder and decoder."""
     attention: Literal["math", "flash"] = "flash"
-    """How attention is computed: math keeps every score in memory; flash is any fused kernel (flash_attn, sdpa)."""
+    """How attention is computed. math: every score is kept in memory; flash: a fused kernel (flash_attn, sdpa)."""
     precision: Precision = "bf16"
-    """Number formats: bf16 as this package trains; fp32; or autocast as the paper did (float32 weights, half precision
-    products)."""
+    """Number format. bf16: as this package trains; fp32; autocast: as the paper trained, float32 weights and half
+    precision products."""
     checkpointing: CheckpointingName = "none"
-    """Which blocks the backward pass computes again, so that their activations need no memory."""
+    """Which blocks compute their activations again in the backward pass instead of keeping them."""
     checkpoint_every: Count = 2
-    """With --checkpointing every_k, one block in this many is computed again."""
-    gpus: Annotated[int, Field(ge=1, le=10**6)] = 8
-    """GPUs that ZeRO divides the states over."""
+    """With --checkpointing every_k: one block in this many is computed again."""
+    gpus: Machines = 8
+    """Number of GPUs (ranks) that ZeRO divides the states over."""
     clips: Count = 32
-    """Clips on one GPU in a micro step (micro batch x views)."""
+    """Number of clips on one GPU in a micro step (micro batch x views)."""
     accumulation: Count = 1
-    """Micro steps in an optimizer step."""
+    """Number of micro steps in an optimizer step."""
     ds_config: str = "zero1"
-    """ZeRO policy: a name (zero0 to zero3, zero2_offload, zero3_offload, zeropp) or a DeepSpeed JSON file."""
+    """ZeRO policy: a built-in name (zero1, zero2, zero3, zero3_offload, ...) or a DeepSpeed JSON file."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON."""
+    """Print the result as JSON."""
 
 
 class MemoryTable(TypedDict):

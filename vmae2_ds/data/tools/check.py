@@ -43,45 +43,47 @@ class CheckArguments(StrictModel):
     """
 
     manifest: Positional[Path]
-    """The list or indexed folder, as --data.manifest takes it; of packed videos their manifest.csv."""
+    """The list of videos (CSV or published form) or an indexed folder, as --data.manifest takes it. For packed videos:
+    their manifest.csv."""
     out: Path
-    """Folder for clean.csv, bad.csv, report.html, report.json and checked.jsonl (a line a file)."""
+    """Folder to write: clean.csv, bad.csv, report.html, report.json and checked.jsonl (one line per file)."""
     root: Path | None = None
-    """Folder that relative paths in the list start from; default: the list's own."""
+    """Folder that relative paths in the list start from; default: the list's own folder."""
     kind: Literal["video", "frames"] = "video"
-    """What the manifest lists: video files (in tar shards too, which it tells itself), or folders of frames."""
+    """What the list names. video: video files, also inside tar shards; frames: folders of pictures."""
     template: str = "{:05}.jpg"
-    """For folders of frames, the file name of frame number k, as a Python format."""
+    """With --kind frames: file name of frame number k, as a Python format."""
     reader: str = "pyav"
-    """Video reader to check the files with: pyav, decord, torchcodec, or module:function of your own."""
+    """Video reader that the files are tried with: pyav, decord, torchcodec, or module:function for your own."""
     decode: DecodeName = "clip"
-    """How much of a file is decoded. clip: one clip from the middle, as training reads; all: every frame too, as data prepare
-    would, recommended once before a long run, because damage outside of that clip is not seen otherwise; none: nothing, only
-    packets are read."""
+    """How much of each file is decoded. clip: one clip from its middle, as training reads it; all: every frame too,
+    recommended once before a long run, because damage elsewhere is not found otherwise; none: packets are read,
+    nothing is decoded."""
     num_frames: ClipLength = 16
-    """Frames of the clip that is decoded from each file, and of the clips on the page."""
+    """Number of frames in a clip that is decoded or drawn."""
     stride: ClipLength = 4
-    """Step between the frames of such a clip."""
+    """Step between two frames of such a clip."""
     min_frames: ClipLength = 2
-    """A video, or part of one, with fewer frames than this is too short."""
+    """Smallest number of frames; a video, or part of one, with fewer is reported as too short."""
     classes: Annotated[int, Field(ge=1, le=LARGEST_LABEL + 1)] | None = None
-    """Number of classes: labels must be below it."""
+    """Number of classes; a row whose label is not below it is reported."""
     labels: Path | None = None
-    """A file with a class name a line: labels must be its names, or numbers of its lines from 0."""
+    """Text file with one class name per line: labels must be one of the names, or the number of a line, counted from 0."""
     ignore_columns: tuple[str, ...] | None = None
-    """Columns of the list to leave out; without a name, all that vmae2 does not know."""
+    """Names of extra columns to ignore in the list; the option without a name ignores every column that is not used
+    here. Default: a list with an unknown column is refused."""
     workers: AtOnce | None = None
-    """Files that are looked at at the same time; default: one for each core."""
+    """Number of files that are checked at the same time; default: the number of CPU cores."""
     timeout_s: ReadLimit = 30
-    """Seconds after which a read is given up."""
+    """Seconds after which reading one file is given up."""
     bench: bool = False
-    """Measure the readers on a sample of the files, and say which to take."""
+    """Time the installed readers on a sample of the files, and recommend one."""
     pictures: Annotated[int, Field(ge=0, le=MOST_PICTURES)] = 24
-    """Random clips to draw on the page, as the model will see them."""
+    """Number of random clips drawn in report.html, as the model would see them."""
     seed: Seed = 0
-    """Seed of the random choice of measured files and drawn clips."""
+    """Seed of the random choice of timed files and drawn clips."""
     strict: bool = False
-    """End with an error where any row is bad."""
+    """End with exit code 2 when any row is bad."""
 
 
 def check_manifest(asked: CheckArguments) -> CheckedManifest:

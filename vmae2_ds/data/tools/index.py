@@ -35,17 +35,19 @@ class IndexArguments(StrictModel):
     """
 
     manifest: Positional[Path]
-    """The list, as --data.manifest takes it."""
+    """The list of videos (CSV or published form), as --data.manifest takes it."""
     out: Path
-    """Folder to write; give it as the manifest afterwards."""
+    """Folder to write; name it as the manifest afterwards."""
     root: Path | None = None
-    """Folder that relative paths in the list start from; default: the list's own."""
+    """Folder that relative paths in the list start from; default: the list's own folder."""
     frame_folders: bool = False
-    """The list has the published form of raw frames: folder, first frame, number of frames."""
+    """The list has the published form for folders of frames: folder, first frame, number of frames."""
     ignore_columns: tuple[str, ...] | None = None
-    """Columns of the list to leave out; without a name, all that vmae2 does not know."""
+    """Names of extra columns to ignore in the list; the option without a name ignores every column that is not used
+    here. Default: a list with an unknown column is refused."""
     labels: Path | None = None
-    """A file with a class name a line: the list may name classes instead of numbers."""
+    """Text file with one class name per line, in the order of the label numbers: the list may then give class names
+    instead of numbers."""
 
 
 def index_manifest(asked: IndexArguments) -> IndexedList:

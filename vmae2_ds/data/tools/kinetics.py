@@ -78,23 +78,25 @@ class MergeKineticsArguments(StrictModel):
     """
 
     out: Positional[Path]
-    """Folder to write: train.csv, val.csv, labels.txt, report.json, and head_710to400.json and so on, whose entry number k
-    is the merged class that class k of that set became."""
+    """Folder to write: train.csv, val.csv, labels.txt, report.json, and head_710to400.json and its like, whose entry
+    number k is the merged class of the set's class k."""
     k400: tuple[Path, Path, Path] | None = None
-    """Train list, validation list and class names (one a line, in label order) of Kinetics-400."""
+    """Three files of Kinetics-400: training list, validation list, and class names (one per line, in the order of the
+    labels)."""
     k600: tuple[Path, Path, Path] | None = None
     """The same three files of Kinetics-600."""
     k700: tuple[Path, Path, Path] | None = None
     """The same three files of Kinetics-700."""
     classes: Path | None = None
-    """Names of the merged classes, one a line, in label order; default: those that occur, by name."""
+    """Text file with the names of the merged classes, one per line, in the order of the labels; default: all names that
+    occur, sorted."""
     class_merges: Path | None = None
-    """JSON object, name in a set -> name when merged. A name that --classes holds is left as it is."""
+    """JSON object that maps a class name in a set to its name after merging. A name that stands in --classes is kept."""
     root: Path | None = None
-    """Folder that all paths start from and that --data.root will name: paths stay as they are. Default: paths start from
-    each list's own folder and are made absolute."""
+    """Folder that all paths in the lists start from, to be named as --data.root later: paths stay as they are. Default:
+    paths start from each list's own folder and are made absolute."""
     template: str = TEMPLATE
-    """Path of an official CSV's video, from {split}, {label}, {id}, {start} and {end} (seconds)."""
+    """Path of a video in an official CSV, made of {split}, {label}, {id}, {start} and {end} (seconds)."""
 
 
 def merge_kinetics(asked: MergeKineticsArguments) -> MergedKinetics:

@@ -78,21 +78,24 @@ class PackArguments(StrictModel):
     """
 
     manifest: Positional[Path]
-    """The list of videos, or an indexed folder."""
+    """The list of videos (CSV or published form) or an indexed folder, as --data.manifest takes it."""
     out: Path
-    """Local folder for the shards, manifest.csv, shards.jsonl (checksums) and bad_files.jsonl."""
+    """Local folder to write: the shards, manifest.csv, shards.jsonl (checksums) and bad_files.jsonl."""
     root: Path | None = None
-    """Folder that relative paths in the list start from; default: the list's own."""
+    """Folder that relative paths in the list start from; default: the list's own folder."""
     shard_mib: Annotated[float, Field(ge=0, le=MOST_MIB)] = 1024
-    """A shard is closed once it holds this many MiB; 0: a shard a video."""
+    """Size in MiB at which a shard is closed; 0 gives every video a shard of its own."""
     shuffle: Seed | None = None
-    """Seed of a random order inside the shards, for readers that go from front to end; default: the list's order."""
+    """Seed of a random order of the videos inside the shards, for readers that go from front to end; default: the order
+    of the list."""
     verify: bool = False
-    """Read finished shards again and compare their checksums; else their sizes."""
+    """Read finished shards again and compare their checksums; by default only their sizes are compared."""
     labels: Path | None = None
-    """A file with a class name a line: the list may name classes instead of numbers."""
+    """Text file with one class name per line, in the order of the label numbers: the list may then give class names
+    instead of numbers."""
     ignore_columns: tuple[str, ...] | None = None
-    """Columns of the list to leave out; without a name, all that vmae2 does not know."""
+    """Names of extra columns to ignore in the list; the option without a name ignores every column that is not used
+    here. Default: a list with an unknown column is refused."""
 
 
 def pack_manifest(asked: PackArguments) -> PackedManifest:

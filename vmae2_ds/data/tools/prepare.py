@@ -105,29 +105,31 @@ class PrepareArguments(StrictModel):
     """
 
     manifest: Positional[Path]
-    """The list of videos, or an indexed folder."""
+    """The list of videos (CSV or published form) or an indexed folder, as --data.manifest takes it."""
     out: Path
-    """Folder for the videos, in the tree they come from, and for manifest.csv, report.json and bad_files.jsonl."""
+    """Folder to write: the videos, in the folders they come from, and manifest.csv, report.json and bad_files.jsonl."""
     root: Path | None = None
-    """Folder that relative paths in the list start from; default: the list's own."""
+    """Folder that relative paths in the list start from; default: the list's own folder."""
     short_side: Annotated[int, Field(ge=SHORTEST_SIDE, le=LONGEST_SIDE)] = 256
-    """Pixels of the short side; videos with a longer one are made smaller."""
+    """Length of the shorter side in pixels; larger videos are scaled down, smaller ones stay as they are."""
     gop: Annotated[int, Field(ge=1, le=LONGEST_GOP)] = 16
-    """Most frames from one key frame to the next."""
+    """Largest number of frames from one key frame to the next."""
     crf: Annotated[int, Field(ge=0, le=WORST_CRF)] = 20
-    """Quality of x264: lower is better and larger."""
+    """Quality of the x264 encoder: lower is better and gives larger files."""
     workers: AtOnce | None = None
-    """Videos that are encoded at the same time; default: one for each core."""
+    """Number of videos that are encoded at the same time; default: the number of CPU cores."""
     timeout_s: ReadLimit = 1800
-    """Seconds after which a video is given up."""
+    """Seconds after which encoding one video is given up."""
     sample: Annotated[int, Field(ge=0, le=MOST_SAMPLED)] = 8
-    """Videos to measure: how much faster a clip is read from the copy; 0: nothing is measured."""
+    """Number of videos from which a clip is read before and after, to measure the gain in speed; 0 measures nothing."""
     seed: Seed = 0
-    """Seed of the random choice of sampled videos."""
+    """Seed of the random choice of measured videos."""
     labels: Path | None = None
-    """A file with a class name a line: the list may name classes instead of numbers."""
+    """Text file with one class name per line, in the order of the label numbers: the list may then give class names
+    instead of numbers."""
     ignore_columns: tuple[str, ...] | None = None
-    """Columns of the list to leave out; without a name, all that vmae2 does not know."""
+    """Names of extra columns to ignore in the list; the option without a name ignores every column that is not used
+    here. Default: a list with an unknown column is refused."""
 
 
 def prepare_manifest(asked: PrepareArguments) -> Prepared:

@@ -75,13 +75,16 @@ class IndexShardsArguments(StrictModel):
     """
 
     shards: Positional[str]
-    """Path or URL (fsspec) of one shard, or of many with {000..127} or, on disk, * in its name."""
+    """Path or URL (fsspec) of one tar shard, or of several: {000..127} stands for numbers, * for any letters of a local
+    name."""
     out: Path
-    """The manifest to write, a CSV file; shards below its folder are named relative to it."""
+    """CSV file to write, to be named as the manifest afterwards; shards in or below its folder are named relative to
+    it."""
     workers: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 8
-    """Shards read at once."""
+    """Number of shards that are read at the same time."""
     labels: Path | None = None
-    """A file with a class name a line: labels may be names instead of numbers."""
+    """Text file with one class name per line, in the order of the label numbers: labels in the shards may then be names
+    instead of numbers."""
 
 
 def index_shards(asked: IndexShardsArguments) -> IndexedShards:

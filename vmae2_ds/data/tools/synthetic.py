@@ -54,17 +54,17 @@ class SynthArguments(StrictModel):
     """
 
     folder: tyro.conf.Positional[Path]
-    """Folder to write: train/, val/, train.csv and val.csv (path, label, source), and labels.txt."""
+    """Folder to write: train/, val/, the lists train.csv and val.csv (path, label, source), and labels.txt."""
     train_videos: Annotated[int, Field(ge=1, le=MOST_VIDEOS)] = 64
     """Number of training videos."""
     val_videos: Annotated[int, Field(ge=0, le=MOST_VIDEOS)] = 32
     """Number of validation videos."""
     seed: Seed = 0
-    """Seed of the videos; the same one writes the same pixels."""
+    """Seed of the videos; the same seed writes the same pixels."""
     size: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] = 128
     """Height and width in pixels, an even number."""
     frames: ClipLength = 32
-    """Frames in a video."""
+    """Number of frames in a video."""
     fps: Annotated[int, Field(ge=1, le=MOST_FPS)] = 16
     """Frames per second."""
 

@@ -41,41 +41,47 @@ class EvaluateArguments(StrictModel):
     """
 
     source: tyro.conf.Positional[Path]
-    """A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file or folder as
-    import takes it."""
+    """Classifier to test: a run folder (its newest whole checkpoint is taken), a folder of runs (the newest), a
+    checkpoint runs/.../ckpt/stepN, or a checkpoint file or folder that vmae2 import can read."""
     manifest: Path
-    """Labelled videos."""
+    """List of labelled videos to test on."""
     root: Path | None = None
-    """Folder that relative paths in the list start from; default: the list's own."""
+    """Folder that relative paths in the list start from; default: the list's own folder."""
     out: Path | None = None
-    """Folder for result.json, scores.npz, per_class.csv and confusion.png; default: eval/LIST_STEP_KxC in the run folder,
-    with a number behind where that holds another evaluation."""
+    """Folder to write: result.json, scores.npz, per_class.csv and confusion.png; default: eval/LIST_STEP_KxC in the run
+    folder, with a number appended where that holds another evaluation."""
     clips: Views | None = None
-    """Clips of each video, at even distances in time; default: the run's test.clips, 5 for a file."""
+    """Number of clips of each video, at equal distances in time; default: the run's test.clips, for a checkpoint file
+    5."""
     crops: Views | None = None
-    """Square crops of each clip, along its longer side; default: the run's test.crops, 3 for a file."""
+    """Number of square crops of each clip, along its longer side; default: the run's test.crops, for a checkpoint file
+    3."""
     sampling: Literal["dense", "segments"] | None = None
-    """How a clip's frames are taken: dense, every stride-th (Kinetics), or segments, from the whole video (SSv2); default: the
-    run's."""
+    """Which frames make a clip. dense: every stride-th frame (Kinetics); segments: frames from the whole video (SSv2).
+    Default: the run's, for a checkpoint file dense."""
     max_bad_share: Part = 0.0
-    """Fail when more than this share of the videos cannot be read; each is named either way."""
+    """Largest share of videos that may be unreadable; with more the evaluation fails after writing its results. Every
+    unreadable video is named in any case."""
     precision: Literal["bf16", "fp32"] | None = None
-    """Number format of the forward pass; default: the run's, bf16 for a file."""
+    """Number format of the forward pass; default: the run's, for a checkpoint file bf16."""
     num_frames: ClipLength | None = None
-    """Frames of a clip; default: the run's, for a file what it says, or 16."""
+    """Number of frames in a clip; default: the run's. Of a checkpoint file: what the file says, else 16."""
     size: Edge | None = None
-    """Clip height and width in pixels; default: the run's, for a file what it says, or 224."""
+    """Height and width of a clip in pixels; default: the run's. Of a checkpoint file: what the file says, else 224."""
     stride: ClipLength | None = None
-    """Step between frames for dense sampling; default: the run's, for a file what it says, or 4."""
+    """Step between two frames of a clip, for --sampling dense; default: the run's. Of a checkpoint file: what the file
+    says, else 4."""
     workers: Workers | None = None
-    """Loader processes per rank; default: the run's."""
+    """Number of data loader processes per rank; default: the run's, for a checkpoint file 8."""
     labels: Path | None = None
-    """A file with a class name a line, for table, picture, and lists that name classes; default: the run's labels.txt, or
-    what a file says."""
+    """Text file with one class name per line, in the order of the label numbers, for tables, picture, and lists that
+    give names; default: the run's labels.txt, or the names in the checkpoint file."""
     ignore_columns: tuple[str, ...] | None = None
-    """Columns of the list to leave out; without a name, all that vmae2 does not know; default: the run's."""
+    """Names of extra columns to ignore in the list; the option without a name ignores every column that is not used
+    here. Default: the run's."""
     config: Path | None = None
-    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+    """JSON file with fields of the model config that the weights of a checkpoint file do not show, such as {"encoder":
+    {"heads": 8}}. A run says them itself."""
 
 
 def evaluate(asked: EvaluateArguments) -> Evaluation:

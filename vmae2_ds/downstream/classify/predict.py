@@ -56,42 +56,47 @@ class PredictArguments(StrictModel):
     """
 
     source: tyro.conf.Positional[Path]
-    """A run folder (its newest whole checkpoint), a folder of runs, runs/.../ckpt/stepN, or a checkpoint file or folder with
-    a head."""
+    """Classifier: a run folder (its newest whole checkpoint is taken), a folder of runs (the newest), a checkpoint
+    runs/.../ckpt/stepN, or a checkpoint file or folder with a head."""
     videos: tyro.conf.Positional[tuple[str, ...]]
-    """Video files or URLs; folders, whose videos are taken at any depth; lists (.csv, .txt or an indexed folder), with
-    labels or without, which are not looked at."""
+    """Videos to name: files or URLs; folders, searched at any depth; lists (.csv, .txt or an indexed folder), whose
+    labels are not looked at."""
     root: Path | None = None
-    """Folder that relative paths in the lists start from; default: each list's own."""
+    """Folder that relative paths in the lists start from; default: each list's own folder."""
     labels: Path | None = None
-    """A file with a class name a line; default: the run's labels.txt, or what a file says; else numbers."""
+    """Text file with one class name per line, in the order of the label numbers; default: the run's labels.txt, or the
+    names in the checkpoint file, else classes are shown as numbers."""
     top: Annotated[int, Field(ge=1, le=MOST)] = 5
-    """Classes to name for each video."""
+    """Number of classes to show for each video."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON instead of a table."""
+    """Print the result as JSON instead of a table."""
     out: Path | None = None
-    """Folder for predictions.json, predictions.csv and a picture of each video."""
+    """Folder to write: predictions.json, predictions.csv and pictures of videos; default: nothing is written."""
     pictures: Annotated[int, Field(ge=0, le=MOST)] = 100
-    """Draw at most this many of the videos into --out; 0: none."""
+    """Largest number of videos that a picture is drawn of in --out; 0 draws none."""
     clips: Views | None = None
-    """Clips of each video, at even distances in time; default: the run's test.clips, 5 for a file."""
+    """Number of clips of each video, at equal distances in time; default: the run's test.clips, for a checkpoint file
+    5."""
     crops: Views | None = None
-    """Square crops of each clip, along its longer side; default: the run's test.crops, 3 for a file."""
+    """Number of square crops of each clip, along its longer side; default: the run's test.crops, for a checkpoint file
+    3."""
     sampling: Literal["dense", "segments"] | None = None
-    """How a clip's frames are taken: dense, every stride-th (Kinetics), or segments, from the whole video (SSv2); default: the
-    run's."""
+    """Which frames make a clip. dense: every stride-th frame (Kinetics); segments: frames from the whole video (SSv2).
+    Default: the run's, for a checkpoint file dense."""
     precision: Literal["bf16", "fp32"] | None = None
-    """Number format of the forward pass; default: the run's, bf16 for a file."""
+    """Number format of the forward pass; default: the run's, for a checkpoint file bf16."""
     num_frames: ClipLength | None = None
-    """Frames of a clip; default: the run's, for a file what it says, or 16."""
+    """Number of frames in a clip; default: the run's. Of a checkpoint file: what the file says, else 16."""
     size: Edge | None = None
-    """Clip height and width in pixels; default: the run's, for a file what it says, or 224."""
+    """Height and width of a clip in pixels; default: the run's. Of a checkpoint file: what the file says, else 224."""
     stride: ClipLength | None = None
-    """Step between frames for dense sampling; default: the run's, for a file what it says, or 4."""
+    """Step between two frames of a clip, for --sampling dense; default: the run's. Of a checkpoint file: what the file
+    says, else 4."""
     workers: Workers | None = None
-    """Loader processes per rank; default: the run's."""
+    """Number of data loader processes per rank; default: the run's, for a checkpoint file 8."""
     config: Path | None = None
-    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+    """JSON file with fields of the model config that the weights of a checkpoint file do not show, such as {"encoder":
+    {"heads": 8}}. A run says them itself."""
 
 
 def predict(asked: PredictArguments) -> Predictions | None:

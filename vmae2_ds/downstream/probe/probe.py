@@ -25,47 +25,54 @@ class ProbeArguments(StrictModel):
     """Accuracy of a probe on frozen features of a trained encoder, of a random one of its shape, and of pixels."""
 
     source: tyro.conf.Positional[Path]
-    """A run folder (its newest whole checkpoint), a folder of runs (the newest), runs/.../ckpt/stepN, or a checkpoint file
-    or folder as import takes it."""
+    """Encoder to probe: a run folder (its newest whole checkpoint is taken), a folder of runs (the newest), a
+    checkpoint runs/.../ckpt/stepN, or a checkpoint file or folder that vmae2 import can read."""
     manifest: Path
-    """Labelled videos to fit on. Without val_manifest each source of the list is left out once and tested."""
+    """List of labelled videos to fit on. Without --val-manifest each source in the list is left out once and tested."""
     val_manifest: Path | None = None
-    """Labelled videos to test on."""
+    """List of labelled videos to test on; default: none, see --manifest."""
     root: Path | None = None
-    """Folder that relative paths in the lists start from; default: each list's own."""
+    """Folder that relative paths in the lists start from; default: each list's own folder."""
     kind: Literal["ridge", "knn", "linear", "attentive"] = "ridge"
     """Kind of probe. ridge: least squares on one-hot labels, its penalty by leave-one-out; knn: 20 neighbours by cosine;
     linear: a layer trained by AdamW; attentive: a query trained to attend to all tokens (V-JEPA). The last two try nine
     settings side by side and choose by a held-out part of the training videos."""
     pool: Literal["mean", "motion"] = "mean"
-    """What ridge, knn and linear look at: the mean token; or motion, how much tokens change from step to step in each of 3 x
-    3 cells of the frame."""
+    """What ridge, knn and linear are given. mean: the mean of all tokens; motion: how much tokens change from step to
+    step in each of 3 x 3 cells of the frame."""
     clips: Views = 1
-    """Clips of each video: their features are averaged, except by attentive, which looks at all of them together."""
+    """Number of clips of each video. Their features are averaged; the attentive probe looks at all of them together."""
     epochs: Annotated[int, Field(ge=1, le=10**6)] = 50
-    """Passes over the training videos of the linear and the attentive probe."""
+    """Number of passes of the linear and the attentive probe over the training videos."""
     seed: Seed = 0
-    """Seed of the random encoder, and of what the linear and the attentive probe draw."""
+    """Seed of the random encoder, and of the linear and the attentive probe."""
     num_frames: ClipLength | None = None
-    """Frames of a clip; default: the run's, for a file what it says, or 16."""
+    """Number of frames in a clip; default: the run's. Of a checkpoint file: what the file says, else 16."""
     size: Edge | None = None
-    """Clip height and width in pixels; default: the run's, for a file what it says, or 224."""
+    """Height and width of a clip in pixels; default: the run's. Of a checkpoint file: what the file says, else 224."""
     stride: ClipLength | None = None
-    """Step between frames for stride and dense; default: the run's, for a file what it says, or 4."""
+    """Step between two frames of a clip, for --sampling stride and dense; default: the run's. Of a checkpoint file:
+    what the file says, else 4."""
     sampling: Literal["stride", "dense", "segments", "spread"] | None = None
-    """How frames are taken; default: the run's, for a file that of its kind of model."""
+    """Which frames make a clip. stride: frames a fixed step apart; dense: frames spread evenly over num_frames x stride
+    frames; segments: one frame from each of num_frames equal parts; spread: frames spread evenly over most of the
+    video. Default: the run's, for a checkpoint file the usual one of its kind."""
     workers: Workers | None = None
-    """Loader processes; default: the run's."""
+    """Number of data loader processes; default: the run's, for a checkpoint file 8."""
     cache: Path | None = None
-    """Folder that keeps the features, for this and other probes of the same encoders and videos."""
+    """Folder that keeps the features, so that other probes of the same encoder and videos need not compute them;
+    default: they are not kept."""
     out: Path | None = None
-    """A JSON file for the figures and every test video's label and predictions."""
+    """JSON file to write: the accuracies, and label and predictions of every test video; default: nothing is written."""
     labels: Path | None = None
-    """A file with a class name a line: lists may name classes instead of numbers."""
+    """Text file with one class name per line, in the order of the label numbers: the lists may then give class names
+    instead of numbers."""
     ignore_columns: tuple[str, ...] | None = None
-    """Columns of the lists to leave out; without a name, all that vmae2 does not know."""
+    """Names of extra columns to ignore in the lists; the option without a name ignores every column that is not used
+    here. Default: a list with an unknown column is refused."""
     config: Path | None = None
-    """For a file, JSON with what its weights do not show, such as {"encoder": {"heads": 8}}; import takes the same."""
+    """JSON file with fields of the model config that the weights of a checkpoint file do not show, such as {"encoder":
+    {"heads": 8}}. A run says them itself."""
 
 
 class Probed(TypedDict):
