@@ -17,7 +17,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
-from vmae2_ds.cost.activations import AttentionKind, Precision
+from vmae2_ds.cost.activations import AttentionKind
+from vmae2_ds.cost.traffic import ComputePrecision
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
@@ -39,7 +40,7 @@ def measure(
     masks: MaskConfig,
     geometry: ClipGeometry,
     attention: AttentionKind,
-    precision: Precision,
+    precision: ComputePrecision,
     *,
     backward: bool = False,
     clips: int = 2,
@@ -97,7 +98,7 @@ def _published_forward(
 
 
 @lru_cache(maxsize=1)  # tests take one model through several masks
-def _build(config: ModelConfig, geometry: ClipGeometry, precision: Precision, device: str) -> Reconstruct:
+def _build(config: ModelConfig, geometry: ClipGeometry, precision: ComputePrecision, device: str) -> Reconstruct:
     """The objective; 16-bit weights keep float32 positions, as DeepSpeed leaves buffers."""
     # Built where and as it is used: fake tensors on a GPU go through neither .to(device) nor .to(dtype).
     torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -118,7 +119,7 @@ def _batch(masks: MaskConfig, geometry: ClipGeometry, clips: int) -> PretrainBat
     )
 
 
-def _step(objective: Reconstruct, batch: PretrainBatch, precision: Precision, backward: bool) -> tuple[int, int]:
+def _step(objective: Reconstruct, batch: PretrainBatch, precision: ComputePrecision, backward: bool) -> tuple[int, int]:
     """Bytes held at the end of the forward pass, and at the peak."""
     if backward:
         # Otherwise the peak of a small batch is the end of the backward pass, when the gradients of all weights are there.
@@ -165,7 +166,7 @@ def fused_attention() -> Iterator[None]:
 
 
 def saved_shapes(
-    model: ModelConfig, masks: MaskConfig, geometry: ClipGeometry, attention: AttentionKind, precision: Precision
+    model: ModelConfig, masks: MaskConfig, geometry: ClipGeometry, attention: AttentionKind, precision: ComputePrecision
 ) -> set[tuple[int, ...]]:
     """Shapes of all tensors that autograd saves on a fake GPU."""
     name = "math" if attention == "math" else "sdpa"

@@ -14,7 +14,7 @@ import torch
 
 from vmae2_ds.disk import (
     HashedFile,
-    Written,
+    WrittenFile,
     check_out_file,
     check_out_folder,
     hold,
@@ -100,7 +100,7 @@ def test_a_file_is_hashed_as_it_is_written_from_bytes_and_from_arrays(tmp_path: 
         assert file.write(torch.frombuffer(bytearray(content[1:60_001]), dtype=torch.int16).numpy()) == 60_000
         file.write(memoryview(content)[60_001:])
     assert (tmp_path / "a").read_bytes() == content
-    assert file.written == Written(70_000, hashlib.sha256(content).hexdigest())
+    assert file.written == WrittenFile(70_000, hashlib.sha256(content).hexdigest())
     assert sha256_of(tmp_path / "a") == file.written.sha256
 
 

@@ -73,7 +73,7 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-class Written(NamedTuple):
+class WrittenFile(NamedTuple):
     """What was written into a file."""
 
     size: int
@@ -99,9 +99,9 @@ class HashedFile(FileIO):
         return len(view)
 
     @property
-    def written(self) -> Written:
+    def written(self) -> WrittenFile:
         """What went in so far."""
-        return Written(self._size, self._hash.hexdigest())
+        return WrittenFile(self._size, self._hash.hexdigest())
 
 
 def sha256_of(path: Path) -> str:

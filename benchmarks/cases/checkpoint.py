@@ -31,7 +31,7 @@ from benchmarks.cases.zero_engine import (
 from benchmarks.harness import measured_row, spread
 from benchmarks.record import Row
 from benchmarks.steps import Precision
-from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.whole import tag_of
 from vmae2_ds.config.ds_config import zero_stage
@@ -134,7 +134,7 @@ def _measure_policy(
     target = scratch / "ckpt" / tag_of(1)
 
     def save() -> None:
-        save_checkpoint(engine, target.parent, 1, {"step": 1}, ranks, Keep())
+        save_checkpoint(engine, target.parent, 1, {"step": 1}, ranks, RetentionRules())
 
     def load() -> None:
         load_checkpoint(engine, target, ranks)

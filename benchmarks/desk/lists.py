@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms.v2 import functional as pictures
 
 from vmae2_ds.data.readers.table import read_clip
-from vmae2_ds.data.tools.synthetic import CLASSES as MOTIONS
+from vmae2_ds.data.tools.synthetic import CLASS_NAMES as MOTIONS
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set, write_video
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import DataError

@@ -14,7 +14,7 @@ from benchmarks.case import Bench, Options
 from benchmarks.cases import checkpoint, zero
 from benchmarks.cases.zero_engine import of_all_ranks, policies, run_config, set_up, tear_down, try_variant
 from benchmarks.record import Row
-from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.dist import Ranks
@@ -58,7 +58,7 @@ def what_comes_back(ranks: Ranks, folder: Path) -> dict[str, bool]:
         engine, step = set_up(config, policies("fp32", DEVICE, ranks.size)[name], ranks)
         step()
         saved = weights_of(engine)
-        target = save_checkpoint(engine, checkpoints / name, 1, {}, ranks, Keep())
+        target = save_checkpoint(engine, checkpoints / name, 1, {}, ranks, RetentionRules())
         step()
         moved = not _equal(weights_of(engine), saved)
         load_checkpoint(engine, target, ranks)

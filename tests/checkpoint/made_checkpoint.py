@@ -13,10 +13,10 @@ import torch
 from vmae2_ds.checkpoint.whole import WHOLE, tag_of
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import PretrainConfig
-from vmae2_ds.weights.layouts import State, our_shapes
+from vmae2_ds.weights.layouts import StateDict, our_shapes
 
 
-def counted(config: ModelConfig) -> State:
+def counted(config: ModelConfig) -> StateDict:
     """Weights that tell where they belong: the parameter's number, and the place in it."""
     return {
         name: (torch.arange(math.prod(shape), dtype=torch.float32) % 997 + 1000 * number).view(shape)
@@ -24,7 +24,9 @@ def counted(config: ModelConfig) -> State:
     }
 
 
-def made_checkpoint(run: Path, config: PretrainConfig, weights: State, stage: int, ranks: int, gap: int = 0) -> Path:
+def made_checkpoint(
+    run: Path, config: PretrainConfig, weights: StateDict, stage: int, ranks: int, gap: int = 0
+) -> Path:
     """Two groups of parameters, vectors behind the rest, cut as stage 1 and 2 or as stage 3 cuts them.
 
     `gap`: values between two parameters, which stages 1 and 2 leave where parameters are aligned.
@@ -58,7 +60,7 @@ def list_files(target: Path, stage: int, ranks: int) -> None:
     (target / WHOLE).write_text(json.dumps({"step": 1, "world_size": ranks, "stage": stage, "files": sizes}))
 
 
-def _cut_groups(groups: list[State], ranks: int, gap: int) -> list[list[torch.Tensor]]:
+def _cut_groups(groups: list[StateDict], ranks: int, gap: int) -> list[list[torch.Tensor]]:
     """A group as one vector, padded to a multiple of 2 x ranks, in as many parts as there are ranks."""
     apart = [[torch.nn.functional.pad(tensor.flatten(), (0, gap)) for tensor in group.values()] for group in groups]
     whole = [torch.cat(flat) for flat in apart]
@@ -66,7 +68,7 @@ def _cut_groups(groups: list[State], ranks: int, gap: int) -> list[list[torch.Te
     return [[flat.chunk(ranks)[rank].clone() for flat in padded] for rank in range(ranks)]
 
 
-def _cut_parameters(groups: list[State], ranks: int) -> list[list[torch.Tensor]]:
+def _cut_parameters(groups: list[StateDict], ranks: int) -> list[list[torch.Tensor]]:
     """Every parameter padded to a multiple of the ranks; a rank's parts of a group as one vector."""
     parts = [
         [torch.nn.functional.pad(x.flatten(), (0, -x.numel() % ranks)).chunk(ranks) for x in group.values()]

@@ -14,7 +14,7 @@ import torch
 
 from vmae2_ds.checkpoint.hashed_files import HashedFiles
 from vmae2_ds.checkpoint.mirror import Mirror, SecondPlace, fetch_newest
-from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.checkpoint.save import save_checkpoint
 from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
 from vmae2_ds.dist import Ranks
@@ -48,7 +48,7 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
     def write_mean(files: HashedFiles) -> None:
         files.save([torch.zeros(3)], files.folder / "ema_rank00000.pt")
 
-    return save_checkpoint(engine, folder, step, {"step": step}, Ranks(), Keep(keep), write_mean)
+    return save_checkpoint(engine, folder, step, {"step": step}, Ranks(), RetentionRules(keep), write_mean)
 
 
 class Disk:

@@ -8,7 +8,8 @@ from benchmarks.fake_memory import measure, saved_shapes
 from benchmarks.steps import MASKS, geometry_of
 from vmae2_ds.config.model import SIZES, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.cost.activations import Activations, AttentionKind, Precision, mae_activations
+from vmae2_ds.cost.activations import Activations, AttentionKind, mae_activations
+from vmae2_ds.cost.traffic import ComputePrecision
 from vmae2_ds.masking import count_masks
 
 # 3 % is the bar. What is left: MemTracker rounds norm statistics to 512 bytes, and a CPU keeps them in 16 bit.
@@ -16,7 +17,7 @@ TOLERANCE = 0.002
 MIB = 2**20
 
 ATTENTIONS: tuple[AttentionKind, ...] = ("math", "flash")
-PRECISIONS: tuple[Precision, ...] = ("bf16", "autocast", "fp32")
+PRECISIONS: tuple[ComputePrecision, ...] = ("bf16", "autocast", "fp32")
 
 
 def shallow(checkpointing: str = "none", size: str = "small") -> ModelConfig:
@@ -30,13 +31,15 @@ def shallow(checkpointing: str = "none", size: str = "small") -> ModelConfig:
 
 
 def closed_form(
-    model: ModelConfig, masking: str, geometry: ClipGeometry, attention: AttentionKind, precision: Precision
+    model: ModelConfig, masking: str, geometry: ClipGeometry, attention: AttentionKind, precision: ComputePrecision
 ) -> Activations:
     visible, decode, _ = count_masks(MASKS[masking], geometry)
     return mae_activations(model, geometry, visible, decode, attention=attention, precision=precision)
 
 
-def check_held(model: ModelConfig, masking: str, size: str, attention: AttentionKind, precision: Precision) -> None:
+def check_held(
+    model: ModelConfig, masking: str, size: str, attention: AttentionKind, precision: ComputePrecision
+) -> None:
     geometry = geometry_of(size)
     form = closed_form(model, masking, geometry, attention, precision)
     measured = measure(model, MASKS[masking], geometry, attention, precision)
@@ -47,14 +50,14 @@ def check_held(model: ModelConfig, masking: str, size: str, attention: Attention
 @pytest.mark.parametrize("masking", MASKS)
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_held_at_the_end_of_forward(precision: Precision, attention: AttentionKind, masking: str) -> None:
+def test_held_at_the_end_of_forward(precision: ComputePrecision, attention: AttentionKind, masking: str) -> None:
     check_held(shallow(), masking, "small", attention, precision)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "autocast"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("checkpointing", ["decoder", "every_k", "all"])
-def test_held_with_checkpointing(checkpointing: str, attention: AttentionKind, precision: Precision) -> None:
+def test_held_with_checkpointing(checkpointing: str, attention: AttentionKind, precision: ComputePrecision) -> None:
     check_held(shallow(checkpointing), "dual", "small", attention, precision)
 
 

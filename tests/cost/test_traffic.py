@@ -19,7 +19,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import block_macs, recomputed_macs
 from vmae2_ds.cost.traffic import (
     AttentionKind,
-    Precision,
+    ComputePrecision,
     Widths,
     block_traffic,
     count_kernels,
@@ -102,7 +102,7 @@ def count_step(model: ModelConfig, mask: MaskConfig, attention: str, dtype: torc
     return mode.counted
 
 
-def closed_form(model: ModelConfig, mask: MaskConfig, attention: AttentionKind, precision: Precision) -> Counted:
+def closed_form(model: ModelConfig, mask: MaskConfig, attention: AttentionKind, precision: ComputePrecision) -> Counted:
     counts = count_masks(mask, GEOMETRY)
     kinds = (attention, attention)
     traffic = mae_traffic(model, GEOMETRY, counts.visible, counts.decode, attention=kinds, precision=precision)
@@ -119,7 +119,7 @@ def assert_close(closed: Counted, counted: Counted) -> None:
 @pytest.mark.parametrize("attention", ["math", "sdpa"])
 @pytest.mark.parametrize("mask", sorted(MASKS))
 def test_closed_form_is_what_the_operations_move(
-    mask: str, attention: AttentionKind, precision: Precision, dtype: torch.dtype
+    mask: str, attention: AttentionKind, precision: ComputePrecision, dtype: torch.dtype
 ) -> None:
     counted = count_step(MODEL, MASKS[mask], attention, dtype)
     assert_close(closed_form(MODEL, MASKS[mask], attention, precision), counted)

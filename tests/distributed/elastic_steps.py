@@ -23,7 +23,7 @@ from vmae2_ds.dist import Ranks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
-from vmae2_ds.weights.layouts import State
+from vmae2_ds.weights.layouts import StateDict
 
 NUM_STEPS, CUT, GLOBAL_BATCH, MICRO_BATCH = 6, 3, 12, 2
 LAYER_DECAY, EMA_DECAY, FROZEN = 0.5, 0.7, "bridge.weight"
@@ -56,7 +56,7 @@ def groups_of(objective: torch.nn.Module, config: PretrainConfig) -> list[dict[s
     return parameter_groups(objective, 0.5, LAYER_DECAY, config.model.encoder.depth)
 
 
-def plain_steps(config: PretrainConfig) -> tuple[list[float], State]:
+def plain_steps(config: PretrainConfig) -> tuple[list[float], StateDict]:
     """The reference: the whole batch at once, torch's own AdamW; the losses and the running mean of the weights."""
     plan = plan_run(config, GLOBAL_BATCH, 1)
     objective = make_objective(config)
@@ -79,7 +79,7 @@ def plain_steps(config: PretrainConfig) -> tuple[list[float], State]:
 def run_part(part: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Train from the start to the cut and save into `save`, or load from `load` and train to the end."""
     from vmae2_ds.checkpoint.elastic import fitting
-    from vmae2_ds.checkpoint.retention import Keep
+    from vmae2_ds.checkpoint.retention import RetentionRules
     from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
     from vmae2_ds.checkpoint.whole import newest_sound, tag_of
     from vmae2_ds.engine.step import Engine
@@ -124,7 +124,7 @@ def run_part(part: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
             CUT,
             {"step": CUT},
             ranks,
-            Keep(),
+            RetentionRules(),
             write_more=lambda files: mean.save(files, ranks),
         )
     averaged = mean.weights()

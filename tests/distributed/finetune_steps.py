@@ -25,7 +25,7 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.loop import seed_of
 from vmae2_ds.train.optim import learning_rate, parameter_groups, set_learning_rate
-from vmae2_ds.weights.layouts import State
+from vmae2_ds.weights.layouts import StateDict
 
 Prepare = Callable[[LabelledBatch], Any]
 
@@ -73,7 +73,7 @@ def make_batch(config: FinetuneConfig, step: int, micro_step: int, rank: int) ->
 
 def plain_steps(
     config: FinetuneConfig, objective: Classify | None = None, prepare: Prepare = as_it_is
-) -> tuple[list[float], State, State]:
+) -> tuple[list[float], StateDict, StateDict]:
     """The reference, micro batch by micro batch on one process: losses, last weights, and timm-like EMA weights.
 
     `objective` and `prepare`, which a batch goes through first, are those of another stage than fine-tuning.
@@ -109,7 +109,7 @@ def plain_steps(
 
 def engine_steps(
     config: FinetuneConfig, rank: int, make: Callable[[Any], Any] | None = None, prepare: Prepare = as_it_is
-) -> tuple[list[float], State, State | None]:
+) -> tuple[list[float], StateDict, StateDict | None]:
     """The same under the engine; the weights are whole on rank 0."""
     from vmae2_ds.train.build import build_engine
     from vmae2_ds.train.ema import WeightAverage

@@ -31,7 +31,7 @@ from tests.distributed.steps import make_clips
 from vmae2_ds.checkpoint import hashed_files
 from vmae2_ds.checkpoint import save as checkpoint
 from vmae2_ds.checkpoint.elastic import fitting
-from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.whole import newest_sound, tag_of
 from vmae2_ds.config.ds_config import resolve_ds_config
@@ -141,7 +141,7 @@ class Trial:
         return losses
 
     def save(self, folder: Path, step: int) -> None:
-        save_checkpoint(self.engine, folder, step, {"step": step}, ALONE, Keep())
+        save_checkpoint(self.engine, folder, step, {"step": step}, ALONE, RetentionRules())
 
     def resume_and_finish(self, folder: Path) -> dict[str, Any]:
         first = self.resume(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tests.distributed.finetune_steps import RANKS, make_batch, make_config
-from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.checkpoint.save import save_checkpoint
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.finetune import FinetuneConfig
@@ -40,7 +40,7 @@ def save(policy: str, folder: Path, ranks: Ranks) -> None:
     for micro_step in range(plan.accumulation):
         engine.micro_step(make_batch(config, 0, micro_step, ranks.rank))
     assert engine.update().applied
-    target = save_checkpoint(engine, folder / policy, 1, {"step": 1}, ranks, Keep(1))
+    target = save_checkpoint(engine, folder / policy, 1, {"step": 1}, ranks, RetentionRules(1))
     if engine.stage > 0 and ranks.rank == 0:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

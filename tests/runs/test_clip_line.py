@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vmae2_ds.config.finetune import LabelledDataConfig
-from vmae2_ds.weights.about import About
+from vmae2_ds.weights.about import AboutWeights
 from vmae2_ds.runs import open as initial
 from vmae2_ds.runs.open import clip_line
 
@@ -27,7 +27,7 @@ def test_what_a_file_does_not_say_is_called_assumed(
     in_file: dict[str, Any] | None, given: dict[str, int], end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (file := tmp_path / "w.pth").touch()
-    monkeypatch.setattr(initial, "read_about", lambda path: About(clip=in_file))
+    monkeypatch.setattr(initial, "read_about", lambda path: AboutWeights(clip=in_file))
     options = {"num_frames": None, "size": None, "stride": None, **given}
     assert clip_line(file, LabelledDataConfig(), **options) == f"16 frames of 224, stride 4{end}"
 

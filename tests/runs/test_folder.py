@@ -18,7 +18,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.runs import folder as runs
 from vmae2_ds.checkpoint.save import _drop_old
-from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.runs.folder import find_checkpoint, finish, open_run_folder, write_run_files
 from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
@@ -188,7 +188,7 @@ def test_torn_folders_go_with_the_old_ones(tmp_path: Path) -> None:
     for step in (1, 3, 4, 5):
         write_checkpoint(tmp_path, step)
     (write_checkpoint(tmp_path, 2) / WHOLE).unlink()
-    _drop_old(tmp_path / "ckpt", Keep(2))
+    _drop_old(tmp_path / "ckpt", RetentionRules(2))
     assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == [tag_of(4), tag_of(5)]
 
 

@@ -12,7 +12,7 @@ import torch
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.weights.layouts import LAYOUTS, State, to_layout
+from vmae2_ds.weights.layouts import LAYOUTS, StateDict, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.source import read_all
@@ -29,7 +29,7 @@ MODELS: dict[str, EncoderConfig] = {
 }
 
 
-def drawn(config: EncoderConfig) -> State:
+def drawn(config: EncoderConfig) -> StateDict:
     make: Any = Classifier if isinstance(config, ClassifierConfig) else MaskedAutoencoder
     model = make(config, GEOMETRY, seed=None)
     generator = torch.Generator().manual_seed(0)

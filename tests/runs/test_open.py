@@ -16,7 +16,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.weights.layouts import LAYOUTS, State, our_shapes, to_layout
+from vmae2_ds.weights.layouts import LAYOUTS, StateDict, our_shapes, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.runs.open import initial_weights, load_for, read_head_map
@@ -30,12 +30,12 @@ AUTOENCODER = ModelConfig(
 CLASSIFIER = ClassifierConfig(encoder=AUTOENCODER.encoder, patch=8, num_classes=5)
 
 
-def drawn(config: EncoderConfig) -> State:
+def drawn(config: EncoderConfig) -> StateDict:
     make: Any = Classifier if isinstance(config, ClassifierConfig) else MaskedAutoencoder
     return dict(make(config, GEOMETRY, seed=1).state_dict())
 
 
-def written(state: State, path: Path) -> Path:
+def written(state: StateDict, path: Path) -> Path:
     if path.suffix == ".pth":
         torch.save({"model": state}, path)
     else:
@@ -43,7 +43,7 @@ def written(state: State, path: Path) -> Path:
     return path
 
 
-def assert_taken(weights: State, source: State, names: set[str]) -> None:
+def assert_taken(weights: StateDict, source: StateDict, names: set[str]) -> None:
     assert set(weights) == names
     for name, tensor in weights.items():
         assert torch.equal(tensor, source[name]), name

@@ -22,7 +22,7 @@ from tests.checkpoint.made_checkpoint import made_checkpoint
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.weights.layouts import State, to_layout
+from vmae2_ds.weights.layouts import StateDict, to_layout
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.runs.export import ExportArguments, export_weights
@@ -35,12 +35,12 @@ CLIP = {"num_frames": 4, "size": 32, "stride": 3}
 
 
 @pytest.fixture(scope="module")
-def weights() -> State:
+def weights() -> StateDict:
     return dict(model_of(CONFIG, GEOMETRY).state_dict())
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory, weights: State) -> dict[str, Path]:
+def places(tmp_path_factory: pytest.TempPathFactory, weights: StateDict) -> dict[str, Path]:
     """One classifier as a run, one of its checkpoints, files and a folder."""
     top = tmp_path_factory.mktemp("places")
     run: Any = FinetuneConfig(model=CONFIG, data=LabelledDataConfig(**CLIP))
@@ -59,7 +59,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, weights: State) -> dict[str
 
 
 @pytest.mark.parametrize("place", ["run", "step", "file", "folder", "bare"])
-def test_a_classifier_is_ready_from_wherever_it_lies(places: dict[str, Path], place: str, weights: State) -> None:
+def test_a_classifier_is_ready_from_wherever_it_lies(places: dict[str, Path], place: str, weights: StateDict) -> None:
     """Against a video transformer written in plain float64 (test_second_implementation.py)."""
     asked = {"num_frames": 4, "size": 32} if place == "bare" else {}  # a bare file does not say its clips
     model = vmae2_ds.load_classifier(str(places[place]), **asked)
@@ -78,7 +78,7 @@ def test_a_classifier_is_ready_from_wherever_it_lies(places: dict[str, Path], pl
 
 @pytest.mark.parametrize("place", ["run", "folder"])
 def test_an_encoder_gives_what_the_head_of_its_classifier_sees(
-    places: dict[str, Path], place: str, weights: State
+    places: dict[str, Path], place: str, weights: StateDict
 ) -> None:
     encoder = vmae2_ds.load_encoder(places[place])
     feature_BD = encoder(CLIPS)

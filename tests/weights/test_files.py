@@ -16,7 +16,7 @@ from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.weights.files import infer_model, read_published
-from vmae2_ds.weights.layouts import State, from_layout, layout_shapes, to_layout
+from vmae2_ds.weights.layouts import StateDict, from_layout, layout_shapes, to_layout
 
 PUBLISHED = {"small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g"}
 
@@ -60,7 +60,7 @@ def test_the_config_of_every_size_is_read_from_its_shapes(size: str) -> None:
 
 
 @pytest.fixture
-def official(tiny: ModelConfig, geometry: ClipGeometry) -> State:
+def official(tiny: ModelConfig, geometry: ClipGeometry) -> StateDict:
     return to_layout(MaskedAutoencoder(tiny, geometry).state_dict(), tiny)
 
 
@@ -71,7 +71,7 @@ def test_out_and_in_again_is_lossless(tiny: ModelConfig, geometry: ClipGeometry)
     torch.testing.assert_close(again, dict(ours), rtol=0, atol=0)
 
 
-def test_names_that_neither_map_changes_stay(official: State) -> None:
+def test_names_that_neither_map_changes_stay(official: StateDict) -> None:
     assert official["encoder.patch_embed.proj.weight"].shape == (48, 3, 2, 8, 8)
     assert {"mask_token", "encoder_to_decoder.weight", "decoder.blocks.2.attn.q_bias"} <= set(official)
 
@@ -79,7 +79,7 @@ def test_names_that_neither_map_changes_stay(official: State) -> None:
 @pytest.mark.parametrize("wrapper", [None, "model", "module", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_reads_published_files_however_they_were_wrapped(
-    tmp_path: Path, official: State, tiny: ModelConfig, wrapper: str | None, prefix: str
+    tmp_path: Path, official: StateDict, tiny: ModelConfig, wrapper: str | None, prefix: str
 ) -> None:
     state = {prefix + name: tensor for name, tensor in official.items()}
     # published files also carry the command line and the epoch
@@ -89,7 +89,7 @@ def test_reads_published_files_however_they_were_wrapped(
 
 
 def test_reads_safetensors_straight_into_a_model(
-    tmp_path: Path, official: State, tiny: ModelConfig, geometry: ClipGeometry
+    tmp_path: Path, official: StateDict, tiny: ModelConfig, geometry: ClipGeometry
 ) -> None:
     save_file(official, tmp_path / "model.safetensors")
     model = MaskedAutoencoder(tiny, geometry, seed=5)
@@ -97,7 +97,7 @@ def test_reads_safetensors_straight_into_a_model(
     torch.testing.assert_close(to_layout(model.state_dict(), tiny), official, rtol=0, atol=0)
 
 
-def test_what_does_not_match_is_counted_and_named(official: State, tiny: ModelConfig) -> None:
+def test_what_does_not_match_is_counted_and_named(official: StateDict, tiny: ModelConfig) -> None:
     del official["mask_token"]
     for i in range(7):
         official[f"head.{i}"] = torch.zeros(1)
@@ -121,6 +121,6 @@ def test_half_a_classifier_is_not_taken_for_a_model() -> None:
         infer_model({"blocks.0.attn.qkv.weight": torch.zeros(6, 2), "fc_norm.weight": torch.zeros(2)})
 
 
-def test_heads_of_an_unknown_width_are_asked_for(official: State) -> None:
+def test_heads_of_an_unknown_width_are_asked_for(official: StateDict) -> None:
     with pytest.raises(CheckpointError, match="number of heads"):
         infer_model(official)

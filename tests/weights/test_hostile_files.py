@@ -20,12 +20,12 @@ from vmae2_ds.config.model import SIZES, ClassifierConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.runs.export import ImportArguments, import_weights
 from vmae2_ds.runs.open import load_for, open_classifier
-from vmae2_ds.weights.layouts import State, layout_shapes
+from vmae2_ds.weights.layouts import StateDict, layout_shapes
 
 CLASSIFIER = ClassifierConfig(encoder=SIZES["tiny"][0].model_copy(update={"depth": 1}), num_classes=5)
 
 
-def good() -> State:
+def good() -> StateDict:
     return {name: torch.zeros(shape) for name, shape in layout_shapes(CLASSIFIER).items()}
 
 

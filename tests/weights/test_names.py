@@ -25,7 +25,7 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, normalise_pixels
 from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
 from vmae2_ds.runs.open import initial_weights, labels_of, load_for, open_classifier, open_model
-from vmae2_ds.weights.layouts import LAYOUTS, State, bare, to_layout
+from vmae2_ds.weights.layouts import LAYOUTS, StateDict, bare, to_layout
 from vmae2_ds.weights.source import read_all, read_given
 from vmae2_ds.weights.transformers_config import transformers_config_of
 
@@ -40,11 +40,11 @@ NARROW = TowerConfig(width=48, depth=2, heads=4, mlp=24)
 """Of a width that no published model has: the number of heads is in no tensor."""
 
 
-def weights_of(config: EncoderConfig) -> State:
+def weights_of(config: EncoderConfig) -> StateDict:
     return dict(model_of(config, GEOMETRY).state_dict())
 
 
-def written(path: Path, state: State) -> Path:
+def written(path: Path, state: StateDict) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     return path
 
@@ -130,7 +130,7 @@ def test_what_is_drawn_anew_is_a_warning_with_names(tmp_path: Path, caplog: pyte
 
 
 @pytest.fixture
-def hub_folder(tmp_path: Path) -> tuple[Path, State]:
+def hub_folder(tmp_path: Path) -> tuple[Path, StateDict]:
     """As the authors' repositories on the hub are: `model.` before each key, no head, and code of their own."""
     config = HeadlessConfig(encoder=NARROW, patch=8)
     ours = weights_of(config)
@@ -149,7 +149,7 @@ def hub_folder(tmp_path: Path) -> tuple[Path, State]:
 
 
 def test_a_hub_folder_without_a_head_is_an_encoder_and_its_code_is_not_run(
-    tmp_path: Path, hub_folder: tuple[Path, State]
+    tmp_path: Path, hub_folder: tuple[Path, StateDict]
 ) -> None:
     folder, ours = hub_folder
     opened = open_model(folder)

@@ -24,7 +24,7 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.runs.export import ExportArguments, export_weights
 from vmae2_ds.runs.open import load_for
-from vmae2_ds.weights.about import About
+from vmae2_ds.weights.about import AboutWeights
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 from vmae2_ds.weights.source import read_all
@@ -60,7 +60,9 @@ def exported(
 ) -> torch.nn.Module:
     """Our model, and its folder as `vmae2 export` writes it."""
     ours = model_of(config, geometry).eval()
-    write_weights(to_layout(ours.state_dict(), config), folder / "ours.safetensors", config, About(target=target))
+    write_weights(
+        to_layout(ours.state_dict(), config), folder / "ours.safetensors", config, AboutWeights(target=target)
+    )
     export_weights(
         ExportArguments(
             source=folder / "ours.safetensors",

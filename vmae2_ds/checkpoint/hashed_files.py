@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vmae2_ds.disk import HashedFile, Written, flush_to_disk, sha256_of
+from vmae2_ds.disk import HashedFile, WrittenFile, flush_to_disk, sha256_of
 
 
 class HashedFiles:
@@ -23,7 +23,7 @@ class HashedFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.written: dict[str, Written] = {}
+        self.written: dict[str, WrittenFile] = {}
         self.error: OSError | None = None
 
     def attempt(self, action: Callable[[], object]) -> None:
@@ -52,7 +52,7 @@ class HashedFiles:
 
         def add(path: Path) -> None:
             flush_to_disk(path)
-            self.written[os.path.relpath(path, self.folder)] = Written(path.stat().st_size, sha256_of(path))
+            self.written[os.path.relpath(path, self.folder)] = WrittenFile(path.stat().st_size, sha256_of(path))
 
         for path in paths:
             self.attempt(partial(add, path))

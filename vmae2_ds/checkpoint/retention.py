@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Keep(NamedTuple):
+class RetentionRules(NamedTuple):
     """What is kept; the rest is removed, oldest first, once a newer checkpoint is whole."""
 
     newest: int = 2
@@ -19,7 +19,7 @@ class Keep(NamedTuple):
     """Names that stay this time, because they are being copied."""
 
 
-class Saved(NamedTuple):
+class SavedCheckpoint(NamedTuple):
     """A whole checkpoint as its manifest tells of it."""
 
     name: str
@@ -30,7 +30,7 @@ class Saved(NamedTuple):
     """The newest figures at that time."""
 
 
-def survivors(checkpoints: Sequence[Saved], keep: Keep) -> set[str]:
+def survivors(checkpoints: Sequence[SavedCheckpoint], keep: RetentionRules) -> set[str]:
     """Names of those that stay.
 
     What stays for its hour stays at every later call: the oldest does, and each that is `every_hours` younger than the last.

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from vmae2_ds.checkpoint.hashed_files import HashedFiles
-from vmae2_ds.checkpoint.retention import Keep, Saved, survivors
+from vmae2_ds.checkpoint.retention import RetentionRules, SavedCheckpoint, survivors
 from vmae2_ds.checkpoint.safe_load import read_state
 from vmae2_ds.checkpoint.universal import FOLDER as UNIVERSAL
 from vmae2_ds.checkpoint.universal import WholeStates
@@ -42,7 +42,7 @@ def save_checkpoint(
     step: int,
     state: dict[str, Any],
     ranks: Ranks,
-    keep: Keep,
+    keep: RetentionRules,
     write_more: Callable[[HashedFiles], None] | None = None,
     figures: dict[str, float] | None = None,
 ) -> Path:
@@ -141,7 +141,7 @@ def checkpoint_bytes(engine: Engine, has_mean: bool) -> int:
     return total
 
 
-def _drop_old(folder: Path, keep: Keep) -> None:
+def _drop_old(folder: Path, keep: RetentionRules) -> None:
     """Remove the whole checkpoints that do not stay, older torn ones, and conversions of what is gone."""
     found = {target.name: target for target in folder.glob("step*")}
     whole = [_saved(target) for target in found.values() if why_torn(target) is None]
@@ -155,9 +155,9 @@ def _drop_old(folder: Path, keep: Keep) -> None:
             remove_universal(made)
 
 
-def _saved(target: Path) -> Saved:
+def _saved(target: Path) -> SavedCheckpoint:
     whole = json.loads((target / WHOLE).read_text())
-    return Saved(target.name, whole.get("time", (target / WHOLE).stat().st_mtime), whole.get("figures", {}))
+    return SavedCheckpoint(target.name, whole.get("time", (target / WHOLE).stat().st_mtime), whole.get("figures", {}))
 
 
 def _barrier(ranks: Ranks) -> None:

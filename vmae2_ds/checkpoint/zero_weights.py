@@ -8,13 +8,13 @@ from pathlib import Path
 from vmae2_ds.checkpoint.whole import WHOLE, why_torn
 from vmae2_ds.checkpoint.zero_shards import ZeroShards, as_known
 from vmae2_ds.errors import CheckpointError
-from vmae2_ds.weights.layouts import State
+from vmae2_ds.weights.layouts import StateDict
 from vmae2_ds.weights.lazy_state import StoredState
 
 _PREFIX = "model."  # of an objective's model; what else it may have is not the model's
 
 
-def read_weights(target: Path) -> State:
+def read_weights(target: Path) -> StateDict:
     """All float32 weights of the checkpoint in `target` on the host; keys without `model.`. Errors as `open_weights`."""
     return dict(open_weights(target))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vmae2_ds.config.model import CheckpointingName, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.cost.traffic import AttentionKind, Precision
+from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
 
 # n tokens, d width, m hidden width, h heads of a block; V visible cubes, M decoded cubes, P values in a cube.
 
@@ -33,7 +33,7 @@ class _Widths(NamedTuple):
     """The same during the softmax's backward pass: its output, the gradient of that, and the gradient it makes."""
 
 
-_WIDTHS: dict[Precision, _Widths] = {
+_WIDTHS: dict[ComputePrecision, _Widths] = {
     "bf16": _Widths(2, 2, 2, 2, 2, 3 * 2),
     "fp32": _Widths(4, 4, 4, 4, 4, 3 * 4),
     # Autocast runs norms and softmax in fp32 and casts their results down for the next product, which saves the copy
@@ -82,7 +82,7 @@ def mae_activations(
     decode: int,
     *,
     attention: AttentionKind,
-    precision: Precision,
+    precision: ComputePrecision,
     published_loop: bool = False,
 ) -> Activations:
     """Activation memory for `visible` encoder tokens and `decode` mask tokens of one clip.

@@ -21,7 +21,7 @@ from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs
 from vmae2_ds.cost.hardware import Accelerator, NumberFormat
 from vmae2_ds.cost.traffic import (
     AttentionKind,
-    Precision,
+    ComputePrecision,
     count_kernels,
     mae_traffic,
     recomputed_blocks,
@@ -29,17 +29,17 @@ from vmae2_ds.cost.traffic import (
 )
 from vmae2_ds.errors import ConfigError
 
-Attention = AttentionKind | tuple[AttentionKind, AttentionKind]
+TowerAttention = AttentionKind | tuple[AttentionKind, AttentionKind]
 """One kernel for both towers, or the encoder's and the decoder's."""
 
-OPTIMIZER_BYTES: dict[Precision, int] = {"bf16": 40, "fp32": 28, "autocast": 28}
+OPTIMIZER_BYTES: dict[ComputePrecision, int] = {"bf16": 40, "fp32": 28, "autocast": 28}
 """Per parameter of fused AdamW, read + written: weight, gradient and two moments read, all but the gradient written, in
 float32 (28); with bf16 the gradient is copied up first (6) and the master copied back after (6)."""
 
 ATTENTION_PRODUCTS: dict[AttentionKind, tuple[int, int]] = {"math": (2, 4), "sdpa": (2, 5), "flash": (2, 5)}
 """tokens x tokens x width products, forward and backward; kernels that hold no scores compute them again (arXiv 2205.14135)."""
 
-PRODUCT_FORMATS: dict[Precision, NumberFormat] = {"bf16": "bf16", "fp32": "fp32", "autocast": "fp16"}
+PRODUCT_FORMATS: dict[ComputePrecision, NumberFormat] = {"bf16": "bf16", "fp32": "fp32", "autocast": "fp16"}
 """Peak that counts; fp32 is the plain pipe, as torch leaves TF32 off for matrix products by default."""
 
 
@@ -100,8 +100,8 @@ def micro_step_work(
     decode: int,
     clips: int,
     *,
-    attention: Attention,
-    precision: Precision,
+    attention: TowerAttention,
+    precision: ComputePrecision,
     embed_all: bool = False,
 ) -> Work:
     """Forward and backward of `clips` clips with `visible` encoder and `decode` mask tokens each, without the optimizer.
@@ -137,7 +137,7 @@ def micro_step_work(
     )
 
 
-def optimizer_work(num_parameters: float, precision: Precision) -> Work:
+def optimizer_work(num_parameters: float, precision: ComputePrecision) -> Work:
     """AdamW over the parameters that this rank holds."""
     return Work(optimizer_bytes=OPTIMIZER_BYTES[precision] * num_parameters)
 
@@ -162,8 +162,8 @@ def micro_step_time(
     clips: int,
     rates: DeviceRates,
     *,
-    attention: Attention,
-    precision: Precision,
+    attention: TowerAttention,
+    precision: ComputePrecision,
     embed_all: bool = False,
 ) -> ComputeTime:
     """Seconds of forward and backward, as `micro_step_work`; the optimizer is not in it."""
@@ -173,13 +173,13 @@ def micro_step_time(
     return time_of(work, rates)
 
 
-def optimizer_time(num_parameters: float, rates: DeviceRates, *, precision: Precision) -> float:
+def optimizer_time(num_parameters: float, rates: DeviceRates, *, precision: ComputePrecision) -> float:
     """Seconds of AdamW over the parameters that this rank holds."""
     return time_of(optimizer_work(num_parameters, precision), rates).optimizer_s
 
 
 def rates_of(
-    accelerator: Accelerator, precision: Precision, *, matmul_efficiency: float, memory_efficiency: float
+    accelerator: Accelerator, precision: ComputePrecision, *, matmul_efficiency: float, memory_efficiency: float
 ) -> DeviceRates:
     """Rates of a GPU from its datasheet; operations queue up, so starting them is free.
 

@@ -21,7 +21,7 @@ from vmae2_ds.cost.zero import ZeroPolicy
 
 StatePrecision = Literal["bf16", "fp32"]
 WEIGHT_BYTES: dict[StatePrecision, int] = {"bf16": 2, "fp32": 4}
-MASTER = 4
+MASTER_BYTES = 4
 PLAIN_BUCKET = 500_000_000
 """Elements that stage 0 reduces at once (engine.py:MEMORY_OPT_ALLREDUCE_SIZE); no setting reaches it."""
 
@@ -155,7 +155,7 @@ def _stage1_and_2(model: ModelConfig, policy: ZeroPolicy, world_size: int, size:
         gradients, copies = earlier + collected + waiting, max(max(0, flat[0] - collected), *flat[1:], 0)
     buffers = policy.reduce_bucket * (2 if policy.overlap_comm else 1) if policy.contiguous_gradients else 0
 
-    moments, master = 2 * MASTER * part, MASTER * part
+    moments, master = 2 * MASTER_BYTES * part, MASTER_BYTES * part
     staging = size * largest if policy.offload_optimizer else 0  # temp_grad_buffer_for_gpu_offload, and one on the host
     if policy.offload_optimizer:
         # float32 gradients, param_buffer_of_bit16_for_cpu_offload_groups, and accumulated_grads_in_cpu
@@ -164,7 +164,7 @@ def _stage1_and_2(model: ModelConfig, policy: ZeroPolicy, world_size: int, size:
         moments = master = update = 0
     else:
         first = padded[0] // world_size
-        update = size * owned + size * first + (MASTER * first if size != MASTER else 0)
+        update = size * owned + size * first + (MASTER_BYTES * first if size != MASTER_BYTES else 0)
         host = 0
     return StateBytes(
         weights=size * sum(padded),
@@ -215,12 +215,12 @@ def _stage3(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, 
     weights, gradients = size * shard, size * shard
     replay = replay_gathers(model, policy, world_size, accumulates=accumulation > 1)
     norm = 8 * max(shards.values()) if policy.offload_optimizer else 0  # _constant_buffered_norm2, in float64
-    master, moments = MASTER * shard, 2 * MASTER * shard
+    master, moments = MASTER_BYTES * shard, 2 * MASTER_BYTES * shard
     group = _largest_sub_group(model, world_size, policy.sub_group)
-    update = size * group + (MASTER * group if size != MASTER else 0)
+    update = size * group + (MASTER_BYTES * group if size != MASTER_BYTES else 0)
     host = 0
     if policy.offload_optimizer:  # with float32 gradients, beside those of the flat shard
-        host += master + moments + MASTER * shard + gradients
+        host += master + moments + MASTER_BYTES * shard + gradients
         master = moments = gradients = update = 0
     if policy.offload_param:
         host += weights + secondary

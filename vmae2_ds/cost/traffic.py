@@ -30,7 +30,7 @@ AttentionKind = Literal["math", "sdpa", "flash"]
 """math keeps n x n scores of every head in memory; sdpa (torch's fused kernels) and flash (flash_attn) do not."""
 Side = Literal["encoder", "decoder"]
 SIDES: tuple[Side, Side] = ("encoder", "decoder")
-Precision = Literal["bf16", "fp32", "autocast"]
+ComputePrecision = Literal["bf16", "fp32", "autocast"]
 """bf16 and fp32: weights and activations. autocast: fp16 on float32 weights, norms and softmax in float32, as published."""
 
 
@@ -62,7 +62,7 @@ class Traffic:
     """What grows with the square of the tokens; 0 unless attention is math."""
 
 
-def widths_of(precision: Precision, tower: Side) -> Widths:
+def widths_of(precision: ComputePrecision, tower: Side) -> Widths:
     """Under autocast the encoder's stream starts from a half precision product, the decoder's from a float32 mask token."""
     if precision == "autocast":
         return Widths(2, 4, 2 if tower == "encoder" else 4)
@@ -77,7 +77,7 @@ def mae_traffic(
     decode: int,
     *,
     attention: tuple[AttentionKind, AttentionKind],
-    precision: Precision,
+    precision: ComputePrecision,
 ) -> Traffic:
     """One clip with `visible` encoder tokens and `decode` mask tokens; `attention` of encoder and decoder."""
     encoder, decoder = widths_of(precision, "encoder"), widths_of(precision, "decoder")
@@ -123,7 +123,7 @@ def score_traffic(tower: TowerConfig, tokens: int, attention: AttentionKind, wid
     return Passes(scores * (w + s + _copy(s, w) + 2 * w), scores * (_copy(w, s) + 2 * s + w + 4 * w))
 
 
-def weight_traffic(num_parameters: int, precision: Precision) -> int:
+def weight_traffic(num_parameters: int, precision: ComputePrecision) -> int:
     """Per micro batch, whatever its size: autocast copies every weight to 16 bit and every gradient back."""
     return 2 * _copy(4, 2) * num_parameters if precision == "autocast" else 0
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the sig
 
     from vmae2_ds.data.feed.pretrain import PretrainDataset
     from vmae2_ds.objectives import Reconstruct
-    from vmae2_ds.weights.layouts import State
+    from vmae2_ds.weights.layouts import StateDict
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def visualize(asked: VisualizeArguments) -> Path:
     return folder
 
 
-class _Found(NamedTuple):
+class _SourceFound(NamedTuple):
     """What SOURCE means."""
 
     source: Path
@@ -155,7 +155,7 @@ class _Found(NamedTuple):
     checkpoint: Path
     run: Path | None
     """The run folder; a file has none."""
-    weights: State | None
+    weights: StateDict | None
     """A file's, which are read to know the model; a run's are read after everything else was looked at."""
 
     @property
@@ -167,7 +167,7 @@ class _Found(NamedTuple):
         return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}_pictures")
 
 
-def _find(source: Path, manifest: Path | None, fields: Path | None) -> _Found:
+def _find(source: Path, manifest: Path | None, fields: Path | None) -> _SourceFound:
     """Raises ConfigError or CheckpointError where `source` is no masked autoencoder, or a file without a list of videos."""
     from vmae2_ds.runs.folder import find_checkpoint
     from vmae2_ds.runs.open import is_run, open_model
@@ -185,10 +185,10 @@ def _find(source: Path, manifest: Path | None, fields: Path | None) -> _Found:
     if not isinstance(config, PretrainConfig):
         what = f"a {config.stage} run" if run else "a classifier"
         raise ConfigError(f"{source} is {what}: only a masked autoencoder draws what it does not see")
-    return _Found(source, config, checkpoint, run, weights)
+    return _SourceFound(source, config, checkpoint, run, weights)
 
 
-def _label(found: _Found, manifest: Path | None, asked: dict[str, Any]) -> str:
+def _label(found: _SourceFound, manifest: Path | None, asked: dict[str, Any]) -> str:
     """A folder's name that tells these pictures from others of the same model: the step, the list, and what was asked."""
     words = [found.checkpoint.name] * (found.run is not None) + ([manifest.stem[:40]] if manifest is not None else [])
     words += [f"{name.replace('_', '-')}-{value}" for name, value in asked.items() if value is not None]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GREY = 0.82
 SEEN_TWICE = np.array([0.0, 0.447, 0.698])  # BLUE as numbers
-MOST_FRAMES = 8
+FRAMES_SHOWN = 8
 """Frames of a clip in a still picture."""
 
 CAPTIONS = {
@@ -233,7 +233,7 @@ def draw_prediction(
     _save(figure, path)
 
 
-def spread(num_frames: int, most: int = MOST_FRAMES) -> list[int]:
+def spread(num_frames: int, most: int = FRAMES_SHOWN) -> list[int]:
     """Up to `most` frames at even distances, the first and the last among them."""
     count = min(most, num_frames)
     return [int(frame) for frame in np.linspace(0, num_frames - 1, count).round()]

@@ -47,7 +47,7 @@ class _Event(ctypes.Structure):
     )
 
 
-class _Setting(ctypes.Structure):
+class _TimerSpec(ctypes.Structure):
     """struct itimerspec."""
 
     _fields_ = (
@@ -149,7 +149,7 @@ class HangSwitch:
         self._line.value = line.encode()[: len(self._line) - 1]
         for timer, seconds in zip(self._timers, alarms_s, strict=False):
             whole, part = divmod(seconds, 1)
-            setting = _Setting(in_s=int(whole), in_ns=int(part * 1e9))
+            setting = _TimerSpec(in_s=int(whole), in_ns=int(part * 1e9))
             self._libc.timer_settime(timer, 0, ctypes.byref(setting), None)  # type: ignore[union-attr]  # there are timers
 
 

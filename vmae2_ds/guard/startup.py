@@ -36,7 +36,7 @@ GOODBYE_S = 30.0
 """How long rank 0, which holds the store, waits for the others to have read why all end."""
 
 
-class Verdict(NamedTuple):
+class StartVerdict(NamedTuple):
     """What rank 0 tells all."""
 
     problem: str | None
@@ -94,7 +94,7 @@ def _check(config: RunConfig, meeting: Meeting, store: torch.distributed.Store) 
         else:
             _text(store, "call")
             store.set(f"clock/{rank}", str(time.time()))
-            verdict = Verdict(*json.loads(_text(store, "verdict")))
+            verdict = StartVerdict(*json.loads(_text(store, "verdict")))
     if verdict.problem is None:
         assert mixture is not None, "a rank without videos reports an error"
         return mixture, hosts
@@ -104,7 +104,9 @@ def _check(config: RunConfig, meeting: Meeting, store: torch.distributed.Store) 
     raise (RankLost if verdict.lost else ConfigError)(verdict.problem)
 
 
-def _judge(meeting: Meeting, store: torch.distributed.Store, deadline: float) -> tuple[Verdict, list[dict[str, Any]]]:
+def _judge(
+    meeting: Meeting, store: torch.distributed.Store, deadline: float
+) -> tuple[StartVerdict, list[dict[str, Any]]]:
     """Rank 0: take all reports, ask for the time, compare, and log what is worth it."""
     ranks = range(meeting.ranks.size)
     try:
@@ -115,7 +117,7 @@ def _judge(meeting: Meeting, store: torch.distributed.Store, deadline: float) ->
             "an unknown host"
         }
         store.set("call", "")
-        return Verdict(
+        return StartVerdict(
             f"{len(missing)} of {len(ranks)} ranks did not report within --train.collective-timeout-s {meeting.timeout_s:g}: "
             f"rank {missing[0]}{' and others' if missing[1:] else ''} on {', '.join(sorted(where)[:4])}; look there at what "
             "blocks reading the lists and the run folder, then start the same command again",
@@ -132,7 +134,7 @@ def _judge(meeting: Meeting, store: torch.distributed.Store, deadline: float) ->
             log.info("%s", describe_host(row))
         for warning in warnings_of(reports, offsets_s):
             log.warning("%s", warning)
-    return Verdict("; also ".join(problems) or None, lost=False), hosts
+    return StartVerdict("; also ".join(problems) or None, lost=False), hosts
 
 
 def _say_goodbye(meeting: Meeting, store: torch.distributed.Store) -> None:

@@ -52,7 +52,7 @@ class HostsArguments(StrictModel):
     """Run the command instead of printing it; for pdsh and openmpi."""
 
 
-class Lines(NamedTuple):
+class LaunchLines(NamedTuple):
     """What to type where."""
 
     env_file: dict[str, str]
@@ -84,39 +84,39 @@ def launch_hosts(arguments: HostsArguments, config: RunConfig, words: Sequence[s
     return "\n".join(shown)
 
 
-def command_lines(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> Lines:
+def command_lines(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> LaunchLines:
     """The commands for these hosts; raises ConfigError for words that a launcher would not carry as they are."""
     refuse_unless(r"[\w.:-]+", "--master-addr", arguments.master_addr, "a host name or an address")
     refuse_unless(r"[\w.:-]+", "--interface", arguments.interface, "the name of a network interface")
     check_words([*words, str(arguments.hostfile), str(arguments.bin)])
-    return LAUNCHERS[arguments.launcher](arguments, hosts, words)
+    return COMMANDS_OF[arguments.launcher](arguments, hosts, words)
 
 
-def _pdsh(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> Lines:
+def _pdsh(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> LaunchLines:
     if len(hosts) == 1:  # DeepSpeed starts that without pdsh, and with no shell between; it would still try ssh
         command = [*_env(arguments), *_deepspeed(arguments, hosts), "--no_ssh_check"]
-        return Lines({}, [("", [*command, "--module", "vmae2_ds", *words])])
+        return LaunchLines({}, [("", [*command, "--module", "vmae2_ds", *words])])
     variables = _env_file(arguments)
     for what, value in (("this folder", str(Path.cwd())), ("--bin", str(arguments.bin))):
         refuse_unless(
             _PLAIN, what, value, "a path that DeepSpeed could hand to pdsh: letters, digits and @ % + = : , . / - _"
         )
     command = [*_deepspeed(arguments, hosts), "--module", "vmae2_ds", *map(pdsh_word, words)]
-    return Lines(variables, [("", command)])
+    return LaunchLines(variables, [("", command)])
 
 
-def _openmpi(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> Lines:
+def _openmpi(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> LaunchLines:
     options = ["-x", f"MASTER_ADDR={_address(arguments, hosts)}", "-x", f"MASTER_PORT={arguments.master_port}"]
     options += ["--bind-to", "none"]  # mpirun binds a rank to one core, and its loader workers with it
     if arguments.interface:
         options += [f"--mca {layer}_tcp_if_include {arguments.interface}" for layer in ("btl", "oob")]
     command = [*_deepspeed(arguments, hosts), "--launcher", "openmpi", "--launcher_args", " ".join(options)]
-    return Lines(_env_file(arguments), [("", [*command, "--module", "vmae2_ds", *words])])
+    return LaunchLines(_env_file(arguments), [("", [*command, "--module", "vmae2_ds", *words])])
 
 
-def _ssh(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> Lines:
+def _ssh(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> LaunchLines:
     """`--no_ssh`: each host starts its own part; no host needs to reach another but by the ranks' ports."""
-    return Lines(
+    return LaunchLines(
         {},
         [
             (host, [*_env(arguments), *_deepspeed(arguments, hosts), "--no_ssh", "--node_rank", str(number),
@@ -126,9 +126,9 @@ def _ssh(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str])
     )  # fmt: skip
 
 
-def _torchrun(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> Lines:
+def _torchrun(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[str]) -> LaunchLines:
     where = ["--master_addr", _address(arguments, hosts), "--master_port", str(arguments.master_port)]
-    return Lines(
+    return LaunchLines(
         {},
         [
             (host, [*_env(arguments), str(arguments.bin / "torchrun"), "--nnodes", str(len(hosts)), "--nproc_per_node",
@@ -138,7 +138,7 @@ def _torchrun(arguments: HostsArguments, hosts: dict[str, int], words: Sequence[
     )  # fmt: skip
 
 
-LAUNCHERS: dict[str, Callable[[HostsArguments, dict[str, int], Sequence[str]], Lines]] = {
+COMMANDS_OF: dict[str, Callable[[HostsArguments, dict[str, int], Sequence[str]], LaunchLines]] = {
     "pdsh": _pdsh,
     "openmpi": _openmpi,
     "ssh": _ssh,
@@ -180,7 +180,7 @@ def _env_file(arguments: HostsArguments) -> dict[str, str]:
     return variables
 
 
-def _become(arguments: HostsArguments, lines: Lines) -> NoReturn:
+def _become(arguments: HostsArguments, lines: LaunchLines) -> NoReturn:
     """Replace this process, so that signals and the exit code are the launcher's."""
     host, command = lines.commands[0]
     if host:

@@ -19,7 +19,7 @@ from vmae2_ds.errors import ConfigError
 # B clips, N tokens, H heads, K channels in a head.
 
 AttentionFn = Callable[[Tensor], Tensor]
-Shape = tuple[int, int, int, int]
+AttentionShape = tuple[int, int, int, int]
 
 
 def math_attention(qkv_BN3HK: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class AttentionChoice(NamedTuple):
         return f"attention auto -> {self.name} ({times})"
 
 
-def choose_attention(shape_BNHK: Shape, dtype: torch.dtype, device: torch.device) -> AttentionChoice:
+def choose_attention(shape_BNHK: AttentionShape, dtype: torch.dtype, device: torch.device) -> AttentionChoice:
     """Time forward and backward of every kernel that can run, once, and take the fastest.
 
     Ranks may measure differently: let one choose and tell the others.
@@ -100,7 +100,9 @@ def _candidates(dtype: torch.dtype, device: torch.device) -> list[str]:
     return names
 
 
-def _time_attention(name: str, shape_BNHK: Shape, dtype: torch.dtype, device: torch.device, repeats: int = 3) -> float:
+def _time_attention(
+    name: str, shape_BNHK: AttentionShape, dtype: torch.dtype, device: torch.device, repeats: int = 3
+) -> float:
     """Best of `repeats` forward and backward passes in seconds, after one to warm up."""
     attention = get_attention(name)
     B, N, H, K = shape_BNHK

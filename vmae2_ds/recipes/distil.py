@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from vmae2_ds.config.distil import DistilConfig
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.model import ClassifierConfig
-from vmae2_ds.recipes.finetune import CLASSES, FINETUNE_RECIPES, vit_ti_finetune_desk
+from vmae2_ds.recipes.finetune import FINETUNE_RECIPES, NUM_CLASSES, vit_ti_finetune_desk
 
 
 def _like(supervised: FinetuneConfig, recipe: str, **sections: Mapping[str, object]) -> DistilConfig:
@@ -24,7 +24,7 @@ def _like(supervised: FinetuneConfig, recipe: str, **sections: Mapping[str, obje
 
 
 def _k710(recipe: str, size: str, drop_path: float) -> DistilConfig:
-    model = ClassifierConfig.of_size(size, num_classes=CLASSES["k710"], drop_path=drop_path)
+    model = ClassifierConfig.of_size(size, num_classes=NUM_CLASSES["k710"], drop_path=drop_path)
     return _like(FINETUNE_RECIPES["vit_b_posttrain_k710"](), recipe, model=dict(model), train={"epochs": 100})
 
 

@@ -19,9 +19,9 @@ from vmae2_ds.config.finetune import (
 )
 from vmae2_ds.config.model import ClassifierConfig
 
-VIEWS = 2
+TRAIN_VIEWS = 2
 """Clips of each video a pass (published num_sample)."""
-CLASSES = {"k400": 400, "k600": 600, "k710": 710, "ssv2": 174, "ucf101": 101, "hmdb51": 51}
+NUM_CLASSES = {"k400": 400, "k600": 600, "k710": 710, "ssv2": 174, "ucf101": 101, "hmdb51": 51}
 """Classes by data set."""
 
 
@@ -53,10 +53,10 @@ class PublishedRun(NamedTuple):
         """Command, hardware, score and source."""
         head_map = " --train.head-map MAP" if self.needs_head_map else ""
         return (
-            f"{self.about}, {self.epochs:g} epochs of {VIEWS} views.\n\n"
+            f"{self.about}, {self.epochs:g} epochs of {TRAIN_VIEWS} views.\n\n"
             f"Command:  deepspeed --hostfile H --module vmae2_ds finetune {self.name} --data.manifest L "
             f"--train.init W{head_map}\n"
-            f"Hardware: published on {self.gpus} GPUs x {self.micro_batch} videos x {VIEWS} views. Time: not published.\n"
+            f"Hardware: published on {self.gpus} GPUs x {self.micro_batch} videos x {TRAIN_VIEWS} views. Time: not published.\n"
             f"Score:    {self.score}.\n"
             f"Source:   scripts/finetune of VideoMAE V2, {self.source}."
         )
@@ -68,7 +68,7 @@ class PublishedRun(NamedTuple):
             recipe=self.name,
             model=ClassifierConfig.of_size(
                 self.size,
-                num_classes=CLASSES[self.dataset],
+                num_classes=NUM_CLASSES[self.dataset],
                 drop_path=self.drop_path,
                 head_dropout=self.head_dropout,
                 checkpointing="all" if self.size in ("huge", "giant") else "none",
@@ -77,7 +77,7 @@ class PublishedRun(NamedTuple):
                 num_frames=16,
                 size=224,
                 stride=self.stride,
-                views=VIEWS,
+                views=TRAIN_VIEWS,
                 sampling="segments" if by_segments else "dense",
                 flip=0.0 if by_segments else 0.5,  # "from left to right" is a label there
             ),
@@ -89,7 +89,7 @@ class PublishedRun(NamedTuple):
                 clip_grad=self.clip_grad,
             ),
             train=FinetuneTrainConfig(
-                global_batch=self.gpus * self.micro_batch * VIEWS,
+                global_batch=self.gpus * self.micro_batch * TRAIN_VIEWS,
                 micro_batch=self.micro_batch,
                 epochs=self.epochs,
                 epoch_steps="whole",
@@ -98,7 +98,7 @@ class PublishedRun(NamedTuple):
         )
 
 
-PUBLISHED = (
+PUBLISHED_RUNS = (
     PublishedRun(
         "vit_b_posttrain_k710", "ViT-B on merged Kinetics-710", "base", "k710",
         gpus=32, micro_batch=16, base_lr=7e-4, layer_decay=0.75, drop_path=0.1, epochs=90,
@@ -224,7 +224,7 @@ def vit_s_posttrain_k710() -> FinetuneConfig:
     Source:   no ViT-S script was published; these are ViT-B's numbers on K710 with ViT-S's shape.
     """
     base = _published("vit_b_posttrain_k710")
-    model = ClassifierConfig.of_size("small", num_classes=CLASSES["k710"], drop_path=base.model.drop_path)
+    model = ClassifierConfig.of_size("small", num_classes=NUM_CLASSES["k710"], drop_path=base.model.drop_path)
     return base.model_copy(update={"recipe": "vit_s_posttrain_k710", "model": model})
 
 
@@ -234,18 +234,18 @@ def _after_distillation(letter: str, size: str, dataset: str, score: str) -> Cal
 
     def recipe() -> FinetuneConfig:
         teacher, base = _published(f"vit_g_finetune_{dataset}"), _published("vit_b_posttrain_k710")
-        model = ClassifierConfig.of_size(size, num_classes=CLASSES[dataset], drop_path=base.model.drop_path)
+        model = ClassifierConfig.of_size(size, num_classes=NUM_CLASSES[dataset], drop_path=base.model.drop_path)
         schedule = teacher.optim.model_dump(include={"base_lr", "min_lr", "warmup_epochs"})
         changed = base.changed(optim=schedule, train={"epochs": teacher.train.epochs}, test={"clips": 7})
         return changed.model_copy(update={"recipe": name, "model": model})
 
     recipe.__name__ = name
     recipe.__doc__ = (
-        f"ViT-{letter.upper()}, distilled on Kinetics-710, on Kinetics-{dataset[1:]}: 3 epochs of {VIEWS} views. "
+        f"ViT-{letter.upper()}, distilled on Kinetics-710, on Kinetics-{dataset[1:]}: 3 epochs of {TRAIN_VIEWS} views. "
         "The recipe is ours.\n\n"
         f"Command:  deepspeed --hostfile H --module vmae2_ds finetune {name} --data.manifest L "
         f"--train.init runs/vit_{letter}_distil_k710 --train.head-map MAP\n"
-        f"Hardware: 32 GPUs x 16 videos x {VIEWS} views, a guess. Time: not measured.\n"
+        f"Hardware: 32 GPUs x 16 videos x {TRAIN_VIEWS} views, a guess. Time: not measured.\n"
         f"Score:    {score} % (published student, 7x3 views); ours not measured.\n"
         "Source:   none was published: the schedule is that of ViT-g from K710, clips, batch and layer decay are those of "
         "ViT-B on K710."
@@ -254,7 +254,7 @@ def _after_distillation(letter: str, size: str, dataset: str, score: str) -> Cal
 
 
 def _published(name: str) -> FinetuneConfig:
-    return next(run for run in PUBLISHED if run.name == name).build()
+    return next(run for run in PUBLISHED_RUNS if run.name == name).build()
 
 
 AFTER_DISTILLATION = tuple(
@@ -279,6 +279,6 @@ def _recipe_of(run: PublishedRun) -> Callable[[], FinetuneConfig]:
 
 FINETUNE_RECIPES: dict[str, Callable[[], FinetuneConfig]] = {
     **{recipe.__name__: recipe for recipe in (vit_ti_finetune_desk, vit_s_posttrain_k710, *AFTER_DISTILLATION)},
-    **{run.name: _recipe_of(run) for run in PUBLISHED},
+    **{run.name: _recipe_of(run) for run in PUBLISHED_RUNS},
 }
 """Recipe functions by name."""

@@ -20,7 +20,7 @@ from vmae2_ds.config.strict import ClipLength, StrictModel
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else
     from torch import Tensor
 
-    from vmae2_ds.weights.about import About
+    from vmae2_ds.weights.about import AboutWeights
 
 LayoutName = Literal["published", "transformers", "transformers4", "mmaction2"]
 MOST_EDGE = 100_000
@@ -140,7 +140,7 @@ def export_weights(asked: ExportArguments) -> str:
     return ". ".join([said, *filter(None, notes)])
 
 
-def _nameless(model: EncoderConfig, about: About) -> str:
+def _nameless(model: EncoderConfig, about: AboutWeights) -> str:
     """What stands in a transformers folder for the names of classes that nobody said; nothing where they are known."""
     if not isinstance(model, ClassifierConfig) or not model.num_classes or about.labels:
         return ""
@@ -155,7 +155,7 @@ def _check_file(source: Path, out: Path, force: bool) -> None:
     check_out_file(out, inputs=_files_of(source), is_ours=None if force else refuse_other_file)
 
 
-def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], EncoderConfig, About, Path]:
+def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], EncoderConfig, AboutWeights, Path]:
     """Ours, the model, what is known of it, and the checkpoint."""
     from vmae2_ds.weights.source import read_all
     from vmae2_ds.runs.open import about_run, is_run, labels_of

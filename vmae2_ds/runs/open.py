@@ -16,12 +16,12 @@ from vmae2_ds.data.sources.class_names import read_class_names
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.weights.about import CLIP_FIELDS, About, read_about
+from vmae2_ds.weights.about import CLIP_FIELDS, AboutWeights, read_about
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import is_resized
-from vmae2_ds.weights.layouts import State, best_reading, our_shapes, some
+from vmae2_ds.weights.layouts import StateDict, best_reading, our_shapes, some
 from vmae2_ds.weights.files import named, read_published
-from vmae2_ds.weights.source import Found, find_weights
+from vmae2_ds.weights.source import FoundWeights, find_weights
 from vmae2_ds.weights.transformers_folder import is_weights_folder, weights_in
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.objectives import Classify
@@ -53,7 +53,7 @@ class LoadReport(NamedTuple):
         return f"{len(self.used)} tensors used, {len(self.new)} drawn anew{new}, {len(self.dropped)} dropped{dropped}"
 
 
-def initial_weights(config: RunConfig) -> State:
+def initial_weights(config: RunConfig) -> StateDict:
     """What `train.init` has for the run's model, under our names; nothing where it is not set. Logs the report.
 
     Raises:
@@ -101,7 +101,7 @@ def is_run(source: Path) -> bool:
     return source.is_dir() and not is_weights_folder(source)
 
 
-def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = None) -> tuple[State, LoadReport]:
+def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = None) -> tuple[StateDict, LoadReport]:
     """The tensors of a run or of a file that fit this model.
 
     Args:
@@ -141,7 +141,7 @@ class OpenedModel(NamedTuple):
 
     run: RunConfig
     """Its run's config; for a file without a run, the model in a config of its kind, whose clips are the published ones."""
-    weights: State
+    weights: StateDict
     """On the host, under our names."""
     checkpoint: Path
 
@@ -175,7 +175,7 @@ def open_model(
     return OpenedModel(run, weights, file)
 
 
-def _run_of(found: Found, data: LabelledDataConfig | None) -> RunConfig:
+def _run_of(found: FoundWeights, data: LabelledDataConfig | None) -> RunConfig:
     """A run's config around a model without a run: clips as the file says them, else as published."""
     clip = found.about.clip or {}
     if isinstance(found.model, ClassifierConfig):
@@ -240,10 +240,10 @@ def read_names(file: Path, num_classes: int, option: str = "") -> list[str]:
     return list(names)
 
 
-def about_run(run: RunConfig, labels: Sequence[str] | None = None) -> About:
+def about_run(run: RunConfig, labels: Sequence[str] | None = None) -> AboutWeights:
     """What a file of its weights should say beside them."""
     clip = run.data.model_dump(include=set(CLIP_FIELDS))
-    return About(run.model, run.target, None if labels is None else tuple(labels), clip)
+    return AboutWeights(run.model, run.target, None if labels is None else tuple(labels), clip)
 
 
 def read_head_map(file: Path, num_classes: int, setting: str = "--train.head-map") -> list[int]:
@@ -259,7 +259,7 @@ def read_head_map(file: Path, num_classes: int, setting: str = "--train.head-map
     return found
 
 
-def mapped_head(found: State, head_map: list[int], source: Path, setting: str = "--train.head-map") -> State:
+def mapped_head(found: StateDict, head_map: list[int], source: Path, setting: str = "--train.head-map") -> StateDict:
     """The head of `found`, class by class as the map says. Raises ConfigError where it has no such head."""
     if any(name not in found for name in HEAD):
         raise ConfigError(f"{setting} is set, but {source} has no head; leave it out")
@@ -272,7 +272,7 @@ def mapped_head(found: State, head_map: list[int], source: Path, setting: str = 
 
 def open_classifier(
     source: Path, data: LabelledDataConfig | None = None, given: Mapping[str, Any] | None = None
-) -> tuple[FinetuneConfig, State, Path]:
+) -> tuple[FinetuneConfig, StateDict, Path]:
     """The config, our weights and the checkpoint that `source` means. Raises ConfigError or CheckpointError.
 
     `data` says what a file leaves open, the clips that it was trained on; default: 16 frames of 224x224. `given`: as of
@@ -289,7 +289,7 @@ def open_classifier(
     return run, weights, checkpoint
 
 
-def classifier_of(config: FinetuneConfig, weights: State | None, device: torch.device | None = None) -> Classify:
+def classifier_of(config: FinetuneConfig, weights: StateDict | None, device: torch.device | None = None) -> Classify:
     """The objective with these weights, in the run's precision, on `device` or this process's own, for inference.
 
     Without weights they are left as they lie in memory, to be filled in.

@@ -20,7 +20,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
 from vmae2_ds.model.encoder import ClipEncoder
-from vmae2_ds.weights.layouts import State
+from vmae2_ds.weights.layouts import StateDict
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Classify, Reconstruct
 from vmae2_ds.runs.open import class_names, classifier_of, labels_of, open_classifier, open_model
@@ -29,7 +29,7 @@ from vmae2_ds.config.stages import RunConfig, with_options
 # B clips, T frames, H x W pixels, C classes or 3 colours, N cubes, M decoded cubes, P values in a cube, D width.
 
 Precision = Literal["fp32", "bf16"]
-Source = str | Path
+WeightsSource = str | Path
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
@@ -59,7 +59,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ReadyModel:
     """A model in inference on its device, and what has to be known to use it."""
 
     run: RunConfig
@@ -93,7 +93,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class LoadedEncoder(Loaded):
+class LoadedEncoder(ReadyModel):
     """Called with clips, the mean token behind the norm that the model was trained with: (B, D) float32."""
 
     module: ClipEncoder
@@ -111,7 +111,7 @@ class LoadedEncoder(Loaded):
 
 
 @dataclass(frozen=True)
-class LoadedClassifier(Loaded):
+class LoadedClassifier(ReadyModel):
     """Called with clips, logits: (B, C) float32."""
 
     module: Classify
@@ -125,7 +125,7 @@ class LoadedClassifier(Loaded):
 
 
 @dataclass(frozen=True)
-class LoadedAutoencoder(Loaded):
+class LoadedAutoencoder(ReadyModel):
     """Called with clips and masks, the cubes that its decoder predicts: (B, M, P) float32."""
 
     module: Reconstruct
@@ -144,7 +144,7 @@ class LoadedAutoencoder(Loaded):
 
 
 def load_encoder(
-    source: Source,
+    source: WeightsSource,
     *,
     device: torch.device | str | None = None,
     precision: Precision = "fp32",
@@ -173,14 +173,14 @@ def load_encoder(
 
 
 def load_classifier(
-    source: Source,
+    source: WeightsSource,
     *,
     device: torch.device | str | None = None,
     precision: Precision = "fp32",
     num_frames: int | None = None,
     size: int | None = None,
     model_config: Mapping[str, Any] | None = None,
-    labels: Source | None = None,
+    labels: WeightsSource | None = None,
 ) -> LoadedClassifier:
     """A classifier, ready for inference. `labels`: a file with a class name a line; default: the run's labels.txt, or what the
     file says. Else as `load_encoder`; raises ConfigError also for a model without classes."""
@@ -194,7 +194,7 @@ def load_classifier(
 
 
 def load_autoencoder(
-    source: Source,
+    source: WeightsSource,
     *,
     device: torch.device | str | None = None,
     precision: Precision = "fp32",
@@ -210,14 +210,14 @@ def load_autoencoder(
     return LoadedAutoencoder(run, checkpoint, where, _placed(autoencoder_of(run, weights), precision, where))
 
 
-def encoder_of(run: RunConfig, weights: State) -> ClipEncoder:
+def encoder_of(run: RunConfig, weights: StateDict) -> ClipEncoder:
     """The encoder with these weights, on the host."""
     encoder = ClipEncoder(run.model, run.geometry)
     encoder.take(weights)
     return encoder
 
 
-def autoencoder_of(run: PretrainConfig, weights: State) -> Reconstruct:
+def autoencoder_of(run: PretrainConfig, weights: StateDict) -> Reconstruct:
     """The objective with these weights, on the host."""
     shape = run.model.model_copy(update={"attention": "sdpa", "checkpointing": "none"})  # on any machine
     model = MaskedAutoencoder(shape, run.geometry, seed=None)

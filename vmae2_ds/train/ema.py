@@ -16,7 +16,7 @@ from vmae2_ds.checkpoint.zero_shards import MEAN, mean_file
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.weights.layouts import State
+from vmae2_ds.weights.layouts import StateDict
 
 WEIGHTS = "ema.safetensors"
 """The mean at the end of a run, in its folder, under published names."""
@@ -61,9 +61,9 @@ class WeightAverage:
             mine = self._mean[piece.shard].view(-1)[piece.offset : piece.offset + piece.numel]
             mine.copy_(saved[piece.start : piece.start + piece.numel])
 
-    def weights(self) -> State | None:
+    def weights(self) -> StateDict | None:
         """The model's whole mean on the host of rank 0, under our names; None elsewhere. All ranks call it together."""
-        found: State = {}
+        found: StateDict = {}
         with self._in_place():
             for name, tensor in self._engine.shards.whole_weights():
                 if torch.distributed.get_rank() == 0 and name.startswith("model."):

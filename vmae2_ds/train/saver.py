@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vmae2_ds.checkpoint.mirror import Mirror
-from vmae2_ds.checkpoint.retention import Keep
+from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.checkpoint.save import checkpoint_bytes, save_checkpoint
 from vmae2_ds.checkpoint.whole import find_newest_whole
 from vmae2_ds.config.run import TrainConfig
@@ -45,7 +45,7 @@ class Saver:
     ) -> None:
         self._engine, self._folder, self._config, self._ranks, self._mean = engine, folder, config, ranks, mean
         self._mirror = mirror
-        self._keep = Keep(config.keep, config.keep_every_hours, config.keep_best)
+        self._keep = RetentionRules(config.keep, config.keep_every_hours, config.keep_best)
         self._figures: dict[str, float] = {}
         self._failed_in_a_row = 0
         self.error: SaveFailed | None = None

@@ -15,7 +15,7 @@ from vmae2_ds.cost.activations import Activations, mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.states import state_bytes
-from vmae2_ds.cost.traffic import AttentionKind, Precision
+from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts
@@ -25,7 +25,7 @@ from vmae2_ds.tune.tables import scaled, table
 
 MIB = 2**20
 KERNELS: tuple[AttentionKind, ...] = ("math", "flash")
-PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32", "autocast")
+PRECISIONS: tuple[ComputePrecision, ...] = ("bf16", "fp32", "autocast")
 MODES: tuple[CheckpointingName, ...] = ("none", "decoder", "every_k", "all")
 
 
@@ -38,7 +38,7 @@ class Subject(NamedTuple):
     """By token set: encoder_only, dual and, where the mask allows it, dual_disjoint."""
 
     def activations(
-        self, tokens: str, kernel: AttentionKind, precision: Precision, mode: CheckpointingName | None = None
+        self, tokens: str, kernel: AttentionKind, precision: ComputePrecision, mode: CheckpointingName | None = None
     ) -> Activations:
         """One clip's; `mode` instead of the model's own checkpointing."""
         model = self.model if mode is None else self.model.model_copy(update={"checkpointing": mode})
@@ -72,7 +72,7 @@ class MemoryArguments(StrictModel):
     """Masks of encoder and decoder."""
     attention: Literal["math", "flash"] = "flash"
     """How attention is computed. math: every score is kept in memory; flash: a fused kernel (flash_attn, sdpa)."""
-    precision: Precision = "bf16"
+    precision: ComputePrecision = "bf16"
     """Number format. bf16: as this package trains; fp32; autocast: as the paper trained, float32 weights and half
     precision products."""
     checkpointing: CheckpointingName = "none"
@@ -99,7 +99,7 @@ class MemoryTable(TypedDict):
     """Frames, height, width."""
     params: int
     attention: AttentionKind
-    precision: Precision
+    precision: ComputePrecision
     checkpointing: CheckpointingName
     activation_mib_per_sample: dict[str, float]
     """By token set, when the forward pass ends."""

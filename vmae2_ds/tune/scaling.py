@@ -77,7 +77,7 @@ def _short(chosen: Candidate) -> str:
     return f"{name}, recompute {again}, {train.micro_batch} x {micro_steps}: {size}{binds}"
 
 
-def memory_table() -> str:
+def activations_table() -> str:
     """Activations of one clip, encoder-only against dual: the paper's figures, the published loop, and ours."""
     rows = []
     for size, published in PAPER_MIB.items():
@@ -111,7 +111,7 @@ def hours_table() -> str:
     return markdown(["paper", "published", "low", "expected", "high", "residual of expected"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"memory": memory_table, "hours": hours_table, "tune": scaling_tables}
+TABLES: dict[str, Callable[[], str]] = {"memory": activations_table, "hours": hours_table, "tune": scaling_tables}
 
 
 def main(path: Path) -> None:

@@ -19,7 +19,7 @@ CLIP_FIELDS = ("num_frames", "size", "stride", "sampling")
 """Settings of `data` that tell what clips weights were trained on."""
 
 
-class About(NamedTuple):
+class AboutWeights(NamedTuple):
     """What is known of weights besides their names and shapes; None where nobody said."""
 
     model: EncoderConfig | None = None
@@ -41,17 +41,17 @@ class About(NamedTuple):
         return {"format": "pt", **model, **{key: value for key, value in said.items() if value}}
 
 
-def read_about(path: Path) -> About:
+def read_about(path: Path) -> AboutWeights:
     """What one of our own .safetensors files says; nothing of files that somebody else wrote."""
     said = _metadata(path)
     fields = _json(said.get("model"))
     try:
         model = model_of_fields(fields if isinstance(fields, dict) else {})
     except ConfigError:
-        return About()
+        return AboutWeights()
     target = said.get("target")
     labels, clip = _json(said.get("labels")), _json(said.get("clip"))
-    return About(
+    return AboutWeights(
         model,
         target if target in TARGETS else None,
         names_for(labels, model),

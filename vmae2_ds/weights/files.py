@@ -19,8 +19,8 @@ from vmae2_ds.config.finetune import HeadlessConfig
 from vmae2_ds.config.model import SIZES, AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.weights.about import About, model_of_fields, read_about
-from vmae2_ds.weights.layouts import EMBED_WEIGHT, LAYOUTS, Layout, State, bare, best_reading, shortened, unwrapped
+from vmae2_ds.weights.about import AboutWeights, model_of_fields, read_about
+from vmae2_ds.weights.layouts import EMBED_WEIGHT, LAYOUTS, Layout, StateDict, bare, best_reading, shortened, unwrapped
 from vmae2_ds.weights.lazy_state import save_safetensors
 from vmae2_ds.weights.ours import check_ending
 
@@ -28,7 +28,7 @@ WRAPPERS = ("model", "module", "state_dict")
 """What a state dict may lie in: torch's and the published code's, DeepSpeed's, mmengine's."""
 
 
-def read_published(path: Path) -> State:
+def read_published(path: Path) -> StateDict:
     """The tensors of a published .pth/.pt/.bin or .safetensors file on the CPU, under bare published keys.
 
     Opens the wrappers `model` (torch), `module` (DeepSpeed) and `state_dict` (mmengine), and takes out what DDP, FSDP and
@@ -71,7 +71,7 @@ def load_plain(path: Path, classes: list[Any], place: Any = "cpu", *, mapped: bo
         raise CheckpointError(_why_unreadable(path, error)) from error
 
 
-def _load_safetensors(path: Path) -> State:
+def _load_safetensors(path: Path) -> StateDict:
     try:
         return load_file(path)
     except _UNREADABLE as error:
@@ -110,7 +110,9 @@ def _why_unreadable(path: Path, error: BaseException) -> str:
     return f"{cannot}: it is {pickled} (it starts with {start[:16]!r})"
 
 
-def write_weights(state: Mapping[str, Tensor], out: Path, config: EncoderConfig, about: About | None = None) -> None:
+def write_weights(
+    state: Mapping[str, Tensor], out: Path, config: EncoderConfig, about: AboutWeights | None = None
+) -> None:
     """Write published tensors to `out`, whole or not at all; its ending decides the format. A stored state is read tensor by
     tensor for .safetensors, whose header also says what `about` does, and at once for .pth.
 
@@ -120,7 +122,7 @@ def write_weights(state: Mapping[str, Tensor], out: Path, config: EncoderConfig,
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
         assert isinstance(config, ModelConfig | ClassifierConfig), f"a model of {type(config).__name__}"
-        save_safetensors(state, out, (about or About())._replace(model=config).metadata())
+        save_safetensors(state, out, (about or AboutWeights())._replace(model=config).metadata())
         return
     with whole_file(out) as part, part.open("wb") as file:
         try:

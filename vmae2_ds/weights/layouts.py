@@ -22,8 +22,8 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.weights.lazy_state import Shape, StoredState, dtypes_of, shapes_of
 
-State = dict[str, Tensor]
-Names = tuple[str, ...]
+StateDict = dict[str, Tensor]
+TheirNames = tuple[str, ...]
 """Their names of one of our parameters: one, or three for a packed projection that they keep as q, k and v."""
 
 EMBED_WEIGHT = "encoder.embed.proj.weight"
@@ -40,13 +40,13 @@ class Layout(NamedTuple):
     """How somebody else names the weights."""
 
     about: str
-    names: Callable[[str, bool], Names]
+    names: Callable[[str, bool], TheirNames]
     """(our name, whether it is a classifier's) -> theirs."""
     stages: tuple[type[EncoderConfig], ...]
     """Models that can be written so."""
 
 
-def to_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> State:
+def to_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> StateDict:
     """Their state dict from ours (`model.state_dict()`); exactly their keys and shapes. Errors as `in_layout`."""
     return dict(in_layout(state, config, layout))
 
@@ -74,7 +74,7 @@ def in_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = 
     return StoredState(layout_shapes(config, layout), read, {name: dtypes[ours] for name, (ours, _) in where.items()})
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> State:
+def unwrapped(state: Mapping[str, Tensor]) -> StateDict:
     """A state dict without what training tools put into names. Raises CheckpointError where two names become one."""
     return {short: state[name] for short, name in shortened(state, lambda name: _WRAPPERS.sub("", name)).items()}
 
@@ -100,7 +100,7 @@ def shortened(state: Mapping[str, Tensor], shorten: Callable[[str], str]) -> dic
     return names
 
 
-def from_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> State:
+def from_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> StateDict:
     """Our state dict from theirs; prefixes as in `bare`.
 
     Raises:
@@ -115,7 +115,7 @@ def from_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str 
     return {name: _taken(state, name, theirs) for name, theirs in _names(config, layout).items()}
 
 
-def _taken(state: Mapping[str, Tensor], ours: str, theirs: Names) -> Tensor:
+def _taken(state: Mapping[str, Tensor], ours: str, theirs: TheirNames) -> Tensor:
     """One of our parameters out of their state dict. Raises CheckpointError for whole numbers."""
     if kinds := {str(state[name].dtype) for name in theirs if not state[name].is_floating_point()}:
         raise CheckpointError(f"{theirs[0]} holds {', '.join(kinds)}, and weights are floating point")
@@ -126,17 +126,17 @@ def _taken(state: Mapping[str, Tensor], ours: str, theirs: Names) -> Tensor:
     return tensor
 
 
-class Reading(NamedTuple):
+class LayoutGuess(NamedTuple):
     """How a state dict of unknown making is best understood."""
 
     layout: str
     stage: str
     """pre-training or classifier, by what is in it."""
-    state: State
+    state: StateDict
     """What was found, under our names, in whatever shape it is there."""
-    missing: Names
+    missing: TheirNames
     """Their names of what a model needs and the state dict lacks."""
-    unused: Names
+    unused: TheirNames
     """Its names that were not needed."""
 
     def describe(self) -> str:
@@ -147,7 +147,7 @@ class Reading(NamedTuple):
         )
 
 
-def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> Reading:
+def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> LayoutGuess:
     """The known layout under which `state` has the most of this model's parameters; prefixes as in `bare`.
 
     Raises CheckpointError where two names become one without their prefixes, or weights are whole numbers.
@@ -155,7 +155,7 @@ def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> Reading:
     short = {short: state[name] for short, name in shortened(state, bare).items()}
     shapes = our_shapes(config)
     is_classifier = "mask_token" not in short
-    best: tuple[int, str, dict[str, Names]] | None = None
+    best: tuple[int, str, dict[str, TheirNames]] | None = None
     for layout, about in LAYOUTS.items():
         names = {name: about.names(name, is_classifier) for name in shapes}
         found = sum(all(bare(x) in short for x in theirs) for theirs in names.values())
@@ -165,7 +165,7 @@ def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> Reading:
     _, layout, names = best
     there = {name: tuple(map(bare, theirs)) for name, theirs in names.items() if all(bare(x) in short for x in theirs)}
     used = {x for theirs in there.values() for x in theirs}
-    return Reading(
+    return LayoutGuess(
         layout,
         "classifier" if is_classifier else "pre-training",
         {name: _taken(short, name, theirs) for name, theirs in there.items()},
@@ -195,7 +195,7 @@ def official_name(name: str, *, classifier: bool = False) -> str:
 _BLOCK = re.compile(r"^(encoder|decoder)\.blocks\.(\d+)\.(.+)$")
 
 
-def _published(name: str, classifier: bool) -> Names:
+def _published(name: str, classifier: bool) -> TheirNames:
     name = re.sub(r"\.attn\.qkv\.(q|v)_bias$", r".attn.\1_bias", name)
     name = re.sub(r"^encoder\.embed\.", "encoder.patch_embed.", name)
     if classifier:
@@ -203,7 +203,7 @@ def _published(name: str, classifier: bool) -> Names:
     return ({"decoder.mask_token": "mask_token", "bridge.weight": "encoder_to_decoder.weight"}.get(name, name),)
 
 
-def _mmaction(name: str, classifier: bool) -> Names:
+def _mmaction(name: str, classifier: bool) -> TheirNames:
     """Backbone and head of mmaction2's recogniser, which keeps the published names inside its blocks but for the MLP's."""
     (name,) = _published(name, classifier)
     if name.startswith("head."):
@@ -230,7 +230,7 @@ _HF_ELSEWHERE = {
 }
 
 
-def _transformers(name: str, bias: str) -> Names:
+def _transformers(name: str, bias: str) -> TheirNames:
     """`bias`: their name of the q or v bias, as a format of its letter and its layer."""
     if not (match := _BLOCK.match(name)):
         for ours, theirs in _HF_ELSEWHERE.items():
@@ -272,7 +272,7 @@ _NO_PLACE = {
 }
 
 
-def _names(config: EncoderConfig, layout: str) -> dict[str, Names]:
+def _names(config: EncoderConfig, layout: str) -> dict[str, TheirNames]:
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown key layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     if type(config) not in LAYOUTS[layout].stages:

@@ -9,22 +9,22 @@ from typing import Any, NamedTuple
 
 from vmae2_ds.config.model import AnyModel
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.weights.about import About, read_about
+from vmae2_ds.weights.about import AboutWeights, read_about
 from vmae2_ds.weights.files import model_of, named, read_published, with_given
-from vmae2_ds.weights.layouts import State, best_reading, from_layout
+from vmae2_ds.weights.layouts import StateDict, best_reading, from_layout
 from vmae2_ds.weights.transformers_config import about_transformers, config_of_transformers
 from vmae2_ds.weights.transformers_folder import read_config, weights_in
 
 
-class Found(NamedTuple):
+class FoundWeights(NamedTuple):
     """A file of weights, and all that is known of it."""
 
     file: Path
     model: AnyModel
-    about: About
+    about: AboutWeights
 
 
-def find_weights(source: Path, given: Mapping[str, Any] | None = None) -> Found:
+def find_weights(source: Path, given: Mapping[str, Any] | None = None) -> FoundWeights:
     """The file that `source` means: itself, or the one in a folder with a config.json.
 
     Args:
@@ -33,25 +33,27 @@ def find_weights(source: Path, given: Mapping[str, Any] | None = None) -> Found:
     Raises CheckpointError or ConfigError where its model cannot be told.
     """
     if not source.is_dir():
-        return Found(source, model_of(source, given), read_about(source))
+        return FoundWeights(source, model_of(source, given), read_about(source))
     fields = read_config(source)
     if isinstance(fields.get("model_config"), dict):  # the authors' own code would build it; its tensors tell the rest
         file = weights_in(source)
-        return Found(file, model_of(file, {**_of_hub(fields), **(given or {})}), About(clip=_clip_of_hub(fields)))
+        return FoundWeights(
+            file, model_of(file, {**_of_hub(fields), **(given or {})}), AboutWeights(clip=_clip_of_hub(fields))
+        )
     with named(source):
         model = config_of_transformers(fields)
-    return Found(weights_in(source), with_given(model.model_dump(), given), about_transformers(fields, model))
+    return FoundWeights(weights_in(source), with_given(model.model_dump(), given), about_transformers(fields, model))
 
 
-class Read(NamedTuple):
+class ReadWeights(NamedTuple):
     """Every tensor of a file, under our names."""
 
-    state: State
-    found: Found
+    state: StateDict
+    found: FoundWeights
     layout: str
 
 
-def read_all(source: Path, given: Mapping[str, Any] | None = None) -> Read:
+def read_all(source: Path, given: Mapping[str, Any] | None = None) -> ReadWeights:
     """The weights of a file or a folder, every key accounted for.
 
     Raises CheckpointError where it is of no known layout, or a key of the layout is missing, left over or of another shape;
@@ -61,7 +63,7 @@ def read_all(source: Path, given: Mapping[str, Any] | None = None) -> Read:
     state = read_published(found.file)
     with named(source):
         layout = best_reading(state, found.model).layout
-        return Read(from_layout(state, found.model, layout), found, layout)
+        return ReadWeights(from_layout(state, found.model, layout), found, layout)
 
 
 def read_given(file: Path | None) -> dict[str, Any] | None:

@@ -11,15 +11,17 @@ from vmae2_ds.config.model import AnyModel, ClassifierConfig, EncoderConfig, Mod
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.block import NORM_EPS
-from vmae2_ds.weights.about import About, names_for
+from vmae2_ds.weights.about import AboutWeights, names_for
 
 
-def transformers_config_of(config: EncoderConfig, geometry: ClipGeometry, about: About | None = None) -> dict[str, Any]:
+def transformers_config_of(
+    config: EncoderConfig, geometry: ClipGeometry, about: AboutWeights | None = None
+) -> dict[str, Any]:
     """The fields of a `VideoMAEConfig`; `geometry` is the clip the weights were trained on.
 
     What `about` does not say is as published: the decoder's target is normalised, and classes have numbers.
     """
-    about = about or About()
+    about = about or AboutWeights()
     encoder = config.encoder
     fields = {
         "model_type": "videomae",
@@ -59,17 +61,17 @@ def transformers_config_of(config: EncoderConfig, geometry: ClipGeometry, about:
     }
 
 
-def about_transformers(fields: Mapping[str, Any], model: AnyModel) -> About:
+def about_transformers(fields: Mapping[str, Any], model: AnyModel) -> AboutWeights:
     """What a VideoMAE config.json says besides: the target of a decoder, names of classes, frames and size of clips."""
     clip = {"num_frames": fields.get("num_frames"), "size": fields.get("image_size")}
     clip = {name: value for name, value in clip.items() if isinstance(value, int) and value > 0}
     if isinstance(model, ModelConfig):
-        return About(model, "normalised" if fields.get("norm_pix_loss", True) else "pixels", clip=clip)
+        return AboutWeights(model, "normalised" if fields.get("norm_pix_loss", True) else "pixels", clip=clip)
     named = fields.get("id2label")
     numbers = [str(label) for label in range(model.num_classes)]
     names = [named.get(number) for number in numbers] if isinstance(named, Mapping) else []
     has_names = names != [f"LABEL_{number}" for number in numbers]  # what transformers writes where nobody said any
-    return About(model, labels=names_for(names, model) if has_names else None, clip=clip)
+    return AboutWeights(model, labels=names_for(names, model) if has_names else None, clip=clip)
 
 
 def _classes(fields: Mapping[str, Any]) -> int:

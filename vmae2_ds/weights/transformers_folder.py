@@ -16,7 +16,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD, is_resized
-from vmae2_ds.weights.about import About
+from vmae2_ds.weights.about import AboutWeights
 from vmae2_ds.weights.lazy_state import save_safetensors
 from vmae2_ds.weights.ours import CARD, CONFIG, PREPROCESSOR, WEIGHTS
 from vmae2_ds.weights.transformers_config import transformers_config_of
@@ -25,7 +25,7 @@ from vmae2_ds.weights.transformers_config import transformers_config_of
 def write_folder(
     state: Mapping[str, Tensor],
     config: EncoderConfig,
-    about: About,
+    about: AboutWeights,
     geometry: ClipGeometry,
     folder: Path,
     source: str,
@@ -59,7 +59,7 @@ def write_folder(
 
 
 def _card(
-    config: EncoderConfig, about: About, geometry: ClipGeometry, architecture: str, source: str, versions: str
+    config: EncoderConfig, about: AboutWeights, geometry: ClipGeometry, architecture: str, source: str, versions: str
 ) -> str:
     task = "video-classification" if isinstance(config, ClassifierConfig) else "video-feature-extraction"
     cubes = f"cubes of {config.tubelet}x{config.patch}x{config.patch}"
@@ -88,7 +88,7 @@ _PREDICTS = {
 }
 
 
-def _classes(about: About) -> str:
+def _classes(about: AboutWeights) -> str:
     return (
         "Classes have their names." if about.labels else "Nobody said the names of the classes; `id2label` has numbers."
     )

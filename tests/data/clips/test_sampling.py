@@ -10,7 +10,7 @@ import pytest
 from tests.golden_data import golden_json
 from vmae2_ds.data.clips.sampling import (
     SAMPLERS,
-    VIEWS,
+    TEST_SAMPLERS,
     count_starts,
     dense_indices,
     dense_views,
@@ -70,11 +70,11 @@ def test_segments_give_one_frame_of_each_part() -> None:
     assert set((drawn % 3).flatten()) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("views", sorted(VIEWS))
+@pytest.mark.parametrize("views", sorted(TEST_SAMPLERS))
 @pytest.mark.parametrize("length", [1, 5, 16, 64, 65, 300])
 @pytest.mark.parametrize("clips", [1, 2, 5])
 def test_test_views_lie_in_the_video(views: str, length: int, clips: int) -> None:
-    indices = VIEWS[views](length, 16, 4, clips)
+    indices = TEST_SAMPLERS[views](length, 16, 4, clips)
     assert indices.shape == (clips, 16)
     assert indices.min() >= 0
     assert indices.max() < length

@@ -15,7 +15,7 @@ from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.data.sources.order import SampleKey
-from vmae2_ds.data.tools.synthetic import CLASSES, SyntheticSet
+from vmae2_ds.data.tools.synthetic import CLASS_NAMES, SyntheticSet
 from vmae2_ds.errors import ConfigError
 
 Make = Callable[..., FinetuneConfig]
@@ -24,7 +24,7 @@ Make = Callable[..., FinetuneConfig]
 @pytest.fixture
 def make(synthetic_set: SyntheticSet) -> Make:
     def make(
-        num_classes: int = len(CLASSES), manifest: Path = synthetic_set.train, **augment: object
+        num_classes: int = len(CLASS_NAMES), manifest: Path = synthetic_set.train, **augment: object
     ) -> FinetuneConfig:
         return FinetuneConfig(
             model=ClassifierConfig.of_size("tiny", num_classes=num_classes),
@@ -55,7 +55,7 @@ def test_a_sample_has_its_video_s_label_and_views_of_their_own(make: Make) -> No
     dataset = dataset_of(make())
     for row in (0, 5, 11):
         sample = dataset[SampleKey(0, row)]
-        assert sample.label == dataset.mixture.sources[0].manifest[row].label == row % len(CLASSES)
+        assert sample.label == dataset.mixture.sources[0].manifest[row].label == row % len(CLASS_NAMES)
         assert (sample.clip_KTHWC.shape, sample.clip_KTHWC.dtype) == ((2, 8, 32, 32, 3), torch.uint8)
         assert not torch.equal(sample.clip_KTHWC[0], sample.clip_KTHWC[1])
 

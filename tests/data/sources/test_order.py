@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmae2_ds.data.seeding import Purpose, generator
-from vmae2_ds.data.sources.order import SampleKey, SampleOrder, Shuffle, Turns, _chairmen, positions_of
+from vmae2_ds.data.sources.order import SampleKey, SampleOrder, Shuffle, SourceTurns, _chairmen, positions_of
 
 
 def test_every_epoch_is_a_permutation_and_nothing_is_dropped() -> None:
@@ -108,9 +108,9 @@ def test_shares_are_kept_to_a_ten_thousandth_and_no_source_is_forgotten(shares: 
 
 
 def test_turns_can_be_counted_from_both_sides() -> None:
-    turns = Turns({4: 0.7, 7: 0.2, 9: 0.1})
+    turns = SourceTurns({4: 0.7, 7: 0.2, 9: 0.1})
     seen: Counter[int] = Counter()
-    for turn in range(2 * Turns.TABLE + 100):
+    for turn in range(2 * SourceTurns.TABLE + 100):
         assert turns.count_before(4, turn) == seen[4]
         source, before = turns.at(turn)
         assert before == seen[source]

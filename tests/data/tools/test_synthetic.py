@@ -13,7 +13,7 @@ import pytest
 from vmae2_ds.data.readers.table import read_frames
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.tools.synthetic import (
-    CLASSES,
+    CLASS_NAMES,
     DIRECTIONS,
     SynthArguments,
     SyntheticSet,
@@ -27,7 +27,7 @@ def test_files_and_labels(synthetic_set: SyntheticSet) -> None:
     assert [entry.label for entry in train] == list(range(12))
     assert len(val) == 2
     assert train.sources == ("synthetic",)
-    assert synthetic_set.labels.read_text().splitlines() == list(CLASSES)
+    assert synthetic_set.labels.read_text().splitlines() == list(CLASS_NAMES)
     frames = read_frames(train[0].path, np.arange(24))
     assert frames.shape == (24, 64, 64, 3)
     # H.264 at crf 20 changes each pixel by a few levels
@@ -63,7 +63,7 @@ def test_files_follow_from_the_seed_whatever_memory_held_before(tmp_path: Path) 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[np.ndarray, np.ndarray]:
     """360 clips (T=12, 48 x 48) in grey, zero mean: (n, T, H, W) and labels."""
-    labels = np.arange(360) % len(CLASSES)
+    labels = np.arange(360) % len(CLASS_NAMES)
     clips = [draw_clip(label, np.random.default_rng((7, row)), size=48, frames=12) for row, label in enumerate(labels)]
     return np.stack(clips).mean(-1), labels
 
@@ -74,14 +74,14 @@ def ridge_accuracy(features: np.ndarray, labels: np.ndarray, penalty: float = 0.
     flat = features.reshape(len(features), -1)
     flat = (flat - flat[:num_train].mean(0)) / (flat[:num_train].std(0) + 1e-9)
     kernel = flat @ flat.T / flat.shape[1]
-    targets = np.eye(len(CLASSES))[labels] - 1 / len(CLASSES)
+    targets = np.eye(len(CLASS_NAMES))[labels] - 1 / len(CLASS_NAMES)
     weights = np.linalg.solve(kernel[:num_train, :num_train] + penalty * np.eye(num_train), targets[:num_train])
     return float((np.argmax(kernel[num_train:, :num_train] @ weights, axis=1) == labels[num_train:]).mean())
 
 
 def test_pixels_do_not_tell_the_class_but_motion_does(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     grey_nTHW, labels = drawn
-    chance = 1 / len(CLASSES)
+    chance = 1 / len(CLASS_NAMES)
     three_sigma = 3 * np.sqrt(chance * (1 - chance) / 120)  # of the share right among the 120 held out
     assert ridge_accuracy(grey_nTHW[:, 0], labels) < chance + three_sigma
     assert ridge_accuracy(grey_nTHW[:, -1], labels) < chance + three_sigma

@@ -16,7 +16,7 @@ from tests.downstream.probe.test_probe import clusters
 from vmae2_ds.downstream.probe import trained as trained
 from vmae2_ds.downstream.probe.fit import PROBES
 from vmae2_ds.downstream.probe.folds import Features, probe_accuracy
-from vmae2_ds.downstream.probe.heads import HEADS, AttentiveHead, attentive_logits, draw
+from vmae2_ds.downstream.probe.heads import HEADS, AttentiveHead, attentive_logits, draw_weights
 from vmae2_ds.downstream.probe.trained import TrainedProbe, hold_out
 from vmae2_ds.errors import ConfigError
 
@@ -26,7 +26,7 @@ def test_attentive_pooling_is_multi_head_cross_attention() -> None:
     width, classes = 128, 5
     heads = [AttentiveHead(width, classes), AttentiveHead(width, classes)]
     for number, head in enumerate(heads):
-        draw(head, torch.Generator().manual_seed(number))
+        draw_weights(head, torch.Generator().manual_seed(number))
         for parameter in head.parameters():  # biases and norms too: one that is left out then shows
             parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9)), alpha=0.3)
     assert heads[0].num_heads == 2
@@ -175,9 +175,9 @@ def test_every_setting_has_its_rate_and_its_decay() -> None:
     """One step of AdamW: each weight is shrunk by rate x decay, and moved by the rate, whatever the size of its gradient."""
     train = clusters(12, 1.0)
     settings = [(lr, decay) for lr in (1e-3, 1e-2) for decay in (0.0, 5.0)]
-    scale = trained.Scale(np.zeros(10, np.float32), np.ones(10, np.float32))
+    scale = trained.FeatureScale(np.zeros(10, np.float32), np.ones(10, np.float32))
     heads = TrainedProbe("linear", epochs=1, batch=12, seed=3)._fit(train, np.arange(12), 4, settings, scale)
-    drawn = draw(HEADS["linear"].make(10, 4), torch.Generator().manual_seed(3)).state_dict()["head.weight"]
+    drawn = draw_weights(HEADS["linear"].make(10, 4), torch.Generator().manual_seed(3)).state_dict()["head.weight"]
     for head, (lr, decay) in zip(heads, settings, strict=True):
         moved = head.state_dict()["head.weight"] - (1 - lr * decay) * drawn
         torch.testing.assert_close(moved.abs(), torch.full((4, 10), lr), rtol=1e-3, atol=0)

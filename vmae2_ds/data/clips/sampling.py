@@ -94,7 +94,7 @@ def middle_clip(sampling: str, length: int, num_frames: int, stride: int) -> np.
     return dense_indices(length, num_frames, stride)
 
 
-VIEWS: dict[str, Callable[[int, int, int, int], np.ndarray]] = {"dense": dense_views, "segments": segment_views}
+TEST_SAMPLERS: dict[str, Callable[[int, int, int, int], np.ndarray]] = {"dense": dense_views, "segments": segment_views}
 """(length, num_frames, stride, clips) -> (K, T) int64 frame indices, by ViewsConfig.sampling."""
 
 SAMPLERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarray]] = {

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vmae2_ds.config.finetune import FinetuneConfig, ViewsConfig
 from vmae2_ds.data.clips.crops import crop_resize, view_crops
-from vmae2_ds.data.clips.sampling import VIEWS, middle_clip
+from vmae2_ds.data.clips.sampling import TEST_SAMPLERS, middle_clip
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.feed.loader import STALL_S, iterate, start_worker
 from vmae2_ds.data.readers.watchdog import GuardedReader
@@ -85,7 +85,7 @@ class ViewsDataset(Dataset[ViewedVideo]):
     def _indices(self, length: int, stride: int) -> np.ndarray:
         if self.views is None:
             return middle_clip(self.data.sampling, length, self.data.num_frames, stride)[None]
-        return VIEWS[self.views.sampling](length, self.data.num_frames, stride, self.views.clips)
+        return TEST_SAMPLERS[self.views.sampling](length, self.data.num_frames, stride, self.views.clips)
 
     def iterate(self, rows: Sequence[int]) -> Generator[ViewedVideo, None, None]:
         """These rows in order, read by `data.workers` processes. Raises DataError where one of them dies or hangs."""

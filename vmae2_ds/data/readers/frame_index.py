@@ -100,7 +100,7 @@ def steps(container: Any, stream: Any) -> Iterator[tuple[Any, list[Any]]]:
     import av
 
     found, late = False, None
-    for packet in pictures(container, stream):
+    for packet in data_packets(container, stream):
         if packet is not None and late is not None:
             raise late
         try:
@@ -193,7 +193,7 @@ def rate_of(steps: np.ndarray, stream: Any) -> Fraction | None:
 # --- may the times be trusted? ----------------------------------------------------------------------------------------
 
 
-def pictures(container: Any, stream: Any) -> Iterator[Any]:
+def data_packets(container: Any, stream: Any) -> Iterator[Any]:
     """The stream's packets that hold data, then None. Where the container breaks off, it ends, as for ffmpeg."""
     import av
 
@@ -218,7 +218,7 @@ def _read_packets(container: Any, stream: Any) -> Packets:
     codec = stream.codec_context
     may_give_none = codec.name in ("mpeg4", "vp8")
     counts_alone, first, last = True, None, None
-    for packet in pictures(container, stream):
+    for packet in data_packets(container, stream):
         if packet is None:
             break
         if last is None:
@@ -333,7 +333,7 @@ def _is_trusted(video: Video, container: Any, stream: Any, packets: Packets) -> 
 def _gives_whole_frames(video: Video) -> bool:
     """Whether the first packets hold a frame each, not a field."""
     with opened(video) as (container, stream):
-        first = [packet for packet in islice(pictures(container, stream), FIELDS_TRIED) if packet is not None]
+        first = [packet for packet in islice(data_packets(container, stream), FIELDS_TRIED) if packet is not None]
         return len(_decode_alone(stream.codec_context, first)) == sum(not packet.is_discard for packet in first)
 
 

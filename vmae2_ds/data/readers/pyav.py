@@ -38,7 +38,7 @@ class _Wanted:
         self.index, self.left = index, deque(numbers)
         self.found: dict[int, np.ndarray] = {}
         self._points = index.points.tolist()
-        self._turn = Turn()
+        self._turn = Upright()
         self._look_for_the_next()
 
     def find_by_seeking(self, container: Any, stream: Any) -> None:
@@ -123,7 +123,7 @@ class _Wanted:
         return VideoError(f"{where}: damaged or truncated ({error.strerror})")
 
 
-class Turn:
+class Upright:
     """Turns the frames of one video upright. Their display matrices are looked at where their rotation changes."""
 
     def __init__(self) -> None:

@@ -43,7 +43,7 @@ class ListForm(NamedTuple):
     """Whether labels are looked at; else no video has one."""
 
 
-PLAIN = ListForm()
+PLAIN_LIST = ListForm()
 
 
 def list_form(
@@ -53,7 +53,7 @@ def list_form(
     return ListForm(frame_folders, ignore_columns, None if labels is None else read_class_names(labels))
 
 
-def read_list(path: Path, form: ListForm = PLAIN) -> Iterator[ListedVideo]:
+def read_list(path: Path, form: ListForm = PLAIN_LIST) -> Iterator[ListedVideo]:
     """The lines of a list.
 
     Raises DataError, naming file and line, for anything it cannot take literally.

@@ -15,7 +15,7 @@ import numpy as np
 
 from vmae2_ds.console.progress import Ticker
 from vmae2_ds.data.entry import VideoEntry
-from vmae2_ds.data.sources.list_formats import PLAIN, ListedVideo, ListForm, read_list
+from vmae2_ds.data.sources.list_formats import PLAIN_LIST, ListedVideo, ListForm, read_list
 from vmae2_ds.disk import sha256_of, whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -119,7 +119,7 @@ class Manifest:
         )
 
 
-def read_manifest(path: str | Path, root: str | Path | None = None, *, form: ListForm = PLAIN) -> Manifest:
+def read_manifest(path: str | Path, root: str | Path | None = None, *, form: ListForm = PLAIN_LIST) -> Manifest:
     """Read a list of videos, or open an indexed one; relative paths start from `root`, by default the list's folder.
 
     An index was made with a form of its own, and has numbers for labels.
@@ -214,7 +214,7 @@ class _FileBytes:
         return os.pread(self._file.fileno(), part.stop - part.start, part.start)
 
 
-def write_index(path: Path, out: Path, root: Path | None = None, *, form: ListForm = PLAIN) -> ManifestRows:
+def write_index(path: Path, out: Path, root: Path | None = None, *, form: ListForm = PLAIN_LIST) -> ManifestRows:
     """Turn the list `path` into the folder `out`, which `read_manifest` opens at once however many rows it has.
 
     Raises DataError as `read_manifest` does; a folder without `index.json` is no manifest, so half of one is never read.

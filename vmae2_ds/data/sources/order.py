@@ -117,7 +117,7 @@ class _Phase(NamedTuple):
     start: int
     used: tuple[int, ...]
     """Samples of each source before it."""
-    turns: Turns
+    turns: SourceTurns
 
 
 def _phases(shares: Sequence[float], limits: Sequence[int | None]) -> Iterator[_Phase]:
@@ -129,7 +129,7 @@ def _phases(shares: Sequence[float], limits: Sequence[int | None]) -> Iterator[_
             for source, limit in enumerate(limits)
             if limit is None or limit > used[source]
         }
-        turns = Turns({source: shares[source] for source in left})
+        turns = SourceTurns({source: shares[source] for source in left})
         yield _Phase(start, tuple(used), turns)
         ends = [turns.position_of(source, count - 1) + 1 for source, count in left.items() if count is not None]
         if not ends:
@@ -140,7 +140,7 @@ def _phases(shares: Sequence[float], limits: Sequence[int | None]) -> Iterator[_
         start += length
 
 
-class Turns:
+class SourceTurns:
     """Whose turn it is, for ever: after any number of turns each source had its share, give or take less than one.
 
     A table of TABLE turns repeats. It is filled by the rule of Tijdeman ("The chairman assignment problem", Discrete

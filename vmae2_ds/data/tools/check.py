@@ -20,9 +20,9 @@ from vmae2_ds.data.readers.storage import check_template
 from vmae2_ds.data.readers.table import find_reader
 from vmae2_ds.data.sources.list_formats import LARGEST_LABEL, csv_line, list_form
 from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manifest
-from vmae2_ds.data.tools.check_report import write_report
-from vmae2_ds.data.tools.scan import DecodeName, Look, Scanned, scan
-from vmae2_ds.data.tools.verdicts import CheckedManifest, Judged, judge
+from vmae2_ds.data.tools.check_report import write_check_report
+from vmae2_ds.data.tools.scan import DecodeName, Scanned, ScanOptions, scan
+from vmae2_ds.data.tools.verdicts import CheckedManifest, JudgedRow, judge
 from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
@@ -101,7 +101,7 @@ def check_manifest(asked: CheckArguments) -> CheckedManifest:
     opened = read_manifest(manifest, asked.root, form=form)
     check_work_folder(out, "check", root=opened.root)
     how = ReadAs(asked.kind, asked.template, asked.reader)
-    look = Look(how, asked.decode, asked.num_frames, asked.stride, asked.timeout_s)
+    look = ScanOptions(how, asked.decode, asked.num_frames, asked.stride, asked.timeout_s)
     with work_folder(out, "check", {"list": os.path.abspath(manifest)}):
         at_once = asked.workers or os.cpu_count() or 1
         log.info("%s: %s, looked at %d at a time", manifest, counted(len(opened), "row"), at_once)
@@ -123,13 +123,13 @@ def check_manifest(asked: CheckArguments) -> CheckedManifest:
             readers,
             "" if asked.decode == "all" else ADVICE,
         )
-        write_report(result, opened, found, judged, look, asked.pictures, asked.seed)
+        write_check_report(result, opened, found, judged, look, asked.pictures, asked.seed)
     if asked.strict and result.bad:
         raise DataError(f"{result.bad} of {result.rows} rows of {manifest} are bad: see {out}/bad.csv and report.html")
     return result
 
 
-def _write_lists(manifest: Manifest, judged: list[Judged], out: Path) -> None:
+def _write_lists(manifest: Manifest, judged: list[JudgedRow], out: Path) -> None:
     """clean.csv with the columns that are in use, and bad.csv; each in one go."""
     columns = {
         "path": lambda video: video.path,
@@ -187,7 +187,7 @@ def _advice(found: dict[str, Scanned], span: int) -> list[str]:
     ]
 
 
-def _bench(manifest: Manifest, judged: list[Judged], how: ReadAs, timeout_s: float, seed: int) -> str:
+def _bench(manifest: Manifest, judged: list[JudgedRow], how: ReadAs, timeout_s: float, seed: int) -> str:
     import numpy as np
 
     from vmae2_ds.data.readers.choice import choose_reader

@@ -16,8 +16,8 @@ from vmae2_ds.data.clips.sampling import sample_stride
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.readers.watchdog import Watchdog
 from vmae2_ds.data.sources.manifest import Manifest
-from vmae2_ds.data.tools.scan import Look, Scanned, key_of
-from vmae2_ds.data.tools.verdicts import CheckedManifest, Judged
+from vmae2_ds.data.tools.scan import Scanned, ScanOptions, key_of
+from vmae2_ds.data.tools.verdicts import CheckedManifest, JudgedRow
 from vmae2_ds.data.tools.video_facts import VideoFacts
 from vmae2_ds.disk import write_whole
 from vmae2_ds.draw.charts import histogram_svg
@@ -46,12 +46,12 @@ class Strip(NamedTuple):
     label: str
 
 
-def write_report(
+def write_check_report(
     result: CheckedManifest,
     manifest: Manifest,
     found: dict[str, Scanned],
-    judged: list[Judged],
-    look: Look,
+    judged: list[JudgedRow],
+    look: ScanOptions,
     pictures: int,
     seed: int,
 ) -> None:
@@ -91,7 +91,7 @@ def write_report(
     write_whole(result.out / "report.html", page.encode("utf-8", "backslashreplace"))
 
 
-def statistics_by_source(manifest: Manifest, found: dict[str, Scanned], look: Look) -> dict[str, dict[str, Any]]:
+def statistics_by_source(manifest: Manifest, found: dict[str, Scanned], look: ScanOptions) -> dict[str, dict[str, Any]]:
     """Of the files that can be read: how many, their usual codec and resolution, quartiles of what QUANTITIES names."""
     facts: dict[str, dict[str, VideoFacts]] = defaultdict(dict)
     for entry in manifest:
@@ -101,7 +101,7 @@ def statistics_by_source(manifest: Manifest, found: dict[str, Scanned], look: Lo
     return {source: _statistics(list(files.values())) for source, files in facts.items()}
 
 
-def draw_strips(manifest: Manifest, judged: list[Judged], look: Look, count: int, seed: int) -> list[Strip]:
+def draw_strips(manifest: Manifest, judged: list[JudgedRow], look: ScanOptions, count: int, seed: int) -> list[Strip]:
     """Random good rows, sampled and cropped as for pre-training."""
     rng = np.random.default_rng(seed)
     good = [row.row for row in judged if row.verdict is None]
@@ -116,7 +116,7 @@ def draw_strips(manifest: Manifest, judged: list[Judged], look: Look, count: int
     return strips
 
 
-def _draw_strip(entry: VideoEntry, look: Look, watchdog: Watchdog, rng: np.random.Generator) -> Strip:
+def _draw_strip(entry: VideoEntry, look: ScanOptions, watchdog: Watchdog, rng: np.random.Generator) -> Strip:
     import torch
     from PIL import Image
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vmae2_ds.data.readers.frame_index import all_frames, index_of
-from vmae2_ds.data.readers.pyav import Turn
+from vmae2_ds.data.readers.pyav import Upright
 from vmae2_ds.errors import VideoError
 
 FALLBACK_FPS = Fraction(25)
@@ -74,7 +74,7 @@ def reencode(source: str | bytes, target: str, short_side: int, gop: int, crf: i
     import av
 
     index = index_of(source)
-    turn = Turn()
+    turn = Upright()
     shown: list[tuple[int, int]] = []
 
     def frames() -> Iterator[Any]:
@@ -95,7 +95,7 @@ def reencode(source: str | bytes, target: str, short_side: int, gop: int, crf: i
     return Encoded(count, Path(target).stat().st_size, *shown[0])
 
 
-def _fitted(frame: Any, turn: Turn, short_side: int) -> Any:
+def _fitted(frame: Any, turn: Upright, short_side: int) -> Any:
     """Upright, even, and not larger than asked for."""
     import av
 

@@ -25,7 +25,7 @@ from vmae2_ds.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-PUBLISHED = {
+PUBLISHED_COUNTS = {
     "k400 train": 240_436,
     "k400 val": 19_796,
     "k600 train": 366_006,
@@ -60,12 +60,12 @@ class MergedKinetics(NamedTuple):
 
     folder: Path
     counts: dict[str, int]
-    """By the names of PUBLISHED, where a published count exists, and more; in the order of the work."""
+    """By the names of PUBLISHED_COUNTS, where a published count exists, and more; in the order of the work."""
 
     def __str__(self) -> str:
         lines = [f"{'':<44}{'here':>10}{'published':>12}"]
         for name, count in self.counts.items():
-            published = f"{PUBLISHED[name]:,}" if name in PUBLISHED else "-"
+            published = f"{PUBLISHED_COUNTS[name]:,}" if name in PUBLISHED_COUNTS else "-"
             lines.append(f"{name:<44}{count:>10,}{published:>12}")
         return "\n".join([*lines, f"wrote train.csv, val.csv, labels.txt, head maps and report.json to {self.folder}"])
 
@@ -142,7 +142,7 @@ def merge_kinetics(asked: MergeKineticsArguments) -> MergedKinetics:
         for name, names in names_of.items():
             head = [class_of[name][class_name] for class_name in names]
             write_whole(asked.out / f"head_{len(merged_names)}to{name[1:]}.json", json.dumps(head, indent=1) + "\n")
-        report = {name: {"here": count, "published": PUBLISHED.get(name)} for name, count in counts.items()}
+        report = {name: {"here": count, "published": PUBLISHED_COUNTS.get(name)} for name, count in counts.items()}
         write_whole(asked.out / "report.json", json.dumps(report, indent=1) + "\n")
     return MergedKinetics(asked.out, counts)
 

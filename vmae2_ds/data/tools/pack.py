@@ -58,7 +58,7 @@ class PackedManifest(NamedTuple):
         )
 
 
-class Shard(NamedTuple):
+class PackedShard(NamedTuple):
     """A line of shards.jsonl: videos of the places begin .. end-1 of the packing order."""
 
     shard: str
@@ -112,9 +112,9 @@ def pack_manifest(asked: PackArguments) -> PackedManifest:
         if asked.shuffle is not None:
             places = Shuffle(len(firsts), np.random.default_rng(asked.shuffle))  # type: ignore[assignment]
         ledger = BadFileLedger(asked.out / "bad_files.jsonl")
-        done = {line["shard"]: Shard(**line) for line in read_lines(asked.out / "shards.jsonl")}
+        done = {line["shard"]: PackedShard(**line) for line in read_lines(asked.out / "shards.jsonl")}
         log.info("%s: %s for shards of %g MiB", asked.manifest, counted(len(firsts), "file"), asked.shard_mib)
-        shards: list[Shard] = []
+        shards: list[PackedShard] = []
         written = 0
         with heard(Ticker(log, "files packed", len(firsts))) as ticker:
             for name in _names():
@@ -154,7 +154,7 @@ def _first_rows(manifest: Manifest) -> list[int]:
     return list(first.values())
 
 
-def _is_whole(out: Path, shard: Shard, verify: bool) -> bool:
+def _is_whole(out: Path, shard: PackedShard, verify: bool) -> bool:
     path = out / shard.shard
     if not path.is_file() or path.stat().st_size != shard.size:
         log.warning("%s is missing or has another size than shards.jsonl says; writing it anew", path)
@@ -177,7 +177,7 @@ def _write_shard(
     limit: int,
     ledger: BadFileLedger,
     tell: Callable[[int], None],
-) -> Shard:
+) -> PackedShard:
     """Places from `begin` on until the shard is full; whole under its name, or not there."""
     from webdataset import TarWriter
 
@@ -204,7 +204,7 @@ def _write_shard(
                 sample["cls"] = str(entry.label).encode()
             tar.write(sample)
             videos += 1
-    return Shard(name, begin, end, videos, *file.written)
+    return PackedShard(name, begin, end, videos, *file.written)
 
 
 def _suffix_of(path: str) -> str:
@@ -225,7 +225,7 @@ def _content(path: str, video: str | bytes) -> bytes:
     return content
 
 
-def _write_manifest(out: Path, manifest: Manifest, firsts: list[int], shards: list[Shard]) -> int:
+def _write_manifest(out: Path, manifest: Manifest, firsts: list[int], shards: list[PackedShard]) -> int:
     """manifest.csv with every row whose file was packed, in the list's order; returns how many."""
     where: dict[int, tuple[str, int, int]] = {}
     for shard in shards:

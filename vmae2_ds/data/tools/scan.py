@@ -16,7 +16,7 @@ import numpy as np
 from vmae2_ds.data.clips.sampling import stride_indices
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.frame_index import all_frames, index_of
-from vmae2_ds.data.readers.pyav import Turn
+from vmae2_ds.data.readers.pyav import Upright
 from vmae2_ds.data.readers.storage import fetch
 from vmae2_ds.data.readers.watchdog import Watchdog
 from vmae2_ds.data.sources.manifest import Manifest
@@ -31,7 +31,7 @@ RULES = 2
 """Of what counts as a frame: results by other ones are found anew."""
 
 
-class Look(NamedTuple):
+class ScanOptions(NamedTuple):
     """How files are looked at."""
 
     how: ReadAs
@@ -64,7 +64,7 @@ def key_of(entry: VideoEntry, how: ReadAs) -> str:
 
 
 def scan(
-    manifest: Manifest, look: Look, file: Path, workers: int, tell: Callable[[int, int], None]
+    manifest: Manifest, look: ScanOptions, file: Path, workers: int, tell: Callable[[int, int], None]
 ) -> dict[str, Scanned]:
     """Look at all files that `file` has no current result of, append theirs to it, and return all results by key.
 
@@ -92,7 +92,7 @@ def scan(
     return found
 
 
-def look_at(entry: VideoEntry, look: Look, watchdog: Watchdog) -> Scanned:
+def look_at(entry: VideoEntry, look: ScanOptions, watchdog: Watchdog) -> Scanned:
     """One file. A reader that hangs or dies is a reason like others."""
     key = key_of(entry, look.how)
     path = entry.shard or entry.path
@@ -106,7 +106,7 @@ def look_at(entry: VideoEntry, look: Look, watchdog: Watchdog) -> Scanned:
     return Scanned(key, "", is_missing=False, frames=frames, facts=facts)
 
 
-def _try_reading(entry: VideoEntry, look: Look, watchdog: Watchdog) -> int:
+def _try_reading(entry: VideoEntry, look: ScanOptions, watchdog: Watchdog) -> int:
     """Decode, and return the number of frames."""
     lengths = []
     first = entry.start if look.how.kind == "frames" else 0
@@ -132,7 +132,7 @@ def _try_reading(entry: VideoEntry, look: Look, watchdog: Watchdog) -> int:
 def decode_all(entry: VideoEntry) -> Iterator[int]:
     """Decode a video from start to end as `data prepare` does, and count; raises VideoError where prepare would."""
     video = fetch(entry)
-    index, turn = index_of(video), Turn()
+    index, turn = index_of(video), Upright()
     sizes: set[tuple[int, ...]] = set()
     for count, frame in enumerate(all_frames(video, index), 1):
         across, down = frame.width, frame.height

@@ -22,7 +22,7 @@ from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.sources.class_names import ClassNames, read_class_names
 from vmae2_ds.data.sources.list_formats import csv_line
 from vmae2_ds.data.sources.list_header import COLUMNS, VIDEO_SUFFIXES
-from vmae2_ds.data.tools.tar_samples import Found, videos_in
+from vmae2_ds.data.tools.tar_samples import ShardContent, videos_in
 from vmae2_ds.data.tools.work_folder import full_disk_is_told
 from vmae2_ds.disk import check_out_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError
@@ -92,7 +92,7 @@ def index_shards(asked: IndexShardsArguments) -> IndexedShards:
     names = None if asked.labels is None else read_class_names(asked.labels)
     paths = expand(asked.shards)
     _check_out(asked.out, [*paths, *([] if asked.labels is None else [asked.labels])])
-    found: list[Found] = []
+    found: list[ShardContent] = []
     refused: list[DataError] = []
     log.info("%s: %s, read %d at a time", asked.shards, counted(len(paths), "shard"), asked.workers)
     with heard(Ticker(log, "shards read", len(paths))) as ticker, ThreadPoolExecutor(asked.workers) as pool:
@@ -140,7 +140,7 @@ def _check_out(out: Path, inputs: Sequence[str | Path]) -> None:
             raise ConfigError(f"--out {out} is there and no list of index-shards; name another file, or remove it")
 
 
-def _notes(paths: list[str], found: list[Found], no_labels: Counter[str], names: ClassNames | None) -> list[str]:
+def _notes(paths: list[str], found: list[ShardContent], no_labels: Counter[str], names: ClassNames | None) -> list[str]:
     notes = []
     if empty := [path for path, one in zip(paths, found, strict=True) if not one.videos]:
         more = ", ..." if len(empty) > SHOWN else ""
@@ -189,14 +189,14 @@ def expand(shards: str) -> list[str]:
     return paths
 
 
-def _scanned(path: str, names: ClassNames | None) -> Found | DataError:
+def _scanned(path: str, names: ClassNames | None) -> ShardContent | DataError:
     try:
         return scan_shard(path, names)
     except DataError as error:
         return error
 
 
-def scan_shard(path: str, names: ClassNames | None = None) -> Found:
+def scan_shard(path: str, names: ClassNames | None = None) -> ShardContent:
     """The videos of one shard in their order, with the labels beside them; an empty file has none.
 
     Raises DataError where it is no sound tar file.
@@ -207,7 +207,7 @@ def scan_shard(path: str, names: ClassNames | None = None) -> Found:
         with fsspec.open(path, "rb") as file:
             head = file.read(8)
             if not head:
-                return Found([], Counter(), Counter())
+                return ShardContent([], Counter(), Counter())
             if kind := next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None):
                 raise DataError(
                     f"{path}: a {kind} file; the videos of a compressed shard have no place to be read from: unpack it to a "

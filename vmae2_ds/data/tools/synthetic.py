@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # T frames, H = W = `size` pixels, 3 colours; positions and speeds are in shares of the size.
 
 DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
-CLASSES = (*DIRECTIONS, "spin clockwise", "spin anticlockwise", "orbit clockwise", "orbit anticlockwise")
+CLASS_NAMES = (*DIRECTIONS, "spin clockwise", "spin anticlockwise", "orbit clockwise", "orbit anticlockwise")
 """Class names; a label is a position in this tuple."""
 SOURCE = "synthetic"
 NUM_DISTRACTORS = 2
@@ -87,7 +87,7 @@ def write_synthetic_set(asked: SynthArguments) -> SyntheticSet:
             lines = [csv_line(("path", "label", "source"))]
             (folder / name).mkdir(exist_ok=True)
             for number in range(count):
-                label = number % len(CLASSES)
+                label = number % len(CLASS_NAMES)
                 path = f"{name}/{number:05d}.mp4"
                 if not (folder / path).is_file():
                     rng = np.random.default_rng((asked.seed, split, number))
@@ -96,12 +96,12 @@ def write_synthetic_set(asked: SynthArguments) -> SyntheticSet:
                 lines.append(csv_line((path, label, SOURCE)))
                 ticker.tell(split * asked.train_videos + number + 1)
             write_whole(folder / f"{name}.csv", "".join(lines))
-        write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in CLASSES))
+        write_whole(folder / "labels.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
     return SyntheticSet(folder / "train.csv", folder / "val.csv", folder / "labels.txt")
 
 
 def draw_clip(label: int, rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
-    """uint8 (T, H, W, 3): background, distractors at rest, and on top the patch that moves as CLASSES[label] says."""
+    """uint8 (T, H, W, 3): background, distractors at rest, and on top the patch that moves as CLASS_NAMES[label] says."""
     # one colour a video, shading slowly: the first thing that masked pre-training learns to continue
     background_HWC = rng.uniform(0.25, 0.75, 3) + 0.1 * _texture(rng, size, cells=3)
     for _ in range(NUM_DISTRACTORS):
@@ -131,9 +131,9 @@ def _path(label: int, rng: np.random.Generator, frames: int) -> _Path:
         heading = label * np.pi / 4 + rng.uniform(-np.pi / 16, np.pi / 16)
         distance = rng.uniform(0.4, 0.7) * time
         return _Path(np.stack([distance * np.sin(heading), distance * np.cos(heading)], axis=1), no_turn)
-    clockwise = 1 if CLASSES[label].endswith(" clockwise") else -1  # image rows grow downwards
+    clockwise = 1 if CLASS_NAMES[label].endswith(" clockwise") else -1  # image rows grow downwards
     turn = clockwise * rng.uniform(0.5, 0.9) * 2 * np.pi * time
-    if CLASSES[label].startswith("spin"):
+    if CLASS_NAMES[label].startswith("spin"):
         return _Path(still, turn)
     phase = rng.uniform(0, 2 * np.pi)
     radius = rng.uniform(0.15, 0.22)

@@ -36,7 +36,7 @@ class Member(NamedTuple):
     label: int | None
 
 
-class Found(NamedTuple):
+class ShardContent(NamedTuple):
     """What a shard holds."""
 
     videos: list[Member]
@@ -64,11 +64,11 @@ class _Sample:
         return next((self.labels[kind] for kind in LABELS if kind in self.labels), None)
 
 
-def videos_in(tar: tarfile.TarFile, names: ClassNames | None = None) -> Found:
+def videos_in(tar: tarfile.TarFile, names: ClassNames | None = None) -> ShardContent:
     """Read through a shard. Raises tarfile's and the file's errors."""
     places: list[tuple[str, int, int]] = []
     samples: list[_Sample] = []
-    found = Found([], Counter(), Counter())
+    found = ShardContent([], Counter(), Counter())
     for member in tar:
         key, suffix = split_name(member.name)
         kind = suffix.rpartition(".")[2]

@@ -15,7 +15,7 @@ from vmae2_ds.data.tools.scan import Scanned, key_of
 Verdict = Literal["missing", "unreadable", "too short", "wrong label", "duplicate", "two labels"]
 
 
-class Judged(NamedTuple):
+class JudgedRow(NamedTuple):
     """One row."""
 
     row: int
@@ -60,7 +60,7 @@ class CheckedManifest(NamedTuple):
 
 def judge(
     manifest: Manifest, found: dict[str, Scanned], how: ReadAs, min_frames: int, classes: int | None
-) -> Iterator[Judged]:
+) -> Iterator[JudgedRow]:
     """A verdict a row, in their order. Of rows with the same content the first is good, unless their labels differ."""
     contents = _contents(manifest, found, how, classes)
     for row in range(len(manifest)):
@@ -79,7 +79,7 @@ def judge(
                 verdict, reason = "two labels", f"the same content is listed with the labels {said}"
             elif first != row:
                 verdict, reason = "duplicate", f"the same content as row {first}, {manifest.listed(first).path}"
-        yield Judged(row, video, verdict, reason)
+        yield JudgedRow(row, video, verdict, reason)
 
 
 def _judge_file(scanned: Scanned, video: ListedVideo, how: ReadAs, min_frames: int) -> tuple[Verdict | None, str]:

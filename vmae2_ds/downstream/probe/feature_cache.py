@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vmae2_ds.config.run import RunConfig
-from vmae2_ds.data.sources.list_formats import PLAIN, ListForm
+from vmae2_ds.data.sources.list_formats import PLAIN_LIST, ListForm
 from vmae2_ds.data.sources.manifest import manifest_digest
 from vmae2_ds.disk import whole_file
 from vmae2_ds.downstream.probe.folds import Features
@@ -27,7 +27,7 @@ def kept_features(
     manifest: Path,
     root: Path | None,
     clips: int,
-    form: ListForm = PLAIN,
+    form: ListForm = PLAIN_LIST,
 ) -> dict[str, Features]:
     """`features_of`, but mapped from files in `folder`, which are made where they are not there yet.
 
@@ -38,7 +38,7 @@ def kept_features(
     Raises as `features_of`, ConfigError where the folder cannot be written.
     """
     about = [str(manifest_digest(manifest)), str(root or manifest.parent), clips, clip_settings(run)]
-    about += [] if form == PLAIN else [form.ignore_columns, form.names and form.names.digest]
+    about += [] if form == PLAIN_LIST else [form.ignore_columns, form.names and form.names.digest]
     keys = {
         name: hashlib.sha256(json.dumps([maker, *about]).encode()).hexdigest()[:20] for name, maker in makers.items()
     }

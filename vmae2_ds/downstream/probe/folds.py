@@ -32,7 +32,7 @@ ProbeFn = Callable[[Features, np.ndarray, int], np.ndarray]
 """(training set, test features, classes) -> predicted labels."""
 
 
-class Tested(NamedTuple):
+class TestedVideos(NamedTuple):
     """Test videos in the order in which they were tested."""
 
     predicted_V: np.ndarray
@@ -46,21 +46,21 @@ def probe_accuracy(train: Features, test: Features | None, fit: ProbeFn) -> tupl
     return accuracy(tested), len(tested.label_V)
 
 
-def accuracy(tested: Tested) -> float:
+def accuracy(tested: TestedVideos) -> float:
     """Share of its videos that are named right."""
     return float((tested.predicted_V == tested.label_V).mean())
 
 
-def probe_predictions(train: Features, test: Features | None, fit: ProbeFn) -> Tested:
+def probe_predictions(train: Features, test: Features | None, fit: ProbeFn) -> TestedVideos:
     """What the probe calls each test video; without a test set each source is left out once and tested."""
-    parts: list[Tested] = []
+    parts: list[TestedVideos] = []
     ticker = Ticker(log, "folds tested", 1 if test is not None else len(set(train.source_V)))
     for part, held in _folds(train, test):
         ticker.tell(len(parts))
         num_classes = int(max(part.label_V.max(), held.label_V.max())) + 1
-        parts.append(Tested(fit(part, held.feature_VF, num_classes), held.label_V, held.path_V))
+        parts.append(TestedVideos(fit(part, held.feature_VF, num_classes), held.label_V, held.path_V))
     ticker.close()
-    return Tested(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    return TestedVideos(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _folds(train: Features, test: Features | None) -> Iterator[tuple[Features, Features]]:

@@ -20,7 +20,7 @@ from vmae2_ds.config.run import RunConfig
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.feed.views import ViewsDataset
-from vmae2_ds.data.sources.list_formats import PLAIN, ListForm
+from vmae2_ds.data.sources.list_formats import PLAIN_LIST, ListForm
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.dist import default_device
 from vmae2_ds.downstream.probe.folds import Features
@@ -29,7 +29,7 @@ from vmae2_ds.model.embed import sinusoid_table
 from vmae2_ds.model.encoder import ClipEncoder
 from vmae2_ds.model.seeded import SeededModel
 from vmae2_ds.train.stage import training_of
-from vmae2_ds.weights.layouts import State
+from vmae2_ds.weights.layouts import StateDict
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class FrozenEncoder:
     """An encoder's view of a clip: called, the mean token behind the norm that the model was trained with; `motion`, where
     tokens change and how much; `tokens`, every token."""
 
-    def __init__(self, run: RunConfig, weights: State | None, seed: int = 0) -> None:
+    def __init__(self, run: RunConfig, weights: StateDict | None, seed: int = 0) -> None:
         """`weights` are the run's, under our names; None draws a random encoder from the seed."""
         self.geometry: ClipGeometry = run.geometry
         self.module = ClipEncoder(run.model, self.geometry)
@@ -101,7 +101,7 @@ class FrozenEncoder:
         return self.module.tokens(clip_BTHWC.to(default_device()))
 
 
-def _drawn(run: RunConfig, seed: int) -> State:
+def _drawn(run: RunConfig, seed: int) -> StateDict:
     """The first weights of a run of this stage."""
     model = training_of(run).make_objective(run).model
     assert isinstance(model, SeededModel), "the model of an objective"
@@ -159,7 +159,7 @@ def features_of(
     root: Path | None,
     clips: int,
     allocate: Allocate = lambda name, shape, dtype: np.empty(shape, dtype),
-    form: ListForm = PLAIN,
+    form: ListForm = PLAIN_LIST,
 ) -> dict[str, Features]:
     """What each encoder makes of every video: its vectors averaged over `clips` clips (the middle one where it is 1), or the
     tokens of all of them.

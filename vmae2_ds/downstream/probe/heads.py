@@ -91,7 +91,7 @@ HEADS: dict[str, HeadKind] = {
 WEIGHT_DECAYS = (0.01, 0.1, 1.0)
 
 
-def draw(head: nn.Module, generator: torch.Generator) -> nn.Module:
+def draw_weights(head: nn.Module, generator: torch.Generator) -> nn.Module:
     """First weights, in place: normal ones where there is more than one dimension or none of a layer; biases zero."""
     for name, parameter in head.named_parameters():
         if name.endswith("bias"):

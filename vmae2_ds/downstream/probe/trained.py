@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.dist import default_device
 from vmae2_ds.downstream.probe.folds import Features
-from vmae2_ds.downstream.probe.heads import HEADS, WEIGHT_DECAYS, HeadKind, draw
+from vmae2_ds.downstream.probe.heads import HEADS, WEIGHT_DECAYS, HeadKind, draw_weights
 from vmae2_ds.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # V videos, M heads, B videos of a batch, C classes.
 
 
-class Scale(NamedTuple):
+class FeatureScale(NamedTuple):
     """What features are standardised by, channel by channel: a vector that all tokens share would hide what differs."""
 
     mean_F: np.ndarray
@@ -83,12 +83,14 @@ class TrainedProbe:
         rows: np.ndarray,
         num_classes: int,
         settings: Sequence[tuple[float, float]],
-        scale: Scale,
+        scale: FeatureScale,
     ) -> list[nn.Module]:
         """A head a setting, all drawn alike and shown the same videos in the same order."""
         about, device = HEADS[self.kind], default_device()
         width = train.feature_VF.shape[-1]
-        drawn = [draw(about.make(width, num_classes), torch.Generator().manual_seed(self.seed)) for _ in settings]
+        drawn = [
+            draw_weights(about.make(width, num_classes), torch.Generator().manual_seed(self.seed)) for _ in settings
+        ]
         heads = [head.to(device) for head in drawn]
         groups = [
             {"params": list(head.parameters()), "lr": lr, "weight_decay": decay}
@@ -116,7 +118,7 @@ class TrainedProbe:
         return heads
 
 
-def _scale_of(feature_VF: np.ndarray) -> Scale:
+def _scale_of(feature_VF: np.ndarray) -> FeatureScale:
     """Of each channel over all videos, and all tokens where there are tokens; video by video, as they may lie on disk."""
     count = feature_VF.size // feature_VF.shape[-1]
     total_F, squares_F = np.zeros(feature_VF.shape[-1]), np.zeros(feature_VF.shape[-1])
@@ -126,7 +128,7 @@ def _scale_of(feature_VF: np.ndarray) -> Scale:
         squares_F += (x_NF**2).sum(axis=0)
     mean_F = total_F / count
     deviation_F = np.sqrt(np.maximum(0, squares_F / count - mean_F**2))
-    return Scale(mean_F.astype(np.float32), np.where(deviation_F > 0, deviation_F, 1.0).astype(np.float32))
+    return FeatureScale(mean_F.astype(np.float32), np.where(deviation_F > 0, deviation_F, 1.0).astype(np.float32))
 
 
 def hold_out(train: Features, seed: int) -> np.ndarray:
@@ -154,13 +156,15 @@ def _predict(
     heads: Sequence[nn.Module],
     feature_VF: np.ndarray,
     rows: np.ndarray,
-    scale: Scale,
+    scale: FeatureScale,
 ) -> Tensor:
     """(M, V, C) on the host."""
     return torch.cat([about.logits(heads, x).cpu() for x, _ in _batches(feature_VF, rows, 64, scale)], dim=1)
 
 
-def _batches(feature_VF: np.ndarray, rows: np.ndarray, batch: int, scale: Scale) -> Iterator[tuple[Tensor, np.ndarray]]:
+def _batches(
+    feature_VF: np.ndarray, rows: np.ndarray, batch: int, scale: FeatureScale
+) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Standardised float32 features on the device, and their rows."""
     for first in range(0, len(rows), batch):
         these = rows[first : first + batch]

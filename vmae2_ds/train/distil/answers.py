@@ -70,15 +70,15 @@ class AnswersIndex(StrictModel):
         """SHA-256 of all of it, in hex: every shard carries it."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
-    def shards(self, epochs: Sequence[int]) -> Iterator[Shard]:
+    def shards(self, epochs: Sequence[int]) -> Iterator[AnswersShard]:
         """All shards of so many epochs of each source, epoch by epoch."""
         for epoch in range(max(epochs)):
             for source, videos in enumerate(self.videos):
                 for first in range(0, videos if epoch < epochs[source] else 0, self.shard_videos):
-                    yield Shard(source, epoch, first, min(self.shard_videos, videos - first))
+                    yield AnswersShard(source, epoch, first, min(self.shard_videos, videos - first))
 
 
-class Shard(NamedTuple):
+class AnswersShard(NamedTuple):
     """Neighbouring rows of a source in one epoch."""
 
     source: int
@@ -125,7 +125,7 @@ def different(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
 
 
 def write_shard(
-    folder: Path, index: AnswersIndex, shard: Shard, logits_VKC: Tensor, feature_VKE: Tensor, attempt_V: Tensor
+    folder: Path, index: AnswersIndex, shard: AnswersShard, logits_VKC: Tensor, feature_VKE: Tensor, attempt_V: Tensor
 ) -> None:
     """Write it so that a reader sees all of it or nothing."""
     file = folder / shard.name
@@ -137,7 +137,7 @@ def write_shard(
         save_file(tensors, part, {"index": index.digest, "content": _content_digest(tensors)})
 
 
-def why_unusable(folder: Path, index: AnswersIndex, shard: Shard) -> str | None:
+def why_unusable(folder: Path, index: AnswersIndex, shard: AnswersShard) -> str | None:
     """None where the shard is there, of its full length, and of this index; else what is wrong. Its values are not read."""
     try:
         with safe_open(folder / shard.name, "pt") as file:
@@ -185,7 +185,7 @@ class CachedAnswers:
     def __getitem__(self, key: SampleKey) -> Answer:
         """Raises DataError where its shard cannot be read or was changed."""
         at = key.row % self.index.shard_videos
-        name = Shard(key.source, key.epoch, key.row - at, self.index.shard_videos).name
+        name = AnswersShard(key.source, key.epoch, key.row - at, self.index.shard_videos).name
         try:
             with safe_open(self.folder / name, "pt") as file:
                 if name not in self._checked:

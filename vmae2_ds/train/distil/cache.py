@@ -30,9 +30,9 @@ from vmae2_ds.runs.identity import MAY_CHANGE
 from vmae2_ds.train.distil.answers import (
     SHARD_VIDEOS,
     AnswersIndex,
+    AnswersShard,
     AskedDataset,
     CachedAnswers,
-    Shard,
     different,
     read_index,
     why_unusable,
@@ -127,7 +127,7 @@ def clips_of(config: DistilConfig) -> dict[str, Any]:
 
 def _prepare(
     config: DistilConfig, folder: Path, mixture: Mixture, teacher: Teacher, epochs: list[int]
-) -> tuple[AnswersIndex, list[Shard]]:
+) -> tuple[AnswersIndex, list[AnswersShard]]:
     """Make or open the folder; its index, and the shards that it lacks."""
     settings, card = config.distil, teacher.card
     index = AnswersIndex(
@@ -161,7 +161,7 @@ def _refuse(folder: Path, differences: list[str]) -> None:
         )
 
 
-def _check_space(folder: Path, index: AnswersIndex, epochs: list[int], missing: list[Shard]) -> None:
+def _check_space(folder: Path, index: AnswersIndex, epochs: list[int], missing: list[AnswersShard]) -> None:
     """Log what the cache takes; raises ConfigError where the disk does not have it."""
     clips = index.views * sum(count * videos for count, videos in zip(epochs, index.videos, strict=True))
     need = index.clip_bytes * index.views * sum(shard.videos for shard in missing)
@@ -179,13 +179,13 @@ def _check_space(folder: Path, index: AnswersIndex, epochs: list[int], missing: 
         )
 
 
-def _starts(config: DistilConfig, shard: Shard) -> range:
+def _starts(config: DistilConfig, shard: AnswersShard) -> range:
     """Where the micro batches of a shard begin."""
     return range(0, shard.videos, config.train.micro_batch)
 
 
 def _answer_shard(
-    folder: Path, index: AnswersIndex, shard: Shard, teacher: Teacher, loaded: Iterator[LoadedBatch]
+    folder: Path, index: AnswersIndex, shard: AnswersShard, teacher: Teacher, loaded: Iterator[LoadedBatch]
 ) -> int:
     """Ask about a shard's videos and write it; returns how many could not be used."""
     logits, features, attempts = [], [], []

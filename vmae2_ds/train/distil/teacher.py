@@ -25,7 +25,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.embed import is_resized, unit_pixels
 from vmae2_ds.objectives import Classify
 from vmae2_ds.runs.open import bare_classifier, classifier_of, mapped_head, open_classifier, read_head_map
-from vmae2_ds.weights.layouts import State
+from vmae2_ds.weights.layouts import StateDict
 
 # B clips, T frames, H x W pixels, S the clip's edge, C classes, E the teacher's width.
 
@@ -52,7 +52,7 @@ class TeacherCard(NamedTuple):
         return {"weights": self.digest, "precision": self.config.train.precision, **clip, **model}
 
 
-def open_teacher(config: DistilConfig) -> tuple[TeacherCard, State]:
+def open_teacher(config: DistilConfig) -> tuple[TeacherCard, StateDict]:
     """The teacher that the run names, and its weights.
 
     Raises:
@@ -113,7 +113,7 @@ class Teacher:
     """
 
     def __init__(
-        self, card: TeacherCard, weights: State | None, ranks: Ranks, *, features: bool, sharded: bool = False
+        self, card: TeacherCard, weights: StateDict | None, ranks: Ranks, *, features: bool, sharded: bool = False
     ) -> None:
         self.card, self._features = card, features
         self.shards: FrozenShards | None = None
@@ -139,7 +139,7 @@ class Teacher:
     @classmethod
     def of(cls, config: DistilConfig, ranks: Ranks) -> Teacher:
         """Read on rank 0, with errors raised on all ranks. Errors as `open_teacher`."""
-        opened: list[State] = []
+        opened: list[StateDict] = []
 
         def read() -> TeacherCard:
             card, weights = open_teacher(config)
