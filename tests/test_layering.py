@@ -188,7 +188,7 @@ def test_files_stay_small() -> None:
 
 
 def test_no_machine_paths() -> None:
-    # a home or work folder of somebody's machine; the lookbehind lets `docs/work/x` and `tests/home/y` pass
+    # a home or work folder of somebody's machine; the lookbehind lets folders of these names in a longer path pass
     machine = re.compile(rb"(?<![\w./-])/(?:work|root|home|Users)/[\w.]")
     found = [
         f"{path.relative_to(ROOT)}:{number}"

@@ -152,7 +152,7 @@ def observations(works: list[Work], noise: float = 0.0) -> list[Observation]:
 
 
 def of_one_size() -> list[Work]:
-    """Parts alone, and whole steps: as benchmarks/prediction.py measures ViT-S."""
+    """Parts alone, and whole steps: as benchmarks/cases/prediction.py measures ViT-S."""
     parts = [
         Work(linear_flops=5e10, kernels=200),
         Work(attention_flops=1.6e10, memory_bytes=1e8, score_bytes=3e8),

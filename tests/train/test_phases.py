@@ -32,7 +32,7 @@ def test_a_phase_that_is_over_does_not_change(phase: type) -> None:
 
 
 def test_the_loop_is_a_page() -> None:
-    """STYLE.md, rule 7: it can be read aloud."""
+    """It can be read aloud."""
     lines, _ = inspect.getsourcelines(train)
     assert len(lines) < 60
     assert len(inspect.signature(train).parameters) <= 6

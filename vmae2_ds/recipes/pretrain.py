@@ -64,7 +64,7 @@ def vit_b_pretrain_hybrid() -> PretrainConfig:
               --data.manifest L --train.micro-batch 16  (64 GPUs; on the published 32 leave micro-batch out)
     Hardware: published on 32 GPUs x 32 videos x 4 views. Time: not published for this set.
     Score:    fine-tuned K400 81.5 %, SSv2 71.2 % (published model zoos).
-    Source:   scripts/pretrain/vit_b_hybrid_pt_800e.sh of VideoMAE V2.
+    Source:   scripts/pretrain/vit_b_hybrid_pt.sh of VideoMAE V2.
     """
     return _hybrid("vit_b_pretrain_hybrid", "base", gpus=32, epochs=200, warmup_epochs=20, base_lr=1e-3)
 
@@ -99,7 +99,7 @@ def vit_g_pretrain_hybrid() -> PretrainConfig:
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_g_pretrain_hybrid --data.manifest L
     Hardware: published on 64 A100-80GB x 32 videos x 4 views. Time: 241 h (paper, Table 2).
     Score:    fine-tuned K400 87.2 %, SSv2 77.0 % (published).
-    Source:   scripts/pretrain/vit_g_hybrid_pt_1200e.sh of VideoMAE V2.
+    Source:   scripts/pretrain/vit_g_hybrid_pt.sh of VideoMAE V2.
     """
     return _hybrid(
         "vit_g_pretrain_hybrid",
