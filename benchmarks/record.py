@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 import torch
 
+from vmae2_ds.disk import flush_to_disk
+from vmae2_ds.json_lines import adding_rows, rows_of
 from vmae2_ds.provenance import commit, installed_versions
-from vmae2_ds.train.report import read_rows as read_lines
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]
@@ -99,20 +100,14 @@ def fingerprint(**settings: Any) -> str:
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Append rows to a JSON-lines file, on disk when this returns: an interrupted run keeps what it has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":  # a run was killed while it wrote: what is torn stays a line of its own
-                file.write(b"\n")
-        for row in rows:
-            file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with adding_rows(path) as add:
+        add(*rows)
+    flush_to_disk(path)
 
 
 def read_rows(folder: Path) -> list[Row]:
     """All rows of a folder's CASE.jsonl files in the order they were written; torn lines are left out."""
-    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_lines(path)]
+    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in rows_of(path)]
     return [row for row in rows if row.get("schema") == SCHEMA]
 
 

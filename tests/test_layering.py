@@ -24,7 +24,7 @@ def files_in(folder: str) -> list[Path]:
 
 LAYERS = (
     {"errors", "provenance"},
-    {"contracts", "disk", "dist"},
+    {"contracts", "disk", "dist", "json_lines"},
     {"console"},
     {"config", "data"},
     {"cost", "draw", "masking", "model", "recipes"},
@@ -64,6 +64,7 @@ WITHOUT_TORCH = (
     "errors",
     "contracts",
     "disk",
+    "json_lines",
     "provenance",
     "masking",
     *(

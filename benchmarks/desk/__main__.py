@@ -23,8 +23,8 @@ from vmae2_ds.downstream.probe.fit import PROBES
 from vmae2_ds.downstream.probe.folds import probe_accuracy
 from vmae2_ds.downstream.probe.frozen import FrozenEncoder, features_of, views_of
 from vmae2_ds.errors import Vmae2Error
+from vmae2_ds.json_lines import rows_of
 from vmae2_ds.runs.folder import find_checkpoint
-from vmae2_ds.train.report import read_rows
 
 VIEWS = {"ridge": "mean", "motion": "motion", "attentive": "tokens"}
 """By how a frozen encoder is probed, what of it: ridge and motion by ridge."""
@@ -70,12 +70,12 @@ def main(argv: list[str] | None = None) -> int:
     except Vmae2Error as error:
         print(f"benchmarks.desk: {error}", file=sys.stderr)
         return error.exit_code
-    print(markdown(read_rows(rows)))
+    print(markdown(list(rows_of(rows))))
     return 0
 
 
 def _known(rows: Path) -> set[tuple[object, ...]]:
-    return {key_of(row) for row in read_rows(rows)} if rows.exists() else set()
+    return {key_of(row) for row in rows_of(rows)}
 
 
 def _measure(asked: Desk, lists: Lists, known: set[tuple[object, ...]]) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vmae2_ds.train.report import read_rows
+from vmae2_ds.json_lines import rows_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = sorted([*BENCHMARKS.glob("results/*/*.jsonl"), *BENCHMARKS.glob("desk/*.jsonl")])
@@ -22,7 +22,7 @@ def rounds_of(row: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.relative_to(BENCHMARKS).as_posix())
 def test_rows_are_of_clean_commits_and_of_enough_rounds(file: Path) -> None:
-    rows = read_rows(file)
+    rows = list(rows_of(file))
     assert rows
     for row in rows:
         assert row["commit"], row

@@ -18,7 +18,7 @@ from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.data.tools.synthetic import draw_clip, write_video
 from vmae2_ds.errors import EXIT_OK, ConfigError
-from vmae2_ds.train.report import read_rows
+from vmae2_ds.json_lines import rows_of
 
 SHRINK = 2000
 
@@ -62,7 +62,7 @@ def test_lists_keep_subjects_apart_and_clips_alike(data: Path, tmp_path: Path) -
 def test_the_chain_trains_once_and_goes_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data", str(data), "--out", str(tmp_path), "--seeds", "0", "--stages", "real", "--shrink", str(SHRINK)]
     assert main([*words, "--workers", "1"]) == EXIT_OK
-    rows = read_rows(tmp_path / "rows.jsonl")
+    rows = list(rows_of(tmp_path / "rows.jsonl"))
     assert {(row["set"], row["how"], row["test"]) for row in rows} == {
         *(
             (of, how, test)
@@ -77,7 +77,7 @@ def test_the_chain_trains_once_and_goes_on(data: Path, tmp_path: Path, capsys: p
     first = (tmp_path / "runs" / "pretrain_pixels_real_seed0.log").read_text()
     capsys.readouterr()
     assert main([*words, "--workers", "1"]) == EXIT_OK
-    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert list(rows_of(tmp_path / "rows.jsonl")) == rows
     assert (tmp_path / "runs" / "pretrain_pixels_real_seed0.log").read_text() == first
     assert "| pretrained, real |" in capsys.readouterr().out
 

@@ -23,6 +23,7 @@ from vmae2_ds.dist import default_device
 from vmae2_ds.draw.charts import draw_curves
 from vmae2_ds.draw.pictures import DecodedPass, Reconstruction, animate_reconstruction, draw_reconstruction
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.json_lines import rows_of
 from vmae2_ds.masking import count_masks, passes_over_hidden
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
@@ -97,7 +98,7 @@ def visualize(asked: VisualizeArguments) -> Path:
     from vmae2_ds.data.feed.pretrain import PretrainDataset
     from vmae2_ds.runs.open import clip_line
     from vmae2_ds.runs.ready import autoencoder_of
-    from vmae2_ds.train.report import read_rows, write_report
+    from vmae2_ds.train.report import write_report
 
     data = asked.model_dump(include={"num_frames", "size", "stride"})
     mask = asked.model_dump(include={"encoder_ratio", "decoder", "decoder_ratio"})
@@ -141,7 +142,7 @@ def visualize(asked: VisualizeArguments) -> Path:
     about = {"checkpoint": str(found.checkpoint), "seed": asked.seed, **settings, "clips": drawn}
     write_whole(folder / "pictures.json", json.dumps(about, indent=1) + "\n")
     if found.run is not None:
-        draw_curves(read_rows(found.run / "metrics.jsonl"), folder / "curves.png")
+        draw_curves(list(rows_of(found.run / "metrics.jsonl")), folder / "curves.png")
         if asked.out is None:
             write_report(found.run)
     return folder

@@ -27,6 +27,7 @@ from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import Diverged
 from vmae2_ds.guard.spikes import Spike
+from vmae2_ds.json_lines import adding_rows, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -187,14 +188,13 @@ def _step_of(checkpoint: Path) -> int:
 
 def _windows_in(path: Path) -> set[int]:
     """Windows that are listed already: a run that is killed meets its spikes again."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {json.loads(line)["window"] for line in lines if line.endswith("}")}
+    return {row["window"] for row in rows_of(path)}
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
     """Add rows; a full disk costs the note, not the run."""
     try:
-        with path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        with adding_rows(path) as add:
+            add(*rows)
     except OSError as error:
         log.warning("%s could not be written: %s", path, error.strerror)

@@ -20,6 +20,7 @@ from vmae2_ds.draw.pages import templates_of
 from vmae2_ds.guard.hang import STACKS
 from vmae2_ds.guard.loader_watch import BINDS
 from vmae2_ds.guard.rollback import EVENTS
+from vmae2_ds.json_lines import rows_of
 from vmae2_ds.runs.folder import is_finished
 from vmae2_ds.train.row import SOURCE_VIDEOS, source_shares
 from vmae2_ds.train.stage import training_of
@@ -51,9 +52,9 @@ def write_report(folder: Path) -> Path:
     All but run.json may be missing or torn: a run that was killed has a report too.
     """
     config = read_run_config(folder)
-    rows = read_rows(folder / "metrics.jsonl")
-    bad_files = read_rows(folder / "bad_files.jsonl")
-    events = read_rows(folder / EVENTS)
+    rows = list(rows_of(folder / "metrics.jsonl"))
+    bad_files = list(rows_of(folder / "bad_files.jsonl"))
+    events = list(rows_of(folder / EVENTS))
     environment = _read_json(folder / "env.json")
     marks = [row["step"] for row in events if row.get("limit") is not None]
     page = (
@@ -92,17 +93,6 @@ def curves_of(config: RunConfig) -> list[Curve]:
     words = training_of(config).loss_words(config)
     loss = replace(CURVES["loss"], title=f"Loss ({words.parts})", beside_label=words.flat)
     return [loss if curve.key == "loss" else curve for curve in CURVES.values()]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line torn by a kill is left out, a missing file is empty."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def _read_json(path: Path) -> dict[str, Any]:

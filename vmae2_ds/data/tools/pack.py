@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +24,10 @@ from vmae2_ds.data.sources.list_header import COLUMNS, VIDEO_SUFFIXES
 from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.sources.order import Shuffle
 from vmae2_ds.data.tools.shards import iterate_members
-from vmae2_ds.data.tools.work_folder import check_work_folder, read_lines, work_folder
+from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import HashedFile, sha256_of, whole_file, write_whole
 from vmae2_ds.errors import DataError, VideoError
+from vmae2_ds.json_lines import adding_rows, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def pack_manifest(asked: PackArguments) -> PackedManifest:
         if asked.shuffle is not None:
             places = Shuffle(len(firsts), np.random.default_rng(asked.shuffle))  # type: ignore[assignment]
         ledger = BadFileLedger(asked.out / "bad_files.jsonl")
-        done = {line["shard"]: PackedShard(**line) for line in read_lines(asked.out / "shards.jsonl")}
+        done = {line["shard"]: PackedShard(**line) for line in rows_of(asked.out / "shards.jsonl")}
         log.info("%s: %s for shards of %g MiB", asked.manifest, counted(len(firsts), "file"), asked.shard_mib)
         shards: list[PackedShard] = []
         written = 0
@@ -125,8 +125,8 @@ def pack_manifest(asked: PackArguments) -> PackedManifest:
                 if before is None or before.begin != begin or not _is_whole(asked.out, before, asked.verify):
                     limit = int(asked.shard_mib * 2**20)
                     before = _write_shard(asked.out, name, opened, firsts, places, begin, limit, ledger, ticker.tell)
-                    with (asked.out / "shards.jsonl").open("a") as lines:
-                        lines.write(json.dumps(before._asdict()) + "\n")
+                    with adding_rows(asked.out / "shards.jsonl") as add:
+                        add(before._asdict())
                     written += 1
                 ticker.tell(before.end)
                 shards.append(before)

@@ -30,9 +30,10 @@ from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manife
 from vmae2_ds.data.tools.encode import X264, Encoded, reencode
 from vmae2_ds.data.tools.parallel import in_parallel
 from vmae2_ds.data.tools.scan import stamp_of
-from vmae2_ds.data.tools.work_folder import check_work_folder, read_lines, work_folder
+from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError, DataError, VideoError
+from vmae2_ds.json_lines import adding_rows, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def prepare_manifest(asked: PrepareArguments) -> Prepared:
         jobs = list({job.target: job for job in by_name.values()}.values())
         _refuse_sources(jobs, out)
         ledger = BadFileLedger(out / "bad_files.jsonl")
-        done = {line["target"]: line for line in read_lines(out / "prepared.jsonl")}
+        done = {line["target"]: line for line in rows_of(out / "prepared.jsonl")}
         kept = {job.target for job in jobs if _is_current(job, done.get(job.target), out)}
         left = [job for job in jobs if job.target not in kept]
         at_once = asked.workers or os.cpu_count() or 1
@@ -169,7 +170,7 @@ def prepare_manifest(asked: PrepareArguments) -> Prepared:
 
         bad, written = 0, 0
         with (
-            (out / "prepared.jsonl").open("a", buffering=1) as lines,
+            adding_rows(out / "prepared.jsonl") as add,
             heard(Ticker(log, "videos prepared", len(jobs), len(kept))) as ticker,
         ):
             for number, (job, line) in enumerate(in_parallel(left, work, at_once, asked.timeout_s), 1):
@@ -179,7 +180,7 @@ def prepare_manifest(asked: PrepareArguments) -> Prepared:
                     done.pop(job.target, None)
                 else:
                     done[job.target] = line
-                    lines.write(json.dumps(line) + "\n")
+                    add(line)
                     written += 1
                 ticker.tell(len(kept) + number)
         there = [job for job in jobs if job.target in done]

@@ -5,6 +5,7 @@ What `vmae2 data check` judges by. A line counts again in a later scan while its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.data.tools.parallel import in_parallel
 from vmae2_ds.data.tools.video_facts import VideoFacts, probe_entry
 from vmae2_ds.errors import VideoError
+from vmae2_ds.json_lines import adding_rows, rows_of
 
 DecodeName = Literal["clip", "all", "none"]
 PIECE = 64
@@ -79,15 +81,14 @@ def scan(
     del entries, done
     total = len(found) + len(left)
     tell(len(found), total)
-    _end_torn_line(file)
-    with file.open("a", buffering=1) as lines:
+    with adding_rows(file) as add:
 
         def work(entry: VideoEntry, watchdog: Watchdog) -> tuple[list[int] | None, Scanned]:
             return stamp_of(entry), look_at(entry, look, watchdog)
 
         for stamp, scanned in in_parallel(left, work, workers, look.timeout_s):
             found[scanned.key] = scanned
-            lines.write(json.dumps([look.settings, stamp, *scanned[:-1], scanned.facts]) + "\n")
+            add([look.settings, stamp, *scanned[:-1], scanned.facts])
             tell(len(found), total)
     return found
 
@@ -157,27 +158,9 @@ def stamp_of(entry: VideoEntry) -> list[int] | None:
 
 def _read(file: Path, settings: str) -> Iterable[tuple[str, tuple[Any, Scanned]]]:
     """The newest result of each key comes last."""
-    if not file.exists():
-        return
-    with file.open() as lines:
-        for line in lines:
-            try:
-                told, stamp, key, reason, is_missing, frames, facts = json.loads(line)
-                if told == settings:
-                    yield (
-                        key,
-                        (
-                            stamp,
-                            Scanned(key, reason, is_missing, frames, None if facts is None else VideoFacts(*facts)),
-                        ),
-                    )
-            except (ValueError, TypeError):
-                continue  # torn by a kill: its file is looked at again
-
-
-def _end_torn_line(file: Path) -> None:
-    if file.exists() and file.stat().st_size:
-        with file.open("rb+") as lines:
-            lines.seek(-1, os.SEEK_END)
-            if lines.read(1) != b"\n":
-                lines.write(b"\n")
+    for row in rows_of(file):
+        with contextlib.suppress(ValueError, TypeError):  # of an earlier version: its file is looked at again
+            told, stamp, key, reason, is_missing, frames, facts = row
+            if told == settings:
+                known = None if facts is None else VideoFacts(*facts)
+                yield key, (stamp, Scanned(key, reason, is_missing, frames, known))

@@ -89,16 +89,3 @@ def _check_settings(file: Path, folder: Path, now: dict[str, Any], option: str) 
     if names:
         different = "; ".join(f"{key}: was {before.get(key)}, now {now.get(key)}" for key in names)
         raise ConfigError(f"{folder} was begun with other settings ({different}); name another {option}")
-
-
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSONL file; torn ones are left out, and ended if they come last."""
-    if not file.exists():
-        return
-    text = file.read_bytes()
-    if text and not text.endswith(b"\n"):
-        with file.open("ab") as end:
-            end.write(b"\n")
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)

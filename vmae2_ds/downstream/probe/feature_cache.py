@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from vmae2_ds.data.sources.list_formats import PLAIN_LIST, ListForm
 from vmae2_ds.data.sources.manifest import manifest_digest
 from vmae2_ds.disk import whole_file
 from vmae2_ds.downstream.probe.folds import Features
-from vmae2_ds.downstream.probe.frozen import Encode, clip_settings, features_of
+from vmae2_ds.downstream.probe.frozen import Allocate, Encode, clip_settings, features_of
 from vmae2_ds.errors import ConfigError
 
 
@@ -46,34 +46,28 @@ def kept_features(
     if missing:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _make(folder, keys, run, missing, manifest, root, clips, form)
+            _make(
+                {name: folder / keys[name] for name in missing},
+                lambda allocate: features_of(run, missing, manifest, root, clips, allocate, form),
+            )
         except OSError as error:
             raise ConfigError(f"--cache {folder}: {error}") from None
     return {name: _open(folder, keys[name]) for name in encoders}
 
 
-def _make(
-    folder: Path,
-    keys: Mapping[str, str],
-    run: RunConfig,
-    encoders: Mapping[str, Encode],
-    manifest: Path,
-    root: Path | None,
-    clips: int,
-    form: ListForm,
-) -> None:
+def _make(places: Mapping[str, Path], features: Callable[[Allocate], dict[str, Features]]) -> None:
     """Straight into files, so that the tokens of a long list need no memory; the small ones follow once the large are whole."""
     with contextlib.ExitStack() as large:
-        parts = {name: large.enter_context(whole_file(folder / f"{keys[name]}.npy")) for name in encoders}
+        parts = {name: large.enter_context(whole_file(place.with_suffix(".npy"))) for name, place in places.items()}
 
         def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
             return np.lib.format.open_memmap(parts[name], "w+", dtype, shape)
 
-        made = features_of(run, encoders, manifest, root, clips, allocate, form)
+        made = features(allocate)
         for found in made.values():
             found.feature_VF.flush()  # type: ignore[attr-defined]  # it lies in a memmap
     for name, found in made.items():
-        with whole_file(folder / f"{keys[name]}.npz") as part, part.open("wb") as small:
+        with whole_file(places[name].with_suffix(".npz")) as part, part.open("wb") as small:
             np.savez(small, label=found.label_V, source=found.source_V, path=found.path_V)
 
 
