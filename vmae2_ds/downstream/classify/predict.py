@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict
 
 import tyro
 from pydantic import Field
@@ -36,6 +36,20 @@ LISTS = (".csv", ".tsv", ".txt", ".list", ".lst")
 UNLABELLED = ListForm(ignore_columns=(), label_is_read=False)
 MOST = 1_000_000
 RESULT, TABLE, PICTURES = "predictions.json", "predictions.csv", "pictures"
+
+
+NamedClass = TypedDict("NamedClass", {"class": int, "name": str | None, "score": float})
+"""A class that a video may be of; its name is None where nobody said the names."""
+
+
+class Predicted(TypedDict):
+    """What is said of one video."""
+
+    video: str
+    unreadable: str | None
+    """Why it could not be read."""
+    classes: list[NamedClass]
+    """The most likely first; none of a video that could not be read."""
 
 
 class Predictions(NamedTuple):
@@ -195,13 +209,11 @@ def _video(path: str) -> VideoEntry:
     return VideoEntry(path, label=None, source="default", start=0, frames=None)
 
 
-def _found(
-    entries: Sequence[VideoEntry], scores: Scores, names: Sequence[str] | None, top: int
-) -> list[dict[str, Any]]:
-    """A dict for each video, in order: its classes, the most likely first (of equal scores the lower class), or why not."""
+def _found(entries: Sequence[VideoEntry], scores: Scores, names: Sequence[str] | None, top: int) -> list[Predicted]:
+    """Each video in order: its classes, of equal scores the lower class first, or why there are none."""
     reasons = iter(scores.failures)
     place_of = {int(row): place for place, row in enumerate(scores.row_N)}
-    found: list[dict[str, Any]] = []
+    found: list[Predicted] = []
     for row, entry in enumerate(entries):
         if row not in place_of:
             reason = next(reasons).removeprefix(f"{entry.name}: ")
@@ -209,7 +221,7 @@ def _found(
             continue
         score_C = scores.score_NC[place_of[row]]
         best = (-score_C).argsort(kind="stable")[:top]
-        classes = [
+        classes: list[NamedClass] = [
             {"class": int(label), "name": names[label] if names else None, "score": float(score_C[label])}
             for label in best
         ]
@@ -217,7 +229,7 @@ def _found(
     return found
 
 
-def describe(videos: Sequence[dict[str, Any]], width: int | None) -> str:
+def describe(videos: Sequence[Predicted], width: int | None) -> str:
     """A table: video, score, class. Where a line would not fit into `width` (None: any does) a name has its own line."""
     longest = max(len(video["video"]) for video in videos)
     rows = [(video["video"], _lines(video)) for video in videos]
@@ -229,13 +241,13 @@ def describe(videos: Sequence[dict[str, Any]], width: int | None) -> str:
     return "\n".join(table)
 
 
-def _lines(video: dict[str, Any]) -> list[str]:
+def _lines(video: Predicted) -> list[str]:
     if video["unreadable"] is not None:
         return [f"could not be read: {video['unreadable']}"]
     return [f"{100 * one['score']:5.1f} %  {_name(one)}" for one in video["classes"]]
 
 
-def _name(one: dict[str, Any]) -> str:
+def _name(one: NamedClass) -> str:
     return f"class {one['class']}" if one["name"] is None else str(one["name"])
 
 
@@ -254,7 +266,7 @@ def write(result: dict[str, Any], folder: Path) -> None:
 
 
 def draw(
-    videos: Sequence[dict[str, Any]], entries: Sequence[VideoEntry], config: FinetuneConfig, folder: Path, most: int
+    videos: Sequence[Predicted], entries: Sequence[VideoEntry], config: FinetuneConfig, folder: Path, most: int
 ) -> None:
     """A picture of each of the first `most` videos that could be read: the middle of its middle clip, and its classes."""
     from vmae2_ds.data.feed.views import ViewsDataset
