@@ -50,12 +50,15 @@ def tree(page: str) -> set[str]:
     """The folders and files of the README's tree, from the repository's top."""
     found, parent = set(), ""
     for line in page.partition("## Where things are")[2].split("```")[1].splitlines():
-        names = line.strip().split("  ")[0].split()
+        listed, _, phrase = line.strip().partition("  ")
+        names = listed.split()
         if line and not line.startswith(" "):
             parent = names[0] if len(names) == 1 else ""
             found |= set(names)
         else:
             found |= {parent + name for name in names}
+        inner = re.findall(r"(?<![\w/])[\w/]+/(?![\w/])", phrase)
+        found |= {name if (ROOT / name).exists() or not parent else parent + names[0] + name for name in inner}
     return found
 
 
@@ -114,5 +117,5 @@ def test_a_wrong_length_and_a_tree_s_folders_are_read() -> None:
     assert list(wrong_lengths("| 1 | [masking.py](x) | 30 | masks |\n| 2 | [disk.py](y) | 205 | files |")) == [
         "masking.py"
     ]
-    page = "## Where things are\n```\ntop/     a\n  one/ two.py  both\nREADME.md docs/  c\n```\n"
-    assert tree(page) == {"top/", "top/one/", "top/two.py", "README.md", "docs/"}
+    page = "## Where things are\n```\ntop/     a\n  one/ two.py  both, in/ too\nREADME.md docs/  as tests/\n```\n"
+    assert tree(page) == {"top/", "top/one/", "top/two.py", "top/one/in/", "README.md", "docs/", "tests/"}

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.config.pretrain import StrictModel
-from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
+from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, Sampling, TrainConfig
 from vmae2_ds.config.strict import Amount, Part, PartBelow1, Size, Views
 
 Sides = tuple[Annotated[float, Field(ge=0.01, le=100)], Annotated[float, Field(ge=0.01, le=100)]]
@@ -27,7 +27,7 @@ class HeadlessConfig(ClassifierConfig):
 class LabelledDataConfig(DataConfig):
     """Labelled videos, how clips are drawn from them, and how they are fed."""
 
-    sampling: Literal["stride", "dense", "segments", "spread"] = "dense"
+    sampling: Sampling = "dense"
     """Which frames make a clip. dense: num_frames spread evenly over num_frames x stride frames (published for Kinetics,
     UCF101, HMDB51); segments: one frame from each of num_frames equal parts of the video (SSv2); stride: frames a fixed
     step apart; spread: num_frames spread evenly over 60 to 100 % of the video."""
@@ -118,6 +118,10 @@ class FinetuneTrainConfig(TrainConfig):
     other is initialised from scratch."""
 
 
+ViewSampling = Literal["dense", "segments"]
+"""A way to place the clips of a test over a video (data/clips/sampling.py:)."""
+
+
 class ViewsConfig(StrictModel):
     """Multi-view testing: a video's score is the mean over several clips and crops of it."""
 
@@ -125,7 +129,7 @@ class ViewsConfig(StrictModel):
     """Number of clips along time."""
     crops: Views = 3
     """Number of square crops along the longer side of each clip; 1 takes the middle."""
-    sampling: Literal["dense", "segments"] = "dense"
+    sampling: ViewSampling = "dense"
     """Which frames make the test clips. dense: every stride-th frame, clips at equal distances (published 5 x 3);
     segments: interleaved frames of the whole video (published 2 x 3 for SSv2)."""
     views_at_once: int = Field(8, ge=1, le=2**20)

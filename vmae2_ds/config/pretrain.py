@@ -11,16 +11,20 @@ from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.run import DataConfig, RunConfig
 from vmae2_ds.config.strict import Part, PartBelow1, StrictModel
 
+EncoderMask = Literal["tube", "random", "frame"]
+DecoderMask = Literal["none", "running_cell", "frame", "random"]
+Target = Literal["normalised", "pixels"]
+
 
 class MaskConfig(StrictModel):
     """What the encoder and the decoder do not see."""
 
-    encoder: Literal["tube", "random", "frame"] = "tube"
+    encoder: EncoderMask = "tube"
     """Which cubes the encoder mask hides. tube: the same places in every frame; random: cubes drawn independently; frame:
     whole frames."""
     encoder_ratio: PartBelow1 = 0.9
     """Share of all cubes that is hidden from the encoder."""
-    decoder: Literal["none", "running_cell", "frame", "random"] = "running_cell"
+    decoder: DecoderMask = "running_cell"
     """Which cubes the decoder mask leaves out of the reconstruction. running_cell: the published dual masking; frame:
     whole frames; random: cubes drawn independently; none: decode every cube hidden from the encoder (VideoMAE V1)."""
     decoder_ratio: PartBelow1 = 0.5
@@ -33,7 +37,7 @@ class MaskConfig(StrictModel):
 class ObjectiveConfig(StrictModel):
     """What the decoder has to predict."""
 
-    target: Literal["normalised", "pixels"] = "normalised"
+    target: Target = "normalised"
     """What the decoder predicts. normalised: pixels with each cube's own mean and standard deviation per colour removed
     (published); pixels: plain pixels in [0, 1]."""
 

@@ -39,6 +39,9 @@ ReaderName = Annotated[
 ]
 """A video reader: one of ours, or `module:function` of the user's own."""
 
+Sampling = Literal["stride", "dense", "segments", "spread"]
+"""A way to pick the frames of a clip (data/clips/sampling.py:SAMPLERS)."""
+
 
 class DataConfig(StrictModel):
     """Videos, how clips are drawn from them, and how they are fed."""
@@ -66,7 +69,7 @@ class DataConfig(StrictModel):
     """Number of frames in a clip."""
     size: Edge = 224
     """Height and width of a clip in pixels."""
-    sampling: Literal["stride", "dense", "segments", "spread"] = "stride"
+    sampling: Sampling = "stride"
     """Which frames make a clip. stride: frames a fixed step apart (published pre-training); dense: num_frames spread
     evenly over num_frames x stride frames (published fine-tuning); segments: one frame from each of num_frames equal
     parts of the video (SSv2); spread: num_frames spread evenly over 60 to 100 % of the video."""

@@ -7,13 +7,13 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
 from pydantic import Field
 
-from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.pretrain import DecoderMask, PretrainConfig, Target
 from vmae2_ds.config.strict import ClipLength, Edge, Part, Seed, StrictModel
 from vmae2_ds.console.progress import counted
 from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
@@ -74,12 +74,12 @@ class VisualizeArguments(StrictModel):
     """Step between two frames of a clip; default: the run's. Of a checkpoint file: what the file says, else 4."""
     encoder_ratio: Part | None = None
     """Share of cubes hidden from the encoder; default: the run's, for a checkpoint file 0.9."""
-    decoder: Literal["none", "running_cell", "frame", "random"] | None = None
+    decoder: DecoderMask | None = None
     """Mask that chooses what one pass of the decoder reconstructs; default: the run's, for a checkpoint file
     running_cell."""
     decoder_ratio: Part | None = None
     """Share of cubes that one pass of the decoder leaves out; default: the run's, for a checkpoint file 0.5."""
-    target: Literal["normalised", "pixels"] | None = None
+    target: Target | None = None
     """What the decoder predicts: normalised cubes (published) or pixels; default: the run's. Of a checkpoint file: what
     the file says, else normalised."""
     config: Path | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.finetune import FinetuneConfig, ViewSampling
 from vmae2_ds.config.strict import ClipLength, Edge, Part, StrictModel, Views, Workers
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.sources.class_names import implied_names
@@ -56,7 +56,7 @@ class EvaluateArguments(StrictModel):
     crops: Views | None = None
     """Number of square crops of each clip, along its longer side; default: the run's test.crops, for a checkpoint file
     3."""
-    sampling: Literal["dense", "segments"] | None = None
+    sampling: ViewSampling | None = None
     """Which frames make a clip. dense: every stride-th frame (Kinetics); segments: frames from the whole video (SSv2).
     Default: the run's, for a checkpoint file dense."""
     max_bad_share: Part = 0.0

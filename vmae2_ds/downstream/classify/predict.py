@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict
 import tyro
 from pydantic import Field
 
+from vmae2_ds.config.finetune import ViewSampling
 from vmae2_ds.config.strict import ClipLength, Edge, StrictModel, Views, Workers
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.console.terminal import columns
@@ -94,7 +95,7 @@ class PredictArguments(StrictModel):
     crops: Views | None = None
     """Number of square crops of each clip, along its longer side; default: the run's test.crops, for a checkpoint file
     3."""
-    sampling: Literal["dense", "segments"] | None = None
+    sampling: ViewSampling | None = None
     """Which frames make a clip. dense: every stride-th frame (Kinetics); segments: frames from the whole video (SSv2).
     Default: the run's, for a checkpoint file dense."""
     precision: Literal["bf16", "fp32"] | None = None

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypedDict
 import tyro
 from pydantic import Field
 
+from vmae2_ds.config.run import Sampling
 from vmae2_ds.config.strict import ClipLength, Edge, Seed, StrictModel, Views, Workers
 from vmae2_ds.data.sources.list_formats import list_form
 from vmae2_ds.data.sources.manifest import manifest_digest, read_manifest
@@ -53,7 +54,7 @@ class ProbeArguments(StrictModel):
     stride: ClipLength | None = None
     """Step between two frames of a clip, for --sampling stride and dense; default: the run's. Of a checkpoint file:
     what the file says, else 4."""
-    sampling: Literal["stride", "dense", "segments", "spread"] | None = None
+    sampling: Sampling | None = None
     """Which frames make a clip. stride: frames a fixed step apart; dense: frames spread evenly over num_frames x stride
     frames; segments: one frame from each of num_frames equal parts; spread: frames spread evenly over most of the
     video. Default: the run's, for a checkpoint file the usual one of its kind."""
