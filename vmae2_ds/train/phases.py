@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Met:
-    """The ranks have met: they have the same code, settings and videos, can agree on things, and notice one that is lost."""
+    """The ranks have met: they have the same code, settings and videos, can agree, and notice one that is lost."""
 
     config: RunConfig
     stage: Stage
@@ -54,7 +54,7 @@ class Met:
     mixture: Mixture
     """The videos, without the reader that `auto` stands for."""
     hosts: list[dict[str, Any]]
-    """On rank 0, the table of hosts."""
+    """The table of hosts (guard/rank_report.py), on rank 0 alone."""
     ranks: Ranks
     peers: PeerWatch
 
@@ -81,7 +81,7 @@ class Opened:
     folder: RunFolder
     hang: HangSwitch
     checkpoint: Path | None
-    """A sound one to go on from; None in a new run."""
+    """A sound checkpoint to go on from; None in a new run."""
 
 
 def open_run(met: Met, guards: ExitStack) -> Opened:
@@ -99,7 +99,16 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
     hang = guards.enter_context(HangSwitch(folder.path, ranks, *(60 * limit for limit in minutes)))
     met.peers.on_loss = lambda why: hang.end_in(END_S, why)
     checkpoint = checkpoint_to_resume(config, folder, ranks)
-    return Opened(met, plan, ds_config, validate, extras, folder, hang, checkpoint)
+    return Opened(
+        met=met,
+        plan=plan,
+        ds_config=ds_config,
+        validate=validate,
+        extras=extras,
+        folder=folder,
+        hang=hang,
+        checkpoint=checkpoint,
+    )
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class Built:
     engine: Engine
     mean: WeightAverage | None
     state: TrainState
-    """To start with."""
+    """What the first step starts from."""
 
 
 def build(opened: Opened) -> Built:
@@ -145,13 +154,13 @@ class Ready:
     opened: Opened
     built: Built
     dataset: VideoDataset[Any]
-    """On the videos with their reader."""
+    """The data set on the videos with their reader."""
     peak: Peak | None
     reporter: Reporter
     validation: ScheduledValidation | None
     ledger: BadFileLedger
     mirror: Mirror | None
-    """On rank 0, where checkpoints are copied to a second place."""
+    """The copies of checkpoints in a second place, on rank 0 of a run that makes them."""
     saver: Saver
 
 
@@ -167,7 +176,7 @@ def make_ready(built: Built) -> Ready:
     peak = device_peak(engine.device, config.train.precision, config.train.peak_flops)
     if ranks.rank == 0:
         _announce(built, mixture, peak)
-        about = {"attention": state.attention, "device": str(engine.device), "peak": peak and peak._asdict()}
+        about = {"attention": state.attention, "device": str(engine.device), "peak": peak._asdict() if peak else None}
         write_run_files(folder, opened.ds_config, {**about, "hosts": met.hosts})
     tensorboard = folder.path / "tensorboard" if config.train.tensorboard else None
     watch = DataWaitWatch(config.data, ranks=int(ranks.max(ranks.local_rank)[0]) + 1)
@@ -181,7 +190,18 @@ def make_ready(built: Built) -> Ready:
     place = second_place(config)
     mirror = Mirror(place, folder.path) if place is not None and ranks.rank == 0 else None
     saver = Saver(engine, folder.checkpoints, config.train, ranks, built.mean, mirror)
-    return Ready(met, opened, built, dataset, peak, reporter, validation, ledger, mirror, saver)
+    return Ready(
+        met=met,
+        opened=opened,
+        built=built,
+        dataset=dataset,
+        peak=peak,
+        reporter=reporter,
+        validation=validation,
+        ledger=ledger,
+        mirror=mirror,
+        saver=saver,
+    )
 
 
 def _choose_reader(met: Met, state: TrainState) -> Mixture:
@@ -195,7 +215,7 @@ def _choose_reader(met: Met, state: TrainState) -> Mixture:
 
 
 def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
-    """Lines of the log about what will be trained, on rank 0."""
+    """Say in the log of rank 0 what will be trained."""
     met, opened, step = built.met, built.opened, built.state.step
     _describe(met.config, met.stage, built.engine)
     for line in [*opened.extras.about, *mixture.describe(), *opened.plan.describe()]:
@@ -211,6 +231,7 @@ def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
 
 
 def _describe(config: RunConfig, stage: Stage, engine: Engine) -> None:
+    """Say in the log how large the model and its clips are."""
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.objective.parameters())
     t, h, w = config.geometry.grid
     log.info(

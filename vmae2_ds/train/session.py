@@ -53,7 +53,7 @@ def train_run(config: RunConfig) -> Path:
 
 
 def _run(ready: Ready) -> Path:
-    """Train, and end as is due; see `train_run`."""
+    """Train, write what a run leaves behind, and end as `train_run` says."""
     opened, saver = ready.opened, ready.saver
     session = _Session(ready)
     stop: AgreedStop | None = None
@@ -111,7 +111,7 @@ class _Session:
         self._hooks = _Hooks(ready, self._actions)
 
     def train(self) -> None:
-        """Until the last step; raises as `train_run`."""
+        """Train until the last step; raises an AgreedStop where the run ends early."""
         while True:
             try:
                 self._train_on()
@@ -121,7 +121,7 @@ class _Session:
         _check_folder(self._ready, self.state.step)
 
     def _train_on(self) -> None:
-        """From the state as it is, until the last step or a rollback."""
+        """Train from the present state until the last step; raises RollBack where the run is to go back."""
         ranks, plan = self._ready.met.ranks, self._ready.opened.plan
         loader = make_loader(
             self._ready.met.config,
@@ -137,6 +137,7 @@ class _Session:
             train(self._ready.built.engine, batches, self._setup, self.state, self._hooks, ranks)
 
     def _go_back(self, back: RollBack) -> None:
+        """Load the checkpoint that a rollback names, and drop the rows behind it."""
         ready = self._ready
         with ready.opened.hang.slow("a rollback"):
             self.state = self._actions.go_back(back)
@@ -154,26 +155,26 @@ class _Hooks:
         self._memory = WorkerMemory()
 
     def prepare(self, batch: Movable) -> Movable:
-        """As the stage has it."""
+        """Let the stage add what the objective needs: in a distillation, the teacher's answers."""
         return self._ready.opened.extras.prepare(batch)
 
     def spiked(self, spike: Spike, state: TrainState, result: StepResult) -> None:
-        """Carry out `guard.on_spike`."""
+        """Do what `guard.on_spike` asks for."""
         _check_folder(self._ready, state.step)  # notes and rollbacks lie in it
         self._actions.spiked(spike, state, result)
 
     def updated(self) -> None:
-        """Take the weights into their mean."""
+        """Take the new weights into their running mean, where there is one."""
         if self._mean is not None:
             self._mean.update()
 
     def name_bad_files(self, failures: list[ReadFailure]) -> None:
-        """Into bad_files.jsonl."""
+        """Write the videos that this rank could not use into bad_files.jsonl."""
         if failures and not self._folder.is_gone:  # writing would make the folder anew
             _try("bad_files.jsonl", lambda: self._ready.ledger.record(failures))
 
     def check_bad_share(self, bad: int, tried: int) -> None:
-        """Raises TooManyBadFiles above `data.max_bad_share`."""
+        """Raise TooManyBadFiles where the share of unusable videos is above `data.max_bad_share`."""
         check_bad_share(bad, tried, self._ready.met.config.data.max_bad_share)
 
     def stepped(self, step: int) -> None:
@@ -187,7 +188,7 @@ class _Hooks:
             self._ready.saver.note(figures)
 
     def worker_memory_gib(self) -> tuple[float, float]:
-        """Measured now and then."""
+        """Return the memory of this rank's loader workers, measured at most twice a minute."""
         return self._memory.gib()
 
     def report(self, row: dict[str, Any]) -> None:
@@ -197,7 +198,7 @@ class _Hooks:
         self._ready.reporter.row(row)
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint of this state."""
         with self._hang.slow("a save"), self._ready.met.requests.saving():
             _check_folder(self._ready, state.step)
             self._ready.saver.save(state.step, state.to_dict())
