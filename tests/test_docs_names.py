@@ -18,7 +18,7 @@ SPARE = 0.15
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_path_name_and_setting_on_a_page_exists(page: Path) -> None:
-    assert sorted(set(missing(page.read_text()))) == [], f"{page.name}: mend the name, or see tests/docs_names.py"
+    assert sorted(set(missing(page.read_text()))) == [], f"{page.name}: fix the name, or see tests/docs_names.py"
     assert sorted(set(broken_links(page))) == [], f"{page.name}: links that lead nowhere"
 
 

@@ -36,7 +36,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, alone: bool = False) -> Iterator[Path]:
-    """Where to write what shall become `path`: it takes that name once the block has ended well, and is gone otherwise.
+    """Yields a path to write to, which is renamed to `path` after the block has ended well and removed otherwise.
 
     Args:
         path: The name in the end.
@@ -77,7 +77,7 @@ class WrittenFile(NamedTuple):
     """What was written into a file."""
 
     size: int
-    """In bytes."""
+    """Size in bytes."""
     sha256: str
 
 

@@ -62,9 +62,9 @@ class Ranks:
     """
 
     rank: int = 0
-    """Its number among all; rank 0 writes what is written once."""
+    """Number of this process among all; rank 0 writes what is written once."""
     local_rank: int = 0
-    """Its number on this host."""
+    """Number of this process on its host."""
     size: int = 1
     """How many there are."""
     launcher: str = "none"

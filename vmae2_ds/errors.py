@@ -1,4 +1,4 @@
-"""What a user can mend: each error is one readable line; the command line turns it into an exit code."""
+"""What a user can fix: each error is one readable line; the command line turns it into an exit code."""
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2

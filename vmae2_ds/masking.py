@@ -156,7 +156,7 @@ def _round_down(ratio: float, units: int) -> int:
 
 
 def _keep_tube(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
-    """The same cells in every tubelet step."""
+    """Keep the same cells in every tubelet step."""
     num_steps, height, width = geometry.grid
     return np.broadcast_to(_keep_some(ratio, height * width, rng), (num_steps, height * width))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NO_CODE = ("*.md", "*.jsonl", "*.png", "benchmarks/reports")
-"""Of a checkout: pages, measured rows and reports of them."""
+"""Files of a checkout that are not code: pages, measured rows and reports of them."""
 
 
 def environment() -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Desk:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what is asked; exit code 2 for what a user can mend."""
+    """Run what is asked; exit code 2 for what a user can fix."""
     asked = tyro.cli(Desk, args=argv, prog="python -m benchmarks.desk")
     rows = asked.out / "rows.jsonl"
     command = shlex.join(["python", "-m", "benchmarks.desk", *(sys.argv[1:] if argv is None else argv)])

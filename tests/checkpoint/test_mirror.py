@@ -160,7 +160,9 @@ def test_a_second_place_that_cannot_be_read_does_not_start_a_new_run(
 
     monkeypatch.setattr(SecondPlace, "runs", down)
     config = config_in(tmp_path / "runs", copy_to=str(tmp_path / "there"))
-    with pytest.raises(CheckpointError, match=r"cannot be read: ConnectionError\('no route'\); mend it, or start anew"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read: ConnectionError\('no route'\); fix it, or start a new run"
+    ):
         open_run_folder(config)
     run = start_run(config_in(tmp_path / "runs", copy_to=str(tmp_path / "there"), resume="never"), (10,))
     assert open_run_folder(config).checkpoint == run / "ckpt" / tag_of(10)

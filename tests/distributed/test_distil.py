@@ -127,7 +127,7 @@ def test_the_student_is_a_classifier_like_any_other(vmae2: Vmae2, manifest: Path
     again = student.with_name("again")
     code, text = vmae2(*distilling(manifest, again, exported, 1, *options))
     assert code == EXIT_OK, text
-    assert f"{student}: {len(weights)} tensors used, 0 drawn anew, 0 dropped" in text
+    assert f"{student}: {len(weights)} tensors used, 0 newly drawn, 0 dropped" in text
 
 
 def test_the_teacher_s_forward_pass_counts_as_work(teacher: Path, student: Path) -> None:

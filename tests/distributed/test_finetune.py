@@ -143,7 +143,7 @@ def test_a_run_starts_from_a_run_and_tells_what_it_took(clips: SyntheticSet, tmp
     shape = ["--model.encoder.depth", "2", "--model.encoder.width", "192", "--model.encoder.mlp", "768"]
     code, text = vmae2(*words, *shape, "--train.init", tmp_path / "pre")
     assert code == EXIT_OK, text
-    assert "28 tensors used, 4 drawn anew (fc_norm.weight, fc_norm.bias, head.weight, head.bias)" in text
+    assert "28 tensors used, 4 newly drawn (fc_norm.weight, fc_norm.bias, head.weight, head.bias)" in text
     assert "no --train.init" not in text
     code, text = vmae2(*words, "--train.init", tmp_path / "pre", "--train.run", tmp_path / "other")
     assert code == EXIT_USER_ERROR

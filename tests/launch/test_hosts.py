@@ -172,7 +172,7 @@ def test_words_come_through_deepspeed_and_pdsh_as_they_are(tmp_path: Path, monke
 
 
 def as_a_host_gets_it(words: list[str], host: str, number: int) -> list[str]:
-    """What a program is started with, by the rules of all that lies between, written anew: no pdsh, no DeepSpeed.
+    """What a program is started with, by the rules of all that lies between, written again: no pdsh, no DeepSpeed.
 
     DeepSpeed 0.19 (launcher/multinode_runner.py, PDSHRunner.parse_user_args) puts words with a space into double quotes, masks
     double quotes in those, and leaves all others bare. pdsh joins its words with spaces and replaces %h, %u, %n and %% (pdsh's

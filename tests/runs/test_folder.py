@@ -248,7 +248,7 @@ def test_a_place_for_runs_that_is_a_file_is_named_with_its_option(
 ) -> None:
     (tmp_path / "l.csv").write_text("mine")
     config = config_in(tmp_path / "l.csv", **{name: tmp_path / file for name, file in given.items()})
-    with pytest.raises(ConfigError, match=rf"l\.csv.*: Not a directory; mend it, or name another {option}$") as refused:
+    with pytest.raises(ConfigError, match=rf"l\.csv.*: Not a directory; fix it, or name another {option}$") as refused:
         open_run_folder(config)
     assert "Errno" not in str(refused.value)
     assert (tmp_path / "l.csv").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""First weights from a file of any layout: what is used, drawn anew and dropped; and what does not fit is refused."""
+"""First weights from a file of any layout: what is used, newly drawn and dropped; and what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_classifier_from_an_autoencoder_of_any_layout(tmp_path: Path, layout: 
     decoder = {name for name in theirs if "decoder" in name or name == "mask_token"}
     final_norm = {name for name in theirs if name.startswith(("encoder.norm", "videomae.layernorm"))}
     assert set(report.dropped) == decoder | final_norm
-    assert f"4 drawn anew (fc_norm.weight, fc_norm.bias, head.weight, head.bias), {len(report.dropped)} dropped" in str(
+    assert f"4 newly drawn (fc_norm.weight, fc_norm.bias, head.weight, head.bias), {len(report.dropped)} dropped" in str(
         report
     )
 

@@ -126,7 +126,7 @@ def test_what_is_drawn_anew_is_a_warning_with_names(tmp_path: Path, caplog: pyte
         caplog.clear()
         initial_weights(FinetuneConfig(model=config, train=FinetuneTrainConfig(init=file)))
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert warnings == ([f"{file} does not have these; they are drawn anew: head.weight, head.bias"] * warned)
+        assert warnings == ([f"{file} does not have these; they are newly drawn: head.weight, head.bias"] * warned)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class HashedFiles:
             self.attempt(partial(add, path))
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """As DeepSpeed asks for it, with the error kept."""
+        """Make the folder, as DeepSpeed asks; an error of the disk is kept in `error`."""
         self.attempt(lambda: os.makedirs(path, exist_ok=exist_ok))
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 RUN_FILES = ("run.json", "identity.json", "finished.json", "rollbacks.json", "labels.txt")
 RETRY_AFTER_S = (2.0, 15.0, 60.0)
-WAY_OUT = "mend it, or start anew with --train.resume never"
+WAY_OUT = "fix it, or start a new run with --train.resume never"
 KEPT_THERE = 2
 """Copies that stay whatever becomes of the originals."""
 
@@ -146,7 +146,7 @@ class Mirror:
                 size = self._copy(checkpoint)
             except Exception as error:  # each file system has errors of its own, and none may reach the run
                 again = (
-                    f"trying again in {wait_s:.0f} s" if wait_s is not None else "given up; the next one is tried anew"
+                    f"trying again in {wait_s:.0f} s" if wait_s is not None else "given up; the next one is tried again"
                 )
                 log.warning("%s could not be copied to %s: %r; %s", checkpoint.name, self._place.url, error, again)
                 if wait_s is None or self._closing.wait(wait_s):

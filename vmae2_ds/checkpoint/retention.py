@@ -12,9 +12,9 @@ class RetentionRules(NamedTuple):
 
     newest: int = 2
     every_hours: float = 0.0
-    """Beside them one in as many hours of wall time; 0: none."""
+    """Besides the newest, one checkpoint for every this many hours of wall time; 0 keeps none for that."""
     best: str | None = None
-    """Beside them the one with the best of this figure: the lowest of a loss, the highest of anything else."""
+    """Besides the newest, the checkpoint with the best value of this figure: the lowest of a loss, the highest of all else."""
     for_now: frozenset[str] = frozenset()
     """Names that stay this time, because they are being copied."""
 

@@ -17,7 +17,7 @@ class TrainState:
     videos_tried: int = 0
     bad_videos: int = 0
     source_videos: dict[str, int] = field(default_factory=dict)
-    """Videos used, by source; checkpoints of before it was counted start it at nothing."""
+    """Videos used, by source; 0 for checkpoints written before it was counted."""
     reader: str | None = None
     """What --data.reader auto chose at the start, kept so that a resumed run reads the same frames."""
     attention: tuple[str, ...] | None = None

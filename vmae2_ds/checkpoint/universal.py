@@ -20,7 +20,7 @@ from vmae2_ds.checkpoint.zero_shards import MASTER, ZeroShards
 from vmae2_ds.dist import Ranks
 
 FOLDER = "universal"
-"""Beside the checkpoints of a run."""
+"""Name of the folder for the universal form, next to a run's checkpoints."""
 
 
 def convert(source: Path, target: Path, world_size: int, stage: int, ranks: Ranks) -> HashedFiles:

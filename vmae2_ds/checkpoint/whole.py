@@ -26,7 +26,7 @@ def tag_of(step: int) -> str:
 
 
 def declare_whole(files: HashedFiles, about: dict[str, Any], ranks: Ranks) -> str | None:
-    """Once all ranks have their files on disk, write the list of them that makes a folder count.
+    """Write the list of files that makes a folder count as a whole checkpoint, after all ranks have theirs on disk.
 
     Returns None, or on all ranks what one of them could not write.
     """

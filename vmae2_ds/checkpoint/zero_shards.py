@@ -28,7 +28,7 @@ MEAN = "ema"
 
 
 def mean_file(rank: int) -> str:
-    """Where a rank keeps its shards of the running mean, in a checkpoint's folder."""
+    """Path of the file with a rank's shards of the running mean, inside a checkpoint's folder."""
     return f"ema_rank{rank:05d}.pt"
 
 
@@ -65,9 +65,9 @@ class ZeroShards:
     def __init__(self, source: Path, world_size: int, stage: int) -> None:
         self._source, self._stage = source, stage
         self.shapes: dict[str, torch.Size] = {}
-        """Of the trained parameters, in the order they are stored."""
+        """Shapes of the trained parameters, in the order they are stored."""
         self.frozen_shapes: dict[str, torch.Size] = {}
-        """Of the others."""
+        """Shapes of the other parameters."""
         self._frozen: dict[str, list[Tensor]] = {}  # by rank
         self._fragments: dict[str, list[Fragment]] = {}
         self._shards: list[dict[str, list[Tensor]]] = []  # by rank: state -> shards
@@ -143,7 +143,7 @@ class ZeroShards:
                 self._place_end_to_end(shard, shapes, paddings and paddings[shard])
 
     def _add_rank(self, masters: list[Tensor], optimizer: Any) -> None:
-        """Of `optimizer` only Adam's dict of states is known: weights do not need it, and elastic_checkpoint writes a list."""
+        """Read a rank's part. In `optimizer` only Adam's dict of states is known; elastic_checkpoint writes a list."""
         states: dict[int, dict[str, Any]] = {}
         if isinstance(optimizer, dict):
             self._groups, states = optimizer["param_groups"], optimizer["state"]

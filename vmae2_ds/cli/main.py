@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130
 _HELP = ("-h", "--help")
 
 _FOOTER = (
-    "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to mend, 74 checkpoints could not be "
+    "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to fix, 74 checkpoints could not be "
     "written, 75 stopped by a signal or its time limit and saved, 76 the loss diverged, 77 the data could not be read "
     "on, 78 hung or a rank lost, 130 interrupted before there was anything to save, 1 a defect of the program. "
     "After 75 and 78 the same command goes on."
@@ -34,8 +34,8 @@ WAYS_OUT = {
     errno.ENOSPC: "free some space, or name another disk",
     errno.EDQUOT: "free some space, or name another disk",
     errno.EROFS: "name a place that can be written",
-    errno.EACCES: "mend its permissions, or name another place",
-    errno.EPERM: "mend its permissions, or name another place",
+    errno.EACCES: "fix its permissions, or name another place",
+    errno.EPERM: "fix its permissions, or name another place",
     errno.ENOENT: "name one that is there",
     errno.ENOTDIR: "a part of this path is a file; name another",
     errno.EISDIR: "name a file in it",
@@ -52,7 +52,7 @@ WAYS_OUT = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one verb and exit: 0 on success, 2 for what a user can mend, 74 to 78 as in errors.py, 1 for a defect."""
+    """Run one verb and exit: 0 on success, 2 for what a user can fix, 74 to 78 as in errors.py, 1 for a defect."""
     args = [arg for arg in (sys.argv[1:] if argv is None else argv) if not arg.startswith("--local_rank")]
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

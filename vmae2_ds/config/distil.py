@@ -65,7 +65,7 @@ class DistilConfig(FinetuneConfig):
 
     @property
     def read_at_the_start(self) -> dict[str, Path | None]:
-        """As of fine-tuning, and the teacher's."""
+        """Files that a start reads: those of fine-tuning, and the teacher's."""
         teacher = {"--teacher": self.distil.teacher, "--distil.teacher-head-map": self.distil.teacher_head_map}
         return {**super().read_at_the_start, **teacher}
 

@@ -51,7 +51,7 @@ class LabelledDataConfig(DataConfig):
 
     @property
     def validation(self) -> tuple[Path, Path | None] | None:
-        """As of every run; root: data.root where val_root is not given."""
+        """The validation list, if any; its root is data.root where val_root is not given."""
         return None if self.val_manifest is None else (self.val_manifest, self.val_root or self.root)
 
     @model_validator(mode="after")
@@ -174,5 +174,5 @@ class FinetuneConfig(RunConfig):
 
     @property
     def read_at_the_start(self) -> dict[str, Path | None]:
-        """As of every run, and the head map."""
+        """Files that a start reads: those of every run, and the head map."""
         return {**super().read_at_the_start, "--train.head-map": self.train.head_map}

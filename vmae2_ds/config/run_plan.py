@@ -21,7 +21,7 @@ class RunPlan:
     world_size: int
     num_videos: int
     steps_per_epoch: float
-    """Of one pass over the manifest, as `train.epoch_steps` counts them."""
+    """Optimizer steps in one pass over the manifest, as `train.epoch_steps` counts them."""
     num_steps: int
     warmup_steps: int
     base_lr: float
@@ -122,7 +122,7 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
 
 
 def _steps_per_epoch(config: RunConfig, num_videos: int, videos_per_step: int) -> float:
-    """As published (run_mae_pretraining.py and run_class_finetuning.py: `len(dataset_train) // total_batch_size`), or exact.
+    """Steps of a pass, exact or as published (run_mae_pretraining.py: `len(dataset_train) // total_batch_size`).
 
     It counts steps alone: our order of the videos goes on over the end of a pass, where theirs drops the last ones.
     """

@@ -36,16 +36,16 @@ class StageEntry:
     kind: str
     """What messages call it."""
     help: str
-    """Its line in `vmae2 --help`."""
+    """The stage's line in `vmae2 --help`."""
     recipes: str
-    """Where its recipes are, a dict of functions by name, as `module:NAME`."""
+    """The stage's recipes, a dict of functions by name, written as `module:NAME`."""
     training: str
-    """Where its `train.stage.Training` is: objective, parameter groups, data set, attention. As `module:NAME`."""
+    """The stage's `train.stage.Training` (objective, parameter groups, data set, attention), written as `module:NAME`."""
     check: str | None = None
     """A function of the config that raises ConfigError for settings that cannot be, without torch. As `module:NAME`."""
 
     def recipe_functions(self) -> Mapping[str, RecipeFn]:
-        """Its recipes by name."""
+        """The stage's recipes by name."""
         found: Mapping[str, RecipeFn] = pkgutil.resolve_name(self.recipes)
         return found
 
@@ -110,7 +110,7 @@ def _found_from(folder: Path, key: str, value: object) -> Path | str | None:
 def read_as_written(path: Path) -> RunConfig:
     """The config of the run in folder `path`, paths as they were typed; raises ConfigError.
 
-    Files of before there were stages are of pre-training.
+    Files written before there were stages are of pre-training.
     """
     file = path / "run.json"
     if not file.is_file():

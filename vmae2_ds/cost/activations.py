@@ -30,7 +30,7 @@ class _Widths(NamedTuple):
     score: int
     """One score of math attention: the softmax's output, saved by the softmax and by the product with v."""
     score_backward: int
-    """The same during the softmax's backward pass: its output, the gradient of that, and the gradient it makes."""
+    """Bytes held during the softmax's backward pass: its output, the gradient of that, and the gradient it makes."""
 
 
 _WIDTHS: dict[ComputePrecision, _Widths] = {

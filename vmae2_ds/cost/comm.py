@@ -46,7 +46,7 @@ class CommBytes:
     intra_node: int
     """Bytes one GPU sends over the links inside its node."""
     inter_node: int
-    """Its share of the bytes that its node sends over the network."""
+    """One GPU's share of the bytes that its node sends over the network."""
 
 
 def comm_bytes(

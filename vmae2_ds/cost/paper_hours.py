@@ -40,7 +40,7 @@ class PaperRun:
     clips: int
     """Seen in the whole run."""
     clips_per_gpu: int
-    """In one step; there is no accumulation."""
+    """Clips of one GPU in one step; there is no accumulation."""
     visible: int
     decode: int
     num_gpus: int = 64

@@ -136,7 +136,7 @@ def recomputed_blocks(model: ModelConfig) -> tuple[int, int]:
 
 BLOCK_KERNELS: dict[AttentionKind, Passes] = {"math": Passes(19, 25), "sdpa": Passes(12, 19), "flash": Passes(12, 17)}
 END_KERNELS = 124
-"""Of these about 90 compute indices and scalars: nothing but their launch."""
+"""Operations outside the blocks; about 90 of them compute indices and scalars and cost nothing but their launch."""
 
 
 def count_kernels(model: ModelConfig, attention: tuple[AttentionKind, AttentionKind]) -> int:

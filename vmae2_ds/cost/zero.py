@@ -67,7 +67,7 @@ class ZeroPolicy:
         )
 
     def on(self, num_ranks: int) -> ZeroPolicy:
-        """The same with hpZ as DeepSpeed has it on `num_ranks` ranks (utils/groups.py:_create_zero_param_parallel_group).
+        """This policy with hpZ as DeepSpeed has it on `num_ranks` ranks (utils/groups.py:_create_zero_param_parallel_group).
 
         Raises:
             ConfigError: the ranks do not divide into groups of hpZ.

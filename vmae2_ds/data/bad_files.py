@@ -59,5 +59,5 @@ def check_bad_share(failed: int, tried: int, limit: float) -> None:
     if tried >= MIN_TRIED and failed > limit * tried:
         raise TooManyBadFiles(
             f"{failed} of {tried} videos tried could not be used ({failed / tried:.1%}, the limit is {limit:.1%}): "
-            f"see bad_files.jsonl in the run folder; mend the manifest, or raise --data.max-bad-share and start again"
+            f"see bad_files.jsonl in the run folder; fix the manifest, or raise --data.max-bad-share and start again"
         )

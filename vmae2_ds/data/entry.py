@@ -21,7 +21,7 @@ class VideoEntry(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its identity, and what messages call it. In a shard the place belongs to it: members may share a name."""
+        """Name of the video in messages, and its identity. In a shard the place belongs to it: members may share a name."""
         return self.path if self.shard is None else f"{self.shard}:{self.path}@{self.offset}+{self.size}"
 
 

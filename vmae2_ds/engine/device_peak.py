@@ -25,7 +25,7 @@ class Peak(NamedTuple):
     flops: float
     """FLOP/s of one device."""
     name: str
-    """Where the figure comes from, for people."""
+    """Source of the figure, in words."""
 
 
 def device_peak(device: torch.device, precision: Literal["bf16", "fp32"], override: float | None = None) -> Peak | None:

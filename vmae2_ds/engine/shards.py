@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     """A run of elements of one parameter, in this rank's master shards."""
 
     name: str
-    """Of the parameter."""
+    """Name of the parameter."""
     shard: int
     """Index into `MasterShards.masters`."""
     offset: int
@@ -48,7 +48,7 @@ class MasterShards:
         return [shard for group in self._optimizer.param_groups for shard in group["params"]]
 
     def pieces(self) -> Iterator[Piece]:
-        """Where each trained parameter's elements lie in this rank's master shards."""
+        """Places of each trained parameter's elements in this rank's master shards."""
         if self._stage == 3:
             rank = torch.distributed.get_rank()
             for shard, group in enumerate(self._deepspeed.optimizer.fp16_groups):

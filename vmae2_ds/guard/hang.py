@@ -74,7 +74,7 @@ class HangSwitch:
         self._rank, self._ranks = ranks.rank, ranks.size
         self._step_s, self._slow_s, self._last_step = step_s, slow_s, 0
         self._timers: list[ctypes.c_void_p] = []
-        """Of the stacks, the line and the exit; none without `_libc`."""
+        """Timers of the stacks, the line and the exit; none without `_libc`."""
         self._is_ending = False
         self._line = ctypes.create_string_buffer(1024)
         self._folder = folder / STACKS
@@ -110,7 +110,7 @@ class HangSwitch:
         self.step(self._last_step)
 
     def slow_from_here(self, what: str) -> None:
-        """The same without an end."""
+        """Take everything from here on for slow work, without an end."""
         if self._step_s:
             self._arm(self._slow_s, f"{what} took longer than {self._slow_s:g} s after step {self._last_step}")
 

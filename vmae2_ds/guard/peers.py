@@ -39,7 +39,7 @@ _open: set[socket.socket] = set()
 
 
 def _close_copies() -> None:
-    """In a fork: a loader worker would hold the connections open for as long as it outlives its rank."""
+    """Close a fork's copies of the connections: a loader worker that outlives its rank would hold them open."""
     for connection in _open:
         connection.close()
 

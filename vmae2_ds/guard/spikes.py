@@ -19,7 +19,7 @@ from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import ConfigError
 
 MAD_TO_DEVIATION = 1.4826
-"""Of a normal distribution, whose deviation is so many median absolute deviations: 1 / Phi^-1(3/4)."""
+"""Standard deviation of a normal distribution in median absolute deviations: 1 / Phi^-1(3/4)."""
 
 LOSS, RANK_LOSS, NORM = "loss", "rank_loss", "grad_norm"
 """What is watched: the mean over ranks, the largest of one rank, the global norm before clipping."""
@@ -34,7 +34,7 @@ class Spike(NamedTuple):
     what: str
     value: float
     limit: float | None
-    """None: the value is not finite, and the limit does not matter."""
+    """Limit that the value exceeds; None where the value is not finite."""
 
     def __str__(self) -> str:
         if self.limit is None:

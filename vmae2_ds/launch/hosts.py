@@ -20,7 +20,7 @@ from vmae2_ds.launch.hostfile import read_hostfile
 from vmae2_ds.launch.preflight import bash_words, check_run, check_words, environment_of, refuse_unless
 
 ENV_FILE = ".deepspeed_env"
-"""Where `deepspeed` takes the remote ranks' environment from, in the folder it is started in."""
+"""File that `deepspeed` takes the remote ranks' environment from, in the folder it is started in."""
 _PLAIN = r"[\w@%+=:,./-]+"
 """What means itself to every shell: DeepSpeed writes the folder and the interpreter into pdsh's command as they are."""
 

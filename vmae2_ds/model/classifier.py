@@ -63,7 +63,8 @@ class Classifier(SeededModel):
         self.encoder.blocks.checkpoint = function
 
     def draw(self, name: str, values: Tensor, rng: torch.Generator) -> None:
-        """As published (tests/golden/model.json, init_stats_S): the head is scaled down so that it starts near zero."""
+        """Draw first weights as published (tests/golden/model.json, init_stats_S): the head is scaled down to start near
+        zero."""
         if name.endswith(".weight"):
             nn.init.trunc_normal_(values, std=WEIGHT_STD, generator=rng)
         if name.startswith("head."):

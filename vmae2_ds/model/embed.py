@@ -89,7 +89,7 @@ def position_table(geometry: ClipGeometry, width: int, built_for: ClipGeometry |
     """The sinusoid table of this clip, or that of another clip interpolated to this one's grid: (N, D) float32.
 
     Interpolation is trilinear over (time, height, width) with the cells' middles aligned. Rebuilding is what the published
-    code does, and numbers positions anew: a row of a wider grid is longer, so place (t, h, w) gets another value than the
+    code does, and numbers positions again: a row of a wider grid is longer, so place (t, h, w) gets another value than the
     weights learned. Interpolating keeps what they learned of each part of the picture.
     """
     if built_for is None or built_for.grid == geometry.grid:

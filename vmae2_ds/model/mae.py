@@ -87,7 +87,7 @@ class MaskedAutoencoder(SeededModel):
             self.use_checkpoint_function(partial(checkpoint, use_reentrant=False))
 
     def draw(self, name: str, values: Tensor, rng: torch.Generator) -> None:
-        """As published (docs/PAPER.md#numerics; init_stats_S of tests/golden/model.json)."""
+        """Draw first weights as published (docs/PAPER.md#numerics; init_stats_S of tests/golden/model.json)."""
         layer, _, kind = name.rpartition(".")
         if name == "decoder.mask_token":
             nn.init.trunc_normal_(values, std=MASK_TOKEN_STD, a=-MASK_TOKEN_STD, b=MASK_TOKEN_STD, generator=rng)

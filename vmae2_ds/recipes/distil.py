@@ -18,7 +18,8 @@ from vmae2_ds.recipes.finetune import FINETUNE_RECIPES, NUM_CLASSES, vit_ti_fine
 
 
 def _like(supervised: FinetuneConfig, recipe: str, **sections: Mapping[str, object]) -> DistilConfig:
-    """Its clips, batch and schedule, with fields of some sections changed; loss and teacher by default."""
+    """A distillation config with another recipe's clips, batch and schedule, some sections changed; loss and teacher by
+    default."""
     changed = supervised.changed(**sections).model_dump(exclude={"stage"})
     return DistilConfig.model_validate({**changed, "recipe": recipe})
 

@@ -41,7 +41,7 @@ class PublishedRun(NamedTuple):
     score: str
     """Top-1."""
     source: str
-    """Which script, and where we differ from it."""
+    """The published script, and where we differ from it."""
     head_dropout: float = 0.0
     weight_decay: float = 0.05
     warmup_epochs: float = 5

@@ -26,7 +26,7 @@ LayoutName = Literal["published", "transformers", "transformers4", "mmaction2"]
 MOST_EDGE = 100_000
 """Pixels of a clip's height or width that an option takes."""
 VERSIONS = {"transformers": "5.6 or newer", "transformers4": "up to 5.5, or 5.18 and newer"}
-"""Of transformers, by the layout that they read."""
+"""Versions of transformers that read each layout."""
 
 
 class ImportArguments(StrictModel):
@@ -74,7 +74,8 @@ def import_weights(asked: ImportArguments) -> str:
 
 
 class ExportArguments(StrictModel):
-    """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in float32."""
+    """Write the weights of a run, of one checkpoint or of a file under the key names of VideoMAE V2 or of others, in
+    float32."""
 
     source: tyro.conf.Positional[Path]
     """Weights to export: a run folder (its newest whole checkpoint is taken), a folder of runs (the newest), a

@@ -32,7 +32,7 @@ NAMES = "labels.txt"
 
 
 class RunFolder(NamedTuple):
-    """Where a run lives, and the checkpoint it goes on from."""
+    """Folder of a run, and the checkpoint it goes on from."""
 
     path: Path
     checkpoint: Path | None
@@ -74,7 +74,7 @@ def open_run_folder(config: RunConfig, more: Mapping[str, Any] | None = None) ->
         named = "--train.runs" if config.train.run is None else "--train.run"
         why = error.strerror or str(error)
         place = error.filename or config.train.run or config.train.runs
-        raise ConfigError(f"{place}: no run folder can be opened: {why}; mend it, or name another {named}") from None
+        raise ConfigError(f"{place}: no run folder can be opened: {why}; fix it, or name another {named}") from None
 
 
 def _find_or_make(config: RunConfig, identity: dict[str, Any]) -> RunFolder:
@@ -108,7 +108,7 @@ def _candidates(config: RunConfig, folder: Path) -> Iterator[Path]:
 
 
 def second_place(config: RunConfig) -> SecondPlace | None:
-    """Where checkpoints are copied to; raises ConfigError for a kind of URL that cannot be opened here."""
+    """The second place that checkpoints are copied to; raises ConfigError for a kind of URL that cannot be opened here."""
     return None if config.train.copy_to is None else SecondPlace(config.train.copy_to, config.recipe)
 
 
@@ -138,7 +138,7 @@ def checkpoint_to_resume(config: RunConfig, folder: RunFolder, ranks: Ranks) -> 
     if sound is None:
         raise CheckpointError(
             f"{folder.checkpoints}: no checkpoint holds what was written into it (the log names what is wrong with each); "
-            "put a copy in place, or start anew with --train.resume never"
+            "put a copy in place, or start a new run with --train.resume never"
         )
     return sound
 

@@ -39,18 +39,18 @@ Data = TypeVar("Data", bound=DataConfig)
 
 
 class LoadReport(NamedTuple):
-    """What became of a checkpoint's tensors."""
+    """Which of a checkpoint's tensors were used, and which of the model's were not in it."""
 
     used: tuple[str, ...]
     new: tuple[str, ...]
-    """Of the model, not in the checkpoint, or there in another shape: drawn from the seed."""
+    """Names of the model's tensors that the checkpoint lacks, or has in another shape: drawn from the seed."""
     dropped: tuple[str, ...]
-    """In the checkpoint, without a place in the model."""
+    """Names of the checkpoint's tensors that have no place in the model."""
 
     def __str__(self) -> str:
         new = f" ({some(self.new)})" if self.new else ""
         dropped = f" ({some(self.dropped)})" if self.dropped else ""
-        return f"{len(self.used)} tensors used, {len(self.new)} drawn anew{new}, {len(self.dropped)} dropped{dropped}"
+        return f"{len(self.used)} tensors used, {len(self.new)} newly drawn{new}, {len(self.dropped)} dropped{dropped}"
 
 
 def initial_weights(config: RunConfig) -> StateDict:
@@ -68,14 +68,14 @@ def initial_weights(config: RunConfig) -> StateDict:
     weights, report = load_for(config.train.init, config.model, head_map)
     log.info("%s: %s", config.train.init, report)
     if report.new:
-        log.warning("%s does not have these; they are drawn anew: %s", config.train.init, ", ".join(report.new))
+        log.warning("%s does not have these; they are newly drawn: %s", config.train.init, ", ".join(report.new))
     if (other := _other_clip(config)) is not None:
         log.info("%s: %s", config.train.init, other)
     return weights
 
 
 def _other_clip(config: RunConfig) -> str | None:
-    """What becomes of positions where the weights were trained on other clips; None where nothing does, or nobody knows."""
+    """How positions change where the weights were trained on other clips; None where they do not, or nobody knows."""
     model = config.model
     if config.train.init is None or model.positions_from is not None or is_resized(model):
         return None
@@ -140,7 +140,7 @@ class OpenedModel(NamedTuple):
     """A trained model, whole."""
 
     run: RunConfig
-    """Its run's config; for a file without a run, the model in a config of its kind, whose clips are the published ones."""
+    """Config of the model's run; for a file without a run, a config of its kind, whose clips are the published ones."""
     weights: StateDict
     """On the host, under our names."""
     checkpoint: Path

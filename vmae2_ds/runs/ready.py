@@ -48,13 +48,13 @@ class Preprocessing:
     stride: int
     """Step between frames."""
     pixel_range: tuple[float, float] = (0.0, 1.0)
-    """Of floats; uint8 goes to 255."""
+    """Smallest and largest pixel value of floats; uint8 goes to 255."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of one clip: (T, H, W, 3)."""
+        """Shape of one clip: (T, H, W, 3)."""
         return self.num_frames, self.size, self.size, 3
 
 

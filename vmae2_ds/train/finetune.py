@@ -57,7 +57,7 @@ def classification(config: FinetuneConfig) -> Classify:
 
 
 def groups(objective: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
-    """By layer, with and without weight decay."""
+    """Parameter groups by layer, with and without weight decay."""
     return parameter_groups(objective, config.optim.weight_decay, config.optim.layer_decay, config.model.encoder.depth)
 
 

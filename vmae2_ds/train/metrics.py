@@ -27,7 +27,7 @@ class MetricsWriter:
         self._open(first_step)
 
     def go_back(self, step: int) -> None:
-        """Drop the rows after `step`: they are written anew."""
+        """Drop the rows after `step`: they are written again."""
         self.close()
         self._open(step)
 

@@ -138,7 +138,7 @@ def build(opened: Opened) -> Built:
 
 
 def load(checkpoint: Path, engine: Engine, mean: WeightAverage | None, ranks: Ranks) -> dict[str, Any]:
-    """Load a checkpoint into the engine and the mean, split anew where it must be; returns the state saved with it."""
+    """Load a checkpoint into the engine and the mean, split again where it must be; returns the state saved with it."""
     checkpoint = fitting(engine, checkpoint, ranks)
     saved = load_checkpoint(engine, checkpoint, ranks)
     if mean is not None:

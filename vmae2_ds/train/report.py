@@ -148,7 +148,7 @@ def _event(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _sources(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Where the videos came from, a line a source; nothing where all came from one."""
+    """Sources of the videos, a line each; nothing where all came from one."""
     tail = math.ceil(TAIL * len(rows))
     now, before = (_source_videos(part[-1] if part else {}) for part in (rows, rows[: len(rows) - tail]))
     if len(now) < 2:

@@ -133,7 +133,7 @@ class ModelFlops(NamedTuple):
     """What speed is measured by."""
 
     per_clip: int
-    """Of a forward and backward pass, recomputation left out."""
+    """FLOPs of a forward and backward pass of one clip, recomputation left out."""
     peak_per_s: float | None
     """What 100 % MFU means for one device; None leaves MFU out."""
 
@@ -150,7 +150,7 @@ class Interval:
         self.begin()
 
     def begin(self) -> None:
-        """Start anew."""
+        """Start a new interval."""
         self._before = replace(self._state)
         self._loss = torch.zeros((), device=self._device)
         self._flat_loss = torch.zeros((), device=self._device)

@@ -49,7 +49,7 @@ class Saver:
         self._figures: dict[str, float] = {}
         self._failed_in_a_row = 0
         self.error: SaveFailed | None = None
-        """Of the newest save, where it failed."""
+        """Error of the newest save, where it failed."""
 
     def note(self, row: dict[str, Any]) -> None:
         """Take in the figures of a row, by which the best checkpoint is known."""
@@ -110,7 +110,7 @@ def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, ranks: R
         refused = f"rank {ranks.rank} cannot write there: {error.strerror}"
     if refused := ranks.first_said(refused):
         raise ConfigError(
-            f"no checkpoint could be written to {folder}: {refused}; mend it, or name another --train.runs or --train.run"
+            f"no checkpoint could be written to {folder}: {refused}; fix it, or name another --train.runs or --train.run"
         )
     needed = checkpoint_bytes(engine, has_mean)
     free = ranks.from_first(lambda: shutil.disk_usage(folder).free)

@@ -170,7 +170,7 @@ class _Hooks:
 
     def name_bad_files(self, failures: list[ReadFailure]) -> None:
         """Write the videos that this rank could not use into bad_files.jsonl."""
-        if failures and not self._folder.is_gone:  # writing would make the folder anew
+        if failures and not self._folder.is_gone:  # writing would make the folder again
             _try("bad_files.jsonl", lambda: self._ready.ledger.record(failures))
 
     def check_bad_share(self, bad: int, tried: int) -> None:

@@ -29,11 +29,11 @@ class Extras:
     make_objective: Callable[[RunConfig], nn.Module] | None = None
     """Instead of the stage's own, `Training.make_objective`."""
     prepare: Callable[[Movable], Movable] = lambda batch: batch
-    """What becomes of a micro batch before the objective gets it."""
+    """Function that a micro batch goes through before the objective gets it."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """More that a resumed run must share, as plain JSON."""
     frozen_macs: int = 0
-    """Of one clip's forward pass through what does not learn."""
+    """Multiply-accumulates of one clip's forward pass through models that do not learn."""
     about: tuple[str, ...] = ()
     """Lines for the log."""
 
@@ -46,15 +46,15 @@ class Stage:
     attention: Callable[[RunPlan, torch.device], tuple[str, ...]]
     """Kernel names for the model's `use_attention`."""
     forward_macs: int
-    """Of one clip, without recomputation."""
+    """Multiply-accumulates of one clip's forward pass, without recomputation."""
     about_clip: str
-    """What becomes of a clip's cubes, for the log."""
+    """How a clip's cubes are used, for the log."""
     has_draws: bool
     """Whether the model draws in its forward pass: stochastic depth, dropout."""
     needs_init: bool = True
     """Whether a run that starts from random weights is warned of."""
     ema_decay: float = 0.0
-    """Of a running mean of the weights; 0: none."""
+    """Decay per step of the running mean of the weights; 0: none."""
     validation: Callable[[Ranks], Validate] | None = None
     validate_every: float = 1.0
     """Epochs between them."""

@@ -17,7 +17,7 @@ MOST_SOURCES, OTHERS = 100, "(others)"
 
 
 class Agreed(NamedTuple):
-    """The same on every rank."""
+    """What all ranks agree on after a step."""
 
     bad_videos: int
     """Replaced in this step."""
@@ -28,7 +28,7 @@ class Agreed(NamedTuple):
     loader_failed: bool
     """The loader of a rank has ended with an error; its last batch came again."""
     losses: list[float]
-    """Of each rank; empty where the guard does not look at them."""
+    """Loss of each rank; empty where the guard does not look at them."""
     source_videos: dict[str, int]
     """Videos of this step by source."""
 

@@ -78,7 +78,7 @@ class Search:
 
     @cached_property
     def fitting(self) -> list[Candidate]:
-        """Those that fit, fastest first; where the data binds all alike, the one that leaves the GPU most to spare."""
+        """Candidates that fit, fastest first; where the data binds all alike, the one that leaves the GPU most to spare."""
         fits = [candidate for candidate in self.candidates if candidate.fits]
         return sorted(fits, key=_slowness)
 
@@ -178,7 +178,7 @@ def _predict(setting: Setting, cluster: Cluster, expected: Assumptions, worst: A
 
 
 def layout_name(setting: Setting) -> str:
-    """Where states live: stage, offload, ZeRO++."""
+    """Short name of where a setting's states live: stage, offload, ZeRO++."""
     policy = setting.policy
     name = f"stage {policy.stage}"
     if policy.offload_param:

@@ -85,13 +85,13 @@ class FlopsTable(TypedDict):
     """Frames, height, width."""
     cubes: int
     gmacs: dict[str, float | None]
-    """By token set, of one forward pass of one clip."""
+    """GMACs of one forward pass of one clip, by token set."""
     modules_gmacs: dict[str, dict[str, float]]
-    """By token set and module."""
+    """GMACs of each module, by token set and module."""
     tokens: dict[str, dict[str, int]]
-    """By token set and tower."""
+    """Number of tokens, by token set and tower."""
     training_gflops: dict[str, dict[str, float]]
-    """By token set: model (MFU) and hardware (HFU), of a clip and of a step."""
+    """Training GFLOPs by token set: model (MFU) and hardware (HFU), of a clip and of a step."""
     params: dict[str, int]
     clips_per_step: int
 

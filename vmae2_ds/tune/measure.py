@@ -23,14 +23,14 @@ NUM_WARMUP = 2
 
 
 class Measured(NamedTuple):
-    """What became of a setting when it ran."""
+    """Result of running a setting."""
 
     step_s: float | None
     """Median of the counted steps; None where the trial failed."""
     peak_gib: float | None
     """All memory of the fullest rank."""
     outside_gib: float | None
-    """Of that, what torch's allocator does not hold: context and workspaces; None on a CPU, where nobody counts it."""
+    """The part of peak_gib outside torch's allocator: context and workspaces; None on a CPU, where nobody counts it."""
     unused_share: float | None
     """Share of the allocator's memory that no tensor used; None on a CPU."""
     error: str | None

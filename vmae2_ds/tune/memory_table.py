@@ -35,7 +35,7 @@ class Subject(NamedTuple):
     model: ModelConfig
     geometry: ClipGeometry
     counts: dict[str, MaskCounts]
-    """By token set: encoder_only, dual and, where the mask allows it, dual_disjoint."""
+    """Mask counts by token set: encoder_only, dual and, where the mask allows it, dual_disjoint."""
 
     def activations(
         self, tokens: str, kernel: AttentionKind, precision: ComputePrecision, mode: CheckpointingName | None = None
@@ -102,20 +102,20 @@ class MemoryTable(TypedDict):
     precision: ComputePrecision
     checkpointing: CheckpointingName
     activation_mib_per_sample: dict[str, float]
-    """By token set, when the forward pass ends."""
+    """Activations in MiB when the forward pass ends, by token set."""
     activation_peak_mib_per_sample: dict[str, float]
-    """By token set, at the worst moment of the backward pass."""
+    """Activations in MiB at the worst moment of the backward pass, by token set."""
     activation_mib_per_sample_of: dict[str, dict[str, dict[str, float]]]
-    """By "attention, precision, recomputed"; then held or peak; then token set."""
+    """Activations in MiB by "attention, precision, recomputed"; then held or peak; then token set."""
     published_loop_peak_mib: dict[str, float]
     gpus: int
     clips: int
     accumulation: int
     ds_config: str
     per_gpu_gib: dict[str, float]
-    """By what holds it, under the policy asked for."""
+    """Memory of one GPU in GiB by what holds it, under the policy asked for."""
     per_gpu_gib_of: dict[str, dict[str, float]]
-    """By policy, and what holds it."""
+    """Memory of one GPU in GiB by policy and what holds it."""
 
 
 def memory(asked: MemoryArguments) -> MemoryTable:

@@ -159,7 +159,8 @@ def predict_memory(setting: Setting, cluster: Cluster, assumptions: Assumptions)
 
 
 def _or_start(memory: GpuMemory, config: PretrainConfig) -> GpuMemory:
-    """Where that is more: the whole model on the GPU before ZeRO divides it, unless it is built divided."""
+    """The larger of a step's memory and the start's: the whole model on the GPU before ZeRO divides it, unless built
+    divided."""
     size = 2 if config.train.precision == "bf16" else 4
     whole = 0 if config.train.ds_zero_init else size * count_parameters(config.model).total
     if whole <= memory.tensors:

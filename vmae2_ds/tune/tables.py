@@ -46,7 +46,7 @@ def _drawn(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], lef
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The same as a Markdown table."""
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 

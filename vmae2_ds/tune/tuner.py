@@ -35,7 +35,7 @@ CALIBRATION, TRIAL = "calibration.json", "trial"
 TUNED_KEYS = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"} | {
     "gradient_clipping", "bf16", "steps_per_print"
 }  # fmt: skip
-"""Of a ds_config as it is written here, beside `zero_force_ds_cpu_optimizer`, which offload brings."""
+"""Keys of a ds_config as it is written here, beside `zero_force_ds_cpu_optimizer`, which offload brings."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def workers_needed(chosen: Candidate) -> int:
 def _measure_best(
     found: Search, cluster: Cluster, assumptions: Assumptions, arguments: TuneArguments, folder: Path
 ) -> list[Trial]:
-    """Run the best settings, each on as many ranks as there are here; predictions are made anew for that number."""
+    """Run the best settings, each on as many ranks as there are here; predictions are made for that number."""
     here = cluster if arguments.hostfile else _cluster_here(cluster)
     trials = []
     for number, candidate in enumerate(found.ranked[: arguments.measure]):
@@ -197,7 +197,7 @@ def _cluster_here(cluster: Cluster) -> Cluster:
 
 
 def _on(here: Cluster, setting: Setting, cluster: Cluster) -> Setting:
-    """The same micro batch, accumulation and policy on the ranks at hand; only the global batch shrinks with them."""
+    """The setting on the ranks at hand: micro batch, accumulation and policy stay, the global batch shrinks with the ranks."""
     global_batch = setting.config.train.global_batch * here.num_gpus // cluster.num_gpus
     return setting._replace(config=setting.config.changed(train={"global_batch": global_batch}))
 

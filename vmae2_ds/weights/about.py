@@ -31,7 +31,7 @@ class AboutWeights(NamedTuple):
     """Some of CLIP_FIELDS."""
 
     def metadata(self) -> dict[str, str]:
-        """As text values of a safetensors header. transformers asks for the first."""
+        """Text values for a safetensors header; transformers asks for the first."""
         said = {
             "target": self.target,
             "labels": self.labels and json.dumps(self.labels),

@@ -24,7 +24,7 @@ from vmae2_ds.weights.lazy_state import Shape, StoredState, dtypes_of, shapes_of
 
 StateDict = dict[str, Tensor]
 TheirNames = tuple[str, ...]
-"""Their names of one of our parameters: one, or three for a packed projection that they keep as q, k and v."""
+"""Names that another layout has for one of our parameters: one, or three for a packed projection kept as q, k and v."""
 
 EMBED_WEIGHT = "encoder.embed.proj.weight"
 _INSIDE = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
 
 
 def to_layout(state: Mapping[str, Tensor], config: EncoderConfig, layout: str = "published") -> StateDict:
-    """Their state dict from ours (`model.state_dict()`); exactly their keys and shapes. Errors as `in_layout`."""
+    """The state dict of another layout from ours (`model.state_dict()`), exactly its keys and shapes. Errors as `in_layout`."""
     return dict(in_layout(state, config, layout))
 
 
@@ -135,9 +135,9 @@ class LayoutGuess(NamedTuple):
     state: StateDict
     """What was found, under our names, in whatever shape it is there."""
     missing: TheirNames
-    """Their names of what a model needs and the state dict lacks."""
+    """Names, in the file's layout, of what a model needs and the state dict lacks."""
     unused: TheirNames
-    """Its names that were not needed."""
+    """Names in the state dict that were not needed."""
 
     def describe(self) -> str:
         """How near it is, for an error: the first keys that differ."""
@@ -175,7 +175,7 @@ def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> LayoutGu
 
 
 def layout_shapes(config: EncoderConfig, layout: str = "published") -> dict[str, Shape]:
-    """Their keys and shapes of a checkpoint of this model, without allocating it."""
+    """Keys and shapes that a checkpoint of this model has in another layout, without allocating it."""
     names = _names(config, layout)
     found: dict[str, Shape] = {}
     for ours, shape in our_shapes(config).items():
@@ -299,7 +299,7 @@ def our_shapes(config: EncoderConfig) -> dict[str, Shape]:
 
 
 def _kernel_shape(config: EncoderConfig) -> tuple[int, int, int, int, int]:
-    """Their embedding's Conv3d kernel: (D, c, t, h, w)."""
+    """Shape of another layout's Conv3d embedding kernel: (D, c, t, h, w)."""
     return config.encoder.width, 3, config.tubelet, config.patch, config.patch
 
 

@@ -20,7 +20,7 @@ _DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
-"""Their names in a safetensors header (github.com/huggingface/safetensors, Format)."""
+"""Names of dtypes in a safetensors header (github.com/huggingface/safetensors, Format)."""
 
 
 class StoredState(Mapping[str, Tensor]):
@@ -59,7 +59,7 @@ def dtypes_of(state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
 
 
 def in_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> StoredState:
-    """The same tensors in another floating point type, each converted when it is asked for.
+    """These tensors in another floating point type, each converted when it is asked for.
 
     Reading one raises CheckpointError where finite values become infinite.
     """

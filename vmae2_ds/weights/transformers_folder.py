@@ -128,7 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weights_in(folder: Path) -> Path:
-    """Its file of weights. Raises CheckpointError where there is none, or they are in several."""
+    """The folder's file of weights. Raises CheckpointError where there is none, or they are in several."""
     for name in (WEIGHTS, "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name

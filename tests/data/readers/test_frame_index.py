@@ -1,7 +1,7 @@
 """One rule for every file: the reader, the probe, `data check --decode all` and `data prepare` have the frames that a decode of
 the whole file from its start has, in number and to the last bit.
 
-That decode is done here, in the plainest way, by PyAV from a container opened anew. What the made files show is known besides:
+That decode is done here, in the plainest way, by PyAV from a container opened again. What the made files show is known besides:
 their frames carry numbers.
 """
 

@@ -263,7 +263,7 @@ def test_all_unknown_names_are_told_at_once_with_their_rows(folder: Path) -> Non
         read_manifest(write(folder, "path,label\n" + "".join(f"a.mp4,{name}\n" for name in rows)), form=form)
     assert "(2 names) does not name: 'dogs' (3 rows, meant 'dog'?), 'cow' (2 rows)" in str(refusal.value)
     many = "path,label\n" + "".join(f"a.mp4,x{number}y\n" for number in range(11))
-    with pytest.raises(DataError, match="and 3 more; mend the list"):
+    with pytest.raises(DataError, match="and 3 more; fix the list"):
         read_manifest(write(folder, many), form=form)
 
 
@@ -324,7 +324,7 @@ def test_a_damaged_index_is_refused(folder: Path) -> None:
     assert read_manifest(folder / "index")[0].path == f"{folder}/a.mp4"
     with (folder / "index/rows.bin").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(DataError, match=r"rows.bin has 45 bytes where index.json says 44; make the index anew"):
+    with pytest.raises(DataError, match=r"rows.bin has 45 bytes where index.json says 44; make the index again"):
         read_manifest(folder / "index")
     (folder / "index/index.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):

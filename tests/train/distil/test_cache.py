@@ -135,7 +135,7 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(make: Make, tm
 
 def test_features_that_were_not_kept_cannot_be_learned(make: Make) -> None:
     distil_cache(make(feature_weight=0.0))
-    with pytest.raises(ConfigError, match=r"holds no features; cache anew with --distil.feature-weight set"):
+    with pytest.raises(ConfigError, match=r"holds no features; cache again with --distil.feature-weight set"):
         open_answers(make(teacher=None), open_mixture(make().data))
 
 

@@ -44,7 +44,7 @@ def check_policy(name: str, size: int) -> None:
 def rand_augment(frames_THWC: np.ndarray, name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     """timm's RandAugment with one draw for all frames: uint8 (T, H, W, 3) -> the same.
 
-    timm draws from the global generators of `random` and numpy, which are seeded anew for each frame and put back.
+    timm draws from the global generators of `random` and numpy, which are seeded again for each frame and put back.
     """
     from PIL import Image
 

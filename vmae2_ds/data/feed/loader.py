@@ -125,7 +125,7 @@ def _collate(samples: list[Sample | DataError], dataset: VideoDataset[Any]) -> L
 
 
 def start_worker(worker: int) -> None:
-    """In a worker: leave Ctrl-C, SIGTERM and SIGUSR1 to the main process, which saves and then ends the workers."""
+    """Make a loader worker ignore Ctrl-C, SIGTERM and SIGUSR1; the main process saves and then ends its workers."""
     del worker
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a queue signals every process of a job
         signal.signal(number, signal.SIG_IGN)

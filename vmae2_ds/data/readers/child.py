@@ -22,7 +22,7 @@ from vmae2_ds.data.readers.storage import read_entry
 from vmae2_ds.errors import VideoError, Vmae2Error
 
 PR_SET_PDEATHSIG = 1
-"""Of <linux/prctl.h>."""
+"""Number of this option of prctl in <linux/prctl.h>."""
 FOLLOW_S = 0.2
 """Between two signs of life of long work."""
 SHOWN = 200

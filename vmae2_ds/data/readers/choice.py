@@ -22,7 +22,7 @@ NUM_FRAMES, STRIDE, PARTS = 16, 4, 3
 """The clips that are read: as the recipes do, from a few places of a video."""
 ROUNDS = 3
 REFERENCE = "pyav"
-"""Whose frames are taken for right (docs/DATA.md)."""
+"""The reader whose frames are taken for right (docs/DATA.md)."""
 LEVELS = 2.0
 """Grey levels, of 255, that a reader may differ by on average: decoders round their transforms differently."""
 
@@ -44,7 +44,7 @@ class ReaderChoice(NamedTuple):
 
     name: str
     files: int
-    """That PyAV reads."""
+    """Number of sampled files that PyAV reads."""
     rows: tuple[ReaderRow, ...]
 
     def __str__(self) -> str:

@@ -73,7 +73,7 @@ class Packets(NamedTuple):
 
 @contextlib.contextmanager
 def opened(video: Video) -> Iterator[tuple[Any, Any]]:
-    """(container, its best video stream) of PyAV, opened anew, decoding with one thread; raises VideoError with the reason."""
+    """(container, its best video stream) of PyAV, opened again, decoding with one thread; raises VideoError with the reason."""
     import av
 
     try:
@@ -115,7 +115,7 @@ def steps(container: Any, stream: Any) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def in_order(video: Video) -> Iterator[Any]:
-    """All frames of a file opened anew; raises VideoError, also where there is none, and av.FFmpegError."""
+    """All frames of a file opened again; raises VideoError, also where there is none, and av.FFmpegError."""
     found = False
     with opened(video) as (container, stream):
         codec = stream.codec_context.name
@@ -123,13 +123,13 @@ def in_order(video: Video) -> Iterator[Any]:
             found = found or bool(frames)
             yield from frames
     if not found and codec == "webp":
-        raise VideoError("a moving WebP picture, which cannot be decoded; write it anew as a video")
+        raise VideoError("a moving WebP picture, which cannot be decoded; save it as a video")
     if not found:
         raise VideoError("none of its frames can be decoded: damaged, or cut off from its key frame; fetch it again")
 
 
 def all_frames(video: Video, index: FrameIndex) -> Iterator[Any]:
-    """As `in_order`, of a file whose index is known; raises VideoError also where it gives other frames, or breaks off.
+    """All frames in order, as `in_order`, of a file whose index is known; raises VideoError if it gives others or breaks off.
 
     What `data prepare` writes, and what `data check --decode all` looks at.
     """

@@ -29,7 +29,7 @@ CHILD = "vmae2_ds.data.readers.child"
 START_S = 120.0
 """What a child may take to import its packages on a loaded machine before it counts as hung."""
 KEEP_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
-"""For glibc's malloc, in bytes: keep the pages of one clip for the next. Linux takes a fifth of decoding to give them anew."""
+"""Settings of glibc's malloc in bytes that keep the pages of one clip for the next: new ones cost a fifth of decoding."""
 
 
 class Watchdog:
@@ -46,11 +46,11 @@ class Watchdog:
 
     @property
     def pid(self) -> int | None:
-        """Of the child; None while there is none."""
+        """Process id of the child; None while there is none."""
         return self._child.pid if self._child is not None else None
 
     def read(self, entry: VideoEntry, how: ReadAs, choose: Choose) -> np.ndarray:
-        """As `read_entry`: uint8 (T, H, W, 3), a view of shared memory that the next read overwrites.
+        """Frames as `read_entry` gives them, uint8 (T, H, W, 3), in shared memory that the next read overwrites.
 
         Raises VideoError also where the reader hangs, dies, or returns something else; ConfigError as it does.
         """
@@ -75,7 +75,7 @@ class Watchdog:
         return self._ask("call", function, values)[1]
 
     def follow(self, function: Callable[..., Iterator[Any]], *values: Any) -> Any:
-        """As `call`, of a generator function, for long work: the limit is for each item, and the last one is returned."""
+        """Call a generator function, for long work: the time limit is for each item, and the last one is returned."""
         tag, *answer = self._ask("follow", function, values)
         while tag == "going":
             tag, *answer = self._wait(self.timeout_s)
@@ -179,7 +179,7 @@ class GuardedReader:
         self._watchdog: tuple[int, Watchdog] | None = None
 
     def read(self, entry: VideoEntry, how: ReadAs, choose: Choose) -> np.ndarray:
-        """As `read_entry`; the frames are valid until the next read. Raises VideoError."""
+        """Frames as `read_entry` gives them, valid until the next read. Raises VideoError."""
         if not self.timeout_s:
             return read_entry(entry, how, choose)
         if self._watchdog is None or self._watchdog[0] != os.getpid():

@@ -34,7 +34,7 @@ class ClassNames:
 
     @property
     def text(self) -> str:
-        """As the file has them."""
+        """The names as the file has them."""
         return "".join(f"{name}\n" for name in self.names)
 
     def label_of(self, cell: str) -> int | None:

@@ -33,5 +33,5 @@ def check_labels(manifest: Manifest, num_classes: int) -> None:
                 )
             raise ConfigError(
                 f"{manifest.file}: video {row + 1}, {video.path}, has label {label}, and the model has num_classes="
-                f"{num_classes} (labels 0 .. {num_classes - 1}); set --model.num-classes or mend the list"
+                f"{num_classes} (labels 0 .. {num_classes - 1}); set --model.num-classes or fix the list"
             )

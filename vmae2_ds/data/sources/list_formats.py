@@ -148,12 +148,12 @@ def _read_csv(path: Path, file: TextIO, form: ListForm) -> Iterator[ListedVideo]
     if unknown:
         assert form.names is not None, "names are unknown to a file of names"
         raise DataError(
-            f"{path}: {form.names.describe_unknown(unknown)}; mend the list, or add the names to {form.names.file}"
+            f"{path}: {form.names.describe_unknown(unknown)}; fix the list, or add the names to {form.names.file}"
         )
 
 
 def _cells(path: Path, line: int, row: list[str], width: int, columns: dict[str, int], record: str) -> dict[str, str]:
-    """By column: what is quoted as it is, the rest without blanks around it."""
+    """Cells by column: a quoted one as it is, the others without blanks around them."""
     if len(row) != width:
         raise _error(
             path,
@@ -172,7 +172,7 @@ def _cells(path: Path, line: int, row: list[str], width: int, columns: dict[str,
 
 
 def _are_quoted(record: str) -> list[bool]:
-    """Of each cell of a record that `csv` has read without an error."""
+    """Whether each cell is quoted, of a record that `csv` has read without an error."""
     quoted, at = [], 0
     while True:
         quoted.append(record.startswith('"', at))

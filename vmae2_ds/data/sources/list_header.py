@@ -29,7 +29,7 @@ _KNOWN = f"the first line must name the columns, separated by commas, out of {',
 def columns_of(
     path: Path, header: list[str], ignore: tuple[str, ...] | None, error: Callable[[str, str], DataError]
 ) -> dict[str, int]:
-    """Where each known column stands: {name: position}.
+    """Position of each known column: {name: position}.
 
     Args:
         path: The list, for the log.

@@ -30,7 +30,7 @@ _ROW = struct.Struct("<QHiHiiiqq")
 _ROW_OF_LABEL = np.dtype(
     {"names": ["label"], "formats": ["<i4"], "offsets": [struct.calcsize("<QH")], "itemsize": _ROW.size}
 )
-"""Where the path lies and how long it is; label, source code, start, frames; shard code, offset, size. 44 bytes."""
+"""One row, 44 bytes: offset and length of the path; label, source code, start, frames; shard code, offset, size."""
 _NONE = -1  # "no label", "to the end" and "no shard" inside the rows
 _MAX_PATH = _MAX_SOURCES = 2**16 - 1
 TOLD_ROWS = 10_000
@@ -256,13 +256,15 @@ def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["format"] != 1:
-            raise DataError(f"{folder}: an index of format {index['format']}; this version reads 1: make it anew")
+            raise DataError(f"{folder}: an index of format {index['format']}; this version reads 1: make it again")
         for name in ("rows", "paths"):
             found, told = (folder / f"{name}.bin").stat().st_size, index[f"{name}_bytes"]
             if found != told:
-                raise DataError(f"{folder}/{name}.bin has {found} bytes where {INDEX} says {told}; make the index anew")
+                raise DataError(
+                    f"{folder}/{name}.bin has {found} bytes where {INDEX} says {told}; make the index again"
+                )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: the index is damaged ({error!r}); make it anew: vmae2 data index") from None
+        raise DataError(f"{folder}: the index is damaged ({error!r}); make it again: vmae2 data index") from None
     return dict(index)
 
 

@@ -104,7 +104,7 @@ class MixtureConfig(StrictModel):
                 )
         total = sum(source.share or 0 for source in self.source)
         if total and abs(total - 1) > SHARE_TOLERANCE:
-            raise ValueError(f"the shares sum to {total:g}, not to 1; mend them, or write them as weight")
+            raise ValueError(f"the shares sum to {total:g}, not to 1; fix them, or write them as weight")
         return self
 
 
@@ -112,7 +112,7 @@ class Source(NamedTuple):
     """One source, opened."""
 
     name: str | None
-    """None: each row of the manifest names its own."""
+    """Name of the source; None where each row of the manifest names its own."""
     manifest: Manifest
     share: float
     max_videos: int | None
@@ -126,7 +126,7 @@ class Mixture(NamedTuple):
     """The sources that a run draws from."""
 
     name: str
-    """Its file, for messages."""
+    """The mixture's file or name, for messages."""
     sources: tuple[Source, ...]
 
     @classmethod
@@ -167,7 +167,7 @@ class Mixture(NamedTuple):
         return choice.name
 
     def with_reader(self, reader: str) -> Mixture:
-        """The same, read with `reader` where nothing else was asked for."""
+        """This mixture, read with `reader` where a source asks for no other."""
         sources = tuple(
             source._replace(how=source.how._replace(reader=reader)) if source.how.reader == "auto" else source
             for source in self.sources

@@ -11,7 +11,7 @@ import numpy as np
 from vmae2_ds.data.seeding import Purpose, generator
 
 _ROUNDS = 10
-"""Of the Feistel network: with 6, some orders of a dozen rows were measurably likelier than others; with 10, only of five."""
+"""Rounds of the Feistel network: with 6, some orders of a dozen rows were measurably likelier; with 10, only of five."""
 _MASK64 = 2**64 - 1
 
 
@@ -141,7 +141,7 @@ def _phases(shares: Sequence[float], limits: Sequence[int | None]) -> Iterator[_
 
 
 class SourceTurns:
-    """Whose turn it is, for ever: after any number of turns each source had its share, give or take less than one.
+    """Deals turns to sources for ever: after any number of turns each had its share, give or take less than one.
 
     A table of TABLE turns repeats. It is filled by the rule of Tijdeman ("The chairman assignment problem", Discrete
     Mathematics 32, 1980): among the sources that have waited long enough, the one whose deadline is nearest.

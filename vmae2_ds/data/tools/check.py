@@ -175,7 +175,7 @@ def _warnings(manifest: Manifest, found: dict[str, Scanned]) -> list[str]:
 
 
 def _advice(found: dict[str, Scanned], span: int) -> list[str]:
-    """Where re-encoding pays: decoding starts at a key frame, and costs what the frames are large."""
+    """Advice on re-encoding where it pays: decoding starts at a key frame, and costs more the larger the frames."""
     facts = [scanned.facts for scanned in found.values() if scanned.facts is not None]
     far = sum(fact.gop > 2 * span for fact in facts)
     large = sum(min(fact.width, fact.height) > 400 for fact in facts)

@@ -27,7 +27,7 @@ from vmae2_ds.errors import VideoError
 MOST_BAD_ROWS = 200
 CLIP_SIZE, FRAMES_SHOWN, SHOWN_SIZE = 224, 8, 96
 CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
-"""Of DataConfig.crop_scales."""
+"""Default of PretrainDataConfig.crop_scales."""
 QUANTITIES = {
     "fps": ("Frames a second", "frames a second"),
     "gop": ("Frames from key frame to key frame", "frames, median of a file"),
@@ -92,7 +92,7 @@ def write_check_report(
 
 
 def statistics_by_source(manifest: Manifest, found: dict[str, Scanned], look: ScanOptions) -> dict[str, dict[str, Any]]:
-    """Of the files that can be read: how many, their usual codec and resolution, quartiles of what QUANTITIES names."""
+    """Figures of each source's readable files: number, usual codec and resolution, quartiles of what QUANTITIES names."""
     facts: dict[str, dict[str, VideoFacts]] = defaultdict(dict)
     for entry in manifest:
         scanned = found[key_of(entry, look.how)]

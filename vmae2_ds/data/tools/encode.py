@@ -15,7 +15,7 @@ from vmae2_ds.data.readers.pyav import Upright
 from vmae2_ds.errors import VideoError
 
 FALLBACK_FPS = Fraction(25)
-"""Of a video that does not tell its rate."""
+"""Frame rate taken for a video that does not tell its own."""
 
 
 X264 = {"preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
@@ -91,7 +91,7 @@ def reencode(source: str | bytes, target: str, short_side: int, gop: int, crf: i
     except (av.FFmpegError, OSError) as error:
         if getattr(error, "errno", None) in (27, 28, 122):  # the disk is full: no fault of this video
             raise
-        raise VideoError(f"cannot be encoded anew ({getattr(error, 'strerror', error)})") from None
+        raise VideoError(f"cannot be re-encoded ({getattr(error, 'strerror', error)})") from None
     return Encoded(count, Path(target).stat().st_size, *shown[0])
 
 

@@ -38,7 +38,7 @@ PUBLISHED_COUNTS = {
 """Sizes of the published lists and of K710 (docs/PAPER.md#data)."""
 
 TEMPLATE = "{split}/{id}_{start:06}_{end:06}.mp4"
-"""Where the usual download scripts put a video of an official CSV."""
+"""File name that the usual download scripts give a video of an official CSV."""
 
 JOB = "merge-kinetics"
 
@@ -60,7 +60,7 @@ class MergedKinetics(NamedTuple):
 
     folder: Path
     counts: dict[str, int]
-    """By the names of PUBLISHED_COUNTS, where a published count exists, and more; in the order of the work."""
+    """Counts by name: those of PUBLISHED_COUNTS and more, in the order of the work."""
 
     def __str__(self) -> str:
         lines = [f"{'':<44}{'here':>10}{'published':>12}"]

@@ -32,10 +32,10 @@ from vmae2_ds.json_lines import adding_rows, rows_of
 log = logging.getLogger(__name__)
 
 UNKNOWN_SUFFIX = "video"
-"""Of a file whose name has none of a video."""
+"""Suffix of a member whose file's name has none of a video."""
 KEY_DIGITS = 9
 MOST_MIB = 2**20
-"""Of a shard: a tebibyte."""
+"""Largest size of a shard in MiB: a tebibyte."""
 
 
 class PackedManifest(NamedTuple):
@@ -72,7 +72,7 @@ class PackedShard(NamedTuple):
 class PackArguments(StrictModel):
     """Copy the videos of a manifest into tar shards of about equal size, for storage that dislikes many small files.
 
-    An interrupted packing goes on with the same command: whole shards stay, half of one is written anew. The shards are
+    An interrupted packing goes on with the same command: whole shards stay, half of one is written again. The shards are
     read by vmae2 in any order, by webdataset from front to end, and from any place that fsspec reaches. Folders of frames
     are not packed: make videos of them first.
     """
@@ -157,12 +157,12 @@ def _first_rows(manifest: Manifest) -> list[int]:
 def _is_whole(out: Path, shard: PackedShard, verify: bool) -> bool:
     path = out / shard.shard
     if not path.is_file() or path.stat().st_size != shard.size:
-        log.warning("%s is missing or has another size than shards.jsonl says; writing it anew", path)
+        log.warning("%s is missing or has another size than shards.jsonl says; writing it again", path)
         return False
     if not verify:
         return True
     if sha256_of(path) != shard.sha256:
-        log.warning("%s has another checksum than shards.jsonl says; writing it anew", path)
+        log.warning("%s has another checksum than shards.jsonl says; writing it again", path)
         return False
     return True
 
@@ -208,7 +208,7 @@ def _write_shard(
 
 
 def _suffix_of(path: str) -> str:
-    """Of the member: one that index-shards takes for a video, and never that of a label."""
+    """Suffix of the member: one that index-shards takes for a video, and never that of a label."""
     suffix = os.path.splitext(path)[1].lower()
     return suffix[1:] if suffix in VIDEO_SUFFIXES else UNKNOWN_SUFFIX
 

@@ -38,7 +38,7 @@ from vmae2_ds.json_lines import adding_rows, rows_of
 log = logging.getLogger(__name__)
 
 SHORTEST_SIDE, LONGEST_SIDE = 16, 16384
-"""In pixels: a cube's edge, and what H.264 ends at."""
+"""Limits of the short side in pixels: a cube's edge, and what H.264 ends at."""
 LONGEST_GOP, WORST_CRF = 10_000, 51
 """x264's scale of quality ends at 51."""
 MOST_SAMPLED = 10_000
@@ -58,7 +58,7 @@ class Prepared(NamedTuple):
     bytes_before: int
     bytes_after: int
     hours: float
-    """Of video at the average rates."""
+    """Hours of video, at the average frame rates."""
     speedups: list[float]
     """CPU time of reading a clip before over after, of each video of a sample, sorted."""
     written: int
@@ -88,7 +88,7 @@ class Prepared(NamedTuple):
 
 
 def _size(bytes_: int) -> str:
-    """In GB, or in MB where that says more."""
+    """A size in GB, or in MB where that says more."""
     return f"{bytes_ / 1e9:.3f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.2f} MB"
 
 
@@ -210,7 +210,7 @@ def prepare_manifest(asked: PrepareArguments) -> Prepared:
 
 
 def _jobs(manifest: Manifest) -> dict[str, _Job]:
-    """By the name of the video; names of one file share a job, and two files never share a target.
+    """Jobs by the name of the video; names of one file share a job, and two files never share a target.
 
     The tree below the root is kept; what lies elsewhere goes into a folder named by a hash of where.
     """
@@ -246,7 +246,7 @@ def _refuse_sources(jobs: list[_Job], out: Path) -> None:
 
 
 def _place_of(path: str | Path) -> tuple[int, int] | None:
-    """Of what lies there now."""
+    """Device and inode of what lies at `path` now; None where there is nothing."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -294,7 +294,7 @@ def _prepare_one(job: _Job, out: Path, watchdog: Watchdog, settings: tuple[int, 
 
 
 def _encode(source: VideoEntry, target: str, settings: tuple[int, int, int]) -> tuple[Encoded, int, float]:
-    """In the child: (what was written, bytes of the source, seconds of video)."""
+    """Encode in a child process; returns (what was written, bytes of the source, seconds of video)."""
     video = fetch(source)
     if isinstance(video, str):
         check_is_file(video)

@@ -30,7 +30,7 @@ DecodeName = Literal["clip", "all", "none"]
 PIECE = 64
 """Frames held at once where all are decoded by a reader other than PyAV."""
 RULES = 2
-"""Of what counts as a frame: results by other ones are found anew."""
+"""Version of the rules for what counts as a frame: results of another version are not used again."""
 
 
 class ScanOptions(NamedTuple):
@@ -56,7 +56,7 @@ class Scanned(NamedTuple):
     reason: str
     is_missing: bool
     frames: int
-    """As the reader counts them."""
+    """Number of frames, as the reader counts them."""
     facts: VideoFacts | None
 
 

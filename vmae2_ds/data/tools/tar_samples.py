@@ -22,7 +22,7 @@ from vmae2_ds.data.sources.list_header import VIDEO_SUFFIXES
 LABELS = ("cls", "class", "json", "txt")
 """Suffixes of members that may hold a label, the first that does is taken."""
 JSON_KEYS = ("label", "cls", "class")
-"""Where a JSON member has it."""
+"""Keys under which a JSON member may hold the label."""
 MOST_LABEL_BYTES = 2**20
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset/tariterators.py: skip_meta
 
@@ -40,7 +40,7 @@ class ShardContent(NamedTuple):
     """What a shard holds."""
 
     videos: list[Member]
-    """In their order."""
+    """The shard's videos, in order."""
     left_out: Counter[str]
     """Members with the suffix of a video that are none of use, by why."""
     no_labels: Counter[str]
@@ -54,13 +54,13 @@ class _Sample:
         self.key = key
         self.suffixes: set[str] = set()
         self.videos: list[int] = []
-        """Their numbers in the shard."""
+        """Numbers of the key's videos in the shard."""
         self.labels: dict[str, int] = {}
-        """By kind of member."""
+        """Labels by kind of member."""
 
     @property
     def label(self) -> int | None:
-        """Of the first kind that has one."""
+        """The label, from the first kind of member that has one."""
         return next((self.labels[kind] for kind in LABELS if kind in self.labels), None)
 
 
@@ -150,7 +150,7 @@ def _labels_of(samples: list[_Sample]) -> dict[int, int]:
 
 
 def _apart(samples: list[_Sample]) -> Iterator[tuple[list[_Sample], list[_Sample]]]:
-    """By key: samples that have videos and no label, and those that have a label and no video."""
+    """Samples by key: those with videos and no label, and those with a label and no video."""
     by_key: dict[str, tuple[list[_Sample], list[_Sample]]] = defaultdict(lambda: ([], []))
     for sample in samples:
         if sample.videos and sample.label is None:

@@ -1,4 +1,4 @@
-"""What becomes of each row of a manifest, judged by what a scan found."""
+"""The verdict on each row of a manifest, judged by what a scan found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class JudgedRow(NamedTuple):
     row: int
     video: ListedVideo
     verdict: Verdict | None
-    """None: good."""
+    """What is wrong; None for a good row."""
     reason: str
 
 

@@ -29,7 +29,7 @@ class VideoFacts(NamedTuple):
     """What a container says of its best video stream."""
 
     frames: int
-    """As the reader counts them (frame_index.py)."""
+    """Number of frames, as the reader counts them (frame_index.py)."""
     width: int
     """Pixels as stored, turned upright."""
     height: int

@@ -94,7 +94,7 @@ def folder_for(named: Path | None, default: Path, about: dict[str, Any], inputs:
     """The folder of an evaluation, tried by a write: none that holds another one, which no evaluation replaces.
 
     Args:
-        named: What the user asked for; it may hold the same evaluation of before.
+        named: What the user asked for; it may hold an earlier evaluation of the same kind.
         default: Taken without that, with a number behind where it holds another.
         about: What tells this evaluation from others.
         inputs: Files that are read.
@@ -117,7 +117,7 @@ def folder_for(named: Path | None, default: Path, about: dict[str, Any], inputs:
 
 
 def _other_than(about: dict[str, Any], folder: Path) -> str | None:
-    """What is in the folder beside this evaluation's own files of before; None where it can be written into."""
+    """What is in the folder besides files of an earlier evaluation of the same kind; None where it can be written into."""
     there = [name for name in FILES if (folder / name).exists()]
     if RESULT in there:
         return other_result(about, folder / RESULT)

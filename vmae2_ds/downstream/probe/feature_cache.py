@@ -33,7 +33,7 @@ def kept_features(
 
     Args:
         makers: what tells each encoder from every other, as `FrozenEncoder.identity`. With it, the list's content and form, the
-            root and how clips are taken make a file's name; so nothing has to be told to be made anew.
+            root and how clips are taken make a file's name; so nothing stale is ever used.
 
     Raises as `features_of`, ConfigError where the folder cannot be written.
     """

@@ -85,7 +85,7 @@ class Probed(TypedDict):
     videos: int
     """Videos tested."""
     accuracy: dict[str, float]
-    """By whose features: run, random and pixels."""
+    """Accuracy by whose features were used: run, random and pixels."""
 
 
 def probe(asked: ProbeArguments) -> Probed:

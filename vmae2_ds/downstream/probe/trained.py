@@ -119,7 +119,7 @@ class TrainedProbe:
 
 
 def _scale_of(feature_VF: np.ndarray) -> FeatureScale:
-    """Of each channel over all videos, and all tokens where there are tokens; video by video, as they may lie on disk."""
+    """Mean and deviation of each channel over all videos and tokens; read video by video, as they may lie on disk."""
     count = feature_VF.size // feature_VF.shape[-1]
     total_F, squares_F = np.zeros(feature_VF.shape[-1]), np.zeros(feature_VF.shape[-1])
     for x in feature_VF:

@@ -33,7 +33,7 @@ from vmae2_ds.errors import ConfigError, DataError
 # V videos, K views of a video, C classes, E the teacher's width (0 where its features are not kept).
 
 SHARD_VIDEOS = 4096
-"""Of a new folder: 12 MB for two views of 710 classes in half precision."""
+"""Videos per shard of a new folder: 12 MB for two views of 710 classes in half precision."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 AGAIN = "run the same vmae2 distil-cache again: it writes what is missing"
 
@@ -62,7 +62,7 @@ class AnswersIndex(StrictModel):
 
     @property
     def clip_bytes(self) -> int:
-        """Of one clip's answers."""
+        """Bytes of the answers for one clip."""
         return (self.classes + self.feature_width) * DTYPES[self.dtype].itemsize
 
     @property
@@ -88,11 +88,11 @@ class AnswersShard(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its file, from the folder on."""
+        """Path of the shard's file inside the folder."""
         return f"source{self.source:02d}/epoch{self.epoch:04d}/{self.first:09d}.safetensors"
 
     def samples(self) -> list[SampleKey]:
-        """Its rows in order."""
+        """Numbers of the shard's samples, in order."""
         return [SampleKey(self.epoch, self.first + at, self.source) for at in range(self.videos)]
 
 
@@ -113,7 +113,7 @@ def read_index(folder: Path) -> AnswersIndex:
 
 
 def different(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two trees of plain values differ, as "a.b: was x, now y"."""
+    """Differences between two trees of plain values, as "a.b: was x, now y"."""
     found = []
     for name in {**one, **other}:
         a, b = one.get(name), other.get(name)
@@ -233,7 +233,7 @@ class AnsweredDataset(LabelledDataset):
                 raise DataError(
                     f"{self.answers.folder}: epoch {sample.key.epoch}, row {sample.key.row}: the teacher was asked about "
                     f"replacement {answer.attempt}, and now it is replacement {len(sample.failures)}{named}; make the same "
-                    "videos readable as then, or cache anew"
+                    "videos readable as then, or cache again"
                 )
         return TaughtBatch(
             *batch,

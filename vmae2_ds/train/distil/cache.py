@@ -101,7 +101,7 @@ def open_answers(config: DistilConfig, mixture: Mixture) -> AnswersIndex:
     check_classes(index.classes, config, f"behind {folder}")
     if config.distil.feature_weight and not index.feature_width:
         raise ConfigError(
-            f"{folder} holds no features; cache anew with --distil.feature-weight set, or set it to 0 here"
+            f"{folder} holds no features; cache again with --distil.feature-weight set, or set it to 0 here"
         )
     CachedAnswers(folder, index).check_there(epochs_of(config, mixture))
     return index
@@ -180,7 +180,7 @@ def _check_space(folder: Path, index: AnswersIndex, epochs: list[int], missing: 
 
 
 def _starts(config: DistilConfig, shard: AnswersShard) -> range:
-    """Where the micro batches of a shard begin."""
+    """First rows of a shard's micro batches."""
     return range(0, shard.videos, config.train.micro_batch)
 
 

@@ -67,7 +67,7 @@ def distil_objective(config: RunConfig, teacher_width: int) -> Distil:
 
 
 def describe_teacher(card: TeacherCard, student_macs: int) -> str:
-    """Its size, its clip and what asking it costs."""
+    """The teacher's size, its clip and what asking it costs."""
     model, data = card.config.model, card.config.data
     share = inference_flops(card.macs) / training_flops(student_macs)
     return (
@@ -88,4 +88,4 @@ def loss_words(config: DistilConfig) -> LossWords:
 
 
 DISTILLATION = Training(distil_stage, classification, groups, loss_words)
-"""By itself the student's objective is that of fine-tuning; a session's, `Extras.make_objective`, knows the teacher's width."""
+"""Training of a student: its objective is that of fine-tuning until `Extras.make_objective` knows the teacher's width."""

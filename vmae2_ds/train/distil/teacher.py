@@ -35,9 +35,9 @@ class TeacherCard(NamedTuple):
 
     source: Path
     config: FinetuneConfig
-    """Its model, its own clip, its precision."""
+    """Config of the teacher: model, clip, precision."""
     macs: int
-    """Of its forward pass on one clip."""
+    """Multiply-accumulates of the teacher's forward pass on one clip."""
     digest: str
     """SHA-256 of its weights' names and float32 values, in hex: the same for a run and for a file exported from it."""
 
