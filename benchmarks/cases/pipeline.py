@@ -33,7 +33,7 @@ from vmae2_ds.recipes import get_recipe
 VIEWS = (1, 2, 4, 8)
 USUAL_VIEWS = 4
 HEIGHT = 240
-"""As ../shared/data/actions/body_gesture is stored: 320x240."""
+"""320x240: small films, as action data sets are often stored."""
 RECIPE = "vit_b_pretrain_hybrid"
 INSIDE = "in the worker"
 TIMERS = {"process_time": CPU_TIMER, "CPU time of both processes": FAMILY_TIMER}
