@@ -89,6 +89,7 @@ def test_the_readme_s_tree_has_every_folder_and_nothing_else() -> None:
     [
         ("`masking.py:make_masks`", "`masking.py:make_no_masks`"),
         ("`disk.py`", "`disc.py`"),
+        ("`masking.py:CELL`", "`masking.py:`"),
         ("`model/encoder.py:Encoder.forward`", "`model/encoder.py:Encoder.backward`"),
         ("`data/readers/`, `cost/`", "`vmae2_ds/data/writers/`"),
         ("`tests/test_cli.py`, `test_order.py`", "`test_no_order.py`"),

@@ -119,7 +119,7 @@ class FinetuneTrainConfig(TrainConfig):
 
 
 ViewSampling = Literal["dense", "segments"]
-"""A way to place the clips of a test over a video (data/clips/sampling.py:)."""
+"""A way to place the clips of a test over a video (data/clips/sampling.py:TEST_SAMPLERS)."""
 
 
 class ViewsConfig(StrictModel):
