@@ -12,12 +12,13 @@ from typing import Any
 import fsspec
 import pytest
 
+from tests.runs.opened import open_run_folder
 from tests.runs.test_folder import config_in, start_run, write_checkpoint
 from vmae2_ds.checkpoint import mirror
 from vmae2_ds.checkpoint.mirror import Mirror, SecondPlace, fetch_newest
 from vmae2_ds.checkpoint.whole import WHOLE, tag_of
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.runs.folder import finish, open_run_folder
+from vmae2_ds.runs.folder import finish
 
 
 @pytest.fixture(params=["file", "memory", "folder"])

@@ -52,18 +52,6 @@ def test_ranks_of_one_host_are_told_of_a_missing_list_and_those_of_several_meet_
     first_look(config)
 
 
-def test_a_long_list_is_not_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only its first line, which tells a list from what is none."""
-    listed = tmp_path / "long.csv"
-    listed.write_text("path\n" + "a.mp4\n" * 100 + "a.mp4,too,many,cells\n")
-    monkeypatch.setattr(looking, "SMALL_BYTES", 10)
-    first_look(config_of(listed))
-    listed.write_text("path\n")
-    monkeypatch.setattr(looking, "SMALL_BYTES", 1)
-    with pytest.raises(DataError, match=r"long\.csv"):
-        first_look(config_of(listed))
-
-
 @pytest.mark.parametrize(("workers", "ranks", "warned"), [(8, 1, False), (9, 1, True), (4, 2, False), (5, 2, True)])
 def test_more_than_four_workers_for_each_core_are_warned_of(
     workers: int, ranks: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -19,7 +19,8 @@ from vmae2_ds.recipes import get_recipe
 from vmae2_ds.runs import folder as runs
 from vmae2_ds.checkpoint.save import _drop_old
 from vmae2_ds.checkpoint.retention import RetentionRules
-from vmae2_ds.runs.folder import find_checkpoint, finish, open_run_folder, write_run_files
+from vmae2_ds.runs.folder import find_checkpoint, finish, write_run_files
+from tests.runs.opened import open_run_folder
 from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
 
@@ -83,12 +84,12 @@ def test_two_starts_in_one_second_get_two_folders(tmp_path: Path) -> None:
 
 def test_a_changed_manifest_or_policy_is_another_run(tmp_path: Path) -> None:
     manifest, policy = tmp_path / "list.csv", tmp_path / "mine.json"
-    manifest.write_text("path\na.mp4\n")
+    manifest.write_text("path\nx://a.mp4\n")
     policy.write_text('{"zero_optimization": {"stage": 3}}')
     config = changed(config_in(tmp_path, ds_config=str(policy)), "data", manifest=manifest)
     run = start_run(config, (10,))
     assert open_run_folder(config).path == run
-    manifest.write_text("path\na.mp4\nb.mp4\n")
+    manifest.write_text("path\nx://a.mp4\nb.mp4\n")
     policy.write_text('{"zero_optimization": {"stage": 3, "zero_quantized_gradients": true}}')
     with pytest.raises(ConfigError, match=r"list\.csv has changed; --train.ds-config: in the content of .*mine\.json"):
         open_run_folder(changed(config, "train", run=run))
@@ -113,8 +114,8 @@ def test_another_split_of_the_same_batch_and_states_is_the_same_run(tmp_path: Pa
 )
 def test_a_changed_source_is_another_run(before: str, after: str, told: str, tmp_path: Path) -> None:
     """A list, a share or a name; a comment in the mixture file changes nothing."""
-    (tmp_path / "one.csv").write_text("path\na.mp4\n")
-    (tmp_path / "two.csv").write_text("path\nc.mp4\n")
+    (tmp_path / "one.csv").write_text("path\nx://a.mp4\n")
+    (tmp_path / "two.csv").write_text("path\nx://c.mp4\n")
     mixture = tmp_path / "mix.toml"
     mixture.write_text(
         '[[source]]\nname = "one"\nmanifest = "one.csv"\nweight = 3\n'
@@ -143,7 +144,7 @@ def test_a_run_s_relative_paths_are_found_from_any_folder(tmp_path: Path, monkey
     there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
     for folder in (there, elsewhere):
         folder.mkdir()
-    (there / "all.csv").write_text("path\na.mp4\n")
+    (there / "all.csv").write_text("path\nx://a.mp4\n")
     monkeypatch.chdir(there)
     config = changed(config_in(Path("runs"), init=Path("gone.pth")), "data", manifest=Path("all.csv"))
     folder = open_run_folder(config)
@@ -162,7 +163,7 @@ def test_a_run_s_relative_paths_are_found_from_any_folder(tmp_path: Path, monkey
 
 
 def test_a_mixture_file_of_a_run_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "one.csv").write_text("path\na.mp4\n")
+    (tmp_path / "one.csv").write_text("path\nx://a.mp4\n")
     (tmp_path / "mix.toml").write_text('[[source]]\nname = "one"\nmanifest = "one.csv"\nweight = 1\n')
     monkeypatch.chdir(tmp_path)
     folder = open_run_folder(changed(config_in(Path("runs")), "data", mixture="mix.toml"))

@@ -8,6 +8,7 @@ import pytest
 
 from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig
+from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.train.validate import Validation, is_due
@@ -31,7 +32,7 @@ def validation_of(listed: Path) -> Validation:
     config = FinetuneConfig(
         model=ClassifierConfig.of_size("tiny", num_classes=3), data=LabelledDataConfig(val_manifest=listed)
     )
-    return Validation(config, Ranks())
+    return Validation(config, read_manifest(listed), Ranks())
 
 
 def test_an_empty_validation_list_is_refused_by_name(tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ def train(stage: str) -> Verb:
 
     def verb(args: list[str]) -> None:
         _, config = recipe(f"vmae2 {stage}", args, [stage])
-        first_look(config)
+        inputs = first_look(config)
         from vmae2_ds.train.session import train_run
 
-        train_run(config)
+        train_run(config, inputs)
 
     verb.__doc__ = STAGES[stage].help
     return verb
@@ -38,13 +38,13 @@ def distil_cache(args: list[str]) -> None:
     _, config = recipe("vmae2 distil-cache", args, ["distil"])
     assert isinstance(config, DistilConfig), "what a recipe of distil makes"
     check_has_teacher(config, must_ask=True)
-    first_look(config, learns=False)
+    inputs = first_look(config, learns=False)
     folder = cache_of(config)
     if os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: the verb, for all of them together
         check_cache(folder)
     from vmae2_ds.train.distil.cache import distil_cache as run
 
-    said = run(config)
+    said = run(config, inputs)
     if os.environ.get("RANK", "0") == "0":
         say(said)
 

@@ -16,10 +16,8 @@ import psutil
 import torch
 
 import vmae2_ds
-from vmae2_ds.config.ds_config import read_policy
 from vmae2_ds.config.run import RunConfig
-from vmae2_ds.data.sources.manifest import manifest_digest
-from vmae2_ds.data.sources.mixture import Mixture, class_names_of
+from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.dist import default_device
 from vmae2_ds.provenance import installed_versions
 
@@ -53,8 +51,8 @@ class RankReport:
     """Why this rank cannot open the videos, or cannot write beside the run folder."""
 
 
-def report_of(config: RunConfig, mixture: Mixture | None, *, sees_folder: bool, error: str | None = None) -> RankReport:
-    """This rank's report; `mixture` is None where it could not be opened."""
+def report_of(config: RunConfig, inputs: Inputs | None, *, sees_folder: bool, error: str | None = None) -> RankReport:
+    """This rank's report; `inputs` is None where a file could not be read."""
     device = default_device()
     if device.type == "cuda":
         name, free = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
@@ -75,7 +73,7 @@ def report_of(config: RunConfig, mixture: Mixture | None, *, sees_folder: bool, 
             "nccl": nccl,
         },
         settings=dict(_flat(config.model_dump(mode="json"))),
-        lists=_lists(config, mixture) if error is None and mixture is not None else {},
+        lists=_lists(config, inputs) if error is None and inputs is not None else {},
         error=error,
     )
 
@@ -86,19 +84,17 @@ def code_digests(folder: Path = Path(vmae2_ds.__file__).parent) -> dict[str, str
     return {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files}
 
 
-def _lists(config: RunConfig, mixture: Mixture) -> dict[str, str]:
+def _lists(config: RunConfig, inputs: Inputs) -> dict[str, str]:
     lists = {}
-    for source in mixture.sources:
+    for source in inputs.mixture.sources:
         manifest = source.manifest
         mixed = _digest(repr(source._replace(manifest=None)).encode())  # type: ignore[arg-type]
         lists[manifest.file] = f"{len(manifest)} videos, sha256 {manifest.rows.digest[:8]}, mixed as {mixed}"
-    if config.data.validation is not None:
-        val, _ = config.data.validation
-        lists[str(val)] = f"sha256 {(manifest_digest(val) or 'none')[:8]}"
-    names = class_names_of(config.data)
-    if names is not None:
-        lists[str(names.file)] = f"sha256 {names.digest[:8]}"
-    policy = repr(sorted(_flat(read_policy(config.train.ds_config))))
+    if inputs.validation is not None:
+        lists[inputs.validation.file] = f"sha256 {inputs.validation.rows.digest[:8]}"
+    if inputs.names is not None:
+        lists[str(inputs.names.file)] = f"sha256 {inputs.names.digest[:8]}"
+    policy = repr(sorted(_flat(inputs.policy)))
     return {**lists, f"--train.ds-config {config.train.ds_config}": f"sha256 {_digest(policy.encode())}"}
 
 

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import torch.distributed
 
-from vmae2_ds.config.ds_config import read_policy
 from vmae2_ds.config.run import RunConfig
-from vmae2_ds.data.sources.mixture import Mixture, open_mixture
+from vmae2_ds.data.sources.inputs import Inputs, read_inputs
 from vmae2_ds.engine.ranks import Meeting
 from vmae2_ds.errors import ConfigError, RankLost, Vmae2Error
 from vmae2_ds.guard.rank_report import RankReport, describe_host, host_table, problems_of, report_of, warnings_of
@@ -45,17 +44,19 @@ class StartVerdict(NamedTuple):
     """The reason is a rank that did not report."""
 
 
-def check_start(config: RunConfig, meeting: Meeting) -> tuple[Mixture, list[dict[str, Any]]]:
-    """Compare all ranks; returns the opened videos and, on rank 0, the table of hosts (`host_table`).
+def check_start(
+    config: RunConfig, meeting: Meeting, inputs: Inputs | None = None
+) -> tuple[Inputs, list[dict[str, Any]]]:
+    """Compare all ranks; returns the run's files, read unless given, and, on rank 0, the table of hosts (`host_table`).
 
     Raises the same ConfigError on every rank where they differ or some cannot go on; a rank's own error where all fail
     alike; RankLost where one does not report within the meeting's time.
     """
     if meeting.store is None:
-        mixture = open_mixture(config.data)
-        return mixture, host_table([report_of(config, mixture, sees_folder=True)], [0.0])
+        inputs = inputs or read_inputs(config)
+        return inputs, host_table([report_of(config, inputs, sees_folder=True)], [0.0])
     try:
-        return _check(config, meeting, meeting.store)
+        return _check(config, meeting, meeting.store, inputs)
     except torch.distributed.DistError as error:
         raise RankLost(
             f"rank {meeting.ranks.rank} on {platform.node()} lost rank 0 during the start-up check "
@@ -63,7 +64,9 @@ def check_start(config: RunConfig, meeting: Meeting) -> tuple[Mixture, list[dict
         ) from None
 
 
-def _check(config: RunConfig, meeting: Meeting, store: torch.distributed.Store) -> tuple[Mixture, list[dict[str, Any]]]:
+def _check(
+    config: RunConfig, meeting: Meeting, store: torch.distributed.Store, inputs: Inputs | None
+) -> tuple[Inputs, list[dict[str, Any]]]:
     rank, deadline = meeting.ranks.rank, time.monotonic() + meeting.timeout_s
     store.set_timeout(timedelta(seconds=meeting.timeout_s + (GRACE_S if rank else 0)))
     if store.add(f"starts/{rank}", 1) > 1:
@@ -72,20 +75,18 @@ def _check(config: RunConfig, meeting: Meeting, store: torch.distributed.Store) 
             f"two processes are rank {rank} of {meeting.ranks.size}: on {other} and on {platform.node()}; give each its own"
         )
     store.set(f"host/{rank}", platform.node())
-    mixture: Mixture | None = None
     failure: Vmae2Error | None = None
     with contextlib.ExitStack() as stack:
         try:
             if rank == 0:
                 store.set("file", stack.enter_context(_file_beside(_run_folder(config))))
-            read_policy(config.train.ds_config)
-            mixture = open_mixture(config.data)
+            inputs = inputs or read_inputs(config)
         except Vmae2Error as error:
             failure = error
             if rank == 0:
                 store.set("file", "")
         sees_folder = rank == 0 or _sees(_run_folder(config), _text(store, "file"))
-        report = report_of(config, mixture, sees_folder=sees_folder, error=None if failure is None else str(failure))
+        report = report_of(config, inputs, sees_folder=sees_folder, error=None if failure is None else str(failure))
         store.set(f"report/{rank}", json.dumps(asdict(report)))
         hosts: list[dict[str, Any]] = []
         if rank == 0:
@@ -96,8 +97,8 @@ def _check(config: RunConfig, meeting: Meeting, store: torch.distributed.Store) 
             store.set(f"clock/{rank}", str(time.time()))
             verdict = StartVerdict(*json.loads(_text(store, "verdict")))
     if verdict.problem is None:
-        assert mixture is not None, "a rank without videos reports an error"
-        return mixture, hosts
+        assert inputs is not None, "a rank without videos reports an error"
+        return inputs, hosts
     _say_goodbye(meeting, store)
     if failure is not None and str(failure) == verdict.problem:
         raise failure

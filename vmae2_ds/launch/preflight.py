@@ -12,9 +12,10 @@ from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.data.sources.labels import check_names
+from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.runs.first_look import check_classes_of, check_shapes, check_val_classes
+from vmae2_ds.runs.first_look import check_classes_of, check_shapes
 
 UNKNOWN_VIDEOS = 10**9
 """Stands for a list that is not on this machine: the batch is checked, the length is not."""
@@ -34,10 +35,10 @@ def check_run(config: RunConfig, ranks: int) -> list[str]:
     if absent:
         return [plan.describe()[0], f"{absent[0]} is not on this machine: its videos are not checked"]
     if mixture is not None:
-        check_names(config)
-        if config.data.validation is not None and config.data.validation[0].exists():
-            check_val_classes(config)
-        check_classes_of(config, mixture)
+        check_names(config, mixture.form.names)
+        file, root = config.data.validation or (None, None)
+        val = read_manifest(file, root, form=mixture.form) if file is not None and file.exists() else None
+        check_classes_of(config, mixture, val)
     return plan.lines()
 
 

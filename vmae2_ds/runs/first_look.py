@@ -7,29 +7,28 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmae2_ds.data.sources.labels import check_labels, check_names
-from vmae2_ds.data.sources.list_formats import read_list
-from vmae2_ds.data.sources.manifest import read_manifest
-from vmae2_ds.data.sources.mixture import Mixture, form_of, lists_of, open_mixture
+from vmae2_ds.data.sources.inputs import Inputs, read_inputs
+from vmae2_ds.data.sources.labels import check_labels
+from vmae2_ds.data.sources.manifest import Manifest
+from vmae2_ds.data.sources.mixture import Mixture, check_videos_are_named
 from vmae2_ds.disk import check_out_folder
 from vmae2_ds.dist import LOCAL_SIZES, NODES, Ranks, map_rank_variables
 from vmae2_ds.config.distil import INDEX, DistilConfig
-from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.console.progress import counted
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.stages import STAGES
-from vmae2_ds.config.ds_config import read_policy
 from vmae2_ds.config.run_plan import plan_run
 
 log = logging.getLogger(__name__)
 
-SMALL_BYTES = 8 * 2**20
-"""Lists up to this size are read whole, in half a second; of longer ones the first line, as the run itself reads them."""
 WORKERS_A_CORE = 4
 
 
-def first_look(config: RunConfig, *, learns: bool = True) -> None:
-    """Raises ConfigError or DataError for what the run would refuse once torch is there; warns of too many workers.
+def first_look(config: RunConfig, *, learns: bool = True) -> Inputs | None:
+    """What the run reads of its files, for it to go on with; None where ranks have to meet first.
+
+    Raises ConfigError or DataError for what the run would refuse once torch is there; warns of too many workers.
 
     What only the command line decides is looked at everywhere. Files are looked at where all ranks are on this host, so
     that all of them end alike; on several hosts the start-up check reads them, and names the host where one is amiss.
@@ -37,13 +36,12 @@ def first_look(config: RunConfig, *, learns: bool = True) -> None:
     Without `learns` its videos are looked at by a teacher alone, and need no labels.
     """
     check_shapes(config)
-    lists = lists_of(config.data)
+    check_videos_are_named(config.data)
     STAGES[config.stage].check_settings(config)
     ranks = map_rank_variables({**os.environ})
     if ranks.local_rank == 0:
         _warn_of_workers(config, _ranks_here(ranks, os.environ))
-    if _on_one_host(ranks, os.environ):
-        _look_at_files(config, lists, ranks, learns=learns)
+    return _look_at_files(config, ranks, learns=learns) if _on_one_host(ranks, os.environ) else None
 
 
 def check_shapes(config: RunConfig) -> None:
@@ -56,9 +54,11 @@ def check_shapes(config: RunConfig) -> None:
         raise ConfigError(f"--model.positions-from: {said}") from None
 
 
-def check_classes_of(config: RunConfig, mixture: Mixture) -> None:
+def check_classes_of(config: RunConfig, mixture: Mixture | None, validation: Manifest | None) -> None:
     """Raises ConfigError where a video's label is none of the model's classes, or missing where the run learns from labels."""
-    if config.learnt_classes is not None:
+    if validation is not None and config.classes is not None:
+        check_labels(validation, config.classes)
+    if mixture is not None and config.learnt_classes is not None:
         for source in mixture.sources:
             check_labels(source.manifest, config.learnt_classes)
 
@@ -94,26 +94,11 @@ def _warn_of_workers(config: RunConfig, ranks: int) -> None:
         )  # fmt: skip
 
 
-def check_val_classes(config: RunConfig) -> None:
-    """Raises DataError where the validation list cannot be read, ConfigError as `check_classes_of`."""
-    if config.data.validation is not None and config.classes is not None:
-        file, root = config.data.validation
-        check_labels(read_manifest(file, root, form=form_of(config.data)), config.classes)
-
-
-def _look_at_files(config: RunConfig, lists: list[Path], ranks: Ranks, *, learns: bool) -> None:
-    check_names(config)
-    check_val_classes(config)
+def _look_at_files(config: RunConfig, ranks: Ranks, *, learns: bool) -> Inputs:
     for option, path in config.read_at_the_start.items():
         if path is not None and not path.exists():
             raise ConfigError(f"{option} {path}: there is no such file or folder")
-    read_policy(config.train.ds_config)
-    if sum(path.stat().st_size for path in lists if path.is_file()) <= SMALL_BYTES:
-        mixture = open_mixture(config.data)
-        plan_run(config, mixture.num_videos, ranks.size)
-        if learns:
-            check_classes_of(config, mixture)
-        return
-    for path in lists:
-        if not path.is_dir() and next(iter(read_list(path, form_of(config.data))), None) is None:
-            raise DataError(f"{path}: the list is empty")
+    inputs = read_inputs(config)
+    plan_run(config, inputs.mixture.num_videos, ranks.size)
+    check_classes_of(config, inputs.mixture if learns else None, inputs.validation)
+    return inputs

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vmae2_ds.data.sources.mixture import class_names_of
+from vmae2_ds.data.sources.class_names import ClassNames
 from vmae2_ds.disk import hold, write_whole
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.provenance import commit, environment
-from vmae2_ds.runs.identity import differing_settings, identity_of
+from vmae2_ds.runs.identity import differing_settings
 from vmae2_ds.checkpoint.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
 from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.checkpoint.whole import find_newest_whole, newest_sound
@@ -59,17 +59,25 @@ class RunFolder(NamedTuple):
         return False
 
 
-def open_run_folder(config: RunConfig, more: Mapping[str, Any] | None = None) -> RunFolder:
+class Identity(NamedTuple):
+    """What tells a run from others beside its settings."""
+
+    of: dict[str, Any]
+    """Plain JSON."""
+    names: ClassNames | None
+
+
+def open_run_folder(config: RunConfig, identity: Mapping[str, Any], names: ClassNames | None = None) -> RunFolder:
     """Find or make the folder of this run, and hold it until this process ends (rank 0 only).
 
-    `more` is what a resumed run must share besides `identity_of`: who its teacher is.
+    `identity` is what a resumed run must share beside its settings: `Inputs.identity`, and who its teacher is. `names` are
+    kept with a new run.
     With `train.run` that folder; else, with resume=auto, the newest unfinished run of the recipe with the same
     settings that no other job holds; else a new one. Raises ConfigError where a named run is held by another job or was
     started with settings, videos or a ZeRO policy that change the result.
     """
-    identity = {**identity_of(config), **(more or {})}
     try:
-        return _find_or_make(config, identity)
+        return _find_or_make(config, Identity(dict(identity), names))
     except OSError as error:
         named = "--train.runs" if config.train.run is None else "--train.run"
         why = error.strerror or str(error)
@@ -77,7 +85,7 @@ def open_run_folder(config: RunConfig, more: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"{place}: no run folder can be opened: {why}; fix it, or name another {named}") from None
 
 
-def _find_or_make(config: RunConfig, identity: dict[str, Any]) -> RunFolder:
+def _find_or_make(config: RunConfig, identity: Identity) -> RunFolder:
     if config.train.run is not None:
         return _named(config, identity, config.train.run)
     folder = config.train.runs / config.recipe
@@ -85,7 +93,7 @@ def _find_or_make(config: RunConfig, identity: dict[str, Any]) -> RunFolder:
         for path in _candidates(config, folder):
             if is_finished(path):
                 continue
-            if different := differing_settings(config, identity, path):
+            if different := differing_settings(config, identity.of, path):
                 log.info("not resuming %s, which has other settings: %s", path, "; ".join(different[:3]))
             elif (checkpoint := _newest_here_or_there(config, path)) is not None:
                 if _hold(path):
@@ -143,7 +151,7 @@ def checkpoint_to_resume(config: RunConfig, folder: RunFolder, ranks: Ranks) -> 
     return sound
 
 
-def _new(config: RunConfig, identity: dict[str, Any], folder: Path) -> RunFolder:
+def _new(config: RunConfig, identity: Identity, folder: Path) -> RunFolder:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}_{commit() or 'nogit'}"
     for number in range(1, 1000):
         path = folder / (name if number == 1 else f"{name}.{number}")
@@ -155,7 +163,7 @@ def _new(config: RunConfig, identity: dict[str, Any], folder: Path) -> RunFolder
     raise ConfigError(f"{folder} has a thousand runs of this second; name one with --train.run")
 
 
-def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:
+def _named(config: RunConfig, identity: Identity, path: Path) -> RunFolder:
     place = second_place(config)
     if not (path / "run.json").is_file() and place is not None and path.name in known_runs(place):
         fetch_run_files(place, path.name, path)
@@ -167,7 +175,7 @@ def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder
         return _start(config, identity, path)
     if config.train.resume == "never":
         raise ConfigError(f"--train.run {path} already holds a run; leave out --train.resume never, or name another")
-    if different := differing_settings(config, identity, path):
+    if different := differing_settings(config, identity.of, path):
         raise ConfigError(f"{path} was started with other settings: {'; '.join(different)}; name another --train.run")
     if not _hold(path):
         raise ConfigError(f"{path} is held by another job; wait for it, end it, or name another --train.run")
@@ -176,13 +184,13 @@ def _named(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder
     return RunFolder(path, _newest_here_or_there(config, path))
 
 
-def _start(config: RunConfig, identity: dict[str, Any], path: Path) -> RunFolder:
+def _start(config: RunConfig, identity: Identity, path: Path) -> RunFolder:
     if not _hold(path):
         raise ConfigError(f"{path} is held by another job; name another --train.run")
     (path / "ckpt").mkdir(exist_ok=True)
-    write_whole(path / "identity.json", json.dumps(identity, indent=1))
-    if (names := class_names_of(config.data)) is not None:
-        write_whole(path / NAMES, names.text)
+    write_whole(path / "identity.json", json.dumps(identity.of, indent=1))
+    if identity.names is not None:
+        write_whole(path / NAMES, identity.names.text)
     write_whole(path / "run.json", config.model_dump_json(indent=1))
     return RunFolder(path, None)
 

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.data.sources.mixture import identity_of_videos
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.run import RunConfig
-from vmae2_ds.config.ds_config import read_policy
 from vmae2_ds.config.stages import read_as_written
 
 MAY_CHANGE = {
@@ -25,11 +23,6 @@ MAY_CHANGE = {
 }
 """Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is, and what the classes
 are called, is in its identity."""
-
-
-def identity_of(config: RunConfig) -> dict[str, Any]:
-    """What a resumed run must share beside its settings: the videos listed, in their order, and the ZeRO policy."""
-    return {**identity_of_videos(config.data), "ds_config": read_policy(config.train.ds_config)}
 
 
 def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.data.feed.labelled import LabelledDataset
+from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.step import Engine
@@ -33,8 +34,8 @@ def supervised_stage(config: FinetuneConfig) -> Stage:
         dtype = DTYPES[config.train.precision]
         return (fastest_kernel("encoder", model.encoder, config.geometry.num_cubes, clips, dtype, device),)
 
-    def validation(ranks: Ranks) -> Callable[[Engine], dict[str, Any]]:
-        return Validation(config, ranks).run
+    def validation(manifest: Manifest, ranks: Ranks) -> Callable[[Engine], dict[str, Any]]:
+        return Validation(config, manifest, ranks).run
 
     return Stage(
         dataset=lambda mixture: LabelledDataset(config, mixture),
@@ -43,7 +44,7 @@ def supervised_stage(config: FinetuneConfig) -> Stage:
         about_clip=f"the encoder sees all, {config.model.num_classes} classes",
         has_draws=config.model.drop_path > 0 or config.model.head_dropout > 0,
         ema_decay=config.optim.ema_decay,
-        validation=None if config.data.val_manifest is None else validation,
+        validation=validation,
         validate_every=config.train.validate_every,
     )
 

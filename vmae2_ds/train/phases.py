@@ -16,11 +16,12 @@ from vmae2_ds.checkpoint.elastic import fitting
 from vmae2_ds.checkpoint.mirror import Mirror
 from vmae2_ds.checkpoint.save import load_checkpoint
 from vmae2_ds.checkpoint.state import TrainState
-from vmae2_ds.config.ds_config import resolve_ds_config
+from vmae2_ds.config.ds_config import fill_policy
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.data.bad_files import BadFileLedger
 from vmae2_ds.data.feed.dataset import VideoDataset
+from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.device_peak import Peak, device_peak
@@ -51,22 +52,25 @@ class Met:
     config: RunConfig
     stage: Stage
     requests: StopRequests
-    mixture: Mixture
-    """The videos, without the reader that `auto` stands for."""
+    inputs: Inputs
+    """The run's files; its videos without the reader that `auto` stands for."""
     hosts: list[dict[str, Any]]
     """The table of hosts (guard/rank_report.py), on rank 0 alone."""
     ranks: Ranks
     peers: PeerWatch
 
 
-def meet(config: RunConfig, stage: Stage, guards: ExitStack) -> Met:
-    """Find the other ranks and compare with them; `guards` keeps what has to be undone, whatever happens."""
+def meet(config: RunConfig, stage: Stage, inputs: Inputs | None, guards: ExitStack) -> Met:
+    """Find the other ranks and compare with them; the run's files are read unless they are given.
+
+    `guards` keeps what has to be undone, whatever happens.
+    """
     requests = guards.enter_context(stop_signals(config.train.time_limit_s))
     meeting = meet_ranks(config.train.collective_timeout_s)
-    mixture, hosts = check_start(config, meeting)
+    inputs, hosts = check_start(config, meeting, inputs)
     ranks = start_ranks(meeting)
     peers = guards.enter_context(PeerWatch(ranks if config.guard.watch_ranks else Ranks()))
-    return Met(config, stage, requests, mixture, hosts, ranks, peers)
+    return Met(config, stage, requests, inputs, hosts, ranks, peers)
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,18 @@ class Opened:
 
 def open_run(met: Met, guards: ExitStack) -> Opened:
     """Work out what the run will be, and open its folder, new or old."""
-    config, stage, ranks = met.config, met.stage, met.ranks
-    plan = plan_run(config, met.mixture.num_videos, ranks.size)
-    ds_config = resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu")
+    config, stage, ranks, inputs = met.config, met.stage, met.ranks, met.inputs
+    plan = plan_run(config, inputs.mixture.num_videos, ranks.size)
+    ds_config = fill_policy(inputs.policy, config, plan, on_cpu=default_device().type == "cpu")
     check_norm_is_taken(config.guard, ds_config)
     if stage.ema_decay:
         check_ema(ds_config)
-    validate = None if stage.validation is None else stage.validation(ranks)
-    extras = stage.extras(met.mixture, ranks)
-    folder = ranks.from_first(lambda: open_run_folder(config, extras.identity))
+    validate = None
+    if stage.validation is not None and inputs.validation is not None:
+        validate = stage.validation(inputs.validation, ranks)
+    extras = stage.extras(inputs.mixture, ranks)
+    identity = {**inputs.identity(), **extras.identity}
+    folder = ranks.from_first(lambda: open_run_folder(config, identity, inputs.names))
     minutes = config.guard.hang_minutes, config.guard.hang_slow_minutes
     hang = guards.enter_context(HangSwitch(folder.path, ranks, *(60 * limit for limit in minutes)))
     met.peers.on_loss = lambda why: hang.end_in(END_S, why)
@@ -206,7 +213,7 @@ def make_ready(built: Built) -> Ready:
 
 def _choose_reader(met: Met, state: TrainState) -> Mixture:
     """The videos with their reader: what `auto` stands for is measured once in the life of a run."""
-    data, mixture = met.config.data, met.mixture
+    data, mixture = met.config.data, met.inputs.mixture
     if data.reader != "auto":
         return mixture
     if state.reader is None:

@@ -18,6 +18,7 @@ from vmae2_ds.contracts import Movable, ReadFailure, StepResult
 from vmae2_ds.cost.flops import inference_flops, training_flops
 from vmae2_ds.data.bad_files import check_bad_share
 from vmae2_ds.data.feed.loader import make_loader
+from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.engine.ranks import stop_ranks
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
 from vmae2_ds.guard.loader_watch import WorkerMemory
@@ -40,13 +41,15 @@ PATIENCE_S, PATIENCE_AT_STOP_S = 300.0, 10.0
 """How long the end of a run waits for the copy of its last checkpoint; launchers kill 30 s after their SIGTERM."""
 
 
-def train_run(config: RunConfig) -> Path:
+def train_run(config: RunConfig, inputs: Inputs | None = None) -> Path:
     """Train `config` to its end, or go on where it was cut, and return the run folder.
+
+    `inputs`: the run's files, where they have been read already.
 
     Raises an AgreedStop on all ranks where the run ends early, saved; another Vmae2Error where it cannot run as asked.
     """
     with ExitStack() as guards:
-        met = meet(config, training_of(config).stage(config), guards)
+        met = meet(config, training_of(config).stage(config), inputs, guards)
         opened = open_run(met, guards)
         built = build(opened)
         return _run(make_ready(built))

@@ -15,6 +15,7 @@ from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.contracts import Movable
 from vmae2_ds.data.feed.dataset import VideoDataset
+from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
 from vmae2_ds.train.validate import Validate
@@ -55,7 +56,8 @@ class Stage:
     """Whether a run that starts from random weights is warned of."""
     ema_decay: float = 0.0
     """Decay per step of the running mean of the weights; 0: none."""
-    validation: Callable[[Ranks], Validate] | None = None
+    validation: Callable[[Manifest, Ranks], Validate] | None = None
+    """What is done with the validation videos."""
     validate_every: float = 1.0
     """Epochs between them."""
     extras: Callable[[Mixture, Ranks], Extras] = lambda mixture, ranks: Extras()

@@ -14,11 +14,9 @@ from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.console.progress import Ticker, heard
 from vmae2_ds.data.feed.views import ViewsDataset
-from vmae2_ds.data.sources.manifest import read_manifest
-from vmae2_ds.data.sources.mixture import form_of
+from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine
-from vmae2_ds.errors import ConfigError
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.metrics import MetricsWriter
 
@@ -29,14 +27,10 @@ Validate = Callable[[Engine], dict[str, Any]]
 
 
 class Validation:
-    """Accuracy on `data.val_manifest`; raises ConfigError or DataError where the list cannot be used."""
+    """Accuracy on a list of videos; raises ConfigError where its labels are no classes of the model."""
 
-    def __init__(self, config: FinetuneConfig, ranks: Ranks) -> None:
+    def __init__(self, config: FinetuneConfig, manifest: Manifest, ranks: Ranks) -> None:
         data = config.data
-        if data.validation is None:
-            raise ConfigError("no validation list: set --data.val-manifest")
-        file, root = data.validation
-        manifest = read_manifest(file, root, form=form_of(data))
         self.dataset = ViewsDataset(config, manifest, None)
         self._videos_at_once = config.train.micro_batch * data.views
         self._ranks = ranks

@@ -20,7 +20,7 @@ from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset, PretrainSample
 from vmae2_ds.data.readers.choice import ReaderChoice
 from vmae2_ds.data.sources import mixture as mixtures
-from vmae2_ds.data.sources.mixture import Mixture, identity_of_videos, open_mixture, ready_mixtures
+from vmae2_ds.data.sources.mixture import Mixture, open_mixture, ready_mixtures
 from vmae2_ds.data.sources.order import SampleKey
 from vmae2_ds.data.tools.synthetic import SyntheticSet, write_video
 from vmae2_ds.errors import ConfigError, DataError
@@ -192,29 +192,29 @@ def test_the_papers_mixtures(tmp_path: Path) -> None:
 
 def test_identity_sees_lists_shares_and_order(five: Path, tmp_path: Path) -> None:
     data = PretrainDataConfig(mixture=str(five))
-    before = identity_of_videos(data)
-    assert identity_of_videos(data) == before
+    before = open_mixture(data).identity()
+    assert open_mixture(data).identity() == before
     (tmp_path / "ssv2.csv").write_text("path\nx://other.mp4\n")
-    after = identity_of_videos(data)
+    after = open_mixture(data).identity()
     assert [name for name in before if before[name] != after[name]] == ["source 'ssv2'"]
     five.write_text(FIVE.replace("weight = 21\n", "weight = 22\n"))
-    assert identity_of_videos(data)["source 'ava'"] != after["source 'ava'"]
+    assert open_mixture(data).identity()["source 'ava'"] != after["source 'ava'"]
 
 
 def test_identity_is_of_what_is_read_not_of_where_it_lies(five: Path, tmp_path: Path) -> None:
     data = PretrainDataConfig(mixture=str(five))
-    before = identity_of_videos(data)
+    before = open_mixture(data).identity()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ROWS:
         (elsewhere / f"{name}.csv").write_bytes((tmp_path / f"{name}.csv").read_bytes())
-    assert identity_of_videos(PretrainDataConfig(mixture=str(five), root=elsewhere)) == before
+    assert open_mixture(PretrainDataConfig(mixture=str(five), root=elsewhere)).identity() == before
     head, *tables = FIVE.split("[[source]]")
     five.write_text("[[source]]".join([head, *reversed(tables)]))
-    assert list(identity_of_videos(data)) != list(before)
-    assert identity_of_videos(data)["the sources' order"] != before["the sources' order"]
+    assert list(open_mixture(data).identity()) != list(before)
+    assert open_mixture(data).identity()["the sources' order"] != before["the sources' order"]
     five.write_text(FIVE.replace("stride = 2", "stride = 3"))
-    assert identity_of_videos(data)["source 'ssv2'"] != before["source 'ssv2'"]
+    assert open_mixture(data).identity()["source 'ssv2'"] != before["source 'ssv2'"]
 
 
 def test_auto_measures_videos_from_all_over_each_list_that_needs_it(

@@ -180,7 +180,7 @@ def test_one_long_forward_pass_does_not_keep_it_silent(
         if what == "videos scored":
             score_videos(objective, dataset_of(config, config.test)[0], 4, Ranks())
         else:
-            validation = Validation(config, Ranks())
+            validation = Validation(config, dataset_of(config, None)[0].manifest, Ranks())
             validation.dataset, _ = dataset_of(config, None)
             engine: Any = SimpleNamespace(objective=objective, device=torch.device("cpu"))
             validation.run(engine)
@@ -225,7 +225,7 @@ def test_validation_is_accuracy_and_mean_loss_of_the_middle_clips(
     given: dict[int, Any] = {}
     found, passes = {}, []
     for rank in reversed(range(ranks)):
-        validation = Validation(config, Together(rank, size=ranks, given=given))
+        validation = Validation(config, dataset_of(config, None)[0].manifest, Together(rank, size=ranks, given=given))
         validation.dataset, reader = dataset_of(config, None)
         engine: Any = SimpleNamespace(objective=objective, device=torch.device("cpu"))
         counted: list[int] = []

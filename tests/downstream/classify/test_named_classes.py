@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from tests.cli.lines import MODELS
+from tests.runs.opened import open_run_folder
 from tests.train.distil.test_teacher import TEACHER, written
 from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.config.pretrain import PretrainDataConfig
 from vmae2_ds.data.sources.class_names import implied_names
+from vmae2_ds.data.sources.inputs import read_inputs
 from vmae2_ds.data.sources.labels import check_names
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
@@ -21,7 +23,6 @@ from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.guard.rank_report import report_of
 from vmae2_ds.runs.first_look import first_look
-from vmae2_ds.runs.folder import open_run_folder
 
 Make = Callable[..., FinetuneConfig]
 
@@ -66,9 +67,10 @@ def test_every_source_of_a_mixture_is_read_with_the_names(make: Make, tmp_path: 
 
 
 def test_a_model_of_another_number_of_classes_is_refused(make: Make) -> None:
-    check_names(make())
+    names = open_mixture(make().data).form.names
+    check_names(make(), names)
     with pytest.raises(ConfigError, match=r"names 3 classes.*num_classes=400; set --model.num-classes 3"):
-        check_names(make(num_classes=400))
+        check_names(make(num_classes=400), names)
 
 
 def test_what_labels_and_names_lack_is_seen_before_torch_is_there(make: Make, tmp_path: Path) -> None:
@@ -96,9 +98,9 @@ def test_the_names_are_kept_with_the_run_and_decide_whether_it_is_the_same(make:
 
 def test_hosts_with_other_names_are_told_apart(make: Make, tmp_path: Path) -> None:
     config = make()
-    before = report_of(config, open_mixture(config.data), sees_folder=True)
+    before = report_of(config, read_inputs(config), sees_folder=True)
     (tmp_path / "names.txt").write_text("walk\nrun\nsit\n")
-    assert report_of(config, open_mixture(config.data), sees_folder=True).lists != before.lists
+    assert report_of(config, read_inputs(config), sees_folder=True).lists != before.lists
 
 
 def test_an_evaluation_by_names_is_the_one_by_numbers(tmp_path: Path) -> None:

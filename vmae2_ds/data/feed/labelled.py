@@ -44,7 +44,7 @@ class LabelledDataset(VideoDataset[LabelledSample]):
         """
         super().__init__(config.data, config.train.seed, mixture)
         self.data, self.augment = config.data, config.augment
-        check_names(config)
+        check_names(config, mixture.form.names)
         for source in mixture.sources if needs_labels else ():
             check_labels(source.manifest, config.model.num_classes)
         if self.augment.rand_augment:

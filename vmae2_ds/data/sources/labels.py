@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.data.sources.class_names import ClassNames
 from vmae2_ds.data.sources.manifest import Manifest
-from vmae2_ds.data.sources.mixture import class_names_of
 from vmae2_ds.errors import ConfigError
 
 
-def check_names(config: RunConfig) -> None:
-    """Raises ConfigError where `data.labels` names more or fewer classes than the model has."""
-    names = class_names_of(config.data)
+def check_names(config: RunConfig, names: ClassNames | None) -> None:
+    """Raises ConfigError where `data.labels` gives more or fewer names than the model has classes."""
     if names is not None and len(names.names) != config.classes:
         raise ConfigError(
             f"--data.labels {names.file} names {len(names.names)} classes, and the model has num_classes="

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from vmae2_ds.data.sources.class_names import ClassNames, is_whole_number, read_class_names
 from vmae2_ds.data.sources.list_header import columns_of
@@ -53,25 +56,54 @@ def list_form(
     return ListForm(frame_folders, ignore_columns, None if labels is None else read_class_names(labels))
 
 
-def read_list(path: Path, form: ListForm = PLAIN_LIST) -> Iterator[ListedVideo]:
-    """The lines of a list.
+class _Hashing(io.BufferedReader):
+    """A file whose bytes are hashed as they are read, each once and in order."""
+
+    def __init__(self, raw: io.RawIOBase, digest: hashlib._Hash) -> None:
+        super().__init__(raw)
+        self._digest = digest
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of any file."""
+        block = super().read(size)
+        self._digest.update(block)
+        return block
+
+    def read1(self, size: int = -1) -> bytes:
+        """As of any file."""
+        block = super().read1(size)
+        self._digest.update(block)
+        return block
+
+
+def read_list(path: Path, form: ListForm = PLAIN_LIST, digest: hashlib._Hash | None = None) -> Iterator[ListedVideo]:
+    """The lines of a list, which is opened and read once.
+
+    `digest` is given all its bytes, by the time the last line has come.
 
     Raises DataError, naming file and line, for anything it cannot take literally.
     """
     try:
-        with path.open("rb") as raw:
-            head = raw.read(4096)
-        _refuse_binary(path, head)
-        # surrogateescape: a path that is not UTF-8 comes back as the bytes that the file system knows
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            first = next((line for line in iter(file.readline, "") if line.strip()), "")
-            file.seek(0)
-            if _is_published_line(first):
-                yield from _read_published(path, file, form.frame_folders)
-            else:
-                yield from _read_csv(path, file, form)
+        with _Hashing(path.open("rb", buffering=0), digest or hashlib.sha256()) as raw:
+            _refuse_binary(path, raw.peek(4096)[:4096])
+            # surrogateescape: a path that is not UTF-8 comes back as the bytes that the file system knows
+            with io.TextIOWrapper(raw, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+                begin = list(_until_a_word(file))
+                lines = chain(begin, file)
+                if begin and _is_published_line(begin[-1]):
+                    yield from _read_published(path, lines, form.frame_folders)
+                else:
+                    yield from _read_csv(path, lines, form)
     except OSError as error:
         raise DataError(f"{path}: cannot read the manifest: {error.strerror}; name a list of videos") from error
+
+
+def _until_a_word(file: Iterable[str]) -> Iterator[str]:
+    """The first lines, up to the first that is not empty."""
+    for line in file:
+        yield line
+        if line.strip():
+            return
 
 
 def csv_line(cells: Iterable[object]) -> str:
@@ -106,19 +138,19 @@ def _refuse_binary(path: Path, head: bytes) -> None:
 class _Lines:
     """The lines of a file, one by one, and those of the record in work."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file, self.record = file, ""
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self.record = lines, ""
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._file)
+        line = next(self._lines)
         self.record += line
         return line
 
 
-def _read_csv(path: Path, file: TextIO, form: ListForm) -> Iterator[ListedVideo]:
+def _read_csv(path: Path, file: Iterator[str], form: ListForm) -> Iterator[ListedVideo]:
     lines = _Lines(file)
     reader = csv.reader(lines, strict=True)
     unknown: Counter[str] = Counter()
@@ -261,7 +293,7 @@ def _is_published_line(line: str) -> bool:
     return len(words) > 1 and _is_int(words[-1])
 
 
-def _read_published(path: Path, file: TextIO, frame_folders: bool) -> Iterator[ListedVideo]:
+def _read_published(path: Path, file: Iterator[str], frame_folders: bool) -> Iterator[ListedVideo]:
     for line, words, text in _split_lines(file):
         numbers = [int(word) for word in words[1:] if _is_int(word)]
         if len(words) not in (2, 3) or len(numbers) != len(words) - 1:
@@ -301,7 +333,7 @@ def _words(line: str) -> list[str]:
     return [word for word in line.strip(BLANKS).replace("\t", " ").split(" ") if word]
 
 
-def _split_lines(file: TextIO) -> Iterator[tuple[int, list[str], str]]:
+def _split_lines(file: Iterator[str]) -> Iterator[tuple[int, list[str], str]]:
     for line, text in enumerate(file, start=1):
         if words := _words(text):
             yield line, words, text

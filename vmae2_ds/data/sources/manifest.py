@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -132,7 +133,7 @@ def read_manifest(path: str | Path, root: str | Path | None = None, *, form: Lis
         manifest = _open_index(path, root)
     else:
         table, paths = bytearray(), bytearray()
-        rows = _write_rows(read_list(path, form), path, table.extend, paths.extend)
+        rows = _write_rows(path, form, table.extend, paths.extend)
         where = str(path.parent if root is None else root)
         manifest = Manifest(str(path), where, rows, bytes(table), bytes(paths))
     _refuse_wrong_root(manifest)
@@ -152,14 +153,15 @@ def _join(root: str, path: str) -> str:
 
 
 def _write_rows(
-    videos: Iterable[ListedVideo], path: Path, add_row: Callable[[bytes], Any], add_path: Callable[[bytes], Any]
+    path: Path, form: ListForm, add_row: Callable[[bytes], Any], add_path: Callable[[bytes], Any]
 ) -> ManifestRows:
-    """Pack rows one by one into two sinks."""
+    """Pack the rows of a list one by one into two sinks."""
     sources: dict[str, int] = {}
     shards: dict[str, int] = {}
     count = end = 0
     ticker = Ticker(log, f"rows of {path} read", None, draws=False)
-    for video in videos:
+    digest = hashlib.sha256()
+    for video in read_list(path, form, digest):
         name = os.fsencode(video.path)
         if len(name) > _MAX_PATH:
             raise DataError(
@@ -188,7 +190,7 @@ def _write_rows(
             ticker.tell(count)
     if not count:
         raise DataError(f"{path}: the manifest lists no videos; it needs a header line with 'path' and a line a video")
-    return ManifestRows(count, tuple(sources), tuple(shards), sha256_of(path))
+    return ManifestRows(count, tuple(sources), tuple(shards), digest.hexdigest())
 
 
 def _refuse_wrong_root(manifest: Manifest) -> None:
@@ -223,7 +225,7 @@ def write_index(path: Path, out: Path, root: Path | None = None, *, form: ListFo
     out.mkdir(parents=True, exist_ok=True)
     with whole_file(out / "rows.bin") as rows_part, whole_file(out / "paths.bin") as paths_part:
         with rows_part.open("wb") as table, paths_part.open("wb") as paths:
-            rows = _write_rows(read_list(path, form), path, table.write, paths.write)
+            rows = _write_rows(path, form, table.write, paths.write)
             sizes = {"rows_bytes": table.tell(), "paths_bytes": paths.tell()}
         (out / INDEX).unlink(missing_ok=True)
     where = str((path.parent if root is None else root).resolve())

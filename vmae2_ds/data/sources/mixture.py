@@ -19,9 +19,9 @@ from vmae2_ds.console.progress import counted
 from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.readers.choice import choose_reader
 from vmae2_ds.data.readers.storage import check_template
-from vmae2_ds.data.sources.class_names import ClassNames, read_class_names
-from vmae2_ds.data.sources.list_formats import ListForm
-from vmae2_ds.data.sources.manifest import Manifest, manifest_digest, read_manifest
+from vmae2_ds.data.sources.class_names import read_class_names
+from vmae2_ds.data.sources.list_formats import PLAIN_LIST, ListForm
+from vmae2_ds.data.sources.manifest import Manifest, read_manifest
 from vmae2_ds.data.sources.order import SampleKey, SampleOrder
 from vmae2_ds.errors import ConfigError
 
@@ -128,6 +128,10 @@ class Mixture(NamedTuple):
     name: str
     """The mixture's file or name, for messages."""
     sources: tuple[Source, ...]
+    form: ListForm = PLAIN_LIST
+    """How the lists were read, and the names of the classes."""
+    written: tuple[SourceConfig, ...] = ()
+    """The sources as the mixture file has them; none where a single list was named."""
 
     @classmethod
     def of_manifest(cls, manifest: Manifest, reader: str) -> Mixture:
@@ -174,6 +178,20 @@ class Mixture(NamedTuple):
         )
         return self._replace(sources=sources)
 
+    def identity(self) -> dict[str, Any]:
+        """What decides which video every position of a run is, and of which class: the lists' and the names' content, and how
+        sources are mixed and read. Plain JSON.
+        """
+        named = {} if self.form.names is None else {"labels": self.form.names.digest}
+        digests = [source.manifest.rows.digest for source in self.sources]
+        if not self.written:
+            return {"manifest": digests[0], **named}
+        sources = {
+            f"source {source.name!r}": {"list": digest, **source.model_dump(mode="json", exclude={"manifest", "root"})}
+            for source, digest in zip(self.written, digests, strict=True)
+        }
+        return {"the sources' order": list(sources), **sources, **named}
+
     def order(self, seed: int) -> SampleOrder:
         """The run's sequence of samples."""
         return SampleOrder(
@@ -197,12 +215,17 @@ class Mixture(NamedTuple):
         return lines
 
 
-def open_mixture(data: DataConfig) -> Mixture:
-    """The videos named by `data.manifest` or `data.mixture`; raises ConfigError or DataError."""
+def open_mixture(data: DataConfig, form: ListForm | None = None) -> Mixture:
+    """The videos named by `data.manifest` or `data.mixture`; raises ConfigError or DataError.
+
+    `form`: that of `form_of`, where it has been read already.
+    """
+    if form is None:
+        form = form_of(data)
     if data.manifest is not None:
-        return Mixture.of_manifest(read_manifest(data.manifest, data.root, form=form_of(data)), data.reader)
+        return Mixture.of_manifest(read_manifest(data.manifest, data.root, form=form), data.reader)._replace(form=form)
+    check_videos_are_named(data)
     config, base = _read_mixture(data)
-    form = form_of(data)
     opened = [(source, _open_source(source, base, form)) for source in config.source]
     weights = [source.share or source.weight or len(manifest) for source, manifest in opened]
     sources = [
@@ -217,50 +240,23 @@ def open_mixture(data: DataConfig) -> Mixture:
         )
         for (source, manifest), weight in zip(opened, weights, strict=True)
     ]
-    return Mixture(str(data.mixture), tuple(sources))
-
-
-def class_names_of(data: DataConfig) -> ClassNames | None:
-    """The names that `data.labels` gives; raises ConfigError."""
-    labels = data.labels if isinstance(data, LabelledDataConfig) else None
-    return None if labels is None else read_class_names(labels, "--data.labels")
+    return Mixture(str(data.mixture), tuple(sources), form, config.source)
 
 
 def form_of(data: DataConfig) -> ListForm:
     """How the lists of a run are read; raises ConfigError."""
-    labelled = isinstance(data, LabelledDataConfig)  # pre-training does not look at labels, whatever they are
-    return ListForm(ignore_columns=data.ignore_columns, names=class_names_of(data), label_is_read=labelled)
+    if not isinstance(data, LabelledDataConfig):  # pre-training does not look at labels, whatever they are
+        return ListForm(ignore_columns=data.ignore_columns, label_is_read=False)
+    names = None if data.labels is None else read_class_names(data.labels, "--data.labels")
+    return ListForm(ignore_columns=data.ignore_columns, names=names)
 
 
-def lists_of(data: DataConfig) -> list[Path]:
-    """The lists and indexed folders that `open_mixture` would read. Raises ConfigError where none is named."""
-    if data.manifest is not None:
-        return [data.manifest]
-    config, base = _read_mixture(data)
-    return [base / source.manifest for source in config.source]
-
-
-def identity_of_videos(data: DataConfig) -> dict[str, Any]:
-    """What decides which video every position of a run is, and of which class: the lists' and the names' content, and how
-    sources are mixed and read.
-
-    Raises ConfigError as `open_mixture` does; a list that is not there has no content.
-    """
-    names = class_names_of(data)
-    named = {} if names is None else {"labels": names.digest}
-    if data.manifest is not None:
-        return {"manifest": manifest_digest(data.manifest), **named}
-    if data.mixture is None:
-        return {"manifest": None, **named}
-    config, base = _read_mixture(data)
-    sources = {
-        f"source {source.name!r}": {
-            "list": manifest_digest(base / source.manifest),
-            **source.model_dump(mode="json", exclude={"manifest", "root"}),
-        }
-        for source in config.source
-    }
-    return {"the sources' order": list(sources), **sources, **named}
+def check_videos_are_named(data: DataConfig) -> None:
+    """Raises ConfigError where neither a list nor a mixture is named."""
+    if data.manifest is None and data.mixture is None:
+        raise ConfigError(
+            "no videos named: give --data.manifest FILE or --data.mixture FILE (or make a set with: vmae2 data synth FOLDER)"
+        )
 
 
 def ready_mixtures() -> dict[str, Path]:
@@ -271,10 +267,7 @@ def ready_mixtures() -> dict[str, Path]:
 
 def _read_mixture(data: DataConfig) -> tuple[MixtureConfig, Path]:
     """The mixture without the sources left out, and the folder its paths start from."""
-    if data.mixture is None:
-        raise ConfigError(
-            "no videos named: give --data.manifest FILE or --data.mixture FILE (or make a set with: vmae2 data synth FOLDER)"
-        )
+    assert data.mixture is not None, "checked by check_videos_are_named"
     ready = ready_mixtures()
     path = ready.get(data.mixture, Path(data.mixture))
     if data.mixture in ready and data.root is None:

@@ -20,7 +20,8 @@ from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.contracts import AskedBatch, LabelledBatch, LoadedBatch
 from vmae2_ds.data.bad_files import check_bad_share
 from vmae2_ds.data.feed.loader import load_samples
-from vmae2_ds.data.sources.mixture import Mixture, identity_of_videos, open_mixture
+from vmae2_ds.data.sources.inputs import Inputs
+from vmae2_ds.data.sources.mixture import Mixture, open_mixture
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import default_device
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
@@ -45,17 +46,17 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 
 
-def distil_cache(config: DistilConfig) -> str:
+def distil_cache(config: DistilConfig, inputs: Inputs | None = None) -> str:
     """Fill `distil.cache` with the teacher's answers for every epoch of the run, and say what it holds now.
 
     Shards are shared out over the ranks; those that are there already are left alone, so that a second start goes on, and
     more epochs can be added. Raises ConfigError where the folder holds answers of another teacher or about other clips;
-    others as `open_teacher`, and as the loader.
+    others as `open_teacher`, and as the loader. `inputs`: the run's files, where they have been read already.
     """
     folder = cache_of(config)
     check_has_teacher(config, must_ask=True)
     ranks = start_ranks()
-    mixture = open_mixture(config.data)
+    mixture = open_mixture(config.data) if inputs is None else inputs.mixture
     epochs = epochs_of(config, mixture)
     ranks.from_first(lambda: check_cache(folder))
     teacher = Teacher.of(config, ranks)
@@ -95,7 +96,7 @@ def open_answers(config: DistilConfig, mixture: Mixture) -> AnswersIndex:
     folder = config.distil.cache
     assert folder is not None, "asked where a cache is set"
     index = read_index(folder)
-    _refuse(folder, different(index.clips, clips_of(config)))
+    _refuse(folder, different(index.clips, clips_of(config, mixture)))
     if config.distil.teacher is not None:
         _refuse(folder, different(index.teacher, open_teacher(config)[0].identity(), "teacher."))
     check_classes(index.classes, config, f"behind {folder}")
@@ -114,12 +115,12 @@ def epochs_of(config: DistilConfig, mixture: Mixture) -> list[int]:
     return [math.ceil(count / len(source.manifest)) for count, source in zip(used, mixture.sources, strict=True)]
 
 
-def clips_of(config: DistilConfig) -> dict[str, Any]:
+def clips_of(config: DistilConfig, mixture: Mixture) -> dict[str, Any]:
     """Whatever decides the clips of a (source, epoch, row, view), as plain JSON."""
     elsewhere = {"manifest", "mixture", "leave_out", "root", "val_manifest", "val_root"}  # lists count by their content
     return {
         "seed": config.train.seed,
-        "lists": identity_of_videos(config.data),
+        "lists": mixture.identity(),
         "data": config.data.model_dump(mode="json", exclude=MAY_CHANGE["data"] | elsewhere),
         "augment": config.augment.model_dump(mode="json", include={"rand_augment", "erase"}),
     }
@@ -132,7 +133,7 @@ def _prepare(
     settings, card = config.distil, teacher.card
     index = AnswersIndex(
         teacher=card.identity(),
-        clips=clips_of(config),
+        clips=clips_of(config, mixture),
         videos=tuple(len(source.manifest) for source in mixture.sources),
         views=config.data.views,
         classes=config.model.num_classes,
