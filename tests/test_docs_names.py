@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs_figures import ROOT
-from tests.docs_names import PAGES, broken_links, missing
+from tests.docs_names import PAGES, broken_links, files_called, is_there, missing
 from tests.test_layering import LAYERS, PACKAGE
 
 MAP, README = ROOT / "docs" / "ARCHITECTURE.md", ROOT / "README.md"
@@ -20,6 +20,20 @@ SPARE = 0.15
 def test_every_path_name_and_setting_on_a_page_exists(page: Path) -> None:
     assert sorted(set(missing(page.read_text()))) == [], f"{page.name}: fix the name, or see tests/docs_names.py"
     assert sorted(set(broken_links(page))) == [], f"{page.name}: links that lead nowhere"
+
+
+def in_picture(page: str) -> tuple[set[str], set[int]]:
+    """What the map's picture names, and in which columns its longer line down stands."""
+    picture = page.split("```")[1]
+    columns = {line.index("|", 50) for line in picture.splitlines() if "|" in line[50:]}
+    return set(re.findall(r"(?:\w+/)+(?:\w+\.py(?::[\w.]+)?)?|\w+\.py(?::\w+)?", picture)), columns
+
+
+def test_the_map_s_picture_names_what_is_there_and_its_line_is_straight() -> None:
+    names, columns = in_picture(MAP.read_text())
+    assert {"masking.py", "data/readers/", "train/loop.py:train"} < names
+    assert {name for name in names if not (is_there(name) and files_called(name.partition(":")[0]))} == set()
+    assert len(columns) == 1
 
 
 def heart(page: str) -> dict[str, int]:
