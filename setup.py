@@ -25,7 +25,7 @@ REQUIRES = [
     'tomli>=2; python_version < "3.11"',
     'decord>=0.6,<0.7; platform_machine == "x86_64" or platform_machine == "AMD64"',  # no wheels elsewhere: reader=pyav
     "pydantic>=2.7,<3",  # 2.7: use_attribute_docstrings
-    "tyro==1.0.17",  # cli/tyro_refusals.py reads its events, which may change with any version
+    "tyro>=1.0,<2",
     "safetensors>=0.4",
     "tensorboard>=2.15",
     "matplotlib>=3.8",

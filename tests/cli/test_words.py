@@ -15,6 +15,7 @@ import pytest
 from tests.cli.lines import answer, line_of, refusal
 from vmae2_ds import errors
 from vmae2_ds.cli import main as cli
+from vmae2_ds.cli import tyro_refusals
 from vmae2_ds.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
@@ -294,3 +295,12 @@ def test_a_refusal_names_the_flag_that_is_typed(line: str, said: str, capsys: py
     told = refusal(line.split(), capsys)
     assert told.startswith(f"vmae2: {said}")
     assert not re.search(r"(?<![-\w/])(data|mask|train|model|optim|distil)\.[a-z_]+|Unrecognized|\(s\)", told)
+
+
+def test_a_tyro_without_events_still_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tyro_refusals, "tyro_errors", None)
+    code, _, said = answer(["flops", "--model", "base", "--frames", "many"], capsys)
+    assert code == 2
+    assert "--frames" in said

@@ -1,7 +1,7 @@
 """What tyro refuses, as one line: its events, instead of the boxes that it would draw from them.
 
-`tyro._errors` is the only place where tyro hands out what it refuses as objects. It is no public part of tyro, so setup.py
-names the one version that this was written for, and every line below has a test.
+`tyro._errors` is the only place where tyro hands out what it refuses as objects. It is no public part of tyro: written for
+1.0.17, where every line below has a test. A version without it draws its own box and ends with the same exit code.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import BaseModel, ValidationError
-from tyro import _errors as tyro_errors
 
 from vmae2_ds.cli.options import model_at, name_behind, options_of
 from vmae2_ds.config.refusals import refused
 from vmae2_ds.console.progress import counted
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.errors import ConfigError
+
+try:
+    from tyro import _errors as tyro_errors
+except ImportError:  # a version of before it
+    tyro_errors = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from tyro._arguments import ArgumentDefinition
@@ -33,6 +37,9 @@ def refusing(model: type[BaseModel], args: Sequence[str], prog: str) -> Iterator
     def refuse(event: tyro_errors.ParseErrorEvent) -> NoReturn:
         raise _Refused(event)
 
+    if not hasattr(tyro_errors, "on_parse_error"):
+        yield
+        return
     try:
         with tyro_errors.on_parse_error(refuse):
             yield
