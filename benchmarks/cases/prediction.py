@@ -12,23 +12,14 @@ from torch import nn
 
 from benchmarks.case import USUAL_BATCH, Bench, Case, Group, timed
 from benchmarks.devices import Step, keep_freed_memory
+from benchmarks.fit_rates import Observation, fit_rates
 from benchmarks.harness import Variant
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench, fused_adamw, geometry_of, step_config, step_flops
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.cost.compute_time import (
-    ATTENTION_PRODUCTS,
-    DeviceRates,
-    Observation,
-    Work,
-    fit_rates,
-    micro_step_work,
-    optimizer_work,
-    time_of,
-)
+from vmae2_ds.cost.compute_time import ATTENTION_PRODUCTS, DeviceRates, Work, micro_step_work, optimizer_work, time_of
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.traffic import (
-    SIDES,
     AttentionKind,
     Side,
     block_traffic,
@@ -115,7 +106,10 @@ def _parts(precision: Precision) -> list[Known]:
     config = {"size": CALIBRATED, "precision": precision, "batch_size": USUAL_BATCH, "attention": ATTENTION[precision]}
     parts: list[Known] = []
     for side, tower, tokens in zip(
-        SIDES, (model.encoder, model.decoder), (counts.visible, counts.visible + counts.decode), strict=True
+        ("encoder", "decoder"),
+        (model.encoder, model.decoder),
+        (counts.visible, counts.visible + counts.decode),
+        strict=True,
     ):
         width, mlp = tower.width, tower.mlp
         shapes = [(width, 3 * width), (width, width), (width, mlp), (mlp, width)]

@@ -13,6 +13,7 @@ from benchmarks.case import Bench, Options
 from benchmarks.cases import data
 from benchmarks.record import Row
 from benchmarks.scenes import draw_scene, width_of, write_scene
+from tests.data.frames import read_frames
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import mae_macs, recomputed_macs, training_flops
@@ -20,7 +21,6 @@ from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.data.clips.crops import CropBox
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
-from vmae2_ds.data.readers.table import read_frames
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.recipes import get_recipe
 

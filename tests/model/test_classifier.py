@@ -10,12 +10,13 @@ from torch import Tensor
 
 from tests.golden_data import clip_by_rule, clip_of, fill, golden_json
 from tests.model.test_golden import GRAD_NORM, LOSS, OUTPUT, assert_statistics
+from tests.official_names import official_name
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, normalise_pixels, position_table, sinusoid_table
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.weights.layouts import from_layout, layout_shapes, official_name
+from vmae2_ds.weights.layouts import from_layout, layout_shapes
 
 
 def cubes_of(x_BCTHW: Tensor, geometry: ClipGeometry) -> Tensor:

@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.golden_data import GOLDEN, TINY_EVERY, clip_by_rule, clip_of, fill, golden_json
+from tests.official_names import official_name
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.model.embed import gather_cubes, normalise_pixels
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.weights.layouts import from_layout, layout_shapes, official_name
+from vmae2_ds.weights.layouts import from_layout, layout_shapes
 
 OUTPUT = {"rtol": 1e-4, "atol": 1e-5}  # tests/golden/README.md
 LOSS, GRAD_NORM = 1e-5, 1e-3

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.golden_data import golden_json
+from tests.official_names import official_name
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.weights.layouts import official_name
 
 Gradients = dict[str, Tensor]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.golden_data import golden_json
+from tests.official_names import official_name
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.contracts import ClipGeometry
@@ -18,7 +19,6 @@ from vmae2_ds.recipes import get_recipe
 from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
 from vmae2_ds.recipes.pretrain import RECIPES
 from vmae2_ds.train.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
-from vmae2_ds.weights.layouts import official_name
 
 NUM_VIDEOS = 1_348_000
 

@@ -135,9 +135,11 @@ def checkpoint_bytes(engine: Engine, has_mean: bool) -> int:
     width = 2 if engine.deepspeed.bfloat16_enabled() else 4
     total = 0
     for parameter in engine.objective.parameters():
-        states = (8 if engine.stage == 0 else 12) + (4 if has_mean else 0) if parameter.requires_grad else 0
-        is_stored = engine.stage < 3 or not parameter.requires_grad
-        total += getattr(parameter, "ds_numel", parameter.numel()) * (states + (width if is_stored else 0))
+        size = width if engine.stage < 3 or not parameter.requires_grad else 0
+        if parameter.requires_grad:
+            size += 8 if engine.stage == 0 else 12
+            size += 4 if has_mean else 0
+        total += getattr(parameter, "ds_numel", parameter.numel()) * size
     return total
 
 

@@ -61,7 +61,7 @@ def check_known(args: Sequence[str], options: Iterable[str], where: str) -> None
         if asked not in known:
             guess = did_you_mean(asked, known)
             raise ConfigError(
-                f"no option {word.partition('=')[0]}; {guess or 'all are in'} {guess and 'see '}{where} --help"
+                f"no option {word.partition('=')[0]}; {guess + 'see ' if guess else 'all are in '}{where} --help"
             )
 
 

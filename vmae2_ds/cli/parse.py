@@ -85,7 +85,7 @@ def _no_recipe(prog: str, name: str, args: Sequence[str], of_stage: dict[str, st
             takes = " and ".join(STAGES[each].kind for each in dict.fromkeys(of_stage.values()))
             return f"{name} is a {entry.kind} recipe, and {prog} takes {takes} recipes: {', '.join(of_stage)}"
     guess = did_you_mean(name, of_stage)
-    return f"no recipe {name!r}; {guess + ' ' if guess else ''}recipes: {', '.join(of_stage)}; see {prog} --help"
+    return f"no recipe {name!r}; {guess}recipes: {', '.join(of_stage)}; see {prog} --help"
 
 
 def _recipes_help(prog: str, stages: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ def _of_tyro(event: tyro_errors.ParseErrorEvent, args: Sequence[str]) -> str:
             # in the order of the help: where None is one of them, `choices` is in any
             choices = sorted({*event.choices} - {"None"}, key=str(argument.lowered.metavar).find)
             guess = did_you_mean(value, choices)
-            return f"{argument.display_name()} {value}: {guess and guess + ' '}one of {', '.join(choices)}"
+            return f"{argument.display_name()} {value}: {guess}one of {', '.join(choices)}"
         case tyro_errors.BadValue(argument=argument, reason="too_few_values"):
             return f"{argument.display_name()}: {counted(int(argument.lowered.nargs or 1), 'value')} needed"
         case tyro_errors.InstantiationFailure(argument=argument) if argument is not None:

@@ -78,4 +78,6 @@ def _in_words(wrong: dict[str, Any]) -> str:
 def _number(value: object) -> str:
     if isinstance(value, float) and value == math.floor(value) and abs(value) < 1e16:
         value = int(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

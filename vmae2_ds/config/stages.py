@@ -104,7 +104,9 @@ def _found_from(folder: Path, key: str, value: object) -> Path | str | None:
     if (not isinstance(value, Path) and key != "mixture") or value is None:
         return None
     path = folder / str(value)
-    return None if not path.exists() else str(path) if isinstance(value, str) else path
+    if not path.exists():
+        return None
+    return str(path) if isinstance(value, str) else path
 
 
 def read_as_written(path: Path) -> RunConfig:

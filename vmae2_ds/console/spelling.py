@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def did_you_mean(asked: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`did you mean 'x'?`, of two names where both begin or end as asked; empty where nothing is near."""
+    """`did you mean 'x'? `, two names where both begin or end as asked; empty where nothing is near."""
     near = nearest(asked, known, cutoff)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 def nearest(asked: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:

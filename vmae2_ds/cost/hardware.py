@@ -167,7 +167,7 @@ def get_accelerator(name: str) -> Accelerator:
         return known
     guess = did_you_mean(name.casefold(), _BY_KEY)
     raise ConfigError(
-        f"--gpu {name!r} is not in the table; {guess and guess + ' '}known: {', '.join(_BY_KEY)}; "
+        f"--gpu {name!r} is not in the table; {guess}known: {', '.join(_BY_KEY)}; "
         f"describe another one in a file and give its path: echo '{FILE_EXAMPLE}' > gpu.json"
     )
 

@@ -22,7 +22,7 @@ from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.assumptions import Assumptions, Range
 from vmae2_ds.cost.compute_time import DeviceRates, micro_step_time, optimizer_time, rates_of
-from vmae2_ds.cost.flops import count_parameters, mae_macs, training_flops
+from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.hardware import Accelerator, find_accelerator
 from vmae2_ds.errors import ConfigError
 
@@ -49,12 +49,6 @@ class PaperRun:
     def geometry(self) -> ClipGeometry:
         """16 frames of 224 x 224."""
         return ClipGeometry(16, 224, 224, self.model.tubelet, self.model.patch)
-
-    @property
-    def sustained_flops(self) -> float:
-        """FLOP/s of one GPU that the published hours come to, without recomputation."""
-        macs = mae_macs(self.model, self.geometry, self.visible, self.decode, embed_all=True).total
-        return training_flops(macs) * self.clips / (self.num_gpus * self.hours * 3600)
 
 
 # SSv2's training videos x 800 epochs, 64 x 32 clips (VideoMAE V1's script, which the authors name in issue #18).

@@ -153,7 +153,8 @@ def _stage1_and_2(model: ModelConfig, policy: ZeroPolicy, world_size: int, size:
         # what the bucket had no room for stands by itself
         waiting = largest if policy.contiguous_gradients else max(fills)
         gradients, copies = earlier + collected + waiting, max(max(0, flat[0] - collected), *flat[1:], 0)
-    buffers = policy.reduce_bucket * (2 if policy.overlap_comm else 1) if policy.contiguous_gradients else 0
+    buckets = 2 if policy.overlap_comm else 1
+    buffers = policy.reduce_bucket * buckets if policy.contiguous_gradients else 0
 
     moments, master = 2 * MASTER_BYTES * part, MASTER_BYTES * part
     staging = size * largest if policy.offload_optimizer else 0  # temp_grad_buffer_for_gpu_offload, and one on the host

@@ -29,7 +29,6 @@ from vmae2_ds.contracts import ClipGeometry
 AttentionKind = Literal["math", "sdpa", "flash"]
 """math keeps n x n scores of every head in memory; sdpa (torch's fused kernels) and flash (flash_attn) do not."""
 Side = Literal["encoder", "decoder"]
-SIDES: tuple[Side, Side] = ("encoder", "decoder")
 ComputePrecision = Literal["bf16", "fp32", "autocast"]
 """bf16 and fp32: weights and activations. autocast: fp16 on float32 weights, norms and softmax in float32, as published."""
 

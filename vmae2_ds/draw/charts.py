@@ -156,14 +156,20 @@ def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: b
     steps, levels = np.array(values, dtype=float).reshape(-1, 2).T
     many = curve.smooth and len(steps) > 60
     axes.plot(
-        steps, levels, color=BLUE, lw=0.7 if many else 1.5, alpha=0.45 if many else 1, marker="." * (len(steps) < 3)
+        steps,
+        levels,
+        color=BLUE,
+        lw=0.7 if many else 1.5,
+        alpha=0.45 if many else 1,
+        marker="." if len(steps) < 3 else "",
     )
     if many:
         axes.plot(steps, _running_median(levels, len(levels) // 30), color=BLUE, lw=1.8)
     if curve.log_scale and (levels > 0).all():
         axes.set_yscale("log")
         decades = np.log10(levels.max() / levels.min())
-        subs = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
+        few = (1, 2, 5) if decades < 3 else (1,)
+        subs = (1, 1.5, 2, 3, 5, 7) if decades < 1 else few
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")

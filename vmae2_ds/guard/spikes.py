@@ -74,7 +74,7 @@ class SpikeGuard:
         for key, value in self._values(losses).items():
             limit = self._limit(recent, key)
             if value > limit:
-                worst = f" of rank {max(range(len(losses)), key=losses.__getitem__)}" if key == RANK_LOSS else ""
+                worst = f" of rank {losses.index(max(losses))}" if key == RANK_LOSS else ""
                 return Spike(f"the loss{worst}", value, limit)
         return None
 

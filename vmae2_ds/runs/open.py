@@ -19,7 +19,7 @@ from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.weights.about import CLIP_FIELDS, AboutWeights, read_about
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import is_resized
-from vmae2_ds.weights.layouts import StateDict, best_reading, our_shapes, some
+from vmae2_ds.weights.layouts import StateDict, guess_layout, our_shapes, some
 from vmae2_ds.weights.files import named, read_published
 from vmae2_ds.weights.source import FoundWeights, find_weights
 from vmae2_ds.weights.transformers_folder import is_weights_folder, weights_in
@@ -117,7 +117,7 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
     else:
         state = read_published(weights_in(source) if source.is_dir() else source)
         with named(source):
-            read = best_reading(state, config)
+            read = guess_layout(state, config)
         found, unused = read.state, list(read.unused)
         reading = read.describe()
     if head_map is not None:
@@ -205,7 +205,8 @@ def clip_line(source: Path, data: DataConfig, **given: object) -> str:
     line = f"{counted(data.num_frames, 'frame')} of {data.size}, stride {data.stride}"
     if not assumed:
         return line
-    return f"{line} (assumed: the file does not say{'' if len(assumed) == len(words) else ' ' + ', '.join(assumed)})"
+    which = "" if len(assumed) == len(words) else f" {', '.join(assumed)}"
+    return f"{line} (assumed: the file does not say{which})"
 
 
 def labels_of(source: Path) -> list[str] | None:

@@ -20,7 +20,7 @@ from vmae2_ds.config.model import SIZES, AnyModel, ClassifierConfig, EncoderConf
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.weights.about import AboutWeights, model_of_fields, read_about
-from vmae2_ds.weights.layouts import EMBED_WEIGHT, LAYOUTS, Layout, StateDict, bare, best_reading, shortened, unwrapped
+from vmae2_ds.weights.layouts import EMBED_WEIGHT, LAYOUTS, Layout, StateDict, bare, guess_layout, shortened, unwrapped
 from vmae2_ds.weights.lazy_state import save_safetensors
 from vmae2_ds.weights.ours import check_ending
 
@@ -177,7 +177,7 @@ def infer_model(state: Mapping[str, Tensor], given: Mapping[str, Any] | None = N
     depth = 1 + max((int(number) for name in state for number in re.findall(r"\.(\d{1,3})\.", name)), default=0)
     tower = SIZES["tiny"][0].model_copy(update={"depth": depth})
     some_model = (ClassifierConfig(encoder=tower), ModelConfig(encoder=tower, decoder=SIZES["tiny"][1]))
-    nearest = max((best_reading(state, config) for config in some_model), key=lambda reading: len(reading.state))
+    nearest = max((guess_layout(state, config) for config in some_model), key=lambda reading: len(reading.state))
     raise CheckpointError(
         f"neither a masked autoencoder nor a classifier of a known key layout ({', '.join(LAYOUTS)}); {nearest.describe()}"
     )

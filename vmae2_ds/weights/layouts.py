@@ -147,7 +147,7 @@ class LayoutGuess(NamedTuple):
         )
 
 
-def best_reading(state: Mapping[str, Tensor], config: EncoderConfig) -> LayoutGuess:
+def guess_layout(state: Mapping[str, Tensor], config: EncoderConfig) -> LayoutGuess:
     """The known layout under which `state` has the most of this model's parameters; prefixes as in `bare`.
 
     Raises CheckpointError where two names become one without their prefixes, or weights are whole numbers.
@@ -182,12 +182,6 @@ def layout_shapes(config: EncoderConfig, layout: str = "published") -> dict[str,
         whole = _kernel_shape(config) if ours == EMBED_WEIGHT else shape
         found.update({name: (whole[0] // len(names[ours]), *whole[1:]) for name in names[ours]})
     return found
-
-
-def official_name(name: str, *, classifier: bool = False) -> str:
-    """The published key of one of our parameters."""
-    (theirs,) = _published(name, classifier)
-    return theirs
 
 
 # --- the tables ------------------------------------------------------------------------------------------------------

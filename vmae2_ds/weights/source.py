@@ -11,7 +11,7 @@ from vmae2_ds.config.model import AnyModel
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.weights.about import AboutWeights, read_about
 from vmae2_ds.weights.files import model_of, named, read_published, with_given
-from vmae2_ds.weights.layouts import StateDict, best_reading, from_layout
+from vmae2_ds.weights.layouts import StateDict, from_layout, guess_layout
 from vmae2_ds.weights.transformers_config import about_transformers, config_of_transformers
 from vmae2_ds.weights.transformers_folder import read_config, weights_in
 
@@ -62,7 +62,7 @@ def read_all(source: Path, given: Mapping[str, Any] | None = None) -> ReadWeight
     found = find_weights(source, given)
     state = read_published(found.file)
     with named(source):
-        layout = best_reading(state, found.model).layout
+        layout = guess_layout(state, found.model).layout
         return ReadWeights(from_layout(state, found.model, layout), found, layout)
 
 

@@ -19,10 +19,11 @@ import av
 import numpy as np
 import pytest
 
+from tests.data.frames import read_frames
 from tests.data.odd_videos import FRAMES, ODD_VIDEOS, encoded, number_of, pieces_of, rewritten
 from tests.data.readers.test_table import within_limit
 from vmae2_ds.data.entry import ReadAs, VideoEntry
-from vmae2_ds.data.readers.table import read_clip, read_frames
+from vmae2_ds.data.readers.table import read_clip
 from vmae2_ds.data.tools.encode import reencode
 from vmae2_ds.data.tools.scan import decode_all
 from vmae2_ds.data.tools.video_facts import VideoFacts, probe_entry

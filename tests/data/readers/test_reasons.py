@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+from tests.data.frames import read_frames
 from tests.data.odd_videos import ODD_VIDEOS, coloured, encoded
-from vmae2_ds.data.readers.table import read_frames
 from vmae2_ds.errors import VideoError
 
 

@@ -15,7 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from vmae2_ds.data.readers.table import READERS, installed_readers, read_clip, read_frames
+from tests.data.frames import read_frames
+from vmae2_ds.data.readers.table import READERS, installed_readers, read_clip
 from vmae2_ds.errors import ConfigError, VideoError
 
 LIMIT_S = 60.0

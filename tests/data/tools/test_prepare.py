@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.frames import read_frames
 from tests.data.odd_videos import ODD_VIDEOS, number_of
 from tests.data.readers import bad_readers
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers import table as decode
 from vmae2_ds.data.readers.choice import choose_reader
-from vmae2_ds.data.readers.table import read_frames
 from vmae2_ds.data.sources.manifest import Manifest, read_manifest
 from vmae2_ds.data.tools import prepare
 from vmae2_ds.data.tools.pack import PackArguments, pack_manifest

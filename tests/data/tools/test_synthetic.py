@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmae2_ds.data.readers.table import read_frames
+from tests.data.frames import read_frames
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.tools.synthetic import (
     CLASS_NAMES,

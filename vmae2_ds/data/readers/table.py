@@ -68,8 +68,3 @@ def read_clip(video: str | Path | bytes, choose: Choose, reader: str = "pyav") -
         return read(video, choose)
     check_is_file(str(video))
     return read(str(video), choose)
-
-
-def read_frames(video: str | Path | bytes, indices: np.ndarray, reader: str = "pyav") -> np.ndarray:
-    """The frames at `indices`: uint8 (T, H, W, 3). Raises VideoError, also where the video is shorter."""
-    return read_clip(video, lambda length, fps: indices, reader)

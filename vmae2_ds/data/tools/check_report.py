@@ -70,6 +70,11 @@ def write_check_report(
     }
     write_whole(result.out / "report.json", json.dumps(about, indent=1))
     facts = [scanned.facts for scanned in found.values() if scanned.facts is not None]
+    histograms = []
+    for name, (title, unit) in QUANTITIES.items():
+        values = [value for value in (_quantity(fact, name) for fact in facts) if not math.isnan(value)]
+        if values:
+            histograms.append((title, histogram_svg(values, title, unit)))
     page = (
         templates_of("vmae2_ds.data.tools")
         .get_template("check_report.html")
@@ -78,11 +83,7 @@ def write_check_report(
             **about,
             readers=result.readers,
             advice=result.advice,
-            histograms=[
-                (title, histogram_svg(values, title, unit))
-                for name, (title, unit) in QUANTITIES.items()
-                if (values := [value for fact in facts if not math.isnan(value := _quantity(fact, name))])
-            ],
+            histograms=histograms,
             bad=[row for row in judged if row.verdict is not None][:MOST_BAD_ROWS],
             strips=draw_strips(manifest, judged, look, pictures, seed),
             look=look,

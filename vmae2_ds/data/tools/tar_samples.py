@@ -131,7 +131,12 @@ def _label_in(kind: str, content: bytes, names: ClassNames | None) -> int | str 
         return None  # a caption
     if not text:
         return None
-    label = names.label_of(text) if names is not None else int(text) if is_whole_number(text) else None
+    if names is not None:
+        label = names.label_of(text)
+    elif is_whole_number(text):
+        label = int(text)
+    else:
+        label = None
     return text[:80] if label is None or label > LARGEST_LABEL else label
 
 
