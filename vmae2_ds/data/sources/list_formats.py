@@ -64,13 +64,13 @@ class _Hashing(io.BufferedReader):
         self._digest = digest
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of any file."""
+        """Up to `size` bytes, hashed."""
         block = super().read(size)
         self._digest.update(block)
         return block
 
     def read1(self, size: int = -1) -> bytes:
-        """As of any file."""
+        """Up to `size` bytes by one read of the file, hashed."""
         block = super().read1(size)
         self._digest.update(block)
         return block
