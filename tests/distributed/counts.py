@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
+from typing import Any
 
-import torch
-
+from tests.distributed.ranks import answer, of_all
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.ranks import start_ranks, stop_ranks
 from vmae2_ds.errors import DataError
 from vmae2_ds.train.tally import add_counts, count_vector
 
@@ -29,21 +26,13 @@ def agreements(ranks: Ranks) -> list[object]:
     return [*mine, ranks.from_first(lambda: f"rank {ranks.rank}"), told]
 
 
-def main() -> None:
-    """Counts of each rank from argv[1]; every rank's results go to argv[2] through rank 0."""
-    asked = json.loads(sys.argv[1])
-    ranks = start_ranks()
+def counts(asked: dict[str, Any], ranks: Ranks) -> list[Any]:
+    """What every rank counts."""
     names = tuple(asked["names"])
     videos = ranks.sum(*count_vector(Counter(asked["used"][ranks.rank]), names))
     new = {name: int(count) for name, count in zip(names, videos, strict=True)}
-    mine = [add_counts(asked["before"], new), ranks.max(*asked["memory"][ranks.rank]), agreements(ranks)]
-    everyone: list[object] = [None] * ranks.size
-    torch.distributed.all_gather_object(everyone, mine)
-    if ranks.rank == 0:
-        with open(sys.argv[2], "w") as file:
-            json.dump(everyone, file)
-    stop_ranks(ranks)
+    return of_all([add_counts(asked["before"], new), ranks.max(*asked["memory"][ranks.rank]), agreements(ranks)], ranks)
 
 
 if __name__ == "__main__":
-    main()
+    answer(counts)

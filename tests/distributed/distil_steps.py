@@ -6,7 +6,6 @@ As a module it is one rank that runs a list of ZeRO policies, one after another,
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.distributed import finetune_steps
+from tests.distributed.ranks import answer
 from vmae2_ds.config.distil import DistilConfig, DistilSettings
 from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, TowerConfig
@@ -99,14 +99,10 @@ class Watched:
         return here / whole
 
 
-def main() -> None:
-    """One rank: run the policies of argv[1]; rank 0 writes losses to argv[2], and weights to POLICY.pt beside it."""
-    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
-
-    torch.set_num_threads(1)
-    ranks = start_ranks()
+def run_policies(policies: list[str], ranks: Ranks) -> dict[str, Any]:
+    """Losses, and what became of the teacher, by policy; rank 0 writes weights to POLICY.pt beside them."""
     results: dict[str, Any] = {}
-    for policy in json.loads(sys.argv[1]):
+    for policy in policies:
         config = make_config(policy)
         teacher = Watched(make_teacher(ranks, sharded=config.distil.teacher_sharded))
         losses, last, mean = finetune_steps.engine_steps(config, ranks.rank, make_objective, teacher)
@@ -121,10 +117,8 @@ def main() -> None:
         gc.collect()  # on all ranks at the same point
         if ranks.rank == 0:
             torch.save({"last": last, "mean": mean}, Path(sys.argv[2]).with_name(f"{policy}.pt"))
-    if ranks.rank == 0:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-    stop_ranks(ranks)
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    answer(run_policies)

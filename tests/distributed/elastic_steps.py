@@ -6,13 +6,12 @@ As a module it is one rank that runs a list of parts, one after another, in one 
 from __future__ import annotations
 
 import gc
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.distributed.ranks import answer
 from tests.distributed.state_bytes import MODELS
 from tests.distributed.steps import make_clips
 from vmae2_ds.config.ds_config import resolve_ds_config
@@ -156,17 +155,10 @@ def states_of(engine: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """One rank: run the parts of argv[1]; rank 0 writes what came of them to argv[2]."""
-    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
-
-    torch.set_num_threads(1)
-    ranks = start_ranks()
-    results = {part["name"]: run_part(part, ranks) for part in json.loads(sys.argv[1])}
-    if ranks.rank == 0:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-    stop_ranks(ranks)
+def run_parts(parts: list[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
+    """What came of them, by name."""
+    return {part["name"]: run_part(part, ranks) for part in parts}
 
 
 if __name__ == "__main__":
-    main()
+    answer(run_parts)

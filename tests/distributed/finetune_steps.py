@@ -6,7 +6,6 @@ As a module it is one rank that runs a list of ZeRO policies, one after another,
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.distributed.ranks import answer
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.finetune import FinetuneConfig, FinetuneOptimConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.contracts import LabelledBatch
 from vmae2_ds.data.clips.augment import draw_mixing, paste_boxes
+from vmae2_ds.dist import Ranks
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.loop import seed_of
@@ -138,23 +139,15 @@ def engine_steps(
     return losses, last, averaged
 
 
-def main() -> None:
-    """One rank: run the policies of argv[1]; rank 0 writes losses to argv[2], and weights to POLICY.pt beside it."""
-    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
-
-    torch.set_num_threads(1)
-    ranks = start_ranks()
-    results: dict[str, Any] = {}
-    for policy in json.loads(sys.argv[1]):
-        losses, last, mean = engine_steps(make_config(policy), ranks.rank)
-        results[policy] = losses
+def run_policies(policies: list[str], ranks: Ranks) -> dict[str, list[float]]:
+    """Losses by policy; rank 0 writes weights to POLICY.pt beside them."""
+    results = {}
+    for policy in policies:
+        results[policy], last, mean = engine_steps(make_config(policy), ranks.rank)
         if ranks.rank == 0:
             torch.save({"last": last, "mean": mean}, Path(sys.argv[2]).with_name(f"{policy}.pt"))
-    if ranks.rank == 0:
-        with open(sys.argv[2], "w") as file:
-            json.dump(results, file)
-    stop_ranks(ranks)
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    answer(run_policies)

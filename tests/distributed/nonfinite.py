@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from typing import Any
 
 import torch
 
+from tests.distributed.ranks import answer, of_all
 from tests.distributed.steps import NUM_VIDEOS, make_clips, make_config
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.run_plan import plan_run
-from vmae2_ds.engine.ranks import start_ranks
+from vmae2_ds.dist import Ranks
 from vmae2_ds.train.build import build_engine
 from vmae2_ds.train.optim import set_learning_rate
 
@@ -43,17 +42,10 @@ def run_variant(changes: dict[str, Any], world_size: int, rank: int) -> dict[str
     return {"applied": results, "losses": losses, "norms": norms}
 
 
-def main() -> None:
-    """Run every variant of argv[1]; every rank's results go to argv[2] through rank 0."""
-    torch.set_num_threads(1)
-    ranks = start_ranks()
-    mine = {name: run_variant(changes, ranks.size, ranks.rank) for name, changes in json.loads(sys.argv[1]).items()}
-    everyone: list[Any] = [None] * ranks.size
-    torch.distributed.all_gather_object(everyone, mine)
-    if ranks.rank == 0:
-        with open(sys.argv[2], "w") as file:
-            json.dump(everyone, file)
+def run_variants(variants: dict[str, dict[str, Any]], ranks: Ranks) -> list[Any]:
+    """What every rank has of each variant."""
+    return of_all({name: run_variant(changes, ranks.size, ranks.rank) for name, changes in variants.items()}, ranks)
 
 
 if __name__ == "__main__":
-    main()
+    answer(run_variants)

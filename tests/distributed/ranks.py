@@ -7,8 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmae2_ds.dist import Ranks
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -18,6 +22,29 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def answer(work: Callable[[Any, Ranks], object]) -> None:
+    """This process as one rank: `work` is given the JSON of argv[1]; what it returns on rank 0 goes to argv[2]."""
+    import torch
+
+    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
+
+    torch.set_num_threads(1)
+    ranks = start_ranks()
+    result = work(json.loads(sys.argv[1]), ranks)
+    if ranks.rank == 0:
+        Path(sys.argv[2]).write_text(json.dumps(result))
+    stop_ranks(ranks)  # a rank that just ends may find gloo's threads still running, and abort
+
+
+def of_all(mine: object, ranks: Ranks) -> list[Any]:
+    """What each rank has, by rank."""
+    import torch
+
+    everyone: list[Any] = [None] * ranks.size
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.distributed.ranks import answer, of_all
 from tests.distributed.steps import NUM_VIDEOS, make_clips
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.model import ModelConfig, TowerConfig
@@ -27,6 +27,7 @@ from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.cost.zero import ZeroPolicy
+from vmae2_ds.dist import Ranks
 from vmae2_ds.train.build import build_engine
 
 UNLEARNED = 2  # micro steps in which stage 3 learns the order of the modules
@@ -191,22 +192,15 @@ def measure(variant: dict[str, Any], world_size: int, rank: int) -> dict[str, An
     return result
 
 
-def main() -> None:
-    """One rank: measure every variant of argv[1] (name -> variant); rank 0 writes all ranks' results to argv[2]."""
-    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
-
-    torch.set_num_threads(1)
-    ranks = start_ranks()
-    results: dict[str, list[dict[str, Any] | None]] = {}
-    for name, variant in json.loads(sys.argv[1]).items():
+def measure_all(variants: dict[str, dict[str, Any]], ranks: Ranks) -> dict[str, list[Any]]:
+    """Every rank's figures, by the name of the variant."""
+    results = {}
+    for name, variant in variants.items():
         start = time.monotonic()
-        results[name] = [None] * ranks.size
-        torch.distributed.all_gather_object(results[name], measure(variant, ranks.size, ranks.rank))
+        results[name] = of_all(measure(variant, ranks.size, ranks.rank), ranks)
         print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)
-    if ranks.rank == 0:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-    stop_ranks(ranks)  # a rank that just ends may find gloo's threads still running, and abort
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    answer(measure_all)

@@ -6,19 +6,19 @@ As a module it is one rank that runs a list of engine variants, one after anothe
 from __future__ import annotations
 
 import gc
-import json
-import sys
 from typing import Any
 
 import numpy as np
 import torch
 
+from tests.distributed.ranks import answer
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import OptimConfig, TrainConfig
 from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.contracts import PretrainBatch
+from vmae2_ds.dist import Ranks
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
@@ -118,21 +118,14 @@ def engine_losses(config: PretrainConfig, world_size: int, rank: int) -> list[fl
     return losses
 
 
-def main() -> None:
-    """One rank: run every variant of argv[1] (name -> changes of make_config); rank 0 writes the losses to argv[2]."""
-    from vmae2_ds.engine.ranks import start_ranks, stop_ranks
-
-    torch.set_num_threads(1)
-    ranks = start_ranks()
-    results: dict[str, Any] = {}
-    for name, changes in json.loads(sys.argv[1]).items():
+def run_variants(variants: dict[str, dict[str, Any]], ranks: Ranks) -> dict[str, list[float]]:
+    """Losses by the name of the variant: changes of make_config."""
+    results = {}
+    for name, changes in variants.items():
         print(name, flush=True)
         results[name] = engine_losses(make_config(ranks.size, **changes), ranks.size, ranks.rank)
-    if ranks.rank == 0:
-        with open(sys.argv[2], "w") as file:
-            json.dump(results, file)
-    stop_ranks(ranks)
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    answer(run_variants)
