@@ -14,6 +14,7 @@ from pydantic import Field
 
 from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import DEFAULT_PORT
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.launch.hostfile import read_hostfile
@@ -192,7 +193,7 @@ def _become(arguments: HostsArguments, lines: LaunchLines) -> NoReturn:
     if text and file.exists() and file.read_text() != text:
         raise ConfigError(f"{file.absolute()} is there with other content; remove it, or leave out --env")
     if text:
-        file.write_text(text)
+        write_whole(file, text)
     try:
         os.execv(command[0], command)
     except OSError as error:

@@ -14,6 +14,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.paper_hours import compare_with_paper
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes.pretrain import RECIPES
 from vmae2_ds.tune.candidates import Candidate, search
@@ -123,7 +124,7 @@ def main(path: Path) -> None:
         _, _, after = rest.partition(end)
         assert after, f"{path} has no {start} ... {end}"
         text = f"{before}{start}\n\n{make()}\n\n{end}{after}"
-    path.write_text(text)
+    write_whole(path, text)
 
 
 if __name__ == "__main__":
