@@ -57,8 +57,8 @@ class DiskEvents:
             (os, "mkdir"),
         ):
             setattr(module, name, self._watched(name, getattr(module, name)))
-        self._write = hashed_files._HashedFile.write
-        hashed_files._HashedFile.write = self._watched_write()  # type: ignore[method-assign]
+        self._write = hashed_files._ReportingFile.write
+        hashed_files._ReportingFile.write = self._watched_write()  # type: ignore[method-assign]
 
     def _happens(self, name: str) -> bool:
         self.names.append(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmae2_ds.cost.hardware import get_accelerator
-from vmae2_ds.tune.scaling import COUNTS, SIZES, activations_table, cell, hours_table, markers
+from vmae2_ds.tune.scaling import COUNTS, RECIPE_OF_SIZE, activations_table, cell, hours_table, markers
 
 TEXT = (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text()
 HINT = "run: python -m vmae2_ds.tune.scaling docs/SCALING.md"
@@ -32,4 +32,4 @@ def test_cells_of_the_table_are_up_to_date(size: str, gpu: str, count: int) -> N
     table = between("tune").partition(f"### {accelerator.name}, {accelerator.memory_gb:g} GB")[2].partition("###")[0]
     row = next(line for line in table.splitlines() if line.startswith(f"| **{size}** |"))
     found = [column.strip() for column in row.strip("|").split("|")]
-    assert found[1 + COUNTS.index(count)] == cell(SIZES[size], gpu, count), HINT
+    assert found[1 + COUNTS.index(count)] == cell(RECIPE_OF_SIZE[size], gpu, count), HINT

@@ -40,7 +40,7 @@ class HashedFiles:
 
         def save() -> None:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with _HashedFile(path) as file:
+            with _ReportingFile(path) as file:
                 torch.save(state_dict, file)
             flush_to_disk(Path(path))
             self.written[os.path.relpath(path, self.folder)] = file.written
@@ -62,7 +62,7 @@ class HashedFiles:
         self.attempt(lambda: os.makedirs(path, exist_ok=exist_ok))
 
 
-class _HashedFile(HashedFile):
+class _ReportingFile(HashedFile):
     """What torch.save needs of a file. An error is told as it closes: torch's writer would hide it behind one of its own."""
 
     _error: OSError | None = None

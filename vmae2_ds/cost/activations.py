@@ -17,7 +17,7 @@ from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
 # n tokens, d width, m hidden width, h heads of a block; V visible cubes, M decoded cubes, P values in a cube.
 
 
-class _Widths(NamedTuple):
+class _TowerWidths(NamedTuple):
     """Bytes of one value, by what it is saved for."""
 
     linear: int
@@ -33,12 +33,12 @@ class _Widths(NamedTuple):
     """Bytes held during the softmax's backward pass: its output, the gradient of that, and the gradient it makes."""
 
 
-_WIDTHS: dict[ComputePrecision, _Widths] = {
-    "bf16": _Widths(2, 2, 2, 2, 2, 3 * 2),
-    "fp32": _Widths(4, 4, 4, 4, 4, 3 * 4),
+_WIDTHS: dict[ComputePrecision, _TowerWidths] = {
+    "bf16": _TowerWidths(2, 2, 2, 2, 2, 3 * 2),
+    "fp32": _TowerWidths(4, 4, 4, 4, 4, 3 * 4),
     # Autocast runs norms and softmax in fp32 and casts their results down for the next product, which saves the copy
     # (softmax: 4 + 2). The embedding leaves 16 bit; joining the fp32 mask token makes the decoder's stream fp32.
-    "autocast": _Widths(2, 4, 2, 4, 4 + 2, 3 * 4),
+    "autocast": _TowerWidths(2, 4, 2, 4, 4 + 2, 3 * 4),
 }
 _STATISTICS = 4 + 4  # float32 mean and reciprocal deviation, which a layer norm saves per token
 
@@ -139,7 +139,7 @@ class _Tower:
     checkpointing: CheckpointingName
     tokens: int
     attention: AttentionKind
-    width: _Widths
+    width: _TowerWidths
     stream: int
     """Bytes of one value of the residual stream."""
 

@@ -22,7 +22,7 @@ from vmae2_ds.tune.memory_table import MemoryArguments, memory
 from vmae2_ds.tune.setting_cost import accumulation
 from vmae2_ds.tune.tables import duration, markdown
 
-SIZES = {
+RECIPE_OF_SIZE = {
     "S": "vit_s_pretrain_hybrid",
     "B": "vit_b_pretrain_hybrid",
     "L": "vit_l_pretrain_hybrid",
@@ -48,7 +48,7 @@ def scaling_tables() -> str:
 
 def _table(key: str) -> str:
     gpu = get_accelerator(key)
-    rows = [[f"**{size}**", *(cell(recipe, key, count) for count in COUNTS)] for size, recipe in SIZES.items()]
+    rows = [[f"**{size}**", *(cell(recipe, key, count) for count in COUNTS)] for size, recipe in RECIPE_OF_SIZE.items()]
     header = ["size", *(f"{count} GPUs" for count in COUNTS)]
     return f"### {gpu.name}, {gpu.memory_gb:g} GB\n\n{markdown(header, rows)}"
 

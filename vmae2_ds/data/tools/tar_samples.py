@@ -47,7 +47,7 @@ class ShardContent(NamedTuple):
     """What stands for a label and is no class, as it is written."""
 
 
-class _Sample:
+class _KeyedMembers:
     """Members of one key that stand together."""
 
     def __init__(self, key: str) -> None:
@@ -67,7 +67,7 @@ class _Sample:
 def videos_in(tar: tarfile.TarFile, names: ClassNames | None = None) -> ShardContent:
     """Read through a shard. Raises tarfile's and the file's errors."""
     places: list[tuple[str, int, int]] = []
-    samples: list[_Sample] = []
+    samples: list[_KeyedMembers] = []
     found = ShardContent([], Counter(), Counter())
     for member in tar:
         key, suffix = split_name(member.name)
@@ -79,7 +79,7 @@ def videos_in(tar: tarfile.TarFile, names: ClassNames | None = None) -> ShardCon
         if not member.isreg() or not key or _META.match(member.name):
             continue
         if not samples or samples[-1].key != key or suffix in samples[-1].suffixes:
-            samples.append(_Sample(key))
+            samples.append(_KeyedMembers(key))
         samples[-1].suffixes.add(suffix)
         if is_video and not why:
             samples[-1].videos.append(len(places))
@@ -140,7 +140,7 @@ def _label_in(kind: str, content: bytes, names: ClassNames | None) -> int | str 
     return text[:80] if label is None or label > LARGEST_LABEL else label
 
 
-def _labels_of(samples: list[_Sample]) -> dict[int, int]:
+def _labels_of(samples: list[_KeyedMembers]) -> dict[int, int]:
     """Label by the video's number in the shard."""
     labels = {video: sample.label for sample in samples for video in sample.videos if sample.label is not None}
     for without, alone in _apart(samples):
@@ -154,9 +154,9 @@ def _labels_of(samples: list[_Sample]) -> dict[int, int]:
     return {video: label for video, label in labels.items() if label is not None}
 
 
-def _apart(samples: list[_Sample]) -> Iterator[tuple[list[_Sample], list[_Sample]]]:
+def _apart(samples: list[_KeyedMembers]) -> Iterator[tuple[list[_KeyedMembers], list[_KeyedMembers]]]:
     """Samples by key: those with videos and no label, and those with a label and no video."""
-    by_key: dict[str, tuple[list[_Sample], list[_Sample]]] = defaultdict(lambda: ([], []))
+    by_key: dict[str, tuple[list[_KeyedMembers], list[_KeyedMembers]]] = defaultdict(lambda: ([], []))
     for sample in samples:
         if sample.videos and sample.label is None:
             by_key[sample.key][0].append(sample)

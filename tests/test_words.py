@@ -1,10 +1,11 @@
-"""Docstrings, which are also the help texts of options, stand by themselves: each has a subject and ends like a sentence."""
+"""Words: docstrings, which are also help texts, have a subject and end like a sentence; a class's name is its own alone."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,22 @@ def test_a_text_without_subject_or_end_is_found() -> None:
         'class Pair:\n    """Two numbers."""\n    seed: int = 0\n    """Of the order."""\n    size: int\n    """"""\n'
     )
     assert [line.partition(":")[0] for line in faults(source)] == ["4", "6"]
+
+
+def shared_names(sources: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Class -> the files that define one of that name, where there are several."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for file, source in sources:
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                found[node.name.lstrip("_")].append(file)
+    return {name: files for name, files in found.items() if len(files) > 1}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    files = sorted((ROOT / "vmae2_ds").rglob("*.py"))
+    assert not shared_names((str(file.relative_to(ROOT)), file.read_text()) for file in files)
+
+
+def test_classes_that_share_a_name_are_found() -> None:
+    assert shared_names([("a.py", "class Shard: ..."), ("b.py", "class _Shard: ...")]) == {"Shard": ["a.py", "b.py"]}
