@@ -173,7 +173,8 @@ def test_one_long_forward_pass_does_not_keep_it_silent(
             assert said[awaited.pop(0)].wait(60)
 
     log, handler = logging.getLogger("vmae2_ds"), Heard()
-    monkeypatch.setattr(log, "level", logging.INFO)
+    before = log.level
+    log.setLevel(logging.INFO)  # an assignment would leave what the loggers below it have cached
     log.addHandler(handler)
     hook = objective.model.register_forward_pre_hook(wait)
     try:
@@ -187,6 +188,7 @@ def test_one_long_forward_pass_does_not_keep_it_silent(
     finally:
         hook.remove()
         log.removeHandler(handler)
+        log.setLevel(before)
         objective.eval()
     assert not awaited
 
