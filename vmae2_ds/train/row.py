@@ -133,7 +133,7 @@ class ModelFlops(NamedTuple):
     """What speed is measured by."""
 
     per_clip: int
-    """FLOPs of a forward and backward pass of one clip, recomputation left out."""
+    """FLOPs of a forward and backward pass of one clip, without recomputation."""
     peak_per_s: float | None
     """What 100 % MFU means for one device; None leaves MFU out."""
 

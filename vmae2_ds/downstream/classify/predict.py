@@ -59,7 +59,7 @@ class Predictions(NamedTuple):
     result: dict[str, Any]
     """What `--json` prints."""
     shown: str
-    """The name as a terminal can show it."""
+    """The result as a table, for a terminal."""
     finish: Callable[[], None]
     """Writes --out. Raises DataError where not one video could be read."""
 
