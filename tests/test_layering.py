@@ -87,7 +87,7 @@ MAX_LINES = 400
 
 
 def name_of(path: Path) -> str:
-    """`vmae2_ds/data/readers/table.py` -> `data.decode`; the package itself is the empty name."""
+    """`vmae2_ds/data/readers/table.py` -> `data.readers.table`; the package itself is the empty name."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
