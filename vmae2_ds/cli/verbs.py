@@ -14,7 +14,6 @@ from vmae2_ds.cli.parse import ask, call, pretraining, recipe
 from vmae2_ds.config.distil import DistilConfig, check_has_teacher
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.terminal import fitted, say
-from vmae2_ds.runs.first_look import cache_of, check_cache, first_look
 
 Verb = Callable[[list[str]], None]
 
@@ -23,6 +22,8 @@ def train(stage: str) -> Verb:
     """The verb of a stage of STAGES."""
 
     def verb(args: list[str]) -> None:
+        from vmae2_ds.runs.first_look import first_look
+
         _, config = recipe(f"vmae2 {stage}", args, [stage])
         inputs = first_look(config)
         from vmae2_ds.train.session import train_run
@@ -35,6 +36,8 @@ def train(stage: str) -> Verb:
 
 def distil_cache(args: list[str]) -> None:
     """Keep what the teacher of a distil run says of its clips, for runs to come: the run's line with --distil.cache FOLDER."""
+    from vmae2_ds.runs.first_look import cache_of, check_cache, first_look
+
     _, config = recipe("vmae2 distil-cache", args, ["distil"])
     assert isinstance(config, DistilConfig), "what a recipe of distil makes"
     check_has_teacher(config, must_ask=True)

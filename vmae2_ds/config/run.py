@@ -190,7 +190,7 @@ class TrainConfig(StrictModel):
     tensorboard: bool = True
     """Write TensorBoard events next to metrics.jsonl."""
     max_nonfinite_steps: Whole = 20
-    """The run saves and stops when more than this many updates in a row were left out: not finite, or a spike that was skipped."""
+    """The run saves and stops when more than this many updates in a row were left out: not finite, or skipped as spikes."""
     collective_timeout_s: float = Field(1800, ge=1, le=LONG_S)
     """Seconds that ranks wait for each other, at the start and in every collective, before the run ends with an error."""
     peak_flops: float | None = Field(None, gt=0, le=1e30)
