@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from vmae2_ds.config.finetune import LabelledDataConfig
-from vmae2_ds.weights.about import AboutWeights
 from vmae2_ds.runs import open as initial
 from vmae2_ds.runs.open import clip_line
+from vmae2_ds.weights.about import AboutWeights
 
 
 @pytest.mark.parametrize(

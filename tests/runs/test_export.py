@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.runs.test_import import MODELS, drawn
 from tests.checkpoint.made_checkpoint import counted, made_checkpoint
+from tests.runs.test_import import MODELS, drawn
+from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.config.model import ClassifierConfig, ModelConfig
 from vmae2_ds.config.pretrain import ObjectiveConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.weights.layouts import LAYOUTS, to_layout
-from vmae2_ds.weights.files import read_published, write_weights
-from vmae2_ds.weights.lazy_state import in_dtype
-from vmae2_ds.config.model import ClassifierConfig, ModelConfig
-from vmae2_ds.runs.open import labels_of, open_model
 from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
+from vmae2_ds.runs.open import labels_of, open_model
+from vmae2_ds.weights.files import read_published, write_weights
+from vmae2_ds.weights.layouts import LAYOUTS, to_layout
+from vmae2_ds.weights.lazy_state import in_dtype
 
 CLASSIFIER, AUTOENCODER = MODELS["classifier"], MODELS["pretrain"]
 NAMES = ["ride a bike", "saut à la perche", "x", "y", "z", "v", "w"]
@@ -206,7 +206,9 @@ def test_what_is_read_is_never_written_over(tmp_path: Path, source: Path) -> Non
         for _ in range(2):  # an export that lies in the run is none of its own
             export_weights(ExportArguments(source=place, out=tmp_path / "run" / "mine.safetensors"))
     with pytest.raises(ConfigError, match=r"is the folder of .*which is read"):
-        export_weights(ExportArguments(source=tmp_path / "run", out=tmp_path / "run", layout="transformers", force=True))
+        export_weights(
+            ExportArguments(source=tmp_path / "run", out=tmp_path / "run", layout="transformers", force=True)
+        )
     assert file.read_bytes() == before
 
 
@@ -253,7 +255,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_p
     nothing = tmp_path / "nothing.pth"
     nothing.touch()
     with pytest.raises(ConfigError, match=r"--out .*file"):
-        export_weights(ExportArguments(source=nothing, out=tmp_path / "file" / ("hf" if layout == "transformers" else "w.pth"), layout=layout))
+        export_weights(
+            ExportArguments(
+                source=nothing, out=tmp_path / "file" / ("hf" if layout == "transformers" else "w.pth"), layout=layout
+            )
+        )
     with pytest.raises(ConfigError, match=r"--out .*file"):
         import_weights(ImportArguments(source=nothing, out=tmp_path / "file" / "w.safetensors"))
     with pytest.raises(ConfigError, match=r"must end in \.safetensors, \.pth or \.pt"):
@@ -306,7 +312,9 @@ def test_class_names_go_with_a_classifier(tmp_path: Path, source: Path) -> None:
     run = FinetuneConfig(model=CLASSIFIER, data=LabelledDataConfig(num_frames=4, size=32))
     made_checkpoint(tmp_path / "run", run, counted(CLASSIFIER), stage=1, ranks=1)  # type: ignore[arg-type]
     (tmp_path / "run" / "labels.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
-    assert "LABEL" not in export_weights(ExportArguments(source=source, out=tmp_path / "a", layout="transformers", labels=tmp_path / "names.txt"))
+    assert "LABEL" not in export_weights(
+        ExportArguments(source=source, out=tmp_path / "a", layout="transformers", labels=tmp_path / "names.txt")
+    )
     export_weights(ExportArguments(source=tmp_path / "run", out=tmp_path / "b", layout="transformers"))
     import_weights(ImportArguments(source=tmp_path / "a", out=tmp_path / "w.safetensors"))
     export_weights(ExportArguments(source=tmp_path / "w.safetensors", out=tmp_path / "c", layout="transformers4"))

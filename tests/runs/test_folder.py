@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
+from tests.runs.opened import open_run_folder
+from vmae2_ds.checkpoint.retention import RetentionRules
+from vmae2_ds.checkpoint.save import _drop_old
+from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.runs import folder as runs
-from vmae2_ds.checkpoint.save import _drop_old
-from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.runs.folder import find_checkpoint, finish, write_run_files
-from tests.runs.opened import open_run_folder
-from vmae2_ds.config.stages import read_run_config
-from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
 
 
 def config_in(folder: Path, **changes: Any) -> PretrainConfig:

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.weights.layouts import LAYOUTS, StateDict, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.weights.files import write_weights
-from vmae2_ds.weights.source import read_all
-from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
-from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
 from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
+from vmae2_ds.weights.files import write_weights
+from vmae2_ds.weights.layouts import LAYOUTS, StateDict, to_layout
+from vmae2_ds.weights.source import read_all
 
 GEOMETRY = ClipGeometry(4, 32, 32, 2, 16)
 ENCODER = SIZES["tiny"][0].model_copy(update={"depth": 2})
@@ -65,7 +65,9 @@ def test_a_transformers_folder_has_all_that_is_needed(tmp_path: Path) -> None:
     write_weights(to_layout(drawn(config), config), tmp_path / "w.safetensors", config)
     version = tuple(map(int, transformers.__version__.split(".")[:2]))
     layout: Any = "transformers" if version >= (5, 6) else "transformers4"
-    export_weights(ExportArguments(source=tmp_path / "w.safetensors", out=tmp_path / "hf", layout=layout, num_frames=4, size=32))
+    export_weights(
+        ExportArguments(source=tmp_path / "w.safetensors", out=tmp_path / "hf", layout=layout, num_frames=4, size=32)
+    )
     model, report = transformers.VideoMAEForVideoClassification.from_pretrained(
         tmp_path / "hf", output_loading_info=True
     )
@@ -110,7 +112,9 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not of size base: it has encoder 192x2, 7 classes, patch 16"):
         import_weights(ImportArguments(source=tmp_path / "w.pth", out=tmp_path / "out.safetensors", size="base"))
     with pytest.raises(ConfigError, match="transformers reads a folder"):
-        export_weights(ExportArguments(source=tmp_path / "w.pth", out=tmp_path / "out.safetensors", layout="transformers"))
+        export_weights(
+            ExportArguments(source=tmp_path / "w.pth", out=tmp_path / "out.safetensors", layout="transformers")
+        )
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config\.json lacks 'hidden_size'"):

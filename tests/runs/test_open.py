@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoint.made_checkpoint import counted, made_checkpoint
+from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.weights.layouts import LAYOUTS, StateDict, our_shapes, to_layout
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
 from vmae2_ds.runs.open import initial_weights, load_for, read_head_map
+from vmae2_ds.weights.layouts import LAYOUTS, StateDict, our_shapes, to_layout
 
 GEOMETRY = ClipGeometry(4, 16, 16, 2, 8)
 AUTOENCODER = ModelConfig(
@@ -68,8 +68,9 @@ def test_a_classifier_from_an_autoencoder_of_any_layout(tmp_path: Path, layout: 
     decoder = {name for name in theirs if "decoder" in name or name == "mask_token"}
     final_norm = {name for name in theirs if name.startswith(("encoder.norm", "videomae.layernorm"))}
     assert set(report.dropped) == decoder | final_norm
-    assert f"4 newly drawn (fc_norm.weight, fc_norm.bias, head.weight, head.bias), {len(report.dropped)} dropped" in str(
-        report
+    assert (
+        f"4 newly drawn (fc_norm.weight, fc_norm.bias, head.weight, head.bias), {len(report.dropped)} dropped"
+        in str(report)
     )
 
 

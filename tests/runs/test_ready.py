@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 import vmae2_ds
-from tests.weights.test_layouts import model_of
-from tests.model.test_second_implementation import CONFIG, GEOMETRY, logits_by_hand
 from tests.checkpoint.made_checkpoint import made_checkpoint
+from tests.model.test_second_implementation import CONFIG, GEOMETRY, logits_by_hand
+from tests.weights.test_layouts import model_of
+from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.weights.layouts import StateDict, to_layout
-from vmae2_ds.weights.files import write_weights
-from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.runs.export import ExportArguments, export_weights
+from vmae2_ds.weights.files import write_weights
+from vmae2_ds.weights.layouts import StateDict, to_layout
 
 ROOT = Path(__file__).parents[2]
 AUTOENCODER = ModelConfig(encoder=CONFIG.encoder, decoder=TowerConfig(width=96, depth=1, heads=3, mlp=40))

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from pydantic import Field
 
+from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, SizeName
+from vmae2_ds.config.strict import ClipLength, StrictModel
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import check_out_file, check_out_folder, check_there
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.weights.ours import check_ending, refuse_other_file, refuse_other_folder
-from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, SizeName
-from vmae2_ds.config.strict import ClipLength, StrictModel
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signatures below, and nothing else
     from torch import Tensor
@@ -55,8 +55,8 @@ def import_weights(asked: ImportArguments) -> str:
         raise ConfigError(f"unknown size {asked.size!r}; choose one of {', '.join(SIZES)}")
     _check_file(asked.source, asked.out, asked.force)
 
-    from vmae2_ds.weights.layouts import in_layout
     from vmae2_ds.weights.files import write_weights
+    from vmae2_ds.weights.layouts import in_layout
     from vmae2_ds.weights.source import read_all, read_given
     from vmae2_ds.weights.transformers_folder import describe
 
@@ -68,8 +68,8 @@ def import_weights(asked: ImportArguments) -> str:
     with _disk(asked.out):
         write_weights(theirs, asked.out, model, read.found.about)
     return (
-        f"{asked.source}: {len(read.state)} tensors of layout {read.layout}, none missing, none extra; {describe(model)}; {types}; "
-        f"wrote {asked.out}"
+        f"{asked.source}: {len(read.state)} tensors of layout {read.layout}, none missing, none extra; {describe(model)}; "
+        f"{types}; wrote {asked.out}"
     )
 
 
@@ -114,12 +114,14 @@ def export_weights(asked: ExportArguments) -> str:
         if asked.out.suffix in (".safetensors", ".pth", ".pt", ".bin") or asked.out.is_file():
             raise ConfigError(f"--out {asked.out}: transformers reads a folder; name one")
         check_there(asked.source)
-        check_out_folder(asked.out, inputs=_files_of(asked.source), is_ours=None if asked.force else refuse_other_folder)
+        check_out_folder(
+            asked.out, inputs=_files_of(asked.source), is_ours=None if asked.force else refuse_other_folder
+        )
     else:
         _check_file(asked.source, asked.out, asked.force)
 
-    from vmae2_ds.weights.layouts import in_layout
     from vmae2_ds.weights.files import write_weights
+    from vmae2_ds.weights.layouts import in_layout
     from vmae2_ds.weights.source import read_given
     from vmae2_ds.weights.transformers_folder import describe, lost_positions, write_folder
 
@@ -136,7 +138,9 @@ def export_weights(asked: ExportArguments) -> str:
             write_folder(theirs, model, about, geometry, asked.out, str(checkpoint), VERSIONS[asked.layout])
         else:
             write_weights(theirs, asked.out, model, about)
-    said = f"{checkpoint}: {len(theirs)} tensors of layout {asked.layout}; {describe(model)}; {types}; wrote {asked.out}"
+    said = (
+        f"{checkpoint}: {len(theirs)} tensors of layout {asked.layout}; {describe(model)}; {types}; wrote {asked.out}"
+    )
     notes = [lost_positions(model).strip(), _nameless(model, about)] if is_folder else []
     return ". ".join([said, *filter(None, notes)])
 
@@ -156,12 +160,14 @@ def _check_file(source: Path, out: Path, force: bool) -> None:
     check_out_file(out, inputs=_files_of(source), is_ours=None if force else refuse_other_file)
 
 
-def _weights_of(source: Path, given: Mapping[str, object] | None) -> tuple[Mapping[str, Tensor], EncoderConfig, AboutWeights, Path]:
+def _weights_of(
+    source: Path, given: Mapping[str, object] | None
+) -> tuple[Mapping[str, Tensor], EncoderConfig, AboutWeights, Path]:
     """Ours, the model, what is known of it, and the checkpoint."""
-    from vmae2_ds.weights.source import read_all
-    from vmae2_ds.runs.open import about_run, is_run, labels_of
-    from vmae2_ds.runs.folder import find_checkpoint
     from vmae2_ds.checkpoint.zero_weights import open_weights
+    from vmae2_ds.runs.folder import find_checkpoint
+    from vmae2_ds.runs.open import about_run, is_run, labels_of
+    from vmae2_ds.weights.source import read_all
 
     names = labels_of(source)
     if not is_run(source):

@@ -7,18 +7,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from vmae2_ds.config.distil import INDEX, DistilConfig
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.run_plan import plan_run
+from vmae2_ds.config.stages import STAGES
+from vmae2_ds.console.progress import counted
 from vmae2_ds.data.sources.inputs import Inputs, read_inputs
 from vmae2_ds.data.sources.labels import check_labels
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.data.sources.mixture import Mixture, check_videos_are_named
 from vmae2_ds.disk import check_out_folder
 from vmae2_ds.dist import LOCAL_SIZES, NODES, Ranks, map_rank_variables
-from vmae2_ds.config.distil import INDEX, DistilConfig
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.console.progress import counted
-from vmae2_ds.config.run import RunConfig
-from vmae2_ds.config.stages import STAGES
-from vmae2_ds.config.run_plan import plan_run
 
 log = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from vmae2_ds.checkpoint.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
+from vmae2_ds.checkpoint.whole import find_newest_whole, newest_sound
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.data.sources.class_names import ClassNames
 from vmae2_ds.disk import hold, write_whole
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.config.run import RunConfig
 from vmae2_ds.provenance import commit, environment
 from vmae2_ds.runs.identity import differing_settings
-from vmae2_ds.checkpoint.mirror import SecondPlace, fetch_newest, fetch_run_files, known_runs
-from vmae2_ds.config.stages import read_run_config
-from vmae2_ds.checkpoint.whole import find_newest_whole, newest_sound
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.errors import ConfigError
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.stages import read_as_written
+from vmae2_ds.errors import ConfigError
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}

@@ -11,26 +11,25 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from pydantic import ValidationError
 
+from vmae2_ds.checkpoint.zero_weights import read_weights
+from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
+from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.config.pretrain import ObjectiveConfig, PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.run import DataConfig, RunConfig
+from vmae2_ds.config.stages import read_run_config
+from vmae2_ds.console.progress import counted
 from vmae2_ds.data.sources.class_names import read_class_names
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import CheckpointError, ConfigError
-from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
-from vmae2_ds.weights.about import CLIP_FIELDS, AboutWeights, read_about
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import is_resized
-from vmae2_ds.weights.layouts import StateDict, guess_layout, our_shapes, some
+from vmae2_ds.objectives import Classify
+from vmae2_ds.runs.folder import NAMES, find_checkpoint
+from vmae2_ds.weights.about import CLIP_FIELDS, AboutWeights, read_about
 from vmae2_ds.weights.files import named, read_published
+from vmae2_ds.weights.layouts import StateDict, guess_layout, our_shapes, some
 from vmae2_ds.weights.source import FoundWeights, find_weights
 from vmae2_ds.weights.transformers_folder import is_weights_folder, weights_in
-from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
-from vmae2_ds.objectives import Classify
-from vmae2_ds.console.progress import counted
-from vmae2_ds.config.run import DataConfig
-from vmae2_ds.runs.folder import NAMES, find_checkpoint
-from vmae2_ds.config.run import RunConfig
-from vmae2_ds.config.stages import read_run_config
-from vmae2_ds.checkpoint.zero_weights import read_weights
 
 log = logging.getLogger(__name__)
 

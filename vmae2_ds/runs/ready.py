@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.stages import RunConfig, with_options
 from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
 from vmae2_ds.model.encoder import ClipEncoder
-from vmae2_ds.weights.layouts import StateDict
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Classify, Reconstruct
 from vmae2_ds.runs.open import class_names, classifier_of, labels_of, open_classifier, open_model
-from vmae2_ds.config.stages import RunConfig, with_options
+from vmae2_ds.weights.layouts import StateDict
 
 # B clips, T frames, H x W pixels, C classes or 3 colours, N cubes, M decoded cubes, P values in a cube, D width.
 
