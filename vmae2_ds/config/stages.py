@@ -26,6 +26,9 @@ from vmae2_ds.errors import ConfigError
 Run = TypeVar("Run", bound=RunConfig)
 RecipeFn = Callable[[], RunConfig]
 
+CLIP_OPTIONS = {"num_frames", "size", "stride"}
+"""Options by which a verb asks for other clips than the run's: fields of `data`."""
+
 
 @dataclass(frozen=True)
 class StageEntry:

@@ -94,13 +94,13 @@ def visualize(asked: VisualizeArguments) -> Path:
     check_there(asked.source)
 
     from vmae2_ds.checkpoint.zero_weights import read_weights
-    from vmae2_ds.config.stages import with_options
+    from vmae2_ds.config.stages import CLIP_OPTIONS, with_options
     from vmae2_ds.data.feed.pretrain import PretrainDataset
     from vmae2_ds.runs.open import clip_line
     from vmae2_ds.runs.ready import autoencoder_of
     from vmae2_ds.train.report import write_report
 
-    data = asked.model_dump(include={"num_frames", "size", "stride"})
+    data = asked.model_dump(include=CLIP_OPTIONS)
     mask = asked.model_dump(include={"encoder_ratio", "decoder", "decoder_ratio"})
     found = _find(asked.source, asked.manifest, asked.config)
     config = with_options(found.config, data=data, mask=mask, objective={"target": asked.target})

@@ -14,11 +14,12 @@ import numpy as np
 import tyro
 
 from vmae2_ds.config.finetune import FinetuneConfig, ViewSampling
+from vmae2_ds.config.stages import CLIP_OPTIONS, with_options
 from vmae2_ds.config.strict import ClipLength, Edge, Part, StrictModel, Views, Workers
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.sources.class_names import implied_names
 from vmae2_ds.data.sources.list_formats import list_form
-from vmae2_ds.data.sources.manifest import manifest_digest, read_manifest
+from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.disk import check_out_folder, check_there
 from vmae2_ds.dist import Ranks
 from vmae2_ds.downstream.classify.scores import Evaluation, may_hold_evaluation
@@ -98,7 +99,6 @@ def evaluate(asked: EvaluateArguments) -> Evaluation:
     check_there(asked.manifest)
 
     from vmae2_ds.checkpoint.hashed_files import digest_of
-    from vmae2_ds.config.stages import with_options
     from vmae2_ds.data.feed.views import ViewsDataset
     from vmae2_ds.downstream.classify.scores import folder_for, summary, write_scores
     from vmae2_ds.engine.ranks import start_ranks, stop_ranks
@@ -106,13 +106,8 @@ def evaluate(asked: EvaluateArguments) -> Evaluation:
     from vmae2_ds.weights.source import read_given
 
     config, weights, checkpoint = open_classifier(asked.source, given=read_given(asked.config))
-    clip = asked.model_dump(include={"num_frames", "size", "stride"})
-    config = with_options(
-        config,
-        data={**clip, "workers": asked.workers},
-        test=asked.model_dump(include={"clips", "crops", "sampling", "max_bad_share"}),
-        train={"precision": asked.precision},
-    )
+    clip = asked.model_dump(include=CLIP_OPTIONS)
+    config = as_asked(config, asked)
     known = labels_of(asked.source) if asked.labels is None else None
     form = list_form(config.data.ignore_columns if asked.ignore_columns is None else asked.ignore_columns, asked.labels)
     if asked.labels is None:
@@ -125,9 +120,9 @@ def evaluate(asked: EvaluateArguments) -> Evaluation:
     run = checkpoint.parent.parent if checkpoint.is_dir() else checkpoint.parent
     about = {
         "checkpoint": str(checkpoint), "weights": ranks.from_first(partial(digest_of, weights)),
-        "manifest": str(asked.manifest), "list": manifest_digest(asked.manifest), "root": asked.root and str(asked.root),
+        "manifest": str(asked.manifest), "list": listed.rows.digest, "root": asked.root and str(asked.root),
         "precision": config.train.precision, **views.model_dump(exclude={"views_at_once", "max_bad_share"}),
-        **config.data.model_dump(include=set(clip)),
+        **config.data.model_dump(include=CLIP_OPTIONS),
     }  # fmt: skip
     if asked.labels is not None and form.names is not None:
         about["labels"] = form.names.digest
@@ -158,6 +153,16 @@ def evaluate(asked: EvaluateArguments) -> Evaluation:
             f"named in {folder / 'unreadable.txt'}, and the result is of the others"
         )
     return {**result, "folder": str(folder)}  # type: ignore[typeddict-item]  # what `about` and `summary` hold
+
+
+def as_asked(config: FinetuneConfig, asked: StrictModel) -> FinetuneConfig:
+    """The run's config with the clips, views, precision and workers that a verb's arguments name, under these names."""
+    return with_options(
+        config,
+        data=asked.model_dump(include={*CLIP_OPTIONS, "workers"}),
+        test=asked.model_dump(include={"clips", "crops", "sampling", "max_bad_share"}),
+        train=asked.model_dump(include={"precision"}),
+    )
 
 
 def scoring_line(videos: int, config: FinetuneConfig, clip: str, ranks: Ranks) -> str:

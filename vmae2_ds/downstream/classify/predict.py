@@ -123,21 +123,16 @@ def predict(asked: PredictArguments) -> Predictions | None:
     if asked.out is not None:
         sources = {str(Path(entry.path).parent): entry.path for entry in entries if "://" not in entry.path}
         check_out_folder(asked.out, inputs=[*sources.values(), *filter(os.path.isfile, asked.videos)], is_ours=_is_ours)
-    from vmae2_ds.config.stages import with_options
+    from vmae2_ds.config.stages import CLIP_OPTIONS
     from vmae2_ds.data.feed.views import ViewsDataset
-    from vmae2_ds.downstream.classify.evaluate import score_videos, scoring_line
+    from vmae2_ds.downstream.classify.evaluate import as_asked, score_videos, scoring_line
     from vmae2_ds.engine.ranks import start_ranks, stop_ranks
     from vmae2_ds.runs.open import classifier_of, clip_line, labels_of, open_classifier, read_names
     from vmae2_ds.weights.source import read_given
 
     config, weights, checkpoint = open_classifier(asked.source, given=read_given(asked.config))
-    clip = asked.model_dump(include={"num_frames", "size", "stride"})
-    config = with_options(
-        config,
-        data={**clip, "workers": asked.workers},
-        test=asked.model_dump(include={"clips", "crops", "sampling"}),
-        train={"precision": asked.precision},
-    )
+    clip = asked.model_dump(include=CLIP_OPTIONS)
+    config = as_asked(config, asked)
     labels, classes = asked.labels, config.model.num_classes
     names = labels_of(asked.source) if labels is None else read_names(labels, classes, "--labels")
     dataset = ViewsDataset(config, entries, config.test)

@@ -108,7 +108,7 @@ def probe(asked: ProbeArguments) -> Probed:
         read_manifest(asked.val_manifest, asked.root, form=form)
     check_there(asked.source)
 
-    from vmae2_ds.config.stages import with_options
+    from vmae2_ds.config.stages import CLIP_OPTIONS, with_options
     from vmae2_ds.downstream.classify.scores import other_result
     from vmae2_ds.downstream.probe.feature_cache import kept_features
     from vmae2_ds.downstream.probe.fit import PROBES
@@ -119,7 +119,7 @@ def probe(asked: ProbeArguments) -> Probed:
     from vmae2_ds.weights.source import read_given
 
     opened = open_model(asked.source, given=read_given(asked.config))
-    clip = asked.model_dump(include={"num_frames", "size", "stride"})
+    clip = asked.model_dump(include=CLIP_OPTIONS)
     run = with_options(opened.run, data={**clip, "sampling": asked.sampling, "workers": asked.workers})
     log.info("%s: clips of %s", opened.checkpoint, clip_line(asked.source, run.data, **clip))
     trained, random = FrozenEncoder(run, opened.weights), FrozenEncoder(run, None, asked.seed)
