@@ -122,12 +122,16 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
 class Built:
     """The engine stands, with first weights or those of a checkpoint, and the next checkpoint has room."""
 
-    met: Met
     opened: Opened
     engine: Engine
     mean: WeightAverage | None
     state: TrainState
     """What the first step starts from."""
+
+    @property
+    def met(self) -> Met:
+        """The first phase."""
+        return self.opened.met
 
 
 def build(opened: Opened) -> Built:
@@ -141,7 +145,7 @@ def build(opened: Opened) -> Built:
     if checkpoint is not None:
         state = with_rollbacks(TrainState(**load(checkpoint, engine, mean, ranks)), folder.path)
     check_room(engine, folder.checkpoints, config.train.keep, mean is not None, ranks)
-    return Built(met, opened, engine, mean, state)
+    return Built(opened, engine, mean, state)
 
 
 def load(checkpoint: Path, engine: Engine, mean: WeightAverage | None, ranks: Ranks) -> dict[str, Any]:
@@ -157,8 +161,6 @@ def load(checkpoint: Path, engine: Engine, mean: WeightAverage | None, ranks: Ra
 class Ready:
     """Reader and attention are chosen, the run's files are open: all that is left is to train."""
 
-    met: Met
-    opened: Opened
     built: Built
     dataset: VideoDataset[Any]
     """The data set on the videos with their reader."""
@@ -169,6 +171,16 @@ class Ready:
     mirror: Mirror | None
     """The copies of checkpoints in a second place, on rank 0 of a run that makes them."""
     saver: Saver
+
+    @property
+    def opened(self) -> Opened:
+        """The second phase."""
+        return self.built.opened
+
+    @property
+    def met(self) -> Met:
+        """The first phase."""
+        return self.opened.met
 
 
 def make_ready(built: Built) -> Ready:
@@ -198,8 +210,6 @@ def make_ready(built: Built) -> Ready:
     mirror = Mirror(place, folder.path) if place is not None and ranks.rank == 0 else None
     saver = Saver(engine, folder.checkpoints, config.train, ranks, built.mean, mirror)
     return Ready(
-        met=met,
-        opened=opened,
         built=built,
         dataset=dataset,
         peak=peak,
