@@ -22,9 +22,9 @@ def train(stage: str) -> Verb:
     """The verb of a stage of STAGES."""
 
     def verb(args: list[str]) -> None:
+        _, config = recipe(f"vmae2 {stage}", args, [stage])
         from vmae2_ds.runs.first_look import first_look
 
-        _, config = recipe(f"vmae2 {stage}", args, [stage])
         inputs = first_look(config)
         from vmae2_ds.train.session import train_run
 
@@ -36,9 +36,9 @@ def train(stage: str) -> Verb:
 
 def distil_cache(args: list[str]) -> None:
     """Keep what the teacher of a distil run says of its clips, for runs to come: the run's line with --distil.cache FOLDER."""
+    _, config = recipe("vmae2 distil-cache", args, ["distil"])
     from vmae2_ds.runs.first_look import cache_of, check_cache, first_look
 
-    _, config = recipe("vmae2 distil-cache", args, ["distil"])
     assert isinstance(config, DistilConfig), "what a recipe of distil makes"
     check_has_teacher(config, must_ask=True)
     inputs = first_look(config, learns=False)
