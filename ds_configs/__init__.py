@@ -1,1 +1,1 @@
-"""Makes this folder importable as vmae2_ds.ds_configs, so that the policies are found from a wheel too; holds no code."""
+"""Lets setup.py install this folder as the package vmae2_ds.ds_configs; holds no code."""

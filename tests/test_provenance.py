@@ -38,5 +38,20 @@ def test_changed_code_and_policies_are_told_wherever_they_lie(checkout: Path, ch
     assert str(commit(checkout / "package")).endswith("+")
 
 
-def test_outside_a_checkout_there_is_none(tmp_path: Path) -> None:
+def test_outside_a_checkout_it_is_what_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VMAE2_COMMIT", raising=False)
     assert commit(tmp_path) is None
+    monkeypatch.setenv("VMAE2_COMMIT", "0a1b2c3")
+    assert commit(tmp_path) == "0a1b2c3"
+
+
+def test_a_copy_inside_another_repository_is_not_of_its_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VMAE2_COMMIT", raising=False)
+    (checkout / "copied").mkdir()
+    (checkout / "copied" / "step.py").write_text("1")
+    assert commit(checkout / "copied") is None
+
+
+def test_in_a_checkout_git_knows_better_than_the_environment(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMAE2_COMMIT", "0a1b2c3")
+    assert commit(checkout / "package") not in (None, "0a1b2c3")

@@ -12,6 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import vmae2_ds
+
+COMMIT = "VMAE2_COMMIT"
+"""Environment variable that names the commit of a copy of the code that came without its .git."""
 NO_CODE = ("*.md", "*.jsonl", "*.png", "benchmarks/reports")
 """Files of a checkout that are not code: pages, measured rows and reports of them."""
 
@@ -33,19 +37,20 @@ def environment() -> dict[str, Any]:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Version by name of those of `packages` that are installed."""
+    """Version by name of those of `packages` that are installed; of this one also where it only lies on PYTHONPATH."""
     versions = {}
     for name in packages:
         try:
-            versions[name] = metadata.version(name)
+            versions[name] = vmae2_ds.__version__ if name == "vmae2_ds" else metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return versions
 
 
 def commit(folder: Path = Path(__file__).parent) -> str | None:
-    """Short commit of the checkout that `folder` lies in, `+` where its code has changes; None outside a checkout.
+    """Short commit of the checkout that `folder` lies in, `+` where its code has changes.
 
+    Outside a checkout it is what the environment variable VMAE2_COMMIT says, and None where that is not set.
     Pages and measured rows are no code: a benchmark that appends to a tracked file does not spoil its own next row.
     """
 
@@ -53,8 +58,9 @@ def commit(folder: Path = Path(__file__).parent) -> str | None:
         return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", ".")  # a copy that lies inside another repository is not that one's code
         code = [":(top)", *(f":(top,exclude){path}" for path in NO_CODE)]
         changed = git("status", "--porcelain", "-uno", "--", *code)
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get(COMMIT) or None

@@ -7,7 +7,6 @@ to the run config. A policy that sets one of those to another value is refused, 
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,14 @@ AUTO = "auto"
 
 def policy_names() -> list[str]:
     """Names of the policies that come with the package."""
-    return sorted(Path(str(entry)).stem for entry in _folder().iterdir() if entry.name.endswith(".json"))
+    return sorted(path.stem for path in _folder().glob("*.json"))
 
 
-def _folder() -> Any:
-    return resources.files("vmae2_ds.ds_configs")
+def _folder() -> Path:
+    """Where setup.py installs ds_configs/; in a checkout, installed or only on PYTHONPATH, the folder beside the package."""
+    package = Path(__file__).parents[1]
+    installed = package / "ds_configs"
+    return installed if installed.is_dir() else package.parent / "ds_configs"
 
 
 def read_policy(name: str) -> dict[str, Any]:
