@@ -72,6 +72,7 @@ WITHOUT_TORCH = (
         for folder in ("cli", "console", "config", "cost", "recipes")
         for path in files_in(folder)
     ),
+    "data.feed.shared_memory",
     "data.sources.list_formats",
     "data.sources.manifest",
     "data.sources.mixture",

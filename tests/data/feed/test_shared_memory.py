@@ -1,0 +1,88 @@
+"""The closed form of what a loader holds in /dev/shm, against what the kernel says that torch's workers hold there."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.data.feed.loader import make_loader
+from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.feed.shared_memory import loader_bytes, room_in, tensor_bytes
+from vmae2_ds.data.sources.manifest import read_manifest
+from vmae2_ds.data.sources.mixture import Mixture
+from vmae2_ds.data.tools.synthetic import SyntheticSet
+from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
+from vmae2_ds.recipes.pretrain import RECIPES
+
+MakeConfig = Callable[..., PretrainConfig]
+FRAME = (64, 64)
+"""Of the synthetic videos."""
+
+
+def held_bytes() -> int:
+    """What this process and its children hold open in /dev/shm, nameless files too, each once: blocks, as the kernel counts."""
+    blocks = {}
+    for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
+        with contextlib.suppress(OSError):
+            for file in Path(f"/proc/{process}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.readlink(file).startswith("/dev/shm/torch_"):
+                        about = file.stat()
+                        blocks[about.st_ino] = 512 * about.st_blocks
+    return sum(blocks.values())
+
+
+@pytest.mark.parametrize("crop_on", ["workers", "device"])
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 3), (2, 1)])
+def test_the_closed_form_is_what_the_kernel_counts(
+    crop_on: str, workers: int, prefetch: int, synthetic_set: SyntheticSet, make_config: MakeConfig
+) -> None:
+    config = make_config(micro_batch=3, workers=workers, prefetch=prefetch, crop_on=crop_on)
+    mixture = Mixture.of_manifest(read_manifest(synthetic_set.train), "pyav")
+    batches = make_loader(
+        config, PretrainDataset(config, mixture), rank=0, world_size=1, accumulation=1, first_step=0, num_steps=20
+    )
+    before = held_bytes()
+    loaded = next(batches)
+    until, most = time.monotonic() + 20, 0
+    while most < loader_bytes(config, FRAME) and time.monotonic() < until:
+        time.sleep(0.02)
+        most = max(most, held_bytes() - before)
+    time.sleep(0.1)  # nothing more comes
+    assert max(most, held_bytes() - before) == loader_bytes(config, FRAME)
+    del loaded
+    batches.close()
+
+
+@pytest.mark.parametrize("crop_on", ["workers", "device"])
+def test_the_sizes_are_those_of_the_batch_s_tensors(
+    crop_on: str, synthetic_set: SyntheticSet, make_config: MakeConfig
+) -> None:
+    config = make_config(micro_batch=3, crop_on=crop_on)
+    dataset = PretrainDataset(config, mixture := Mixture.of_manifest(read_manifest(synthetic_set.train), "pyav"))
+    batch = dataset.collate([dataset[mixture.order(0).key_at(number)] for number in range(3)])
+    parts = [part for each in batch for part in (each if isinstance(each, list) else [each])]
+    assert tensor_bytes(config, FRAME) == [part.nbytes for part in parts if hasattr(part, "nbytes")]
+
+
+def test_no_workers_take_nothing_and_the_recipes_are_not_small() -> None:
+    """The published ViT-B: 17 batches of 32 videos x 4 clips x 2.4 MB, eighty times the 64 MB that a container has."""
+    base = RECIPES["vit_b_pretrain_hybrid"]()
+    assert loader_bytes(base.changed(data={"workers": 0})) == 0
+    videos = base.train.micro_batch * base.data.views * (base.data.workers * base.data.prefetch + 1)
+    assert loader_bytes(base) == pytest.approx(videos * 16 * 224 * 224 * 3, rel=0.01)
+    labelled = FINETUNE_RECIPES["vit_b_finetune_k400"]()
+    assert tensor_bytes(labelled)[0] == labelled.train.micro_batch * labelled.data.views * 16 * 224 * 224 * 3
+
+
+def test_a_folder_that_is_not_there_has_no_room_to_tell(tmp_path: Path) -> None:
+    assert room_in(tmp_path / "nowhere") is None
+    assert (found := room_in(tmp_path)) is not None
+    assert 0 < found.free <= found.total
