@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from benchmarks.ceiling import product_ceiling
 from benchmarks.devices import DeviceName, attentions_on, find_device, measure_memory, timer_of
 from benchmarks.harness import Timing, Variant, attempt, paired_ratio, rows_of, time_interleaved
 from benchmarks.record import Row
@@ -171,6 +172,8 @@ def timed(
             _add_untimed(row, variant, timings[variant.name], device, memory=memory, count=count)
     if peak:
         _add_mfu(rows, timings, device, peak)
+        if device.type == "cuda":  # on a CPU the peak is measured in the same rounds
+            _add_measured_mfu(rows, bench, peak)
     return rows
 
 
@@ -205,7 +208,20 @@ def _add_mfu(rows: list[Row], timings: dict[str, Timing], device: torch.device, 
         source = f"{MATMUL_EDGE}^3 {precision} matrix product, {torch.get_num_threads()} thread, same rounds"
     for row in rows:
         if row["samples_s"] and row["flops"] and peaks:
-            attained = [row["flops"] / s for s in row["samples_s"]]
-            share = paired_ratio(attained, peaks[row["variant"]])
-            median_peak = sorted(peaks[row["variant"]])[len(attained) // 2]
-            row["mfu"] = {**share._asdict(), "peak_flops": median_peak, "peak_source": source}
+            row["mfu"] = _share(row, peaks[row["variant"]], source)
+
+
+def _add_measured_mfu(rows: list[Row], bench: Bench, precision: Precision) -> None:
+    """Share of the fastest product that the case `ceilings` measured, beside that of the datasheet."""
+    with_tf32 = precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
+    found = product_ceiling(bench.folder, bench.device, "tf32" if with_tf32 else precision)
+    for row in rows:
+        if found and row["samples_s"] and row["flops"]:
+            row["mfu_measured"] = _share(row, [found.rate] * len(row["samples_s"]), found.source)
+
+
+def _share(row: Row, peaks: Sequence[float], source: str) -> Row:
+    """What a row attains of the peak of each round."""
+    attained = [row["flops"] / s for s in row["samples_s"]]
+    share = paired_ratio(attained, peaks)
+    return {**share._asdict(), "peak_flops": sorted(peaks)[len(attained) // 2], "peak_source": source}

@@ -43,7 +43,7 @@ def provenance() -> Row:
         "code": code_digest(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "threads": torch.get_num_threads(),
@@ -82,7 +82,8 @@ def _gpus() -> Row:
 
 
 @cache
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the machine calls its processor."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else []:
         if line.startswith("model name"):
@@ -92,7 +93,7 @@ def _cpu_name() -> str:
 
 def fingerprint(**settings: Any) -> str:
     """12 hex digits of what a group was measured with: settings, code, CPU, packages; a rerun skips a group with such rows."""
-    known = {**settings, "schema": SCHEMA, "code": code_digest(), "cpu": _cpu_name()}
+    known = {**settings, "schema": SCHEMA, "code": code_digest(), "cpu": cpu_name()}
     known["versions"] = installed_versions(PACKAGES)
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

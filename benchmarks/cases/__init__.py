@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.case import Case
 from benchmarks.cases import (
     attention,
+    ceilings,
     checkpoint,
     checkpointing,
     data,
@@ -24,6 +25,7 @@ from benchmarks.cases import (
 
 CASES: dict[str, Case] = {
     "paper": paper.CASE,
+    "ceilings": ceilings.CASE,
     "dual_masking": dual_masking.CASE,
     "decoder_masking": decoder_masking.CASE,
     "step_parts": step_parts.CASE,

@@ -19,6 +19,7 @@ from benchmarks.report.table2 import absent
 WITH_SECTIONS_OF_THEIR_OWN = {CASE, PARTS_CASE, TABLE1_CASE, PAPER_CASE}
 
 ABOUT = {
+    "ceilings": "What the device reaches where nothing stands in its way: matrix products, and copies in its memory.",
     "peers": "The same work in transformers' VideoMAE, encoder-only, beside ours.",
     "attention": "Attention kernels alone, at the shapes of each tower.",
     "embed": "Embedding all cubes and selecting, against selecting and embedding what is visible.",
@@ -104,6 +105,7 @@ COLUMNS: dict[str, Callable[[Row], Inline | Line]] = {
     "speed-up": lambda row: gain(row)[0],
     "FLOP ratio": lambda row: gain(row)[1],
     "MFU": lambda row: spread(row, "mfu", "share") if row.get("variant") != MATMUL else MISSING,
+    "of a measured product": lambda row: spread(row, "mfu_measured", "share"),
     "most memory": lambda row: cell(row, "memory.peak_bytes", "bytes"),
     "predicted time, residual": lambda row: _beside(row, "time_s", "time", "time"),
     "predicted memory, residual": lambda row: _beside(row, "peak_bytes", "bytes", "memory"),
@@ -146,6 +148,7 @@ def _value(row: Row, name: str) -> Line:
 ENDINGS = {
     "bytes": "bytes",
     "bytes_per_s": "byte rate",
+    "flops_per_s": "rate",
     "_per_s": "number rate",
     "_per_s_per_core": "number rate",
     "_s": "time",

@@ -60,6 +60,7 @@ def _steps(place: Place) -> Iterator[Block]:
                     flop_ratio,
                     derived("a/b-1", over, "change") if flop_ratio != MISSING else MISSING,
                     spread(row, "mfu", "share"),
+                    spread(row, "mfu_measured", "share"),
                     cell(row, "memory.peak_bytes", "bytes"),
                 ]
             )
@@ -75,7 +76,8 @@ def _steps(place: Place) -> Iterator[Block]:
                     Name(source) if source else MISSING,
                 ]
             )
-    head = ("masking", "step", "speed-up", "FLOP ratio", "speed-up over FLOP ratio", "MFU", "most memory of a step")
+    head = ("masking", "step", "speed-up", "FLOP ratio", "speed-up over FLOP ratio", "MFU", "of a measured product")
+    head = (*head, "most memory of a step")
     yield without_empty_columns(table(head, steps), (MISSING,))
     head = (
         "masking",
