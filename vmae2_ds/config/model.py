@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from vmae2_ds.config.strict import ClipLength, Edge, PartBelow1, Size, StrictModel
 from vmae2_ds.contracts import ClipGeometry
 
-AttentionName = Literal["auto", "flash", "sdpa", "math"]
+AttentionName = Literal["auto", "flash", "sdpa", "math", "by_head"]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
 SizeName = Literal["tiny", "small", "base", "large", "huge", "giant", "6b"]
 """The keys of SIZES."""

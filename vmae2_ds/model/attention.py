@@ -15,18 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model.math_attention import by_head_attention, math_attention
 
 # B clips, N tokens, H heads, K channels in a head.
 
 AttentionFn = Callable[[Tensor], Tensor]
 AttentionShape = tuple[int, int, int, int]
-
-
-def math_attention(qkv_BN3HK: Tensor) -> Tensor:
-    """Two batched products and a softmax in the input's dtype, scores held in memory; q is scaled first (published)."""
-    q_BHNK, k_BHNK, v_BHNK = qkv_BN3HK.permute(2, 0, 3, 1, 4)
-    scores_BHNN = (q_BHNK * q_BHNK.shape[-1] ** -0.5) @ k_BHNK.transpose(-2, -1)
-    return (scores_BHNN.softmax(dim=-1) @ v_BHNK).transpose(1, 2)
 
 
 def sdpa_attention(qkv_BN3HK: Tensor) -> Tensor:
@@ -45,7 +39,12 @@ def flash_attention(qkv_BN3HK: Tensor) -> Tensor:
     return flash_attn_qkvpacked_func(qkv_BN3HK)
 
 
-ATTENTION: dict[str, AttentionFn] = {"flash": flash_attention, "sdpa": sdpa_attention, "math": math_attention}
+ATTENTION: dict[str, AttentionFn] = {
+    "flash": flash_attention,
+    "sdpa": sdpa_attention,
+    "math": math_attention,
+    "by_head": by_head_attention,
+}
 
 
 def get_attention(name: str) -> AttentionFn:
@@ -89,7 +88,7 @@ def choose_attention(shape_BNHK: AttentionShape, dtype: torch.dtype, device: tor
 
 
 def _candidates(dtype: torch.dtype, device: torch.device) -> list[str]:
-    names = ["sdpa", "math"]
+    names = ["sdpa", "math"] + ["by_head"] * (device.type == "cpu")
     # flash_attn has no kernels for GPUs before Ampere
     if device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0):
         try:

@@ -108,9 +108,12 @@ class Setting(NamedTuple):
 
 
 def attention_kind(config: PretrainConfig, on_cpu: bool) -> AttentionKind:
-    """The kernel that runs. What `auto` will measure to be fastest: in bf16 flash on a GPU, math on a CPU; in fp32 sdpa."""
+    """The kernel that runs; by_head counts as math, whose scores it keeps.
+
+    What `auto` will measure to be fastest: in bf16 flash on a GPU, math on a CPU; in fp32 sdpa.
+    """
     if config.model.attention != "auto":
-        return config.model.attention
+        return "math" if config.model.attention == "by_head" else config.model.attention
     if config.train.precision == "fp32":  # flash_attn has no float32
         return "sdpa"
     return "math" if on_cpu else "flash"
