@@ -20,6 +20,7 @@ from vmae2_ds.config.ds_config import fill_policy
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.data.bad_files import BadFileLedger
+from vmae2_ds.data.feed import shared_memory
 from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.mixture import Mixture
@@ -94,6 +95,7 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
     plan = plan_run(config, inputs.mixture.num_videos, ranks.size)
     ds_config = fill_policy(inputs.policy, config, plan, on_cpu=default_device().type == "cpu")
     check_norm_is_taken(config.guard, ds_config)
+    shared_memory.check_run(config, ranks)
     if stage.ema_decay:
         check_ema(ds_config)
     validate = None

@@ -7,14 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import pin_memory
 
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.contracts import LoadedBatch
@@ -149,16 +152,150 @@ def test_workers_leave_signals_to_the_main_process_and_end_at_close(mixed: Mixtu
     assert children() == before
 
 
-@pytest.mark.slow  # torch waits twice 5 s for a worker before it gives up on it
 def test_a_hung_reader_ends_the_run_and_is_killed(
     mixed: Mixture, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "STALL_S", 1.0)
     monkeypatch.setattr(watchdog, "read_entry", lambda *_: time.sleep(600))
     before = children()
-    with pytest.raises(DataError, match=r"died or hung .*--data.reader pyav"):
+    with pytest.raises(DataError, match=r"worker hung: no batch for \d+ s; .*--data.reader pyav"):
         load(make_config(workers=1, read_timeout_s=0), mixed)  # nobody watches over the read
     assert children() == before
+
+
+def test_a_slow_batch_is_waited_for_and_none_is_lost(
+    mixed: Mixture, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for far more often than it comes."""
+    monkeypatch.setattr(loader, "POLL_S", 0.01)
+    made = PretrainDataset.collate
+
+    def slow(self: PretrainDataset, samples: list[Any]) -> Any:
+        time.sleep(0.2)
+        return made(self, samples)
+
+    alone = load(make_config(), mixed)
+    monkeypatch.setattr(PretrainDataset, "collate", slow)
+    assert same(load(make_config(workers=2), mixed), alone)
+
+
+@pytest.fixture
+def pinning(monkeypatch: pytest.MonkeyPatch) -> Callable[[], threading.Thread]:
+    """torch's thread that pins, at work without a device: what it pins stays as it is. Returns a way to find it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    if hasattr(torch, "accelerator"):
+        stand_ins = {
+            "is_available": lambda: True,
+            "current_accelerator": lambda *_, **__: torch.device("cuda"),
+            "current_device_index": lambda: 0,
+            "current_device_idx": lambda: 0,
+            "set_device_index": lambda _: None,
+            "set_device_idx": lambda _: None,
+        }
+        for name, stand_in in stand_ins.items():
+            monkeypatch.setattr(torch.accelerator, name, stand_in, raising=False)
+    monkeypatch.setattr(pin_memory, "pin_memory", lambda data, device=None: data)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    return lambda: next(thread for thread in threading.enumerate() if "_pin_memory_loop" in repr(thread._target))
+
+
+def test_pinned_batches_are_the_same(
+    mixed: Mixture, make_config: MakeConfig, pinning: Callable[[], threading.Thread]
+) -> None:
+    alone = load(make_config(), mixed)
+    config = make_config(workers=2)
+    batches = make_loader(
+        config, PretrainDataset(config, mixed), rank=0, world_size=1, accumulation=1, first_step=0, num_steps=5
+    )
+    found = [next(batches)]
+    assert pinning().is_alive()
+    found += list(batches)
+    assert same(found, alone)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("moment", ["it reads", "its batch is fetched"])
+def test_a_dead_worker_is_noticed_with_pinned_memory(moment: str, pinning: Callable[[], threading.Thread]) -> None:
+    """Long before a stall would be; the other worker lives on."""
+    has_begun = multiprocessing.Event()
+
+    def die(number: int) -> Any:
+        if number != 1:
+            return number
+        has_begun.wait()
+        if moment == "it reads":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return CutOff(ConnectionResetError(104, "Connection reset by peer"), os.getpid())
+
+    items = DataLoader(
+        range(9),
+        batch_size=None,
+        collate_fn=die,
+        num_workers=2,
+        timeout=loader.POLL_S,
+        pin_memory=True,
+        multiprocessing_context="fork",
+    )
+    before = children()
+    found = loader.iterate(items)
+    assert next(found) == 0
+    pins, began = pinning(), time.monotonic()
+    has_begun.set()
+    with pytest.raises(DataError, match=r"loader worker died with code -9; .*--data.reader pyav"):
+        next(found)
+    assert time.monotonic() - began < loader.STALL_S / 10
+    assert children() == before
+    assert not pins.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_pins_and_ends_is_no_worker_s_fault(
+    pinning: Callable[[], threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "DYING_S", 0.1)
+    items = DataLoader(
+        [0],
+        collate_fn=lambda _: CutOff(OSError(24, "Too many open files")),
+        num_workers=1,
+        timeout=0.1,
+        pin_memory=True,
+        multiprocessing_context="fork",
+    )
+    with pytest.raises(DataError, match="the thread that pins batches ended"):
+        next(loader.iterate(items))
+
+
+class Unsendable:
+    """What torch says of a batch for which /dev/shm has no room left, or of one that cannot be pickled at all."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise RuntimeError(self.words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)", "in /dev/shm"),
+        ("cannot pickle this", "with code 1"),
+    ],
+)
+def test_a_batch_that_cannot_be_sent_ends_its_worker(words: str, told: str) -> None:
+    """torch would drop it, and wait for it until the run stalls."""
+    items = DataLoader(
+        [0],
+        collate_fn=lambda _: Unsendable(words),
+        num_workers=1,
+        timeout=loader.POLL_S,
+        worker_init_fn=loader.start_worker,
+        multiprocessing_context="fork",
+    )
+    with pytest.raises(DataError, match=f"loader worker died .*{told}; .*--data.workers"):
+        next(loader.iterate(items))
 
 
 class CutOff:
@@ -182,7 +319,7 @@ def test_a_worker_that_dies_while_its_batch_is_fetched_is_named(error: Exception
     items = DataLoader(
         [0], collate_fn=lambda _: CutOff(error, os.getpid()), num_workers=1, multiprocessing_context="fork"
     )
-    with pytest.raises(DataError, match=r"loader worker died or hung \(.+\); .*--data.reader pyav"):
+    with pytest.raises(DataError, match=r"loader worker died with code -9; .*--data.reader pyav"):
         next(loader.iterate(items))
 
 

@@ -6,18 +6,33 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.data.feed import shared_memory
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
-from vmae2_ds.data.feed.shared_memory import loader_bytes, room_in, tensor_bytes
+from vmae2_ds.data.feed.shared_memory import (
+    Room,
+    check_run,
+    check_views,
+    loader_bytes,
+    room_in,
+    tensor_bytes,
+    views_bytes,
+)
+from vmae2_ds.data.feed.views import ViewsDataset
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.tools.synthetic import SyntheticSet
+from vmae2_ds.dist import Ranks
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
 from vmae2_ds.recipes.pretrain import RECIPES
 
@@ -39,6 +54,19 @@ def held_bytes() -> int:
     return sum(blocks.values())
 
 
+def most_held(batches: Iterator[object], expected: int) -> int:
+    """While the first batch is held and the workers make what they may, until nothing more comes."""
+    before = held_bytes()
+    loaded = next(batches)
+    until, most = time.monotonic() + 20, 0
+    while most < expected and time.monotonic() < until:
+        time.sleep(0.02)
+        most = max(most, held_bytes() - before)
+    time.sleep(0.1)
+    del loaded
+    return max(most, held_bytes() - before)
+
+
 @pytest.mark.parametrize("crop_on", ["workers", "device"])
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 3), (2, 1)])
 def test_the_closed_form_is_what_the_kernel_counts(
@@ -49,16 +77,59 @@ def test_the_closed_form_is_what_the_kernel_counts(
     batches = make_loader(
         config, PretrainDataset(config, mixture), rank=0, world_size=1, accumulation=1, first_step=0, num_steps=20
     )
-    before = held_bytes()
-    loaded = next(batches)
-    until, most = time.monotonic() + 20, 0
-    while most < loader_bytes(config, FRAME) and time.monotonic() < until:
-        time.sleep(0.02)
-        most = max(most, held_bytes() - before)
-    time.sleep(0.1)  # nothing more comes
-    assert max(most, held_bytes() - before) == loader_bytes(config, FRAME)
-    del loaded
+    assert most_held(batches, loader_bytes(config, FRAME)) == loader_bytes(config, FRAME)
     batches.close()
+
+
+def supervised(**data: object) -> FinetuneConfig:
+    config = FinetuneConfig(model=ClassifierConfig.of_size("tiny", num_classes=4))
+    return config.changed(data={"num_frames": 4, "size": 32, "read_timeout_s": 0, **data}, train={"micro_batch": 3})
+
+
+def test_a_list_to_test_on_is_counted_too(synthetic_set: SyntheticSet) -> None:
+    config = supervised(workers=1, prefetch=2)
+    views = config.test.model_copy(update={"clips": 2, "crops": 3})
+    videos = ViewsDataset(config, list(read_manifest(synthetic_set.train)), views).iterate(range(12))
+    assert most_held(videos, views_bytes(config.data, 6)) == views_bytes(config.data, 6)
+    videos.close()
+
+
+def test_a_start_is_refused_or_warned_by_what_is_free(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(workers=4)
+    needed = loader_bytes(config)
+    batch = needed // 9  # 4 workers x 2 ahead, and one
+
+    def check(free: int | None, config: RunConfig = config) -> None:
+        room = None if free is None else Room(2**40, free)
+        monkeypatch.setattr(shared_memory, "room_in", lambda folder: room)
+        check_run(config, Ranks())
+
+    check(None)
+    check(needed)
+    check(0, make_config(workers=0))
+    assert not caplog.messages
+    check(4 * batch)
+    (line,) = caplog.messages
+    for part in ("0 MiB free", "--data.workers 4", "--data.prefetch 2", "--shm-size=1g"):
+        assert part in line
+    with pytest.raises(ConfigError, match=r"^/dev/shm has \S+ MiB free[^\n]*--shm-size=1g[^\n]*$"):
+        check(4 * batch - 1)
+
+
+def test_a_validation_and_an_evaluation_are_compared_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = supervised(workers=2, prefetch=3)
+    needed = loader_bytes(config)
+    monkeypatch.setattr(shared_memory, "room_in", lambda folder: Room(2**40, needed))
+    check_run(config, Ranks())
+    assert not caplog.messages
+    check_run(config.changed(data={"val_manifest": tmp_path / "list.csv"}), Ranks())
+    assert len(caplog.messages) == 1
+    with pytest.raises(ConfigError, match="--shm-size"):
+        check_views(config.data, 2 * needed, Ranks())
 
 
 @pytest.mark.parametrize("crop_on", ["workers", "device"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import signal
+import time
+import traceback
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
@@ -24,8 +29,13 @@ from vmae2_ds.errors import ConfigError, DataError
 STALL_S = 300.0
 """A micro batch that takes longer ends the run: a reader hangs (dmlc/decord#269) or the storage is gone. Well below the
 ten minutes after which the other ranks give up waiting."""
+POLL_S = 0.5
+"""Between two looks at workers that owe a batch. One that dies without a word leaves nothing else to be noticed by, and with
+pinned memory not even its broken connection: a thread of torch's meets that, and ends."""
 DYING_S = 5.0
 """The kernel closes a killed worker's sockets a moment before it is gone; in less than this on a busy host."""
+FULL = errno.ENOSPC
+"""Exit code of a worker that found no room in /dev/shm."""
 
 WORKER_ADVICE = (
     "a crash or hang inside a video reader: try --data.reader pyav, or --data.workers 0 to see it happen; out of memory, or of "
@@ -86,7 +96,7 @@ def load_samples(
         collate_fn=partial(_collate, dataset=dataset),
         num_workers=workers,
         prefetch_factor=data.prefetch if workers else None,
-        timeout=STALL_S if workers else 0,
+        timeout=POLL_S if workers else 0,
         worker_init_fn=start_worker,
         pin_memory=default_device().type == "cuda",
         multiprocessing_context="fork" if workers else None,  # the manifests' rows are shared, not copied
@@ -129,11 +139,24 @@ def start_worker(worker: int) -> None:
     del worker
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a queue signals every process of a job
         signal.signal(number, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]  # the fork's own
     torch.set_num_threads(1)
 
 
+def _end_worker(error: Exception, batch: object) -> None:
+    """A batch that cannot be sent is lost, and nobody would hear of it: its worker ends, as after a crash."""
+    del batch
+    is_full = os.strerror(errno.ENOSPC) in str(error)
+    if not is_full:
+        traceback.print_exception(error)
+    os._exit(FULL if is_full else 1)
+
+
 def iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    """The loader's items until it ends; raises DataError for one that it yields, and where a worker died or hung."""
+    """The loader's items until it ends; raises DataError for one that it yields, and where a worker died or hung.
+
+    A loader with workers has POLL_S as its timeout.
+    """
     others = set(multiprocessing.active_children())
     on_child_death = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
@@ -142,20 +165,14 @@ def iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
     workers = set(multiprocessing.active_children()) - others
     try:
         while True:
-            if dead := [worker for worker in workers if not worker.is_alive()]:
-                raise DataError(f"loader worker died with code {dead[0].exitcode}; {WORKER_ADVICE}")
             try:
-                loaded = next(batches)
+                loaded = _next(batches, workers)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:
-                # A batch comes through a socket of its worker, which breaks when that dies while it is fetched.
-                told = "DataLoader" in str(error).partition("\n")[0] and "Caught" not in str(error)
-                if not told and (isinstance(error, RuntimeError) or not _any_ends(workers)):
-                    raise  # a bug of ours inside a worker, with its traceback
-                raise DataError(
-                    f"a loader worker died or hung ({str(error) or 'its connection ended'}); {WORKER_ADVICE}"
-                ) from error
+            except DataError:
+                for worker in workers:
+                    worker.kill()  # a hung one is deaf to SIGTERM, and torch would wait for a thread that waits for it
+                raise
             if isinstance(loaded, DataError):
                 raise loaded
             yield loaded
@@ -164,10 +181,41 @@ def iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
         getattr(batches, "_shutdown_workers", lambda: None)()
         for worker in workers:
             if worker.is_alive():
-                worker.kill()  # hung, and deaf to the SIGTERM that torch sends
+                worker.kill()
                 worker.join()
 
 
-def _any_ends(workers: set[BaseProcess]) -> bool:
-    """Whether a worker is dead, or dies at once."""
-    return bool(wait([worker.sentinel for worker in workers], DYING_S))
+def _next(batches: Iterator[Any], workers: set[BaseProcess]) -> Any:
+    """The next item, or StopIteration; DataError where a worker died, or none came for STALL_S seconds."""
+    asked_s = time.monotonic()
+    pinning = getattr(batches, "_pin_memory_thread", None)
+    while True:
+        _check_alive(workers, 0)
+        try:
+            return next(batches)
+        except (RuntimeError, OSError, EOFError) as error:
+            first = str(error).partition("\n")[0]
+            is_told = "DataLoader" in first and "Caught" not in first
+            if isinstance(error, RuntimeError) and not is_told:
+                raise  # a bug of ours inside a worker, with its traceback
+            is_late = "timed out" in first  # torch can be asked again: nothing is lost by having asked
+            pins = pinning is None or pinning.is_alive()
+            # A batch comes through a socket of its worker, which breaks when that dies while it is fetched.
+            _check_alive(workers, 0 if is_late and pins else DYING_S)
+            if not is_told:
+                raise
+            waited_s = time.monotonic() - asked_s
+            if not pins:
+                raise DataError(f"the thread that pins batches ended with the error above; {WORKER_ADVICE}") from error
+            if waited_s > STALL_S or not is_late:
+                raise DataError(f"a loader worker hung: no batch for {waited_s:.0f} s; {WORKER_ADVICE}") from error
+
+
+def _check_alive(workers: set[BaseProcess], patience_s: float) -> None:
+    """Raises DataError where a worker is dead, or dies within that time."""
+    ended = wait([worker.sentinel for worker in workers], patience_s)
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join()
+            how = "for lack of room in /dev/shm" if worker.exitcode == FULL else f"with code {worker.exitcode}"
+            raise DataError(f"a loader worker died {how}; {WORKER_ADVICE}")

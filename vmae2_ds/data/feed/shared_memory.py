@@ -1,25 +1,33 @@
-"""What a rank's loader workers hold in /dev/shm, as a closed form: no torch.
+"""What a rank's loader workers hold in /dev/shm, as a closed form, and whether it has room there: no torch.
 
 A worker copies every tensor of a finished micro batch into a file of its own there, of whole pages, and torch takes the name
-away at once: `ls` shows nothing, `df` does. A container has 64 MB by default; a worker that meets the end is killed by SIGBUS.
+away at once: `ls` shows nothing, `df` does. A container has 64 MB by default; a worker that meets the end loses its batch, or
+is killed by SIGBUS, as torch's version has it. Frames that a reader child decodes lie elsewhere (data/readers/watchdog.py).
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
+import platform
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from vmae2_ds.config.pretrain import PretrainConfig
-from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.run import DataConfig, RunConfig
+from vmae2_ds.dist import Ranks
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks
+
+log = logging.getLogger(__name__)
 
 SHM = Path("/dev/shm")
 WHOLE_FRAME = (320, 568)
 """Height and width taken for a video's own frames, which travel whole with --data.crop-on device: a short side of 320, as
 Kinetics is kept, at 16:9."""
 _INDEX, _FLOAT = 8, 4  # bytes
+MIB = 2**20
 
 
 class Room(NamedTuple):
@@ -43,8 +51,57 @@ def loader_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
 
     torch keeps workers x prefetch micro batches asked for, and one more is in the hands of the rank.
     """
-    batches = config.data.workers * config.data.prefetch
-    return (batches + 1) * sum(map(_in_pages, tensor_bytes(config, whole_frame))) if batches else 0
+    return _when_ahead(config.data, tensor_bytes(config, whole_frame))
+
+
+def views_bytes(data: DataConfig, views: int) -> int:
+    """Bytes of /dev/shm that reading a list to test on takes on one rank, `views` clips of a video in one piece."""
+    return _when_ahead(data, [views * _clip_bytes(data)])
+
+
+def check_run(config: RunConfig, ranks: Ranks) -> None:
+    """Compare what a run's loaders take with what each host has; all ranks have to ask. As `check_room`."""
+    data, batch = config.data, tensor_bytes(config)
+    needed, least = loader_bytes(config), data.workers * sum(map(_in_pages, batch))
+    if data.validation is not None:  # the workers of training keep what they have made
+        needed += views_bytes(data, views=1)
+    check_room(needed, least, data, ranks)
+
+
+def check_views(data: DataConfig, views: int, ranks: Ranks) -> None:
+    """Compare what reading a list to test on takes with what each host has; all ranks have to ask. As `check_room`."""
+    check_room(views_bytes(data, views), data.workers * _in_pages(views * _clip_bytes(data)), data, ranks)
+
+
+def check_room(needed: int, least: int, data: DataConfig, ranks: Ranks) -> None:
+    """Warn where the workers of some host may fill its /dev/shm.
+
+    Args:
+        needed: bytes that one rank's workers take when they are ahead.
+        least: a batch of each of them, without which they end at once.
+
+    Raises ConfigError on every rank where a host has less than the least.
+    """
+    here = int(ranks.max(ranks.local_rank)[0]) + 1
+    room = room_in(SHM)
+    lack = describe_lack(needed * here, room, data)
+    if lack is not None and ranks.size > 1:
+        lack = f"{platform.node()}: {lack}"
+    if refusal := ranks.first_said(lack if room is not None and least * here > room.free else None):
+        raise ConfigError(refusal)
+    if (warning := ranks.first_said(lack)) and ranks.rank == 0:
+        log.warning("%s", warning)
+
+
+def describe_lack(needed: int, room: Room | None, data: DataConfig) -> str | None:
+    """One line with what a host's workers need, what there is and what to do; None where it fits, or nobody knows."""
+    if room is None or needed <= room.free:
+        return None
+    return (
+        f"{SHM} has {room.free / MIB:,.0f} MiB free, and the loader workers of this host may need {needed / MIB:,.0f} "
+        f"(--data.workers {data.workers}, --data.prefetch {data.prefetch}): give a container more (docker run "
+        f"--shm-size={-(-needed // 2**30)}g, or --ipc=host), or lower --data.workers or --data.prefetch"
+    )
 
 
 def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) -> list[int]:
@@ -55,7 +112,7 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
     """
     data, videos = config.data, config.train.micro_batch
     clips = videos * data.views
-    cut = [clips * data.num_frames * data.size**2 * 3]
+    cut = [clips * _clip_bytes(data)]
     if not isinstance(config, PretrainConfig):
         return [*cut, clips * _INDEX, _FLOAT, _FLOAT]
     counts = count_masks(config.mask, config.geometry)
@@ -64,6 +121,15 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
         height, width = whole_frame
         return [data.num_frames * height * width * 3] * videos + masks
     return cut + masks
+
+
+def _clip_bytes(data: DataConfig) -> int:
+    return data.num_frames * data.size**2 * 3
+
+
+def _when_ahead(data: DataConfig, tensors: list[int]) -> int:
+    batches = data.workers * data.prefetch
+    return (batches + 1) * sum(map(_in_pages, tensors)) if batches else 0
 
 
 def _in_pages(size: int) -> int:

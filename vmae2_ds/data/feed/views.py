@@ -14,7 +14,7 @@ from vmae2_ds.config.finetune import FinetuneConfig, ViewsConfig
 from vmae2_ds.data.clips.crops import crop_resize, view_crops
 from vmae2_ds.data.clips.sampling import TEST_SAMPLERS, middle_clip
 from vmae2_ds.data.entry import ReadAs, VideoEntry
-from vmae2_ds.data.feed.loader import STALL_S, iterate, start_worker
+from vmae2_ds.data.feed.loader import POLL_S, iterate, start_worker
 from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.data.sources.labels import check_labels
 from vmae2_ds.data.sources.manifest import Manifest
@@ -96,7 +96,7 @@ class ViewsDataset(Dataset[ViewedVideo]):
             batch_size=None,
             num_workers=workers,
             prefetch_factor=self.data.prefetch if workers else None,
-            timeout=STALL_S if workers else 0,
+            timeout=POLL_S if workers else 0,
             worker_init_fn=start_worker,
             multiprocessing_context="fork" if workers else None,
         )
