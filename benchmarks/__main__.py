@@ -153,7 +153,18 @@ def table_of(title: str, rows: list[Row]) -> Table:
 
 def _table_of_times(title: str, rows: list[Row]) -> Table:
     table = Table(title=title)
-    for heading in ("variant", "median s", "quartiles", "speed-up", "FLOP ratio", "GFLOP/s", "of peak", "peak MiB"):
+    headings = (
+        "median s",
+        "quartiles",
+        "speed-up",
+        "FLOP ratio",
+        "GFLOP/s",
+        "of peak",
+        "peak MiB",
+        "launches",
+        "host s",
+    )
+    for heading in ("variant", *headings):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
     for row in rows:
         if "time_s" not in row:
@@ -169,6 +180,8 @@ def _table_of_times(title: str, rows: list[Row]) -> Table:
             f"{row['flops_per_s'] / 1e9:.0f}" if row.get("flops_per_s") else "",
             f"{share['median']:.0%}" if share else "",
             f"{memory['peak_bytes'] / 2**20:.0f}" if memory else "",
+            f"{row['launches']}" if row.get("launches") else "",
+            f"{row['host_s']:.4g}" + " (host-bound)" * bool(row["host_bound"]) if row.get("host_s") else "",
         )
     return table
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks.ceiling import product_ceiling
 from benchmarks.devices import DeviceName, attentions_on, find_device, measure_memory, timer_of
 from benchmarks.harness import Timing, Variant, attempt, paired_ratio, rows_of, time_interleaved
+from benchmarks.launches import count_launches, host_seconds, is_host_bound
 from benchmarks.record import Row
 from benchmarks.steps import Precision, matmul_step
 from vmae2_ds.config.pretrain import StrictModel
@@ -26,6 +26,9 @@ MATMUL = "matmul"
 """The variant that stands for a CPU's peak: timed in the rounds of what it is compared with."""
 MATMUL_EDGE = 2048
 USUAL_BATCH = 2
+AUTO = "auto"
+Batch = int | Literal["auto"]
+"""Clips of a step, or as many as fill the device."""
 ALONE = Ranks()
 UNCOUNTED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
@@ -49,8 +52,9 @@ class Options(StrictModel):
     """Model sizes."""
     precisions: tuple[Precision, ...] = Field(("bf16", "fp32"), min_length=1)
     """Precisions of the weights; bf16 keeps float32 masters."""
-    batch_sizes: tuple[Positive, ...] = Field((USUAL_BATCH,), min_length=1)
-    """Clips of 16 x 224 x 224 in a step; 2 suit a CPU, a GPU wants what a run would use. Several show memory against batch."""
+    batch_sizes: tuple[Positive | Literal["auto"], ...] = Field((AUTO,), min_length=1)
+    """Clips of 16 x 224 x 224 in a step, or auto: on a GPU what fills its memory by the planner's closed forms, halved where
+    memory runs out, on a CPU 2. Several show memory against batch."""
     rounds: int = Field(9, gt=0)
     """Counted rounds; every variant runs once in each."""
     warmup: int = Field(2, ge=0)
@@ -95,11 +99,21 @@ class Bench:
     """Of the rows: where a case may put files, and the note of what is in flight."""
     nodes: int = 1
     """Hosts of the ranks."""
+    give_up_for_memory: bool = False
+    """A group is left as soon as one variant runs out of memory: it will be measured with fewer clips."""
 
     @property
     def device(self) -> torch.device:
         """Where to measure."""
         return find_device(self.options.device)
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """Batch sizes as asked for; on a CPU, whose memory no step fills in reasonable time, auto is the usual one."""
+        on_cpu = self.device.type == "cpu"
+        return tuple(
+            dict.fromkeys(USUAL_BATCH if on_cpu and each == AUTO else each for each in self.options.batch_sizes)
+        )
 
     def attentions(self, precision: Precision) -> tuple[str, ...]:
         """Kernels that can run on the device."""
@@ -126,18 +140,9 @@ class Case(NamedTuple):
     """Runs as ranks of the deepspeed launcher: once for each of `Options.ranks`."""
 
 
-def batch_suffix(batch_size: int) -> str:
+def batch_suffix(batch_size: Batch) -> str:
     """What a group's name says about a batch size that is not the usual one."""
     return "" if batch_size == USUAL_BATCH else f" batch {batch_size}"
-
-
-def step_groups(bench: Bench, measure: Callable[[Bench, str, Precision, int], list[Row]]) -> Iterator[Group]:
-    """A group for each size, precision and batch size of the options: `measure` gets them in this order."""
-    for size in bench.options.sizes:
-        for precision in bench.options.precisions:
-            for batch_size in bench.options.batch_sizes:
-                name = f"{size} {precision}{batch_suffix(batch_size)}"
-                yield Group(name, partial(measure, bench, size, precision, batch_size))
 
 
 def timed(
@@ -148,10 +153,12 @@ def timed(
     peak: Precision | None = None,
     memory: bool = True,
     count: bool = False,
+    launches: bool = False,
 ) -> list[Row]:
     """Rows of variants timed in turns on the bench's device.
 
-    With `memory` each variant's peak is measured in one more call, with `count` its FLOPs by torch's counter in another.
+    With `memory` each variant's peak is measured in one more call, with `count` its FLOPs by torch's counter in another, with
+    `launches` what it starts on the device, and on a GPU what time the host takes for that.
     `peak` names the precision whose peak rate MFU is a share of: on a CPU a matrix product joins the group.
     """
     device, options = bench.device, bench.options
@@ -160,7 +167,8 @@ def timed(
         product = Variant(MATMUL, lambda: matmul_step(peak, MATMUL_EDGE), {"edge": MATMUL_EDGE}, 2.0 * MATMUL_EDGE**3)
         every.append(product)
     clock, timer = timer_of(device)
-    timings = time_interleaved(every, options.rounds, options.warmup, timer, bench.tell)
+    up = (torch.OutOfMemoryError,) if bench.give_up_for_memory else ()
+    timings = time_interleaved(every, options.rounds, options.warmup, timer, bench.tell, up)
     rows = rows_of(every, timings, base)
     for row in rows:
         if row["variant"] == MATMUL:  # work of another kind
@@ -170,6 +178,8 @@ def timed(
         row |= {"clock": clock, "rounds": options.rounds, "warmup": options.warmup}
         if timings[variant.name].step is not None and variant.name != MATMUL:
             _add_untimed(row, variant, timings[variant.name], device, memory=memory, count=count)
+            if launches:
+                _add_launches(row, timings[variant.name], device)
     if peak:
         _add_mfu(rows, timings, device, peak)
         if device.type == "cuda":  # on a CPU the peak is measured in the same rounds
@@ -191,6 +201,19 @@ def _add_untimed(
         # kernels of other packages are unknown to torch's counter
         row["flops_counted"] = None if "flash" in str(variant.config) else counter.get_total_flops()
     row["error"] = errors.get(variant.name)
+
+
+def _add_launches(row: Row, timing: Timing, device: torch.device) -> None:
+    assert timing.step is not None, "of variants that ran"
+    step, errors = timing.step, {}  # type: ignore[var-annotated]
+    seen = attempt("launches", lambda: count_launches(step, device), errors)
+    row["launches"] = seen.launches if seen else None
+    if device.type == "cuda" and row["samples_s"]:
+        busy_s = seen.device_s if seen else None
+        host_s = attempt("host", lambda: host_seconds(step, device), errors)
+        row |= {"host_s": host_s, "device_s": busy_s}
+        row["host_bound"] = None if host_s is None else is_host_bound(host_s, row["time_s"]["median"], busy_s)
+    row["error"] = row["error"] or next(iter(errors.values()), None)
 
 
 def _add_mfu(rows: list[Row], timings: dict[str, Timing], device: torch.device, precision: Precision) -> None:

@@ -69,8 +69,9 @@ def time_interleaved(
     warmup: int = 2,
     timer: Timer = CPU_TIMER,
     tell: Callable[[str], None] = lambda _: None,
+    up: tuple[type[BaseException], ...] = (),
 ) -> dict[str, Timing]:
-    """Time each variant once per round; the first `warmup` rounds do not count.
+    """Time each variant once per round; the first `warmup` rounds do not count. Errors of the kinds in `up` end it.
 
     Every second round goes backwards and every pair starts with another one: none always runs behind the same one.
 
@@ -82,7 +83,7 @@ def time_interleaved(
     errors: dict[str, str] = {}
     steps: dict[str, Step] = {}
     for variant in variants:
-        built = attempt(variant.name, variant.build, errors)
+        built = attempt(variant.name, variant.build, errors, up)
         if built is not None:
             steps[variant.name] = built
     gc.collect()
@@ -93,7 +94,7 @@ def time_interleaved(
             for name in (names[turn:] + names[:turn])[:: 1 if number % 2 == 0 else -1]:
                 if name in errors:
                     continue
-                elapsed_s = attempt(name, partial(timer, steps[name]), errors)
+                elapsed_s = attempt(name, partial(timer, steps[name]), errors, up)
                 if elapsed_s is not None and number >= warmup:
                     samples[name].append(elapsed_s)
             tell(f"round {number + 1} of {warmup + rounds}")
@@ -104,15 +105,17 @@ def time_interleaved(
     }
 
 
-def attempt(name: str, call: Callable[[], Result], errors: dict[str, str]) -> Result | None:
-    """What `call` returns, or None and its reason in `errors`.
+def attempt(
+    name: str, call: Callable[[], Result], errors: dict[str, str], up: tuple[type[BaseException], ...] = ()
+) -> Result | None:
+    """What `call` returns, or None and its reason in `errors`; errors of the kinds in `up` are raised.
 
     A device that is broken for the rest of the process is nobody's row: that error goes up and ends the process.
     """
     try:
         return call()
     except FAILURES as error:
-        if is_device_broken(error):
+        if is_device_broken(error) or isinstance(error, up):
             raise
         errors[name] = reason_of(error)
         return None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.case import Bench, Case, Group, batch_suffix, timed
 from benchmarks.devices import Step
+from benchmarks.filling import at_batch, planned_batch
 from benchmarks.harness import Variant
 from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
@@ -24,6 +25,8 @@ from vmae2_ds.model.attention import get_attention
 # B clips, N tokens, H heads, K channels in a head.
 
 BASE = "math"
+MOST_CLIPS = 64
+"""Of one launch: its rate no longer rises, and math holds all its scores."""
 
 
 class Place(NamedTuple):
@@ -48,9 +51,11 @@ def groups(bench: Bench) -> Iterator[Group]:
     for size in bench.options.sizes:
         for precision in bench.options.precisions:
             for name, place in places(size).items():
-                for batch_size in bench.options.batch_sizes:
-                    title = f"{size} {precision} {name}, {place.tokens} tokens{batch_suffix(batch_size)}"
-                    yield Group(title, partial(measure, bench, size, precision, name, batch_size))
+                for batch in bench.batches:
+                    title = f"{size} {precision} {name}, {place.tokens} tokens{batch_suffix(batch)}"
+                    plan = partial(planned_batch, size, precision, "flash", (MASKS["dual"],), most=MOST_CLIPS)
+                    taken = partial(measure, size=size, precision=precision, name=name)
+                    yield Group(title, partial(at_batch, bench, batch, plan, taken))
 
 
 def measure(bench: Bench, size: str, precision: Precision, name: str, batch_size: int) -> list[Row]:

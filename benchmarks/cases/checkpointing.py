@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.case import Bench, Case, Group, batch_suffix, timed
 from benchmarks.devices import measure_memory
+from benchmarks.filling import at_batch, planned_batch
 from benchmarks.harness import Variant, attempt
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench, geometry_of, step_config, step_flops
@@ -28,9 +29,11 @@ def groups(bench: Bench) -> Iterator[Group]:
     for size in bench.options.sizes:
         for precision in bench.options.precisions:
             for attention in bench.attentions(precision):
-                for batch_size in bench.options.batch_sizes:
-                    title = f"{size} {precision} {attention}{batch_suffix(batch_size)}"
-                    yield Group(title, partial(measure, bench, size, precision, attention, batch_size))
+                plan = partial(planned_batch, size, precision, attention, (MASKS[MASK],))
+                for batch in bench.batches:
+                    title = f"{size} {precision} {attention}{batch_suffix(batch)}"
+                    taken = partial(measure, size=size, precision=precision, attention=attention)
+                    yield Group(title, partial(at_batch, bench, batch, plan, taken))
 
 
 def measure(bench: Bench, size: str, precision: Precision, attention: str, batch_size: int) -> list[Row]:
@@ -53,7 +56,7 @@ def measure(bench: Bench, size: str, precision: Precision, attention: str, batch
         }
         build = partial(workbench.step, MASKS[MASK], batch_size, kernels, checkpointing=way)
         variants.append(Variant(way, build, config, flops))
-    rows = timed(variants, bench, BASE, peak=precision, memory=False, count=True)
+    rows = timed(variants, bench, BASE, peak=precision, memory=False, count=True, launches=True)
     for row in rows:
         if row["variant"] in WAYS and not row["error"]:
             _add_memory(row, workbench, batch_size, attention)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.case import Bench, Case, step_groups, timed
+from benchmarks.case import Bench, Case, timed
+from benchmarks.filling import step_groups
 from benchmarks.harness import Variant
 from benchmarks.record import Row
 from benchmarks.steps import DECODER_MASKS, Precision, Workbench, step_config, step_flops
@@ -24,10 +25,10 @@ def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> l
         )
         for name, mask in DECODER_MASKS.items()
     ]
-    return timed(variants, bench, BASE, peak=precision)
+    return timed(variants, bench, BASE, peak=precision, launches=True)
 
 
 CASE = Case(
-    partial(step_groups, measure=measure),
+    partial(step_groups, measure=measure, masks=tuple(DECODER_MASKS.values()), kernel="flash"),
     "decoder masks of the paper's Table 1: none, frame, random, running cell at 25, 50 and 75 %",
 )

@@ -8,6 +8,7 @@ from functools import partial
 
 from benchmarks.case import Bench, Case, Group, batch_suffix, timed
 from benchmarks.devices import keep_freed_memory
+from benchmarks.filling import at_batch, planned_batch
 from benchmarks.harness import Variant
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench, step_config, step_flops
@@ -22,9 +23,11 @@ def groups(bench: Bench) -> Iterator[Group]:
         for size in bench.options.sizes:
             for precision in bench.options.precisions:
                 for attention in bench.attentions(precision):
-                    for batch_size in bench.options.batch_sizes:
-                        name = f"{size} {precision} {attention}{batch_suffix(batch_size)}" + " kept" * keep
-                        yield Group(name, partial(measure, bench, size, precision, attention, batch_size, keep))
+                    plan = partial(planned_batch, size, precision, attention, tuple(MASKS.values()))
+                    for batch in bench.batches:
+                        name = f"{size} {precision} {attention}{batch_suffix(batch)}" + " kept" * keep
+                        taken = partial(measure, size=size, precision=precision, attention=attention, keep=keep)
+                        yield Group(name, partial(at_batch, bench, batch, plan, taken))
 
 
 def measure(bench: Bench, size: str, precision: Precision, attention: str, batch_size: int, keep: bool) -> list[Row]:
@@ -37,7 +40,7 @@ def measure(bench: Bench, size: str, precision: Precision, attention: str, batch
         config = step_config(size, name, mask, precision, batch_size, kernels) | {"allocator": allocator}
         build = partial(workbench.step, mask, batch_size, kernels)
         variants.append(Variant(name, build, config, step_flops(size, mask, batch_size)))
-    return timed(variants, bench, BASE, peak=precision, count=True)
+    return timed(variants, bench, BASE, peak=precision, count=True, launches=True)
 
 
 CASE = Case(groups, "encoder-only masking against dual masking, both decoder token sets: the whole training step")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.case import Bench, Case, Group, batch_suffix, timed
 from benchmarks.devices import Step
+from benchmarks.filling import at_batch, planned_batch
 from benchmarks.harness import Variant
 from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
@@ -27,6 +28,8 @@ from vmae2_ds.model.embed import CubeEmbed, gather_cubes, normalise_pixels
 # B clips, T frames, H x W pixels, C = 3 colours, N cubes, V visible cubes, P values in a cube, D width.
 
 BASE = "published"
+MOST_CLIPS = 64
+"""Of an automatic batch: one variant holds them as normalised float32."""
 PRODUCTS = 2
 """Forward and the weights' gradient: pixels need none, so a training step has two products here, not three."""
 
@@ -124,13 +127,18 @@ WAYS = {
 
 def groups(bench: Bench) -> Iterator[Group]:
     """By size and precision; cutting out alone by batch size."""
-    for batch_size in bench.options.batch_sizes:
-        yield Group(f"gather{batch_suffix(batch_size)}", partial(measure_gather, bench, batch_size))
+    for batch in bench.batches:
+        taken = partial(
+            at_batch, bench, batch, partial(planned_batch, "base", "bf16", "flash", (MASKS["dual"],), most=MOST_CLIPS)
+        )
+        yield Group(f"gather{batch_suffix(batch)}", partial(taken, measure_gather))
     for size in bench.options.sizes:
         for precision in bench.options.precisions:
-            for batch_size in bench.options.batch_sizes:
-                title = f"{size} {precision}{batch_suffix(batch_size)}"
-                yield Group(title, partial(measure, bench, size, precision, batch_size))
+            for batch in bench.batches:
+                title = f"{size} {precision}{batch_suffix(batch)}"
+                plan = partial(planned_batch, size, precision, "flash", (MASKS["dual"],), most=MOST_CLIPS)
+                taken = partial(measure, size=size, precision=precision)
+                yield Group(title, partial(at_batch, bench, batch, plan, taken))
 
 
 def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> list[Row]:

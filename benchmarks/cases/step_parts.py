@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import Bench, Case, step_groups, timed
+from benchmarks.case import Bench, Case, timed
 from benchmarks.devices import Step
+from benchmarks.filling import step_groups
 from benchmarks.harness import Variant, spread
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Kernels, Precision, Workbench, geometry_of, step_config, step_flops
@@ -45,7 +46,7 @@ def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> l
         )
         for name, mask in MASKS.items()
     ]
-    rows = timed(variants, bench, "encoder_only", memory=False)
+    rows = timed(variants, bench, "encoder_only", memory=False, launches=True)
     for row in rows:
         if not row["error"]:
             taken = stamped[row["variant"]].parts()[bench.options.warmup :]
@@ -140,6 +141,6 @@ def _stamp_gradient(x: Tensor, stamps: Stamps) -> None:
 
 
 CASE = Case(
-    partial(step_groups, measure=measure),
+    partial(step_groups, measure=measure, masks=tuple(MASKS.values()), kernel="flash"),
     "where the time goes: embedding, towers forward and backward, loss, optimizer, under each masking",
 )

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from benchmarks.case import Bench, Case, Group, batch_suffix
+from benchmarks.case import AUTO, Bench, Case, Group, batch_suffix
 from benchmarks.cases.zero_engine import (
     MASK,
     Seconds,
@@ -30,10 +30,12 @@ from benchmarks.cases.zero_engine import (
 )
 from benchmarks.cases.zero_plan import Planner, find_planner, residuals
 from benchmarks.devices import held_bytes, memory_source, peak_of
+from benchmarks.filling import planned_batch
 from benchmarks.harness import measured_row, paired_ratio
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, step_config, step_flops
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.zero import ZeroPolicy
 
 Scaling = Literal["weak", "strong"]
@@ -41,6 +43,8 @@ BASE = "zero1"
 """What speed-ups are against."""
 QUICK = ("zero1", "zero3", "zeropp")
 """Policies of a quick run, on ViT-Ti: most of it goes into engines being built."""
+MOST_CLIPS = 32
+"""Of an automatic micro batch, as published runs have them."""
 UNLEARNED = 2
 """Steps in which stage 3 learns the order of the modules, and the first of which makes Adam's moments."""
 
@@ -72,14 +76,21 @@ def groups(bench: Bench) -> Iterator[Group]:
     scalings: tuple[Scaling, ...] = ("weak", "strong") if most % ranks == 0 and not options.quick else ("weak",)
     for size in ("tiny",) if options.quick else options.sizes:
         for precision in options.precisions:
-            for batch in options.batch_sizes:
+            for batch in bench.batches:
+                clips = micro_batch(bench, size, precision) if batch == AUTO else batch
                 for scaling in scalings:
-                    load = Load(scaling, size, precision, batch, batch * (ranks if scaling == "weak" else most))
+                    load = Load(scaling, size, precision, clips, clips * (ranks if scaling == "weak" else most))
                     share = f" of {load.global_batch} clips" if scaling == "strong" else ""
                     yield Group(
                         f"{scaling} {size} {precision}{share}{batch_suffix(batch)} {ranks} ranks",
                         partial(measure, bench, load),
                     )
+
+
+def micro_batch(bench: Bench, size: str, precision: Precision) -> int:
+    """Clips that every rank of a group can hold with all states to itself: of the GPU's whole memory, so that ranks agree."""
+    memory = torch.cuda.get_device_properties(bench.device).total_memory * Assumptions().usable_memory.low
+    return planned_batch(size, precision, "flash", (MASKS[MASK],), memory, most=MOST_CLIPS)
 
 
 def measure(bench: Bench, load: Load) -> list[Row]:

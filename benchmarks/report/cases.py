@@ -9,7 +9,21 @@ from typing import Any
 from benchmarks.case import MATMUL
 from benchmarks.report import plots
 from benchmarks.report.book import PAPER_CASE, Book, Place
-from benchmarks.report.cells import MISSING, Inline, Line, Name, Row, cell, derived, gain, line, spread, with_range
+from benchmarks.report.cells import (
+    MISSING,
+    Inline,
+    Line,
+    Name,
+    Row,
+    cell,
+    clips,
+    derived,
+    gain,
+    host,
+    line,
+    spread,
+    with_range,
+)
 from benchmarks.report.dual import CASE
 from benchmarks.report.page import Block, Figure, Prose, Section, Table, table, without_empty_columns
 from benchmarks.report.parts import CASE as PARTS_CASE
@@ -107,6 +121,9 @@ COLUMNS: dict[str, Callable[[Row], Inline | Line]] = {
     "MFU": lambda row: spread(row, "mfu", "share") if row.get("variant") != MATMUL else MISSING,
     "of a measured product": lambda row: spread(row, "mfu_measured", "share"),
     "most memory": lambda row: cell(row, "memory.peak_bytes", "bytes"),
+    "host time": host,
+    "launches": lambda row: cell(row, "launches", "plain"),
+    "clips": clips,
     "predicted time, residual": lambda row: _beside(row, "time_s", "time", "time"),
     "predicted memory, residual": lambda row: _beside(row, "peak_bytes", "bytes", "memory"),
     "predicted bytes sent, residual": lambda row: _beside(row, "comm_bytes", "bytes", "comm"),

@@ -227,6 +227,17 @@ def gain(row: Row) -> tuple[Line, Inline]:
     return spread(row, "speedup", "ratio"), cell(row, "flop_ratio", "ratio")
 
 
+def host(row: Row) -> Line:
+    """Seconds until the last launch of a step has returned, with a word where the device waited for that."""
+    return (cell(row, "host_s", "time"), *[", host-bound"] * bool(row.get("host_bound")))
+
+
+def clips(row: Row) -> Line:
+    """An automatic batch, and what was planned where that did not fit; MISSING for one that was asked for."""
+    found, planned = cell(row, "batch.clips", "plain"), cell(row, "batch.planned", "plain")
+    return (found, " of ", planned) if row.get("batch.out_of_memory_at") else (found,)
+
+
 def say(template: str, *parts: Inline | Line) -> Line:
     """A sentence whose `{}` are filled in order; empty where one of the parts is missing: no sentence about nothing.
 

@@ -7,7 +7,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from benchmarks.case import MATMUL
 from benchmarks.report import plots, words
 from benchmarks.report.book import MASKS, SIZES, Place, is_kept, settings_key
-from benchmarks.report.cells import MISSING, Code, Inline, Line, Name, Row, cell, derived, gain, say, spread
+from benchmarks.report.cells import (
+    MISSING,
+    Code,
+    Inline,
+    Line,
+    Name,
+    Row,
+    cell,
+    clips,
+    derived,
+    gain,
+    host,
+    say,
+    spread,
+)
 from benchmarks.report.page import Block, Figure, Prose, Section, table, without_empty_columns
 from benchmarks.report.parts import allocator, time_of_parts
 from benchmarks.report.table2 import absent, pairs_of
@@ -62,6 +76,9 @@ def _steps(place: Place) -> Iterator[Block]:
                     spread(row, "mfu", "share"),
                     spread(row, "mfu_measured", "share"),
                     cell(row, "memory.peak_bytes", "bytes"),
+                    host(row),
+                    cell(row, "launches", "plain"),
+                    clips(row),
                 ]
             )
             source = row.get("mfu.peak_source")
@@ -77,7 +94,7 @@ def _steps(place: Place) -> Iterator[Block]:
                 ]
             )
     head = ("masking", "step", "speed-up", "FLOP ratio", "speed-up over FLOP ratio", "MFU", "of a measured product")
-    head = (*head, "most memory of a step")
+    head = (*head, "most memory of a step", "host time", "launches", "clips")
     yield without_empty_columns(table(head, steps), (MISSING,))
     head = (
         "masking",
@@ -204,10 +221,13 @@ def _named(row: Row) -> Line:
 
 def fastest(place: Place, *settings: str, kept: bool = False) -> Mapping[str, Row]:
     """The groups with the shortest dual step per clip for each value of `settings`, and their dual rows; `kept`: also where
-    malloc keeps freed memory, which takes the allocator out of a figure.
+    malloc keeps freed memory, which takes the allocator out of a figure. Groups that waited for the host are left out: they
+    tell nothing of the device.
     """
     best: dict[tuple[str, ...], tuple[str, Row]] = {}
-    for group, _, dual in pairs_of(place):
+    for group, first, dual in pairs_of(place):
+        if first.get("host_bound") or dual.get("host_bound"):
+            continue
         key = tuple(str(dual.get(f"config.{setting}")) for setting in settings)
         if (kept or not is_kept(dual)) and (key not in best or _per_clip(dual) < _per_clip(best[key][1])):
             best[key] = (group, dual)

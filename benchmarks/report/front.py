@@ -82,10 +82,16 @@ def _warnings(book: Book) -> Iterator[Line]:
             Code("--quick"),
             ": it shows that everything runs, its figures are not for quoting.",
         )
+    waited = list(dict.fromkeys((str(row.get("case")), str(row.get("group"))) for row in rows if row.get("host_bound")))
+    if waited:
+        yield ("Steps that waited for their host, not for the device, are no measure of it: ", *_of_groups(waited), ".")
     failed = list(dict.fromkeys((str(row.get("case")), str(row.get("group"))) for row in rows if row.get("error")))
     if failed:
-        names = [(Name(case), " ", Name(group)) for case, group in failed]
-        yield ("Some variants failed; their rows say why: ", *_listed(names), ".")
+        yield ("Some variants failed; their rows say why: ", *_of_groups(failed), ".")
+
+
+def _of_groups(groups: Sequence[tuple[str, str]]) -> Line:
+    return _listed([(Name(case), " ", Name(group)) for case, group in groups])
 
 
 def _listed(parts: Sequence[Inline | Line]) -> Line:

@@ -249,6 +249,30 @@ def test_a_page_is_self_contained_and_repeatable(made: tuple[list[Row], Path], t
     assert (tmp_path / "index.html").read_text() == html
 
 
+def test_steps_that_wait_for_their_host_are_marked_and_never_a_headline(tmp_path: Path) -> None:
+    """The group that would be the headline of ViT-S waits, so another one is; it was halved to fit, which shows too."""
+    rows = [row for row in made_results() if row["case"] == "dual_masking"]
+    folder = write_rows(tmp_path / "rows", rows)
+    write_report([folder], tmp_path / "page")
+    headline = re.search(
+        r"small (\S+ \S+(?: kept| batch 4)?), the fastest group", (tmp_path / "page" / "report.md").read_text()
+    )
+    assert headline
+    group = f"small {headline[1]}"
+    for row in rows:
+        if row["group"] == group:
+            batch = {"clips": 24, "planned": 48, "out_of_memory_at": [48]}
+            row |= {"host_s": 0.98 * row["time_s"]["median"], "launches": 1234, "host_bound": True, "batch": batch}
+    write_report([write_rows(tmp_path / "bound", rows)], tmp_path)
+    html, markdown = ((tmp_path / name).read_text() for name in ("index.html", "report.md"))
+    check(html, rows)
+    assert f"{group}, the fastest group" not in markdown
+    assert "small" in re.findall(r"(\w+) \S+ \S+(?: kept| batch 4)?, the fastest group", markdown)
+    assert f"waited for their host, not for the device, are no measure of it: dual\\_masking {group}." in markdown
+    assert markdown.count("host-bound") == 3
+    assert markdown.count("24 of 48") == 3
+
+
 def test_explanation_of_a_speedup(tmp_path: Path) -> None:
     """By hand: a decoder with half the work and half the time, in a step of 10 s of which it takes 8."""
     rows = []
