@@ -1,4 +1,4 @@
-"""For every test: what it changes in the environment and in torch is undone after it."""
+"""For every test: it stays on the CPU unless `-m gpu` asks, and what it changes in the environment and in torch is undone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 import torch.nn.functional as F
+from _pytest.mark.expression import Expression
 
 from tests.strict_skips import ALLOWED, StrictSkips, read_allowed
 
@@ -21,8 +23,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not asks_for_a_device(config.option.markexpr):
+        # before torch looks: other kernels give other numbers, and two ranks would meet on one GPU
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     if config.getoption("--strict-skips") and not hasattr(config, "workerinput"):  # xdist's workers report to the first
         config.pluginmanager.register(StrictSkips(read_allowed(ALLOWED)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def asks_for_a_device(marks: str) -> bool:
+    """Whether `-m MARKS` chooses tests marked gpu and no plain ones."""
+    if not marks:
+        return False
+    expression = Expression.compile(marks)
+    return expression.evaluate(lambda name, **_: name == "gpu") and not expression.evaluate(lambda name, **_: False)
 
 
 @pytest.fixture(autouse=True)

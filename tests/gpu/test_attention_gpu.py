@@ -14,10 +14,7 @@ from vmae2_ds.model.attention import ATTENTION, choose_attention, get_attention
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def kernel_or_skip(name: str) -> str:

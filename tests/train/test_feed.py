@@ -77,7 +77,6 @@ def test_the_wait_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnCuda:
     def test_copies_that_overlap_with_work_arrive_whole(self) -> None:
         """Work on a batch is still under way while the next ones come: without record_stream their memory is reused."""
