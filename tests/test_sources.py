@@ -53,6 +53,8 @@ SHEET = re.compile(
 LINES = {
     "zero/stage_1_and_2.py:3033-3066": "is_invalid_grad_norm",
     "zero/stage3.py:2884-2895": "is_invalid_grad_norm",
+    "zero/stage_1_and_2.py:3029-3030": "check_grad_overflow",
+    "deepspeed/utils/timer.py:231-258": "get_accelerator().synchronize()",
     "deepspeed/runtime/activation_checkpointing/checkpointing.py:1121-1130": "activation_checkpointing_config",
 }
 """Lines of DeepSpeed that are cited by number, and what they have to hold."""

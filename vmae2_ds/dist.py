@@ -71,12 +71,20 @@ class Ranks:
     """Who started it: a key of LAUNCHERS."""
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over ranks, in float64. Waits for the device, as the optimizer's overflow check does."""
+        """Each value summed over ranks, in float64. Waits for the device."""
         return self._reduce(values, "SUM")
 
     def max(self, *values: float) -> list[float]:
         """The largest of each value over ranks, in float64. Waits like `sum`."""
         return self._reduce(values, "MAX")
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """`values`, which lie on the device, summed over ranks in place. Waits for nothing: the device has it to do."""
+        if self.size > 1:
+            import torch.distributed
+
+            torch.distributed.all_reduce(values)
+        return values
 
     def _reduce(self, values: tuple[float, ...], operation: str) -> list[float]:
         if self.size == 1:

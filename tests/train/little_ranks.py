@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vmae2_ds.contracts import LossOutput, StepResult
 from vmae2_ds.dist import Ranks
+from vmae2_ds.engine.step import LargestNorm
 
 GIVE_UP_S = 60
 
@@ -71,6 +72,9 @@ class LittleRanks(Ranks):
 
     meeting: Meeting = field(default_factory=lambda: Meeting(1))
 
+    def add_up(self, values: Tensor) -> Tensor:
+        return torch.stack(self.meeting.exchange(self.rank, values)).sum(0)
+
     def _reduce(self, values: tuple[float, ...], operation: str) -> list[float]:
         of_all = self.meeting.exchange(self.rank, values)
         return [{"SUM": math.fsum, "MAX": max}[operation](column) for column in zip(*of_all, strict=True)]
@@ -95,13 +99,14 @@ class LittleEngine:
         (loss / self._accumulation).backward()
         return LossOutput(loss.detach(), torch.tensor(len(y_B)), y_B.square().mean())
 
-    def update(self, largest_norm: float = math.inf) -> StepResult:
+    def update(self, largest_norm: LargestNorm, told: Tensor) -> StepResult:
         assert self.weights.grad is not None, "a micro step was taken"
         of_all = self._meeting.exchange(self._rank, self.weights.grad)
         mean = torch.stack(of_all).mean(0)
         self.weights.grad = None
         norm = float(mean.norm())
-        applied = math.isfinite(norm) and norm <= largest_norm
+        largest = largest_norm(told.tolist())
+        applied = math.isfinite(norm) and norm <= largest
         if applied:
             with torch.no_grad():
                 self.weights -= self.parameter_groups[0]["lr"] * mean

@@ -85,7 +85,7 @@ class Run(QuietHooks):
             device=torch.device("cpu"),
             parameter_groups=[{"lr": 0.0}],
             micro_step=lambda batch: out,
-            update=lambda largest_norm: StepResult(True, 1.0),
+            update=lambda largest_norm, told: StepResult(largest_norm(told.tolist()) > 1, 1.0),
         )
         ranks = Ranks()
         setup = LoopSetup(

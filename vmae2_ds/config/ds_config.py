@@ -95,6 +95,8 @@ def fill_policy(policy: dict[str, Any], config: RunConfig, plan: RunPlan, *, on_
     if bf16:  # DeepSpeed drops a gradient that is not finite only with this; by itself it says so since 0.19.3
         _own(ds_config["bf16"], "check_grad_overflow", True, "bf16.")
     ds_config.setdefault("steps_per_print", 10**9)  # our own metrics speak
+    # by itself it times each micro step, waiting for the device before and after (0.19.8: deepspeed/utils/timer.py:231-258)
+    ds_config.setdefault("timers", {"throughput": {"enabled": False}})
     for key in ("optimizer", "scheduler", "fp16", "amp", "train_micro_batch_size"):
         if key in ds_config:
             raise ConfigError(f"ds_config sets {key!r}, which belongs to the run config (--optim.*, --train.precision)")

@@ -56,6 +56,7 @@ INTERNALS: dict[str, Uses] = {
     },
     STAGES_1_2: {
         "scaled_global_norm(norm_type)": "engine/step.py: the gradient's norm, which is watched where it is taken",
+        "check_overflow(partition_gradients)": "engine/step.py: waits for the device and says no more than the norm: left out",
         "update_lp_params()": "engine/shards.py: working weights from master weights",
     },
     "deepspeed.runtime.utils": {

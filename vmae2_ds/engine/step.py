@@ -15,6 +15,14 @@ from vmae2_ds.dist import default_device
 from vmae2_ds.engine.partitioned import FillFn, build_partitioned
 from vmae2_ds.engine.shards import MasterShards
 
+LargestNorm = Callable[[list[float]], float]
+"""What the device tells before an update -> the largest gradient norm whose update is applied."""
+
+
+def any_norm(told: list[float]) -> float:
+    """No norm is too large."""
+    return math.inf
+
 
 class Engine:
     """A DeepSpeed engine around an objective.
@@ -57,8 +65,10 @@ class Engine:
         )
         self._basic_optimizer = optimizer
         self.shards = MasterShards(self.deepspeed, optimizer, self.stage)
-        self._grad_norm, self._largest_norm = math.nan, math.inf
-        if self.stage > 0:
+        self._largest_norm: LargestNorm = any_norm
+        self._told, self._grad_norm = torch.zeros(0, device=self.device), math.nan
+        self._norm_is_taken = self.stage in (0, 3) or self.zero_policy.get("compute_grad_norm", True)
+        if self.stage > 0 and self._norm_is_taken:
             self._watch_norm()
         if compile_backend != "none":
             self.deepspeed.compile(backend=compile_backend)
@@ -81,19 +91,38 @@ class Engine:
             self.deepspeed.step()  # only counts the micro step
         return out
 
-    def update(self, largest_norm: float = math.inf) -> StepResult:
-        """Apply the accumulated gradient, or drop it on all ranks where it is not finite or its norm above `largest_norm`."""
+    def update(self, largest_norm: LargestNorm = any_norm, told: torch.Tensor | None = None) -> StepResult:
+        """Apply the accumulated gradient, or drop it on all ranks where it is not finite or its norm too large.
+
+        Args:
+            largest_norm: decides, the same on all ranks, once the device has told. What it raises leaves weights alone.
+            told: (n,) float64 on the device, handed to `largest_norm`. It is read together with the gradient's norm: the one
+                wait for the device in a step, with what DeepSpeed waits for itself (docs/SCALING.md).
+        """
+        self._told = torch.zeros(0, dtype=torch.float64, device=self.device) if told is None else told
+        self._largest_norm, self._grad_norm = largest_norm, math.nan
         if self.stage == 0:
-            return self._update_plain(largest_norm)
-        self._grad_norm, self._largest_norm = math.nan, largest_norm
+            return self._update_plain()
+        if not self._norm_is_taken:
+            largest_norm(self._told.tolist())
         self.deepspeed.step()
         return StepResult(bool(self.deepspeed.was_step_applied()), self._grad_norm)
+
+    def _wait(self, norms: list[torch.Tensor]) -> tuple[float, list[float]]:
+        """Read these norms and what is told in one go: (the largest norm that is applied, the norms)."""
+        there = [norm.to(self.device, torch.float64, non_blocking=True).view(1) for norm in norms]
+        numbers = torch.cat([self._told, *there]).tolist()
+        split = len(numbers) - len(norms)
+        return self._largest_norm(numbers[:split]), numbers[split:]
 
     def _watch_norm(self) -> None:
         """Let DeepSpeed take a norm that is too large for one that is not finite.
 
         It takes the norm inside `step`, from sums over all ranks, and drops the gradient of an infinite one before anything
         has changed (0.19.8: zero/stage_1_and_2.py:3033-3066, zero/stage3.py:2884-2895). At stage 3 the norm comes in parts.
+        What it gets back lies on the host, so that its own looks at the norm (is_invalid_grad_norm, twice with clipping) need
+        not wait. Its check of every gradient for what is not finite, which waits before that, is left out: such a gradient has
+        no finite norm (zero/stage_1_and_2.py:3029-3030).
         """
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
@@ -103,18 +132,22 @@ class Engine:
 
         def judged() -> Any:
             taken = take()
-            self._grad_norm = float(combine_grad_norm_groups(taken) if self.stage == 3 else taken)
-            if not self._grad_norm > self._largest_norm:
-                return taken
-            return [math.inf] if self.stage == 3 else torch.full_like(taken, math.inf)
+            largest, norms = self._wait(taken if self.stage == 3 else [taken])
+            on_host = [torch.tensor(norm, dtype=torch.float32) for norm in norms]
+            self._grad_norm = float(combine_grad_norm_groups(on_host)) if self.stage == 3 else norms[0]
+            if self._grad_norm > largest:
+                on_host = [torch.tensor(math.inf)]
+            return on_host if self.stage == 3 else on_host[0]
 
         setattr(zero, name, judged)
+        if self.stage < 3:
+            zero.check_overflow = lambda partition_gradients=True: None
 
-    def _update_plain(self, largest_norm: float) -> StepResult:
+    def _update_plain(self) -> StepResult:
         """Stage 0: DeepSpeed checks nothing there, so the norm of the (already averaged) gradients is taken here."""
         grads = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads))
-        applied = math.isfinite(norm) and norm <= largest_norm
+        largest, (norm,) = self._wait([torch.nn.utils.get_total_norm(grads)])
+        applied = math.isfinite(norm) and norm <= largest
         if not applied:
             torch._foreach_zero_(grads)  # DeepSpeed's clipping would only spread the NaN
             self._basic_optimizer.found_inf = torch.ones((), device=self.device)  # type: ignore[attr-defined]

@@ -56,12 +56,11 @@ class SpikeGuard:
         self.places = ranks.size if self._is_on else 0
         """Numbers that `own_place` adds to the sum over ranks."""
 
-    def own_place(self, loss: torch.Tensor) -> list[float]:
-        """This rank's loss at its place among zeros, to be summed over ranks. Waits for the device, as that sum does."""
-        if not self._is_on:
-            return []
-        places = [0.0] * self._ranks.size
-        places[self._ranks.rank] = float(loss)
+    def own_place(self, loss: torch.Tensor) -> torch.Tensor:
+        """This rank's loss at its place among zeros, (places,) float64, to be summed over ranks; it stays on the device."""
+        places = torch.zeros(self.places, dtype=torch.float64, device=loss.device)
+        if self._is_on:
+            places[self._ranks.rank] = loss
         return places
 
     def look_at_losses(self, recent: Recent, losses: Sequence[float]) -> Spike | None:

@@ -95,7 +95,7 @@ def train(
     while state.step < last_step:
         rate = learning_rate(state.step, plan)
         set_learning_rate(engine.parameter_groups, rate)
-        tally = StepTally(engine.device, plan.accumulation)
+        tally = StepTally(engine.device, plan.accumulation, setup.sources)
         for micro_step in range(plan.accumulation):
             loaded = next(feed)
             if setup.reseed:
@@ -104,11 +104,12 @@ def train(
             interval.add(out)
             tally.add(loaded, out)
             feed.fetch_ahead()
-        agreed = tally.agree(ranks, setup.guard, setup.stop, setup.sources, loader_failed=feed.error is not None)
-        if agreed.loader_failed:  # before the update: the step is run again after a resume
+        told = tally.tell(ranks, setup.guard, setup.stop, loader_failed=feed.error is not None)
+        try:
+            agreed, result = _update(engine, setup.guard, tally, told, state, hooks)
+        except LoaderFailed:  # before the update: the step is run again after a resume
             hooks.save(state)
-            raise LoaderFailed(str(feed.error or "the loader of another rank failed; it says why"))
-        result = _update(engine, setup.guard, agreed.losses, state, hooks)
+            raise LoaderFailed(str(feed.error or "the loader of another rank failed; it says why")) from None
         _count(state, agreed, result, plan)
         if result.applied:
             hooks.updated()
@@ -127,16 +128,31 @@ def train(
             raise reason
 
 
-def _update(engine: Engine, guard: SpikeGuard, losses: list[float], state: TrainState, hooks: LoopHooks) -> StepResult:
-    """Apply the update that the micro steps have gathered, or leave it out where the guard finds a spike."""
-    spike = guard.look_at_losses(state.recent, losses)
-    result = engine.update(guard.largest_norm(state.recent, spike))
+def _update(
+    engine: Engine, guard: SpikeGuard, tally: StepTally, told: torch.Tensor, state: TrainState, hooks: LoopHooks
+) -> tuple[Agreed, StepResult]:
+    """Apply the update that the micro steps have gathered, or leave it out where the guard finds a spike.
+
+    The ranks learn what they agree on inside the engine's update: there the device is waited for, once, before weights change.
+    Raises LoaderFailed there, on all ranks.
+    """
+    known: list[tuple[Agreed, Spike | None]] = []
+
+    def largest_norm(told: list[float]) -> float:
+        agreed = tally.agreed(told)
+        if agreed.loader_failed:
+            raise LoaderFailed
+        known.append((agreed, guard.look_at_losses(state.recent, agreed.losses)))
+        return guard.largest_norm(state.recent, known[0][1])
+
+    result = engine.update(largest_norm, told)
+    ((agreed, spike),) = known
     spike = spike or guard.look_at_norm(state.recent, result)
     if spike is not None:
         state.spikes += spike.limit is not None
         hooks.spiked(spike, state, result)
-    state.recent = guard.remember(state.recent, losses, result, spike)
-    return result
+    state.recent = guard.remember(state.recent, agreed.losses, result, spike)
+    return agreed, result
 
 
 def _count(state: TrainState, agreed: Agreed, result: StepResult, plan: RunPlan) -> None:

@@ -34,10 +34,15 @@ class Agreed(NamedTuple):
 
 
 class StepTally:
-    """One rank's loss, unreadable videos and videos by source, over the micro batches of a step."""
+    """One rank's loss, unreadable videos and videos by source, over the micro batches of a step.
 
-    def __init__(self, device: torch.device, accumulation: int) -> None:
+    Args:
+        sources: names under which the videos are counted, the same on every rank.
+    """
+
+    def __init__(self, device: torch.device, accumulation: int, sources: tuple[str, ...]) -> None:
         self._loss, self._accumulation = torch.zeros((), device=device), accumulation
+        self._names = counted_names(sources)
         self._used: Counter[str] = Counter()
         self.failures: list[ReadFailure] = []
 
@@ -47,27 +52,20 @@ class StepTally:
         self.failures += loaded.failures
         self._used.update(loaded.sources)
 
-    def agree(
-        self,
-        ranks: Ranks,
-        guard: SpikeGuard,
-        stop: StopRequests,
-        sources: tuple[str, ...],
-        *,
-        loader_failed: bool,
-    ) -> Agreed:
-        """Tell the other ranks, in the one sum over ranks that a step takes; waits for the device."""
-        names = counted_names(sources)
-        bad, signalled, late, failed, *rest = ranks.sum(
-            len(self.failures),
-            bool(stop.caught),
-            stop.is_time_over(),
-            loader_failed,
-            *guard.own_place(self._loss),
-            *count_vector(self._used, names),
-        )
-        losses, videos = rest[: guard.places], rest[guard.places :]
-        by_source = {name: int(count) for name, count in zip(names, videos, strict=True)}
+    def tell(self, ranks: Ranks, guard: SpikeGuard, stop: StopRequests, *, loader_failed: bool) -> torch.Tensor:
+        """Tell the other ranks, in the one sum over ranks that a step takes: (n,) float64 on the device, not waited for."""
+        flags = len(self.failures), bool(stop.caught), stop.is_time_over(), loader_failed
+        own = torch.tensor([*flags, *count_vector(self._used, self._names)], dtype=torch.float64)
+        if self._loss.is_cuda:
+            own = own.pin_memory()  # a copy out of other memory may wait for the device
+        own = own.to(self._loss.device, non_blocking=True)
+        return ranks.add_up(torch.cat([own, guard.own_place(self._loss)]))
+
+    def agreed(self, told: list[float]) -> Agreed:
+        """What `tell` has come to on all ranks, once it is read."""
+        bad, signalled, late, failed, *rest = told
+        videos, losses = rest[: len(self._names)], rest[len(self._names) :]
+        by_source = {name: int(count) for name, count in zip(self._names, videos, strict=True)}
         return Agreed(int(bad), signalled > 0, late > 0, failed > 0, losses, by_source)
 
 
