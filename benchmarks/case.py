@@ -16,11 +16,12 @@ from benchmarks.devices import DeviceName, attentions_on, find_device, measure_m
 from benchmarks.harness import Timing, Variant, attempt, paired_ratio, rows_of, time_interleaved
 from benchmarks.launches import count_launches, host_seconds, is_host_bound
 from benchmarks.record import Row
-from benchmarks.steps import Precision, matmul_step
+from benchmarks.steps import Precision, matmul_step, sdpa_took
 from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.device_peak import device_peak
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model.kernel_support import SUPPORT
 
 MATMUL = "matmul"
 """The variant that stands for a CPU's peak: timed in the rounds of what it is compared with."""
@@ -176,6 +177,7 @@ def timed(
             row.pop("flop_ratio", None)
     for variant, row in zip(every, rows, strict=True):
         row |= {"clock": clock, "rounds": options.rounds, "warmup": options.warmup}
+        row["config"] |= sdpa_took(row["config"], device)
         if timings[variant.name].step is not None and variant.name != MATMUL:
             _add_untimed(row, variant, timings[variant.name], device, memory=memory, count=count)
             if launches:
@@ -199,7 +201,7 @@ def _add_untimed(
         with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
             attempt(variant.name, step, errors)
         # kernels of other packages are unknown to torch's counter
-        row["flops_counted"] = None if "flash" in str(variant.config) else counter.get_total_flops()
+        row["flops_counted"] = None if _is_foreign(variant) else counter.get_total_flops()
     row["error"] = errors.get(variant.name)
 
 
@@ -214,6 +216,11 @@ def _add_launches(row: Row, timing: Timing, device: torch.device) -> None:
         row |= {"host_s": host_s, "device_s": busy_s}
         row["host_bound"] = None if host_s is None else is_host_bound(host_s, row["time_s"]["median"], busy_s)
     row["error"] = row["error"] or next(iter(errors.values()), None)
+
+
+def _is_foreign(variant: Variant) -> bool:
+    kernels = [variant.config.get(key) for key in ("attention", "attention_encoder", "attention_decoder")]
+    return any(name in SUPPORT and SUPPORT[name].function for name in kernels)
 
 
 def _add_mfu(rows: list[Row], timings: dict[str, Timing], device: torch.device, precision: Precision) -> None:

@@ -15,9 +15,11 @@ from typing import Literal, NamedTuple
 import psutil
 import torch
 
+from vmae2_ds.config.model import SIZES
 from vmae2_ds.dist import default_device
+from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.model.attention import ATTENTION, get_attention
+from vmae2_ds.model.attention import ATTENTION, runnable
 
 Step = Callable[[], None]
 Timer = Callable[[Step], float]
@@ -44,16 +46,10 @@ def describe(device: torch.device) -> str:
 
 
 def attentions_on(device: torch.device, precision: str) -> tuple[str, ...]:
-    """Names of the kernels that can run: flash needs CUDA, 16 bit and the package."""
-    names = ["math", "sdpa"]
-    if device.type == "cuda" and precision != "fp32":
-        try:
-            get_attention("flash")
-            names.append("flash")
-        except ConfigError:
-            pass  # a report shows that there are no flash rows
-    assert set(names) <= set(ATTENTION)
-    return tuple(names)
+    """Names of the kernels that can run with every head width of the published sizes; by_head has math's rows and bits."""
+    widths = {tower.width // tower.heads for encoder, decoder, _ in SIZES.values() for tower in (encoder, decoder)}
+    can_run = [set(runnable(DTYPES[precision], width, device)) for width in widths]
+    return tuple(name for name in ATTENTION if name != "by_head" and all(name in names for names in can_run))
 
 
 def timer_of(device: torch.device) -> tuple[str, Timer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.cost.flops import mae_macs, training_flops
 from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.masking import count_masks
+from vmae2_ds.model.kernel_support import sdpa_kernel
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.tune.trial import noise_batch
@@ -79,6 +80,24 @@ def step_config(
         "decode": counts.decode, "attention_encoder": kernels[0], "attention_decoder": kernels[1],
         "optimizer": optimizer_name(precision),
     }  # fmt: skip
+
+
+def sdpa_took(config: Mapping[str, Any], device: torch.device) -> dict[str, str]:
+    """`sdpa_took` for a row's config: the kernels that torch's sdpa took, encoder's first; empty where nobody asked it.
+
+    Reads a step's config (`step_config`), or one of attention alone, with its tokens, heads and head width.
+    """
+    shapes = []
+    if config.get("attention") == "sdpa" and "head_width" in config:
+        shapes = [(config["tokens"], config["heads"], config["head_width"])]
+    elif "decode" in config:
+        model, visible = ModelConfig.of_size(config["size"]), config["visible"]
+        for side, tokens in (("encoder", visible), ("decoder", visible + config["decode"])):
+            if config.get(f"attention_{side}") == "sdpa":
+                tower = model.encoder if side == "encoder" else model.decoder
+                shapes.append((tokens, tower.heads, tower.width // tower.heads))
+    taken = [sdpa_kernel((config["batch_size"], *shape), DTYPES[config["precision"]], device) for shape in shapes]
+    return {"sdpa_took": ", ".join(dict.fromkeys(taken))} if taken else {}
 
 
 def optimizer_name(precision: Precision) -> str:

@@ -50,6 +50,7 @@ DOORS = {
         *("data.tools.encode", "data.tools.synthetic", "data.tools.video_facts"),
     },
     "flash_attn": {"model.attention"},
+    "flash_attn_interface": {"model.attention"},
     "timm": {"model.block", "data.clips.augment"},
     "matplotlib": {"draw.charts", "draw.pictures"},
     "transformers": set(),
@@ -57,7 +58,7 @@ DOORS = {
 }
 """Package -> the modules that may import it."""
 
-LAZY = {"deepspeed", "decord", "torchcodec", "av", "flash_attn", "matplotlib"}
+LAZY = {"deepspeed", "decord", "torchcodec", "av", "flash_attn", "flash_attn_interface", "matplotlib"}
 """Doors that stay shut until a function needs them: the rest works where these packages do not."""
 
 WITHOUT_TORCH = (

@@ -16,6 +16,7 @@ from benchmarks.steps import MASKS, Precision, Workbench, geometry_of, step_conf
 from vmae2_ds.config.model import CheckpointingName, ModelConfig
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.flops import mae_macs, recomputed_macs, training_flops
+from vmae2_ds.cost.traffic import ATTENTION_KINDS
 from vmae2_ds.masking import MaskCounts, count_masks
 
 BASE: CheckpointingName = "none"
@@ -76,7 +77,7 @@ def predicted_bytes(size: str, way: CheckpointingName, precision: Precision, att
     counts = _counts(size)
     found = mae_activations(
         ModelConfig.of_size(size, checkpointing=way), geometry_of(size), counts.visible, counts.decode,
-        attention=attention, precision=precision,  # type: ignore[arg-type]  # names of ATTENTION
+        attention=ATTENTION_KINDS[attention], precision=precision,  # type: ignore[index]  # names of ATTENTION
     )  # fmt: skip
     return batch_size * (found.peak - found.clip)
 

@@ -33,7 +33,7 @@ from benchmarks.devices import held_bytes, memory_source, peak_of
 from benchmarks.filling import planned_batch
 from benchmarks.harness import measured_row, paired_ratio
 from benchmarks.record import Row
-from benchmarks.steps import MASKS, Precision, step_config, step_flops
+from benchmarks.steps import MASKS, Precision, sdpa_took, step_config, step_flops
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -145,7 +145,9 @@ def warmup_of(bench: Bench) -> int:
 def attention_of(device: torch.device, precision: Precision, available: tuple[str, ...]) -> str:
     """What `auto` picks nearly everywhere, fixed so that all ranks and policies run one kernel: flash, else sdpa; in bf16 on
     a CPU math."""
-    return "math" if device.type == "cpu" and precision == "bf16" else available[-1]
+    if device.type == "cpu" and precision == "bf16":
+        return "math"
+    return "flash" if "flash" in available else "sdpa"
 
 
 def visit(bench: Bench, config: PretrainConfig, policy: dict[str, Any], steps: int, *, count: bool) -> Visit:
@@ -169,8 +171,10 @@ def row_config(bench: Bench, load: Load, config: PretrainConfig, policy: dict[st
     """Everything that decides what a variant computes and sends."""
     zero = ZeroPolicy.of_ds_config(policy).on(bench.ranks.size)
     kernel = config.model.attention
+    step = step_config(load.size, MASK, MASKS[MASK], load.precision, load.micro_batch, (kernel, kernel))
     return {
-        **step_config(load.size, MASK, MASKS[MASK], load.precision, load.micro_batch, (kernel, kernel)),
+        **step,
+        **sdpa_took(step, bench.device),
         "optimizer": "fused AdamW",
         "checkpointing": config.model.checkpointing,
         "scaling": load.scaling,

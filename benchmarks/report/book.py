@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.record import Row as Measured
 from benchmarks.record import current, read_rows
 from benchmarks.report.cells import Code, Name, Row
+from vmae2_ds.cost.traffic import ATTENTION_KINDS
 
 PAPER_JSON = Path(__file__).parents[1] / "paper.json"
 PAPER_CASE = "paper"
@@ -20,7 +21,7 @@ PAPER_CASE = "paper"
 SIZES = {"tiny": "ViT-Ti", "small": "ViT-S", "base": "ViT-B", "large": "ViT-L", "huge": "ViT-H", "giant": "ViT-g"}
 MASKS = {"encoder_only": "encoder-only", "dual": "dual", "dual_disjoint": "dual, disjoint"}
 PRECISIONS = ("bf16", "fp16", "fp32")
-ATTENTIONS = ("math", "sdpa", "flash")
+ATTENTIONS = tuple(ATTENTION_KINDS)
 
 Groups = dict[str, dict[str, Row]]
 """Rows by group and variant, in the order they were measured."""

@@ -77,6 +77,8 @@ def test_attention_rows() -> None:
     assert rows["math"]["flops_counted"] == rows["math"]["flops"]
     assert rows["sdpa"]["flops_counted"] == rows["sdpa"]["flops"] * 7 / 6
     assert rows["sdpa"]["speedup"]["against"] == "math"
+    assert rows["sdpa"]["config"]["sdpa_took"] == "cpu_flash"
+    assert "sdpa_took" not in rows["math"]["config"]
 
 
 # --- embedding -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import steps
 from benchmarks.__main__ import Run
 from benchmarks.case import Bench, Options
 from benchmarks.cases import CASES
@@ -60,6 +61,17 @@ def test_cases_are_described_and_quick_is_small() -> None:
     quick = Options(quick=True).resolved()
     assert (quick.sizes, quick.rounds) == (("small",), 3)
     assert Options(rounds=7).resolved().rounds == 7
+
+
+@pytest.mark.parametrize("kernels", [("math", "sdpa"), ("sdpa", "math"), ("sdpa", "sdpa"), ("math", "flash")])
+def test_a_row_says_which_kernels_sdpa_took(kernels: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each tower's own shape: 208 tokens in 16 heads of 88, 1,232 in 8 of 64 (docs/PAPER.md#sizes)."""
+    asked = {(2, 208, 16, 88): "cudnn", (2, 1232, 8, 64): "torch_flash"}
+    monkeypatch.setattr(steps, "sdpa_kernel", lambda shape, dtype, device: asked[shape])
+    config = steps.step_config("giant", "dual", MASKS["dual"], "bf16", 2, kernels)
+    both = [name for kernel, name in zip(kernels, asked.values(), strict=True) if kernel == "sdpa"]
+    expected = {"sdpa_took": ", ".join(both)} if both else {}
+    assert steps.sdpa_took(config, torch.device("cpu")) == expected
 
 
 def test_a_shared_model_trains_as_one_of_its_own() -> None:

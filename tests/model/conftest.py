@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -49,3 +49,11 @@ def make_batch(config: MaskConfig, geometry: ClipGeometry, num_clips: int = 2) -
 @pytest.fixture
 def batch_for() -> Callable[..., PretrainBatch]:
     return make_batch
+
+
+@pytest.fixture
+def same_bits() -> Iterator[None]:
+    """torch asks every operator for the same bits twice."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

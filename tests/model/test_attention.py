@@ -1,21 +1,31 @@
-"""Attention kernels agree with each other and with a naive version; names never fall back."""
+"""Attention kernels agree with a naive version, packages called through stand-ins; names never fall back; auto measures."""
 
 from __future__ import annotations
 
 import math
 import subprocess
 import sys
+import types
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vmae2_ds.config.model import AttentionName
+from vmae2_ds.cost.traffic import ATTENTION_KINDS
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.model.attention import ATTENTION, choose_attention, get_attention
+from vmae2_ds.model import attention
+from vmae2_ds.model.attention import ATTENTION, check_attention, choose_attention, get_attention
+from vmae2_ds.model.kernel_support import SUPPORT
 
-ON_CPU = sorted(set(ATTENTION) - {"flash"})
+CPU = torch.device("cpu")
+ON_CPU = ["by_head", "math", "sdpa"]
 SHAPE = (2, 17, 3, 4, 8)  # odd length on purpose: B, N, 3, H, K
 
 
@@ -54,23 +64,184 @@ def test_kernels_agree_with_naive_attention(name: str, dtype: torch.dtype, toler
     torch.testing.assert_close(qkv.grad.double(), exact.grad, **tolerance)
 
 
+# --- other packages and CUDA operators, without a GPU -------------------------------------------------------------------
+
+PACKAGES = {"flash": "flash_attn", "flash3": "flash_attn_interface", "flash4": "flash_attn.cute"}
+STEPS = {"cudnn": "cudnn", "torch_flash": "flash", "efficient": "efficient"}
+
+
+def stand_in(seen: list[bool], *, with_lse: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A package's packed and unpacked function: naive attention in float64, which notes `deterministic`."""
+
+    def packed(qkv: Tensor, *, deterministic: bool = False) -> Any:
+        seen.append(deterministic)
+        out = naive(qkv).to(qkv.dtype)
+        return (out, torch.zeros(())) if with_lse else out
+
+    def unpacked(q: Tensor, k: Tensor, v: Tensor, *, deterministic: bool = False) -> Any:
+        return packed(torch.stack([q, k, v], dim=2), deterministic=deterministic)
+
+    return packed, unpacked
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[bool]:
+    """flash_attn 2, 3 and 4 as stand-ins; what they were told about determinism, call by call."""
+    seen: list[bool] = []
+    packed, unpacked = stand_in(seen, with_lse=getattr(request, "param", False))
+    modules = {name: types.ModuleType(name) for name in PACKAGES.values()}
+    modules["flash_attn"].flash_attn_qkvpacked_func = stand_in(seen, with_lse=False)[0]  # type: ignore[attr-defined]
+    modules["flash_attn_interface"].flash_attn_qkvpacked_func = packed  # type: ignore[attr-defined]
+    modules["flash_attn.cute"].flash_attn_func = unpacked  # type: ignore[attr-defined]
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return seen
+
+
+@pytest.mark.parametrize("packages", [False, True], ids=["output alone", "with log-sum-exp"], indirect=True)
+@pytest.mark.parametrize("head_width", [64, 88])
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_get_the_layout_that_they_take(packages: list[bool], name: str, head_width: int) -> None:
+    """(B, N, H, K) with the usual scale and no padding, and one gradient for packed q, k and v."""
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 5, 3, 2, head_width, dtype=torch.float64).requires_grad_()
+    exact, dout = qkv.detach().clone().requires_grad_(), torch.randn(2, 5, 2, head_width, dtype=torch.float64)
+    out = get_attention(name)(qkv)
+    out.backward(dout)
+    naive(exact).backward(dout)
+    torch.testing.assert_close(out, naive(exact))
+    torch.testing.assert_close(qkv.grad, exact.grad)
+    assert packages == [False]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_are_told_to_add_in_a_fixed_order(packages: list[bool], name: str, same_bits: None) -> None:
+    get_attention(name)(torch.randn(1, 3, 3, 2, 8))
+    assert packages == [True]
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("head_width", [64, 88])
+def test_torch_s_kernels_by_name_are_one_operator_on_what_is_packed(name: str, head_width: int) -> None:
+    """On a fake GPU, at the encoder's tokens: q, k and v are views, the output needs no copy."""
+    with FakeTensorMode(), Operators() as operators:
+        qkv = torch.empty(2, 208, 3, 16, head_width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        out = get_attention(name)(qkv)
+    assert out.shape == (2, 208, 16, head_width)
+    assert out.is_contiguous()
+    kernels = [found for found in operators.names if "attention" in found]
+    assert kernels == [f"_scaled_dot_product_{STEPS[name]}_attention"]
+    assert not {"clone", "copy_", "_to_copy", "contiguous"} & set(operators.names)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_torch_s_fused_kernels_are_refused_on_a_cpu(name: str) -> None:
+    with pytest.raises(ConfigError, match="on a CUDA device only"):
+        get_attention(name)(torch.randn(SHAPE))
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+# --- names and auto -----------------------------------------------------------------------------------------------------
+
+
+def test_the_setting_has_the_names_of_the_tables() -> None:
+    assert set(get_args(AttentionName)) == {*ATTENTION, "auto"}
+    assert set(ATTENTION) == set(SUPPORT) == set(ATTENTION_KINDS)
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="choose one of"):
         get_attention("flsh")
 
 
-def test_flash_never_falls_back_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "flash_attn", None)  # importing it now raises ImportError
-    with pytest.raises(ConfigError, match="pip install"):
+@pytest.mark.parametrize(("name", "package"), PACKAGES.items())
+def test_a_package_never_falls_back_where_it_is_missing(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # importing it now raises ImportError
+    with pytest.raises(ConfigError, match=rf"attention {name} needs {package}.*(pip install|build it)"):
+        get_attention(name)
+
+
+def test_another_package_of_the_same_name_is_not_taken_for_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash_attn 4 alone makes a package flash_attn with nothing but `cute` in it."""
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    with pytest.raises(ConfigError, match="has no flash_attn_qkvpacked_func"):
         get_attention("flash")
 
 
+def test_a_named_kernel_that_cannot_run_is_refused_with_those_that_can() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_attention("cudnn", torch.bfloat16, 64, CPU)
+    assert str(refused.value) == (
+        "--model.attention cudnn runs on a CUDA device only, and this is cpu; choose one of math, by_head, sdpa, or auto"
+    )
+    check_attention("math", torch.bfloat16, 64, CPU)
+
+
 def test_auto_measures_the_candidates_and_takes_the_fastest() -> None:
-    choice = choose_attention((1, 32, 2, 16), torch.float32, torch.device("cpu"))
+    choice = choose_attention((1, 32, 2, 16), torch.float32, CPU)
     assert sorted(choice.times_s) == ON_CPU
     assert choice.times_s[choice.name] == min(choice.times_s.values()) > 0
     for name in ON_CPU:
         assert f"{name} " in str(choice), "the log line shows every time"
+
+
+def test_auto_measures_on_data_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random values, and the global generator as it was."""
+    seen: list[Tensor] = []
+    monkeypatch.setitem(ATTENTION, "sdpa", lambda qkv: (seen.append(qkv.detach()), ATTENTION["math"](qkv))[1])
+    before = torch.random.get_rng_state()
+    choose_attention((1, 32, 2, 16), torch.float32, CPU)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert 0.9 < seen[0].std().item() < 1.1
+
+
+def test_auto_does_without_a_kernel_that_fails_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(qkv: Tensor) -> Tensor:
+        raise RuntimeError("no kernel image is available\nfor this device")
+
+    monkeypatch.setitem(ATTENTION, "sdpa", fails)
+    choice = choose_attention((1, 8, 2, 16), torch.float32, CPU)
+    assert choice.name in ("math", "by_head")
+    assert "sdpa failed: RuntimeError: no kernel image is available)" in str(choice)
+    monkeypatch.setitem(ATTENTION, "math", fails)
+    monkeypatch.setitem(ATTENTION, "by_head", fails)
+    with pytest.raises(ConfigError, match="no kernel runs on cpu"):
+        choose_attention((1, 8, 2, 16), torch.float32, CPU)
+
+
+def test_on_cuda_auto_times_several_launches_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is CUDA's events, which this machine has not: a stand-in that counts what lies between them."""
+    calls, clock = [0], []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = calls[0]
+
+        def synchronize(self) -> None:
+            clock.append(self.at)
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1000.0 * (end.at - self.at)  # ms: a call takes a second
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert attention._cuda_time(lambda: calls.__setitem__(0, calls[0] + 1)) == 1.0
+    assert clock == [attention.CUDA_LAUNCHES] == [10]
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash_attn (pip extra: flash)")

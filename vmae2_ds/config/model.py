@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from vmae2_ds.config.strict import ClipLength, Edge, PartBelow1, Size, StrictModel
 from vmae2_ds.contracts import ClipGeometry
 
-AttentionName = Literal["auto", "flash", "sdpa", "math", "by_head"]
+AttentionName = Literal[
+    "auto", "math", "by_head", "sdpa", "cudnn", "torch_flash", "efficient", "flash", "flash3", "flash4"
+]
 CheckpointingName = Literal["none", "decoder", "every_k", "all", "deepspeed"]
 SizeName = Literal["tiny", "small", "base", "large", "huge", "giant", "6b"]
 """The keys of SIZES."""
@@ -68,8 +70,10 @@ class EncoderConfig(StrictModel):
     """Number of frames and size in pixels of another clip, as in "16 224", whose position table is interpolated to this
     clip's grid; default: this clip's own table (published)."""
     attention: AttentionName = "auto"
-    """Attention kernel. A kernel named here is used or refused, never replaced; auto times the available ones for this
-    device, dtype and shape and logs its choice."""
+    """Attention kernel. math: two products and a softmax, on any device; by_head: the same for CPUs, a few heads at a time;
+    sdpa: whichever kernel torch's scaled_dot_product_attention takes, which the log names; cudnn, torch_flash, efficient:
+    one of those by name, on CUDA; flash, flash3, flash4: the packages flash_attn 2, 3 and 4, on CUDA. A kernel named here is
+    used or refused, never replaced; auto times those that can run with this device, dtype and shape, and logs its choice."""
     checkpoint_every: Layer = 2
     """With --model.checkpointing every_k: one block in this many is recomputed in the backward pass."""
     drop_path: PartBelow1 = 0.0

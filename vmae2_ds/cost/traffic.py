@@ -23,11 +23,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.model import AttentionName, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 
 AttentionKind = Literal["math", "sdpa", "flash"]
-"""math keeps n x n scores of every head in memory; sdpa (torch's fused kernels) and flash (flash_attn) do not."""
+"""math keeps n x n scores of every head in memory; sdpa (fused kernels with a gradient each for q, k and v) and flash (with
+one packed gradient) do not."""
+ATTENTION_KINDS: dict[AttentionName, AttentionKind] = {
+    **dict.fromkeys(("math", "by_head"), "math"),
+    **dict.fromkeys(("sdpa", "cudnn", "torch_flash", "efficient", "flash4"), "sdpa"),
+    **dict.fromkeys(("flash", "flash3"), "flash"),
+}
+"""What a kernel counts as, by the names of `model.attention`; auto is none."""
 Side = Literal["encoder", "decoder"]
 ComputePrecision = Literal["bf16", "fp32", "autocast"]
 """bf16 and fp32: weights and activations. autocast: fp16 on float32 weights, norms and softmax in float32, as published."""

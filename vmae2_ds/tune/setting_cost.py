@@ -17,7 +17,7 @@ from vmae2_ds.cost.compute_time import DeviceRates, micro_step_work, optimizer_t
 from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs, training_flops
 from vmae2_ds.cost.gathers import count_modules
 from vmae2_ds.cost.states import StateBytes, state_bytes
-from vmae2_ds.cost.traffic import AttentionKind
+from vmae2_ds.cost.traffic import ATTENTION_KINDS, AttentionKind
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.masking import count_masks
 
@@ -108,12 +108,12 @@ class Setting(NamedTuple):
 
 
 def attention_kind(config: PretrainConfig, on_cpu: bool) -> AttentionKind:
-    """The kernel that runs; by_head counts as math, whose scores it keeps.
+    """What the kernel that runs counts as.
 
     What `auto` will measure to be fastest: in bf16 flash on a GPU, math on a CPU; in fp32 sdpa.
     """
     if config.model.attention != "auto":
-        return "math" if config.model.attention == "by_head" else config.model.attention
+        return ATTENTION_KINDS[config.model.attention]
     if config.train.precision == "fp32":  # flash_attn has no float32
         return "sdpa"
     return "math" if on_cpu else "flash"
