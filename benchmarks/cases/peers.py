@@ -1,9 +1,10 @@
-"""The same work in transformers' VideoMAEForPreTraining, which has encoder-only masking alone."""
+"""The same work in transformers' VideoMAEForPreTraining, which has encoder-only masking alone, and in the published style."""
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -11,7 +12,8 @@ from torch import nn
 from benchmarks.case import Bench, Case, timed
 from benchmarks.devices import Step
 from benchmarks.filling import step_groups
-from benchmarks.harness import Variant
+from benchmarks.harness import Variant, paired_ratio
+from benchmarks.published import AutocastName, PublishedBench
 from benchmarks.record import Row
 from benchmarks.steps import (
     MASKS,
@@ -30,13 +32,20 @@ from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.masking import count_masks
 from vmae2_ds.train.build import fastest_attention
 
-BASE = "transformers_eager"
+BASE, BASE_WITHOUT_IT = "transformers_eager", "published_encoder_only_autocast"
 MODELS = 4
 """States of a group, in those of one model of ours: transformers' keep no masters but in one variant."""
+STYLES: dict[Precision, dict[str, AutocastName]] = {
+    "bf16": {"encoder_only": "autocast", "dual": "autocast", "dual in float32": "fp32"},
+    "fp32": {"encoder_only": "fp32", "dual": "fp32"},
+}
+"""Maskings in the published style beside ours of each precision: 16 bit there is autocast over float32 weights."""
 
 
 def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> list[Row]:
-    """transformers with either of its kernels, with and without float32 masters; ours with the kernels `auto` finds."""
+    """transformers with either of its kernels, with and without float32 masters; ours with the kernels `auto` finds; and the
+    published style, whose float32 weights autocast computes with in 16 bit.
+    """
     variants = [
         _theirs(bench.device, size, precision, batch_size, kernel, masters=False) for kernel in ("eager", "sdpa")
     ]
@@ -50,7 +59,41 @@ def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> l
         config = step_config(size, name, mask, precision, batch_size, kernels)
         build = partial(workbench.step, mask, batch_size, kernels)
         variants.append(Variant(name, build, config, step_flops(size, mask, batch_size)))
-    return timed(variants, bench, BASE, launches=True)
+    published = PublishedBench(size, bench.device)
+    for masking, how in STYLES[precision].items():
+        variants.append(_published(published, masking.split()[0], batch_size, how))
+    rows = timed(variants, bench, _base(precision), launches=True)
+    _add_ratios(rows)
+    return rows
+
+
+def _base(precision: Precision) -> str:
+    """What speed-ups are over: transformers, where it is installed."""
+    if importlib.util.find_spec("transformers"):
+        return BASE
+    return BASE_WITHOUT_IT if precision == "bf16" else "published_encoder_only_fp32"
+
+
+def _add_ratios(rows: list[Row]) -> None:
+    """`values` of our dual steps: how many times faster than the published dual step they are, from the rounds both ran in."""
+    by_name = {row["variant"]: row for row in rows if not row["error"]}
+    for name in ("dual", "dual_disjoint"):
+        values = {}
+        for how in get_args(AutocastName):
+            if name in by_name and (theirs := by_name.get(f"published_dual_{how}")):
+                ratio = paired_ratio(theirs["samples_s"], by_name[name]["samples_s"])
+                ends = {"": ratio.median, "_low": ratio.low, "_high": ratio.high}
+                values |= {f"over_published_{how}_ratio{end}": each for end, each in ends.items()}
+        if values:
+            by_name[name] |= {"values": values, "kind": "measured"}
+
+
+def _published(published: PublishedBench, masking: str, batch_size: int, how: AutocastName) -> Variant:
+    mask = MASKS[masking]
+    config = step_config(published.size, masking, mask, "fp32", batch_size, ("math", "math"))
+    config |= {"package": "published style", "optimizer": "AdamW", "precision": how}
+    flops = step_flops(published.size, mask, batch_size, embed_all=True)
+    return Variant(f"published_{masking}_{how}", partial(published.step, mask, batch_size, how), config, flops)
 
 
 def _theirs(
@@ -112,5 +155,5 @@ def transformers_step(
 
 CASE = Case(
     partial(step_groups, measure=measure, masks=tuple(MASKS.values()), kernel="math", models=MODELS),
-    "a step of ours against transformers' VideoMAEForPreTraining, which has encoder-only masking alone",
+    "a step of ours against transformers' VideoMAEForPreTraining, encoder-only, and one in the published style",
 )

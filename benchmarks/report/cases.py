@@ -34,7 +34,7 @@ WITH_SECTIONS_OF_THEIR_OWN = {CASE, PARTS_CASE, TABLE1_CASE, PAPER_CASE}
 
 ABOUT = {
     "ceilings": "What the device reaches where nothing stands in its way: matrix products, and copies in its memory.",
-    "peers": "The same work in transformers' VideoMAE, encoder-only, beside ours.",
+    "peers": "The same work in transformers' VideoMAE, encoder-only, and in the published style, beside ours.",
     "attention": "Attention kernels alone, at the shapes of each tower.",
     "embed": "Embedding all cubes and selecting, against selecting and embedding what is visible.",
     "optimizer": "The update alone.",
@@ -169,6 +169,7 @@ ENDINGS = {
     "_per_s": "number rate",
     "_per_s_per_core": "number rate",
     "_s": "time",
+    "_ratio": "ratio",
     "share": "share",
     "efficiency": "share",
 }

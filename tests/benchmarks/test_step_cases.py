@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.case import MATMUL, Bench, Options
 from benchmarks.cases import decoder_masking, dual_masking, paper, peers, step_parts
 from benchmarks.cases.peers import transformers_step
-from benchmarks.harness import spread
+from benchmarks.harness import Variant, spread
 from benchmarks.record import Row
-from benchmarks.steps import DECODER_MASKS, MASKS, Workbench, geometry_of, step_flops
+from benchmarks.steps import DECODER_MASKS, MASKS, Precision, Workbench, geometry_of, step_flops
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.errors import ConfigError
 
@@ -83,6 +83,50 @@ def test_the_peer_does_the_same_work() -> None:
     # the closed form charges a gradient of the pixels, which nobody asks for
     unasked = 2 * geometry.num_cubes * geometry.cube_values * 192
     assert counter.get_total_flops() == theirs - unasked
+
+
+def test_ours_is_compared_with_the_published_style_round_by_round() -> None:
+    def row(name: str, samples_s: list[float]) -> Row:
+        return {"variant": name, "error": None, "samples_s": samples_s}
+
+    rows = [
+        row("dual", [1.0, 2.0, 4.0]),
+        row("published_dual_fp32", [4.0, 6.0, 8.0]),
+        row("published_encoder_only_autocast", [9.0, 9.0, 9.0]),
+        {"variant": "published_dual_autocast", "error": "RuntimeError: no", "samples_s": []},
+    ]
+    peers._add_ratios(rows)
+    # 4, 3 and 2 times, whose middle is not the ratio of the middles of a noisy machine; what failed has no ratio
+    ends = {"": 3.0, "_low": 2.5, "_high": 3.5}
+    assert rows[0]["values"] == {f"over_published_fp32_ratio{end}": value for end, value in ends.items()}
+    assert not any("values" in other for other in rows[1:])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_published_style_is_in_the_group_and_the_base_without_transformers(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, tuple[list[str], str]] = {}
+
+    def note(variants: list[Variant], _: Bench, base: str, **__: object) -> list[Row]:
+        asked[str(len(asked))] = [variant.name for variant in variants], base
+        return []
+
+    monkeypatch.setattr(peers, "timed", note)
+    monkeypatch.setattr(peers, "fastest_attention", lambda *_: ("math", "math"))
+    peers.measure(BENCH, "tiny", precision, 1)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda _: None)
+    peers.measure(BENCH, "tiny", precision, 1)
+    (names, base), (_, without) = asked.values()
+    kinds = {
+        "bf16": ["dual_autocast", "dual_fp32", "encoder_only_autocast"],
+        "fp32": ["dual_fp32", "encoder_only_fp32"],
+    }
+    assert sorted(name for name in names if name.startswith("published")) == [
+        f"published_{kind}" for kind in kinds[precision]
+    ]
+    assert {base, without} <= set(names)
+    assert (base, without) == ("transformers_eager", f"published_{kinds[precision][-1]}")
 
 
 def test_the_peers_config_says_whether_it_keeps_masters() -> None:
