@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from vmae2_ds.contracts import LoadedBatch
+from vmae2_ds.data.feed.ahead import CopyStream
 from vmae2_ds.errors import DataError
 
 
@@ -31,7 +32,7 @@ class Feed(Iterator[LoadedBatch]):
         self._last: LoadedBatch | None = None
         self._copies = None
         if device.type == "cuda":
-            self._copies = torch.cuda.Stream(device)
+            self._copies = CopyStream(device)
             self._computed = torch.cuda.Event(enable_timing=True)
             self._read = torch.cuda.Event(enable_timing=True)
 
@@ -72,15 +73,12 @@ class Feed(Iterator[LoadedBatch]):
             return end
         if self._copies is None:
             return loaded
-        self._read.record(self._copies)
-        with torch.cuda.stream(self._copies):
-            return loaded._replace(batch=loaded.batch.to(self._device))  # type: ignore[arg-type]  # it can move again
+        self._read.record(self._copies.stream)
+        batch = self._copies.send(lambda batch: batch.to(self._device), loaded.batch)
+        return loaded._replace(batch=batch)  # type: ignore[arg-type]  # it can move again
 
     def _arrived(self, loaded: LoadedBatch) -> LoadedBatch:
         """The batch, with the work that follows told to wait for its copy."""
         if self._copies is not None:
-            computing = torch.cuda.current_stream(self._device)
-            computing.wait_stream(self._copies)
-            for tensor in loaded.batch.to(self._device):  # which it is on
-                tensor.record_stream(computing)  # its memory belongs to the other stream
+            self._copies.arrive(loaded.batch.to(self._device))  # which it is on
         return loaded

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.console.progress import Ticker, heard
-from vmae2_ds.data.feed.views import ViewsDataset
+from vmae2_ds.data.feed.ahead import ask_ahead
+from vmae2_ds.data.feed.views import ViewedVideo, ViewsDataset
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine
@@ -49,24 +51,33 @@ class Validation:
         longest = -(-videos // self._ranks.size)
         blank = torch.zeros((data.num_frames, data.size, data.size, 3), dtype=torch.uint8)
         totals = torch.zeros(4, dtype=torch.float64)  # videos, right, right among five, loss
+
+        def batches() -> Iterator[list[ViewedVideo | None]]:
+            read = chain(self.dataset.iterate(rows), repeat(None, longest - len(rows)))
+            while batch := list(islice(read, self._videos_at_once)):
+                yield batch
+
+        def move(batch: list[ViewedVideo | None]) -> Tensor:
+            clips = [blank if video is None or video.clip_KTHWC is None else video.clip_KTHWC[0] for video in batch]
+            return torch.stack([clip.to(device, non_blocking=True) for clip in clips])
+
+        def ask(clip_BTHWC: Tensor) -> list[Tensor]:
+            return [objective.logits(clip_BTHWC)]
+
         objective.eval()
-        read = iter(self.dataset.iterate(rows))
         ticker = Ticker(log, "videos validated", videos, draws=False, speaks=self._ranks.rank == 0)
+        done = 0
         with heard(ticker):
-            for first in range(0, longest, self._videos_at_once):
-                count = min(self._videos_at_once, longest - first)
-                found = list(islice(read, count))
-                clips = [blank if video.clip_KTHWC is None else video.clip_KTHWC[0] for video in found]
-                clips += [blank] * (count - len(found))
-                logits_BC = objective.logits(torch.stack(clips).to(device)).cpu()
-                good = [place for place, video in enumerate(found) if video.clip_KTHWC is not None]
-                label_B = torch.tensor([found[place].label for place in good], dtype=torch.int64)
-                logits_BC = logits_BC[good]
+            for batch, (logits_BC,) in ask_ahead(batches(), move, ask, device):
+                found = [(at, video) for at, video in enumerate(batch) if video and video.clip_KTHWC is not None]
+                label_B = torch.tensor([video.label for _, video in found], dtype=torch.int64)
+                logits_BC = logits_BC[[at for at, _ in found]]
                 best_B5 = logits_BC.topk(min(5, logits_BC.shape[1])).indices
                 right_B5 = best_B5 == label_B[:, None]
                 loss = F.cross_entropy(logits_BC, label_B, reduction="sum")
-                totals += torch.tensor([len(good), right_B5[:, :1].sum(), right_B5.sum(), loss], dtype=torch.float64)
-                ticker.tell(min((first + count) * self._ranks.size, videos))  # the other ranks are about as far
+                totals += torch.tensor([len(found), right_B5[:, :1].sum(), right_B5.sum(), loss], dtype=torch.float64)
+                done += len(batch)
+                ticker.tell(min(done * self._ranks.size, videos))  # the other ranks are about as far
         objective.train()
         seen, right, right_of_five, loss_sum = self._ranks.sum(*totals.tolist())
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +14,13 @@ from vmae2_ds.config.finetune import FinetuneConfig, ViewsConfig
 from vmae2_ds.data.clips.crops import crop_resize, view_crops
 from vmae2_ds.data.clips.sampling import TEST_SAMPLERS, middle_clip
 from vmae2_ds.data.entry import ReadAs, VideoEntry
+from vmae2_ds.data.feed.ahead import ask_ahead
 from vmae2_ds.data.feed.loader import POLL_S, iterate, start_worker
+from vmae2_ds.data.feed.shared_memory import check_views
 from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.data.sources.labels import check_labels
 from vmae2_ds.data.sources.manifest import Manifest
+from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.errors import VideoError
 
 # K views of a video, T frames, S the clip's edge.
@@ -98,6 +101,26 @@ class ViewsDataset(Dataset[ViewedVideo]):
             prefetch_factor=self.data.prefetch if workers else None,
             timeout=POLL_S if workers else 0,
             worker_init_fn=start_worker,
+            pin_memory=default_device().type == "cuda",
             multiprocessing_context="fork" if workers else None,
         )
         return iterate(loader)
+
+    def answers(
+        self, rows: Sequence[int], ask: Callable[[Tensor], Iterable[Tensor]], device: torch.device
+    ) -> Iterator[tuple[ViewedVideo, list[Tensor]]]:
+        """Each video of these rows, and on the host what `ask` says of its clips on `device`; [] of one without clips.
+
+        As `ask_ahead`. Raises as `iterate`.
+        """
+
+        def move(video: ViewedVideo) -> Tensor | None:
+            return None if video.clip_KTHWC is None else video.clip_KTHWC.to(device, non_blocking=True)
+
+        return ask_ahead(self.iterate(rows), move, ask, device)
+
+    def check_shared_memory(self, ranks: Ranks) -> None:
+        """Warn or raise ConfigError where /dev/shm may be full before the videos are read; all ranks have to ask."""
+        workers = min(self.data.workers, -(-len(self) // ranks.size))
+        views = 1 if self.views is None else self.views.clips * self.views.crops
+        check_views(self.data.model_copy(update={"workers": workers}), views, ranks)

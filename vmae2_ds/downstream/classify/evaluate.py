@@ -116,6 +116,7 @@ def evaluate(asked: EvaluateArguments) -> Evaluation:
     dataset = ViewsDataset(config, listed, config.test)
     names = known or class_names(asked.labels, config.model.num_classes)
     ranks = start_ranks()
+    dataset.check_shared_memory(ranks)
     views = config.test
     run = checkpoint.parent.parent if checkpoint.is_dir() else checkpoint.parent
     about = {
@@ -181,14 +182,19 @@ def score_videos(
     from vmae2_ds.downstream.classify.scores import Scores
 
     rows = range(ranks.rank, len(dataset), ranks.size)
+    device = next(objective.parameters()).device
     done: list[tuple[int, int, np.ndarray]] = []
     failures: list[tuple[int, str]] = []
     with heard(Ticker(log, "videos scored", len(dataset), speaks=ranks.rank == 0)) as ticker:
-        for number, video in enumerate(dataset.iterate(rows), start=1):
-            if video.clip_KTHWC is None:
-                failures.append((video.row, video.reason or ""))
+
+        def ask(clip_KTHWC: Tensor) -> list[Tensor]:
+            return [_score(objective, clip_KTHWC, views_at_once, ticker)]
+
+        for number, (video, answers) in enumerate(dataset.answers(rows, ask, device), start=1):
+            if answers:
+                done.append((video.row, video.label, answers[0].numpy()))
             else:
-                done.append((video.row, video.label, _score(objective, video.clip_KTHWC, views_at_once, ticker)))
+                failures.append((video.row, video.reason or ""))
             ticker.tell(min(number * ranks.size, len(dataset)))  # the other ranks are about as far
     parts = ranks.gather((done, failures))
     if parts is None:
@@ -205,18 +211,16 @@ def score_videos(
     )
 
 
-def _score(objective: Classify, clip_KTHWC: Tensor, views_at_once: int, ticker: Ticker) -> np.ndarray:
-    """Mean softmax over a video's views: (C,) float32."""
+def _score(objective: Classify, clip_KTHWC: Tensor, views_at_once: int, ticker: Ticker) -> Tensor:
+    """Mean softmax over a video's views: (C,) float32, on the device."""
     import torch
 
-    device = next(objective.parameters()).device
     probs: list[Tensor] = []
     with torch.inference_mode():
         for chunk in clip_KTHWC.split(views_at_once):
-            probs.append(objective.logits(chunk.to(device)).softmax(dim=-1))
+            probs.append(objective.logits(chunk).softmax(dim=-1))
             ticker.again(f"{sum(map(len, probs))} of {counted(len(clip_KTHWC), 'view')}")
-        prob_KC = torch.cat(probs)
-    return prob_KC.double().mean(dim=0).float().cpu().numpy()
+        return torch.cat(probs).double().mean(dim=0).float()
 
 
 def describe(result: Evaluation) -> str:

@@ -137,6 +137,7 @@ def predict(asked: PredictArguments) -> Predictions | None:
     names = labels_of(asked.source) if labels is None else read_names(labels, classes, "--labels")
     dataset = ViewsDataset(config, entries, config.test)
     ranks = start_ranks()
+    dataset.check_shared_memory(ranks)
     objective = classifier_of(config, weights)
     del weights
     views = config.test

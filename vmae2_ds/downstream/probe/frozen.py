@@ -22,7 +22,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.data.feed.views import ViewsDataset
 from vmae2_ds.data.sources.list_formats import PLAIN_LIST, ListForm
 from vmae2_ds.data.sources.manifest import read_manifest
-from vmae2_ds.dist import default_device
+from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.downstream.probe.folds import Features
 from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.model.embed import sinusoid_table
@@ -44,7 +44,7 @@ PIXEL_CELL = 8
 
 
 Encode = Callable[[Tensor], Tensor]
-"""uint8 clips (B, T, S, S, 3) -> one vector a clip, (B, F), or its tokens, (B, N, D)."""
+"""uint8 clips (B, T, S, S, 3) -> one vector a clip, (B, F), or its tokens, (B, N, D), on the clips' device."""
 
 
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
@@ -74,12 +74,12 @@ class FrozenEncoder:
 
     @torch.inference_mode()
     def __call__(self, clip_BTHWC: Tensor) -> Tensor:
-        """uint8 clips -> (B, D) float32 on the host."""
-        return self.module(clip_BTHWC.to(default_device())).float().cpu()
+        """uint8 clips -> (B, D) float32."""
+        return self.module(clip_BTHWC.to(default_device())).float()
 
     @torch.inference_mode()
     def motion(self, clip_BTHWC: Tensor) -> Tensor:
-        """uint8 clips -> (B, 9 D) float32 on the host: how far tokens are from those of one step before at the same place,
+        """uint8 clips -> (B, 9 D) float32: how far tokens are from those of one step before at the same place,
         absolute, averaged over time in each of 3 x 3 cells of the frame.
 
         Behind the norm, as the mean token. Raises ConfigError for clips of a single step.
@@ -90,12 +90,12 @@ class FrozenEncoder:
                 f"clips of {self.geometry.num_frames} frames are one step of tokens: nothing moves; pool mean"
             )
         tokens_BND = self.module.norm(self._encode(clip_BTHWC)).float()
-        return _motion(tokens_BND.unflatten(1, (steps, rows, columns))).cpu()
+        return _motion(tokens_BND.unflatten(1, (steps, rows, columns)))
 
     @torch.inference_mode()
     def tokens(self, clip_BTHWC: Tensor) -> Tensor:
-        """uint8 clips -> (B, N, D) float32 on the host, every token scaled to mean 0 and deviation 1 over its channels."""
-        return _scaled(self._encode(clip_BTHWC)).cpu()
+        """uint8 clips -> (B, N, D) float32, every token scaled to mean 0 and deviation 1 over its channels."""
+        return _scaled(self._encode(clip_BTHWC))
 
     def _encode(self, clip_BTHWC: Tensor) -> Tensor:
         return self.module.tokens(clip_BTHWC.to(default_device()))
@@ -137,7 +137,8 @@ def pixel_tokens(geometry: ClipGeometry) -> Encode:
     def encode(clip_BTHWC: Tensor) -> Tensor:
         grey_BTHW = F.adaptive_avg_pool2d(clip_BTHWC.float().mean(dim=-1), (rows * cell, columns * cell))
         cubes = grey_BTHW.reshape(-1, steps, geometry.tubelet, rows, cell, columns, cell).permute(0, 1, 3, 5, 2, 4, 6)
-        return _scaled(cubes.reshape(-1, *places_NP.shape) / 64 - 2 + places_NP)  # -2 to 2, beside sinusoids of -1 to 1
+        here_NP = places_NP.to(clip_BTHWC.device)
+        return _scaled(cubes.reshape(-1, *places_NP.shape) / 64 - 2 + here_NP)  # -2 to 2, beside sinusoids of -1 to 1
 
     return encode
 
@@ -180,14 +181,20 @@ def features_of(
     labels: list[int] = []
     failures: list[str] = []
     log.info("%s: features of %s", manifest, counted(len(listed), "video"))
+    dataset.check_shared_memory(Ranks())
+
+    def ask(clip_KTHWC: Tensor) -> list[Tensor]:
+        return [_of_video(encode(clip_KTHWC)) for encode in encoders.values()]
+
     with heard(Ticker(log, "videos looked at", len(listed))) as ticker:
-        for number, video in enumerate(dataset.iterate(range(len(listed))), start=1):
+        answers = dataset.answers(range(len(listed)), ask, default_device())
+        for number, (video, every) in enumerate(answers, start=1):
             ticker.tell(number - 1)
             if video.clip_KTHWC is None:
                 failures.append(video.reason or "")
                 continue
-            for name, encode in encoders.items():
-                found = _of_video(encode(video.clip_KTHWC))
+            for name, answer in zip(encoders, every, strict=True):
+                found = answer.numpy()
                 if name not in features:  # for all videos at once: a list of all tokens would have to be copied
                     features[name] = allocate(name, (len(listed), *found.shape), found.dtype)
                 features[name][len(rows)] = found
@@ -204,9 +211,9 @@ def features_of(
     return {name: Features(found[: len(rows)], label_V, source_V, path_V) for name, found in features.items()}
 
 
-def _of_video(clips: Tensor) -> np.ndarray:
+def _of_video(clips: Tensor) -> Tensor:
     """Clips' vectors (K, F) -> (F,) float64; their tokens (K, N, D) -> (K N, D) float16."""
-    return clips.flatten(0, 1).half().numpy() if clips.ndim == 3 else clips.double().mean(dim=0).numpy()
+    return clips.flatten(0, 1).half() if clips.ndim == 3 else clips.double().mean(dim=0)
 
 
 def views_of(trained: FrozenEncoder, random: FrozenEncoder, view: str) -> dict[str, Encode]:

@@ -19,6 +19,7 @@ from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.contracts import AskedBatch, LabelledBatch, LoadedBatch
 from vmae2_ds.data.bad_files import check_bad_share
+from vmae2_ds.data.feed.ahead import ask_ahead
 from vmae2_ds.data.feed.loader import load_samples
 from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.mixture import Mixture, open_mixture
@@ -190,13 +191,21 @@ def _answer_shard(
 ) -> int:
     """Ask about a shard's videos and write it; returns how many could not be used."""
     logits, features, attempts = [], [], []
-    for one in loaded:
+    device = default_device()
+
+    def move(one: LoadedBatch) -> Tensor:
+        assert isinstance(one.batch, AskedBatch), "what an AskedDataset collates"
+        return one.batch.clip_BTHWC.to(device, non_blocking=True)
+
+    def ask(clip_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
+        return teacher.answers(unmixed(clip_BTHWC))
+
+    for one, (logits_BC, feature_BE) in ask_ahead(loaded, move, ask, device):
         assert isinstance(one.batch, AskedBatch), "what an AskedDataset collates"
         for failure in one.failures:
             log.warning("%s: %s; replaced by another video", failure.path, failure.reason)
-        logits_BC, feature_BE = teacher.answers(unmixed(one.batch.clip_BTHWC.to(default_device(), non_blocking=True)))
-        logits.append(logits_BC.cpu())
-        features.append(feature_BE.cpu())
+        logits.append(logits_BC)
+        features.append(feature_BE)
         attempts.append(one.batch.attempt_V)
     logits_VKC, feature_VKE = (
         torch.cat(parts).unflatten(0, (shard.videos, index.views)) for parts in (logits, features)
