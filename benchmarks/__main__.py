@@ -1,4 +1,4 @@
-"""python -m benchmarks list | run CASE... | report [FOLDER...] | compare BEFORE AFTER. See docs/BENCHMARKS.md."""
+"""python -m benchmarks list | run CASE... | visit | report [FOLDER...] | compare BEFORE AFTER. See docs/BENCHMARKS.md."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from benchmarks.case import Options
 from benchmarks.cases import CASES
 from benchmarks.record import RESULTS, ROOT, Row, read_rows
 from benchmarks.run import run_cases
+from benchmarks.visit.parts import Asked
 from vmae2_ds.config.model import SIZES
 from vmae2_ds.errors import ConfigError, Vmae2Error
 
@@ -44,6 +45,16 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Visit:
+    """Measure in so many minutes what is worth most on this machine and write its report to OUT; the same command goes on.
+
+    Exit code 0 when all went well, what did not fit included, 1 when a group failed, 75 when a signal ended it.
+    """
+
+    asked: Annotated[Asked, tyro.conf.arg(name="")] = field(default_factory=Asked)
+
+
+@dataclass(frozen=True)
 class Report:
     """Write index.html and report.md from rows."""
 
@@ -68,6 +79,7 @@ class Compare:
 COMMANDS = (
     Annotated[ListCases, tyro.conf.subcommand("list")]
     | Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Visit, tyro.conf.subcommand("visit")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
@@ -100,6 +112,10 @@ def _call(command: Any, words: list[str], console: Console) -> int:
             console.print(table_of(title, rows))
 
         return int(run_cases(names, command.options.resolved(), command.out, typed, fresh=command.fresh, show=show) > 0)
+    if isinstance(command, Visit):
+        from benchmarks.visit.going import visit
+
+        return visit(command.asked, shlex.join(["python", "-m", "benchmarks", *words]))
     if isinstance(command, Report):
         from benchmarks.report import write_report
 

@@ -132,6 +132,11 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
+def has_failed(row: Row) -> bool:
+    """Whether a row tells of an error; that a package is not installed is none."""
+    return bool(row["error"]) and not row["error"].startswith(("ModuleNotFoundError", "ImportError"))
+
+
 def paired_ratio(base_s: Sequence[float], other_s: Sequence[float]) -> Spread:
     """How many times faster `other` is than `base`, from the rounds both ran in."""
     return spread([base / other for base, other in zip(base_s, other_s, strict=True)])

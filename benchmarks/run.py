@@ -22,6 +22,7 @@ from benchmarks.record import NO_START, Row, append_rows, read_rows
 from benchmarks.worker import Job, failed_group, row_origin, work
 from vmae2_ds.dist import map_rank_variables
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.guard.loader_watch import cores_of_this_process
 
 TIME_TO_STOP_S = 30
 
@@ -95,22 +96,23 @@ def _work_in_child(job: Job, launcher: list[str]) -> None:
         if died is None:
             if code:  # before the first group: nothing to go on with
                 died = flight.Flight(case=job.case, group=NO_START, fingerprint="")
-                _record(job, died, _how_it_ended(code))
+                record_death(job, died, how_it_ended(code))
             return
         if died.variant is not None:
-            flight.write_flight(job.out, died.without(died.variant, _how_it_ended(code)))
+            flight.write_flight(job.out, died.without(died.variant, how_it_ended(code)))
             continue
-        _record(job, died, _how_it_ended(code))
+        record_death(job, died, how_it_ended(code))
         flight.end(job.out)
 
 
-def _record(job: Job, died: flight.Flight, reason: str) -> None:
+def record_death(job: Job, died: flight.Flight, reason: str) -> None:
     """A row for a group whose process could not write one."""
     row = {"device": "?", **row_origin(job), **failed_group(reason), **died.note}
     append_rows(job.out / f"{job.case}.jsonl", [row])
 
 
-def _how_it_ended(code: int) -> str:
+def how_it_ended(code: int) -> str:
+    """In words, from a return code or the launcher's exit code."""
     if code > 192:  # the launcher's own exit code for a rank that was ended by a signal: minus its number, in 8 bits
         code -= 256
     if code >= 0:
@@ -123,7 +125,7 @@ def _run(job: Job, launcher: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         path.write_text(job.model_dump_json())
-        child = subprocess.Popen([*launcher, str(path)], env=_environment())
+        child = subprocess.Popen([*launcher, str(path)], env=_environment(job))
         try:
             return child.wait()
         except BaseException:
@@ -135,9 +137,19 @@ def _run(job: Job, launcher: list[str]) -> int:
             raise
 
 
-def _environment() -> dict[str, str]:
-    """One thread to a process."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def _environment(job: Job) -> dict[str, str]:
+    device = find_device(job.options.device).type
+    launched = CASES[job.case].launched and device == "cuda"
+    return environment_for(device, min(max(job.options.ranks), torch.cuda.device_count()) if launched else 1)
+
+
+def environment_for(device: str, processes: int = 1) -> dict[str, str]:
+    """One thread to a process that measures a CPU; where a GPU is measured, each process's share of the host's cores.
+
+    Offloaded optimizers run on them, and whatever else the host does beside a GPU.
+    """
+    threads = 1 if device == "cpu" else max(1, cores_of_this_process() // processes)
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 def _free_port() -> int:

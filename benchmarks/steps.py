@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -153,12 +154,10 @@ class Workbench:
         batch = self.batch(mask, batch_size)
         update = self.update if until == "update" else partial(self.model.zero_grad, set_to_none=True)
         objective = self.objective  # built now, not in the first timed call
-        recomputed = ModelConfig.of_size(self.size, checkpointing=checkpointing).recomputed_blocks
 
         def step() -> None:
             self.model.zero_grad(set_to_none=True)  # what a step that ran out of memory may have left
-            self.model.use_attention(*kernels)
-            self._recompute(recomputed)
+            self.set_up(kernels, checkpointing)
             loss = objective(batch).loss
             if until != "forward":
                 loss.backward()
@@ -166,11 +165,38 @@ class Workbench:
 
         return step
 
-    def _recompute(self, blocks: tuple[range, range]) -> None:
+    def set_up(self, kernels: Kernels, checkpointing: CheckpointingName = "none") -> None:
+        """Kernels and recomputed blocks of the step that follows, whatever the one before it had."""
         from torch.utils.checkpoint import checkpoint
 
+        encoder, decoder = ModelConfig.of_size(self.size, checkpointing=checkpointing).recomputed_blocks
+        self.model.use_attention(*kernels)
         self.model.use_checkpoint_function(partial(checkpoint, use_reentrant=False))
-        self.model.encoder.blocks.recomputed, self.model.decoder.blocks.recomputed = map(frozenset, blocks)
+        self.model.encoder.blocks.recomputed = frozenset(encoder)
+        self.model.decoder.blocks.recomputed = frozenset(decoder)
+
+
+_kept: dict[tuple[str, Precision, torch.device], Workbench] = {}
+"""The Workbench that was asked for last."""
+
+
+def workbench_of(size: str, precision: Precision, device: torch.device) -> Workbench:
+    """The Workbench of the call before, with its weights as they are, or a new one: kernels and batches share a model.
+
+    Another one is let go first: two models of the largest size do not fit on a device.
+    """
+    key = (size, precision, device)
+    if key not in _kept:
+        let_workbench_go()
+        _kept[key] = Workbench(size, precision, device)
+    return _kept[key]
+
+
+def let_workbench_go() -> None:
+    """Give the memory of the kept model back."""
+    _kept.clear()
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing happens where CUDA was not used
 
 
 def fused_adamw(parameters: Sequence[nn.Parameter], masters: bool) -> Step:

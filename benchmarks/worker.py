@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -23,7 +22,7 @@ from benchmarks import flight
 from benchmarks.case import Bench, Group, Options
 from benchmarks.cases import CASES
 from benchmarks.devices import describe, settle_malloc
-from benchmarks.harness import FAILURES, is_device_broken, reason_of
+from benchmarks.harness import FAILURES, has_failed, is_device_broken, reason_of
 from benchmarks.record import WHOLE_GROUP, Row, append_rows, current, fingerprint, provenance, read_rows
 from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.dist import Ranks
@@ -55,27 +54,34 @@ def work(job: Job) -> None:
     """Measure what is not there yet. Called on every rank where a launcher started several; rank 0 writes."""
     case = CASES[job.case]
     ranks = start_ranks() if case.launched else Ranks()
-    torch.set_num_threads(1)
-    settle_malloc()
-    bench = Bench(job.options, _progress if ranks.rank == 0 else lambda _: None, ranks, job.out, num_nodes(ranks))
+    bench = bench_of(job, ranks)
     groups = list(case.groups(bench))
     for number, group in enumerate(groups):
-        mark = fingerprint(**_settings(job, group, bench))
-        if ranks.from_first(partial(_is_done, job, group.name, mark)):
+        mark = mark_of(job, group, bench)
+        if ranks.from_first(partial(is_done, job, group.name, mark)):
             _say(ranks, f"{job.case}: {group.name}: done before")
             continue
         _say(ranks, f"{job.case}: {group.name} ({number + 1} of {len(groups)})")
-        _measure(job, group, bench, mark)
+        measure_group(job, group, bench, mark)
     if case.launched:
         stop_ranks(ranks)
 
 
-def _settings(job: Job, group: Group, bench: Bench) -> dict[str, Any]:
-    """Everything but code and machine that a figure of the group depends on."""
+def bench_of(job: Job, ranks: Ranks) -> Bench:
+    """What the groups of a job measure with; on a CPU with one thread, for a GPU the host has those of the environment."""
+    bench = Bench(job.options, _progress if ranks.rank == 0 else lambda _: None, ranks, job.out, num_nodes(ranks))
+    if bench.device.type == "cpu":
+        torch.set_num_threads(1)
+    settle_malloc()
+    return bench
+
+
+def mark_of(job: Job, group: Group, bench: Bench) -> str:
+    """The fingerprint of a group: everything that a figure of it depends on."""
     options = job.options
     asked = {"rounds": options.rounds, "warmup": options.warmup, "quick": options.quick, "settings": group.settings}
     where = {"device": describe(bench.device), "world": bench.ranks.size, "nodes": bench.nodes}
-    return {"case": job.case, "group": group.name, **asked, **where}
+    return fingerprint(case=job.case, group=group.name, **asked, **where)
 
 
 def num_nodes(ranks: Ranks) -> int:
@@ -86,16 +92,20 @@ def num_nodes(ranks: Ranks) -> int:
     return len(set(names))
 
 
-def _is_done(job: Job, group: str, mark: str) -> bool:
-    """Measured in this run, or before it, unless `fresh` or something of it failed then."""
+def is_done(job: Job, group: str, mark: str) -> bool:
+    """Measured in this run, or before it, unless `fresh` or something of it failed then.
+
+    A package that is not there is no failure to try again: once it is installed the group's fingerprint is another.
+    """
     rows = [
         row for row in read_rows(job.out) if (row["case"], row["group"], row["fingerprint"]) == (job.case, group, mark)
     ]
     mine = [row for row in rows if row["unix_time"] >= job.since]
-    return bool(mine or (rows and not job.fresh and not any(row["error"] for row in current(rows))))
+    return bool(mine or (rows and not job.fresh and not any(has_failed(row) for row in current(rows))))
 
 
-def _measure(job: Job, group: Group, bench: Bench, mark: str) -> None:
+def measure_group(job: Job, group: Group, bench: Bench, mark: str) -> None:
+    """Measure a group and append its rows; one that fails leaves a row that says why."""
     note = {"case": job.case, "group": group.name, "fingerprint": mark}
     if bench.ranks.rank == 0:
         flight.begin(job.out, **note)
@@ -141,13 +151,15 @@ def _progress(line: str) -> None:
         print(f"\r\x1b[K  {line}", end="", file=sys.stderr, flush=True)
 
 
-def _end_with(parent: int, exists: Callable[[int], bool] = psutil.pid_exists) -> None:
+def end_with(
+    parent: int, exists: Callable[[int], bool] = psutil.pid_exists, end: Callable[[], None] = lambda: os._exit(1)
+) -> None:
     """End this process when `parent` has: a run that was killed must not go on measuring beside the next one."""
 
     def watch() -> None:
         while exists(parent):
             time.sleep(LOOK_EVERY_S)
-        os._exit(1)
+        end()
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -156,7 +168,7 @@ def main(args: list[str]) -> None:
     """Do the job in the file that the first argument names."""
     asked = Job.model_validate_json(Path(next(arg for arg in args if not arg.startswith("--"))).read_text())
     if asked.parent is not None:
-        _end_with(asked.parent)
+        end_with(asked.parent)
     work(asked)
 
 

@@ -12,7 +12,7 @@ from benchmarks.devices import measure_memory
 from benchmarks.filling import at_batch, planned_batch
 from benchmarks.harness import Variant, attempt
 from benchmarks.record import Row
-from benchmarks.steps import MASKS, Precision, Workbench, geometry_of, step_config, step_flops
+from benchmarks.steps import MASKS, Precision, Workbench, geometry_of, step_config, step_flops, workbench_of
 from vmae2_ds.config.model import CheckpointingName, ModelConfig
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.flops import mae_macs, recomputed_macs, training_flops
@@ -43,7 +43,7 @@ def measure(bench: Bench, size: str, precision: Precision, attention: str, batch
     `memory` is that of forward and backward with the weights' gradients in place before the call: activations alone, which
     is what the closed form in `predicted` gives.
     """
-    workbench, kernels = Workbench(size, precision, bench.device), (attention, attention)
+    workbench, kernels = workbench_of(size, precision, bench.device), (attention, attention)
     flops = step_flops(size, MASKS[MASK], batch_size)
     variants = []
     for way in WAYS:

@@ -11,7 +11,7 @@ from benchmarks.devices import keep_freed_memory
 from benchmarks.filling import at_batch, planned_batch
 from benchmarks.harness import Variant
 from benchmarks.record import Row
-from benchmarks.steps import MASKS, Precision, Workbench, step_config, step_flops
+from benchmarks.steps import MASKS, Precision, step_config, step_flops, workbench_of
 
 BASE = "encoder_only"
 
@@ -33,7 +33,7 @@ def groups(bench: Bench) -> Iterator[Group]:
 def measure(bench: Bench, size: str, precision: Precision, attention: str, batch_size: int, keep: bool) -> list[Row]:
     """Forward, loss, backward and optimizer under each masking, memory included."""
     allocator = "freed memory kept" if keep and keep_freed_memory() else "as it comes"
-    workbench = Workbench(size, precision, bench.device)
+    workbench = workbench_of(size, precision, bench.device)
     kernels = (attention, attention)
     variants = []
     for name, mask in MASKS.items():

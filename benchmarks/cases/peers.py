@@ -19,13 +19,13 @@ from benchmarks.steps import (
     MASKS,
     SEED,
     Precision,
-    Workbench,
     fused_adamw,
     geometry_of,
     make_batch,
     optimizer_name,
     step_config,
     step_flops,
+    workbench_of,
 )
 from vmae2_ds.config.model import SIZES, ModelConfig
 from vmae2_ds.engine.device_peak import DTYPES
@@ -51,7 +51,7 @@ def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> l
     ]
     if precision == "bf16":
         variants.append(_theirs(bench.device, size, precision, batch_size, "eager", masters=True))
-    workbench = Workbench(size, precision, bench.device)
+    workbench = workbench_of(size, precision, bench.device)
     for name, mask in MASKS.items():
         counts = count_masks(mask, workbench.geometry)
         model = ModelConfig.of_size(size)

@@ -15,7 +15,7 @@ from benchmarks.devices import Step
 from benchmarks.filling import step_groups
 from benchmarks.harness import Variant, spread
 from benchmarks.record import Row
-from benchmarks.steps import MASKS, Kernels, Precision, Workbench, geometry_of, step_config, step_flops
+from benchmarks.steps import MASKS, Kernels, Precision, Workbench, geometry_of, step_config, step_flops, workbench_of
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.cost.flops import mae_macs
@@ -35,7 +35,7 @@ PARTS = (
 
 def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> list[Row]:
     """Whole steps under each masking; a row's segments add up to its samples but for the stamps themselves."""
-    workbench, kernels = Workbench(size, precision, bench.device), ("math", "math")
+    workbench, kernels = workbench_of(size, precision, bench.device), ("math", "math")
     stamped = {name: Stamps(bench.device) for name in MASKS}
     variants = [
         Variant(
@@ -115,7 +115,7 @@ def stamped_step(workbench: Workbench, mask: MaskConfig, batch_size: int, kernel
     batch = workbench.batch(mask, batch_size)
 
     def step() -> None:
-        model.use_attention(*kernels)
+        workbench.set_up(kernels)
         stamps.begin()
         hooks = [
             model.encoder.embed.register_forward_hook(lambda *_: stamps.stamp()),
@@ -124,9 +124,11 @@ def stamped_step(workbench: Workbench, mask: MaskConfig, batch_size: int, kernel
             model.decoder.register_forward_pre_hook(lambda _, inputs: _stamp_gradient(inputs[0], stamps)),
             model.decoder.register_forward_hook(lambda *_: stamps.stamp()),
         ]
-        loss = objective(batch).loss
-        for hook in hooks:
-            hook.remove()
+        try:
+            loss = objective(batch).loss
+        finally:
+            for hook in hooks:
+                hook.remove()
         stamps.stamp()
         loss.backward()
         stamps.stamp()

@@ -12,6 +12,7 @@ from benchmarks.report.front import headline, machines, rerun, sources
 from benchmarks.report.page import Section, html_page, markdown_page
 from benchmarks.report.table1 import table1
 from benchmarks.report.table2 import absent, table2
+from benchmarks.report.visit import visit
 from vmae2_ds.disk import write_whole
 
 TITLE = "What dual masking saves: benchmarks"
@@ -35,6 +36,7 @@ def sections_of(book: Book) -> Iterator[Section]:
     yield table1(book)
     if not book.places:
         yield Section(("Dual masking, measured",), (absent("dual_masking"),))
+    yield from (section for place in book.places if (section := visit(place)))
     for place in book.places:
         yield dual_masking(place)
     yield from case_sections(book)

@@ -29,8 +29,9 @@ from benchmarks.report.page import Block, Figure, Prose, Section, Table, table, 
 from benchmarks.report.parts import CASE as PARTS_CASE
 from benchmarks.report.table1 import CASE as TABLE1_CASE
 from benchmarks.report.table2 import absent
+from benchmarks.report.visit import CASE as VISIT_CASE
 
-WITH_SECTIONS_OF_THEIR_OWN = {CASE, PARTS_CASE, TABLE1_CASE, PAPER_CASE}
+WITH_SECTIONS_OF_THEIR_OWN = {CASE, PARTS_CASE, TABLE1_CASE, PAPER_CASE, VISIT_CASE}
 
 ABOUT = {
     "ceilings": "What the device reaches where nothing stands in its way: matrix products, and copies in its memory.",

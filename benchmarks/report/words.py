@@ -63,3 +63,7 @@ FLOP ratio of {} for the whole step."""
 
 RERUN = """From a checkout of the commit, after {}, these commands make the rows. The page is made from rows with
 {}, and two folders of rows are compared with {}."""
+
+VISIT = """A visit measures what fits into its minutes, what is worth most first. A group's time is predicted from the closed
+form of a step at the rates of a product and a copy on this device, and expected again after what the groups before it took.
+The same command goes on with what is missing."""

@@ -83,12 +83,8 @@ def test_a_killed_run_loses_the_group_in_flight_alone_and_goes_on(tmp_path: Path
     environment = {**os.environ, HOLD: str(hold)}
     with (tmp_path / "log").open("w") as log:
         running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        try:
-            wait_for(lambda: (out / IN_FLIGHT).exists() and '"second"' in (out / IN_FLIGHT).read_text())
-            workers = psutil.Process(running.pid).children(recursive=True)
-        finally:
-            running.send_signal(signal.SIGKILL)
-            running.wait()
+        workers = send_in_second_group(running, signal.SIGKILL, out)
+        running.wait()
     assert names(read_rows(out)) == ALL[:2]
     wait_for(lambda: not any(child.is_running() for child in workers))  # it would measure beside the next run
     with (out / "held.jsonl").open("a") as file:
@@ -96,6 +92,15 @@ def test_a_killed_run_loses_the_group_in_flight_alone_and_goes_on(tmp_path: Path
     hold.unlink()
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     assert names(read_rows(out)) == ALL
+
+
+def send_in_second_group(running: subprocess.Popen, number: signal.Signals, out: Path) -> list[psutil.Process]:
+    """Signal a run when it is in its second group; returns what it had started."""
+    try:
+        wait_for(lambda: (out / IN_FLIGHT).exists() and '"second"' in (out / IN_FLIGHT).read_text())
+        return psutil.Process(running.pid).children(recursive=True)
+    finally:
+        running.send_signal(number)
 
 
 def wait_for(happens, limit_s: float = 120) -> None:

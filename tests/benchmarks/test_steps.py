@@ -15,9 +15,8 @@ from benchmarks import steps
 from benchmarks.__main__ import Run
 from benchmarks.case import Bench, Options
 from benchmarks.cases import CASES
-from benchmarks.record import fingerprint
 from benchmarks.steps import MASKS, Precision, Workbench, fused_adamw, geometry_of, make_batch, step_flops
-from benchmarks.worker import Job, _settings
+from benchmarks.worker import Job, mark_of
 from vmae2_ds.errors import ConfigError
 
 
@@ -133,7 +132,7 @@ def test_other_work_has_another_fingerprint(case: str, one: dict, other: dict, t
         chosen = Options(device="cpu", **options).resolved()
         job = Job(case=case, options=chosen, out=tmp_path, command="typed", since=0)
         bench = Bench(chosen)
-        return {fingerprint(**_settings(job, group, bench)) for group in CASES[case].groups(bench)}
+        return {mark_of(job, group, bench) for group in CASES[case].groups(bench)}
 
     assert marks(one) == marks(one)
     assert marks(one).isdisjoint(marks(other))

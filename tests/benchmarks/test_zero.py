@@ -188,8 +188,8 @@ def test_the_first_reason_of_a_lost_variant_stays(tmp_path: Path) -> None:
 
 def test_exit_codes_of_the_launcher_name_the_signal() -> None:
     assert (
-        run._how_it_ended(247)
-        == run._how_it_ended(-9)
+        run.how_it_ended(247)
+        == run.how_it_ended(-9)
         == "the process was ended by SIGKILL; the machine may be out of memory"
     )
-    assert run._how_it_ended(1) == "the process ended with exit code 1; its output says why"
+    assert run.how_it_ended(1) == "the process ended with exit code 1; its output says why"

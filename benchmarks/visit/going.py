@@ -1,0 +1,249 @@
+"""A visit from its start to its report: what fits is measured in order of worth, all else is named with the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple
+
+from benchmarks import flight
+from benchmarks.devices import find_device
+from benchmarks.harness import has_failed
+from benchmarks.record import Row, append_rows, current, read_rows
+from benchmarks.report import write_report
+from benchmarks.run import environment_for, record_death
+from benchmarks.visit.budget import Budget, age_s
+from benchmarks.visit.hired import HasDied, Hired, TookTooLong, end_family
+from benchmarks.visit.missing import missing
+from benchmarks.visit.parts import DOCTOR, Asked, Part, parts_of
+from benchmarks.worker import Job, row_origin
+from vmae2_ds.errors import EXIT_OK, EXIT_PREEMPTED, Vmae2Error
+
+CASE = "visit"
+"""The case of the rows that tell what became of each group."""
+MISSING = "missing"
+"""The group of the rows that name what this machine lacks."""
+EXIT_FAILED = 1
+DOCTOR_COMMAND = (sys.executable, "-m", "vmae2_ds", "doctor", "--json")
+DOCTOR_LIMIT_S, START_LIMIT_S = 40.0, 180.0
+REPORT_SHARE = 0.25
+"""Most of the budget that is kept for the report."""
+
+
+class Stopped(Vmae2Error):
+    """A signal asks the visit to end."""
+
+
+class Planned(NamedTuple):
+    """A group of a part, before it is measured."""
+
+    part: Part
+    name: str
+    mark: str
+    done: bool
+    tried: bool
+    """Whether it failed before: what was never tried comes first."""
+    predicted_s: float
+
+
+class Visit:
+    """One run of the command."""
+
+    def __init__(self, asked: Asked, command: str, spent_s: float) -> None:
+        self.asked, self.command, self.began = asked, command, time.time() - spent_s
+        self.out = asked.out.resolve()
+        self.out.mkdir(parents=True, exist_ok=True)
+        if asked.device == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        self.budget = Budget(asked.minutes, spent_s)
+        self.device = find_device(asked.device).type
+        self.parts = parts_of(asked, self.device)
+        self.worker = Hired(environment_for(self.device), self.out / "worker.log")
+        self.called = "?"
+        self.failures = 0
+        self.start_s = 0.0
+        """What the worker took to start."""
+        self._doctor: subprocess.Popen[str] | None = None
+        self._origin = row_origin(Job.model_validate(self.job(self.parts[0])))
+
+    def go(self) -> int:
+        """Measure, then write the report, whatever ended the measuring; the exit code."""
+        code = EXIT_OK
+        try:
+            with _signals_stop():
+                self._measure()
+        except (Stopped, KeyboardInterrupt):
+            self.say("stopped by a signal; the report is of what there is, and the same command goes on")
+            code = EXIT_PREEMPTED
+        except (TookTooLong, HasDied) as error:
+            self.say(f"the process that measures could not start: {error}; worker.log beside the rows says why")
+            code = EXIT_FAILED
+        finally:
+            self.worker.end()
+            if self._doctor is not None:
+                end_family(self._doctor)
+        self._report()
+        return code or (EXIT_FAILED if self.failures else EXIT_OK)
+
+    def say(self, line: str) -> None:
+        """One line on standard error and in visit.log, with the time that has passed and what is left."""
+        told = f"[{self.budget.elapsed_s:5.0f} s, {max(0.0, self.budget.left_s):4.0f} s left] {line}"
+        print(told, file=sys.stderr, flush=True)
+        with (self.out / "visit.log").open("a") as log:
+            print(told, file=log)
+
+    def _measure(self) -> None:
+        flight.end(self.out)  # of a visit that was killed
+        self.worker.start()  # its imports run beside the doctor and the first report
+        self._doctor = subprocess.Popen(
+            DOCTOR_COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._report()
+        self._hear_doctor()
+        self._start_worker()
+        for what, so in missing():
+            self.note(MISSING, what, state="missing", reason=so)
+        planned = list(self._plan())
+        for each in sorted(planned, key=lambda each: each.tried):
+            self._measure_group(each)
+
+    def _ask(self, limit_s: float, **question: Any) -> Any:
+        return self.worker.ask(max(1.0, min(limit_s, self.budget.left_s)), **question)
+
+    def _start_worker(self) -> None:
+        """Have it import everything, which no group's time is to hold; after it was ended, again."""
+        start = time.monotonic()
+        self.called = self._ask(START_LIMIT_S, ask="look", device=self.device)["device"]
+        self.start_s = time.monotonic() - start
+
+    def job(self, part: Part) -> dict[str, Any]:
+        """What the worker is told of a part."""
+        return Job(
+            case=part.case, options=part.options, out=self.out, command=self.command, since=self.began,
+            fresh=self.asked.fresh,
+        ).model_dump(mode="json")  # fmt: skip
+
+    def _plan(self) -> Iterator[Planned]:
+        """Every group of every part; until something else becomes of it, it was not reached."""
+        for part in self.parts:
+            try:
+                groups = self._ask(START_LIMIT_S, ask="groups", job=self.job(part))
+            except Vmae2Error as error:
+                if isinstance(error, Stopped):
+                    raise
+                self.note(part.name, part.name, state="failed", reason=str(error))
+                self.failures += 1
+                continue
+            for group in groups:
+                each = Planned(part, group["name"], group["mark"], group["done"], group["tried"], group["predicted_s"])
+                self.note_group(each, "measured before" if each.done else "not reached", "the visit ended before it")
+                yield each
+
+    def _measure_group(self, each: Planned) -> None:
+        if each.done:
+            return
+        expected_s = self.budget.expected_s(each.part.case, each.predicted_s)
+        title = f"{each.part.case}: {each.name}"
+        if expected_s + self.start_s * (not self.worker.runs) > self.budget.left_s:
+            reason = f"it needs {expected_s:.0f} s, {max(0.0, self.budget.left_s):.0f} s were left"
+            self.note_group(each, "left out", reason, expected_s)
+            self.say(f"{title}: left out, {reason}")
+            return
+        state, reason, errors, start = "measured", "", list[str](), time.monotonic()
+        try:
+            if not self.worker.runs:
+                self._start_worker()
+            start = time.monotonic()
+            self._ask(self.budget.limit_s(expected_s), ask="measure", job=self.job(each.part), group=each.name)
+            errors = self._errors(each)
+            reason = "; ".join(errors)
+        except (TookTooLong, HasDied) as error:
+            state, reason = "failed", str(error)
+            if self.budget.left_s <= 0:
+                state, reason = "cut off", "the time of the visit was over"
+            else:
+                died = flight.Flight(case=each.part.case, group=each.name, fingerprint=each.mark)
+                record_death(Job.model_validate(self.job(each.part)), died, reason)
+            flight.end(self.out)
+        took_s = time.monotonic() - start
+        if state == "measured":
+            self.budget.learn(each.part.case, each.predicted_s, took_s)
+        self.failures += state == "failed" or bool(errors)
+        self.note_group(each, state, reason, expected_s, took_s)
+        self.say(f"{title}: {state} in {took_s:.1f} s, {expected_s:.1f} s expected" + f"; {reason}" * bool(reason))
+
+    def _errors(self, each: Planned) -> list[str]:
+        mine = [row for row in read_rows(self.out) if (row["case"], row["group"]) == (each.part.case, each.name)]
+        return [f"{row['variant']}: {row['error']}" for row in current(mine) if has_failed(row)]
+
+    def note_group(
+        self, each: Planned, state: str, reason: str = "", expected_s: float | None = None, took_s: float | None = None
+    ) -> None:
+        """A row of what became of a group."""
+        expected_s = each.predicted_s if expected_s is None else expected_s
+        values = {"predicted_s": each.predicted_s, "expected_s": expected_s, "took_s": took_s}
+        self.note(each.part.name, each.name, state=state, reason=reason, values=values)
+
+    def note(self, group: str, variant: str, **told: Any) -> None:
+        """A row of the visit itself; those of the last visit to a folder count."""
+        values = {name: value for name, value in told.pop("values", {}).items() if value is not None}
+        row: Row = {
+            "case": CASE, "group": group, "variant": variant, "fingerprint": f"visit {self.began:.0f}", "config": {},
+            "error": None, "samples_s": [], "device": self.called, "kind": "measured", "values": values, **told,
+        }  # fmt: skip
+        append_rows(self.out / f"{CASE}.jsonl", [{**self._origin, "unix_time": time.time(), **row}])
+
+    def _hear_doctor(self) -> None:
+        """Its page as doctor.json, and a row of how that went."""
+        assert self._doctor is not None, "it was called"
+        try:
+            said, complaint = self._doctor.communicate(timeout=max(1.0, min(DOCTOR_LIMIT_S, self.budget.left_s)))
+        except subprocess.TimeoutExpired:
+            end_family(self._doctor)
+            said, complaint = "", f"no answer within {DOCTOR_LIMIT_S:.0f} s"
+        try:
+            json.loads(said)
+            (self.out / "doctor.json").write_text(said)
+            state, reason = "measured", ""
+        except json.JSONDecodeError:
+            state, reason = "failed", (complaint.strip() or "it said nothing").splitlines()[-1]
+        self.note(DOCTOR, "vmae2 doctor --json", state=state, reason=reason)
+        self.say(f"doctor: {state}" + f"; {reason}" * bool(reason))
+
+    def _report(self) -> None:
+        start = time.monotonic()
+        pages = write_report([self.out], self.out)
+        took_s = time.monotonic() - start
+        self.budget.kept_s = min(REPORT_SHARE * self.budget.seconds, 1.0 + 2 * took_s)
+        self.say(f"report: {', '.join(map(str, pages))}")
+
+
+@contextmanager
+def _signals_stop() -> Iterator[None]:
+    """SIGTERM, as Ctrl-C, ends what is measured and not the visit."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise Stopped(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def visit(asked: Asked, command: str) -> int:
+    """Go on with the visit to `asked.out`; exit code 0 when all went well, 1 when a group failed, 75 after a signal.
+
+    Raises:
+        ConfigError: a device that is not there, or a size that is not known.
+    """
+    return Visit(asked, command, age_s()).go()

@@ -1,0 +1,162 @@
+"""A visit keeps its time, measures what is worth most first, names what it left out, and goes on after any end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.case import Group, Options
+from benchmarks.record import WHOLE_GROUP, Row, current, read_rows
+from benchmarks.report import write_report
+from benchmarks.visit.budget import LEAST_LIMIT_S, Budget, age_s
+from benchmarks.visit.parts import Asked, parts_of
+from benchmarks.visit.predict import predicted_s, rates_at
+from tests.benchmarks.made_cases import HOLD
+from tests.benchmarks.made_visit import CHILD
+from tests.benchmarks.test_run import send_in_second_group, wait_for
+from vmae2_ds.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+H100 = rates_at(8e14, 3e12, 6e-6)
+
+
+def test_the_order_is_that_of_worth_and_other_sizes_come_after_every_way_of_the_first_two() -> None:
+    names = [part.name for part in parts_of(Asked(), "cuda")]
+    assert names[:3] == ["ceilings", "dual_masking base", "dual_masking giant"]
+    assert max(map(names.index, ("peers base", "attention giant", "checkpointing giant"))) < min(
+        names.index(f"dual_masking {size}") for size in ("small", "large", "huge")
+    )
+    assert len(set(names)) == len(names)
+    with pytest.raises(ConfigError, match="no size colossal"):
+        parts_of(Asked(sizes=("colossal",)), "cpu")
+
+
+def test_a_budget_counts_what_was_spent_before_it_and_keeps_time_for_the_report() -> None:
+    now = [100.0]
+    budget = Budget(minutes=1, spent_s=10, clock=lambda: now[0])
+    budget.kept_s = 5
+    assert budget.left_s == 45
+    now[0] += 44
+    assert budget.left_s == pytest.approx(1)
+    assert budget.limit_s(expected_s=30) == pytest.approx(1), "no group may run past the end of the visit"
+
+
+def test_predictions_follow_what_was_measured_on_this_machine() -> None:
+    budget = Budget(minutes=100)
+    assert budget.expected_s("attention", 7) == 7
+    budget.learn("dual_masking", predicted_s=10, took_s=20)
+    assert budget.expected_s("attention", 7) == 14, "of a case that was not measured yet: all that were"
+    budget.learn("attention", predicted_s=10, took_s=5)
+    assert budget.expected_s("attention", 7) == 3.5
+    assert budget.expected_s("dual_masking", 7) == 14
+    assert budget.limit_s(0.1) == LEAST_LIMIT_S
+    assert budget.limit_s(100) > 100
+
+
+def test_age_counts_from_the_start_of_the_process() -> None:
+    code = "import time; time.sleep(0.5); from benchmarks.visit.budget import age_s; print(age_s())"
+    start = time.monotonic()
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0.5 <= float(told.stdout) <= time.monotonic() - start + 0.02
+    assert age_s() > 0
+
+
+def test_a_group_of_vit_g_is_predicted_from_work_and_rates() -> None:
+    """An H100 does 8e14 bf16 FLOP/s of a large product, of which the planner's prior keeps half. A dual step of 64 clips is
+    9.16e13 FLOP by the closed form, so at least 0.229 s; with 9 + 2 rounds and 3 calls beside, of three masks of which dual is
+    not the cheapest by more than a tenth, the group takes 10 to 20 s beside drawing a billion weights.
+    """
+    group = Group("giant bf16 sdpa batch 64", list)
+    options = Options(sizes=("giant",), precisions=("bf16",), rounds=9, warmup=2)
+    found = predicted_s("dual_masking", group, options, H100, queued=True)
+    assert 14 * 3 * 0.229 * 0.9 < found < 2 * 14 * 3 * 0.229 + 10
+    more = [
+        predicted_s("dual_masking", Group(f"giant bf16 sdpa batch {clips}", list), options, H100, queued=True)
+        for clips in (128, 256)
+    ]
+    assert more[1] - more[0] == pytest.approx(2 * (more[0] - found)), "the batch is that of the group's name"
+
+
+def visiting(out: Path, minutes: float, order: str, **environment: str) -> subprocess.Popen[str]:
+    """The made visit, in a process that a test may end."""
+    command = [sys.executable, "-m", "tests.benchmarks.made_visit", str(out), str(minutes)]
+    everything = {**os.environ, "MADE_VISIT": order, **environment}
+    return subprocess.Popen(command, cwd=ROOT, env=everything, stderr=subprocess.PIPE, text=True)
+
+
+def states(rows: list[Row]) -> dict[tuple[str, str], str]:
+    """What became of each group, by part and group."""
+    return {
+        (row["group"], row["variant"]): row["state"]
+        for row in current(rows)
+        if row["case"] == "visit" and row["group"] not in ("doctor", "missing")
+    }
+
+
+@pytest.mark.slow
+def test_a_killed_visit_has_a_report_and_the_same_command_goes_on_past_what_hangs_dies_or_is_too_long(
+    tmp_path: Path,
+) -> None:
+    hold, child, out = tmp_path / "hold", tmp_path / "child", tmp_path / "out"
+    files = {HOLD: str(hold), CHILD: str(child)}
+    hold.touch()
+    running = visiting(out, 5, "last held", **files)
+    workers = send_in_second_group(running, signal.SIGKILL, out)
+    running.wait()
+    wait_for(lambda: not any(each.is_running() for each in workers))
+    killed = {("last", "only"): "measured", ("held", "first"): "measured"}
+    assert states(read_rows(out)) == {**killed, ("held", "second"): "not reached", ("held", "third"): "not reached"}
+    _, page = write_report([out], tmp_path / "page")
+    assert "not reached" in page.read_text()
+
+    hold.unlink()
+    before = measured(out)
+    running = visiting(out, 5, "last held lengthy hanging deadly", **files)
+    _, log = running.communicate(timeout=280)
+    assert running.returncode == 1, log
+    assert states(read_rows(out)) == {
+        ("last", "only"): "measured before",
+        ("held", "first"): "measured before",
+        ("held", "second"): "measured",
+        ("held", "third"): "measured",
+        ("lengthy", "only"): "left out",
+        ("hanging", "only"): "failed",
+        ("deadly", "first"): "measured",
+        ("deadly", "second"): "failed",
+        ("deadly", "third"): "measured",
+    }
+    after = measured(out)
+    assert after[: len(before)] == before, "nothing is measured twice"
+    reasons = {row["case"]: row["error"] for row in after if row["variant"] == WHOLE_GROUP}
+    assert reasons["hanging"] == "ended: no answer after 4 s"
+    assert reasons["deadly"].startswith("the process was ended by SIGKILL")
+    assert not psutil.pid_exists(int(child.read_text())), "what the hung group had started goes with it"
+    text = (out / "report.md").read_text()
+    assert re.search(r"lengthy: only.*left out.*it needs \d+ s, \d+ s were left", text)
+    assert "no answer after 4 s" in text
+    assert log.endswith("".join((out / "visit.log").read_text().splitlines(keepends=True)[-3:]))
+
+
+def measured(out: Path) -> list[Row]:
+    """Rows of cases, without those of the visit itself, in the order of the cases' files."""
+    return sorted((row for row in read_rows(out) if row["case"] != "visit"), key=lambda row: row["unix_time"])
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_measuring_and_not_the_report(tmp_path: Path) -> None:
+    hold, out = tmp_path / "hold", tmp_path / "out"
+    hold.touch()
+    running = visiting(out, 5, "held last", **{HOLD: str(hold)})
+    workers = send_in_second_group(running, signal.SIGTERM, out)
+    _, log = running.communicate(timeout=60)
+    assert running.returncode == 75, log
+    assert "not reached" in (out / "report.md").read_text()
+    assert not any(child.is_running() for child in workers)
