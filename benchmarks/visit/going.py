@@ -141,7 +141,7 @@ class Visit:
                 self.note(part.name, part.name, state="failed", reason=str(error))
                 self.failures += 1
                 continue
-            for group in groups:
+            for group in filter(lambda group: part.takes(group["name"]), groups):
                 each = Planned(part, group["name"], group["mark"], group["done"], group["tried"], group["predicted_s"])
                 self.note_group(each, "measured before" if each.done else "not reached", "the visit ended before it")
                 yield each

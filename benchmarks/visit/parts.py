@@ -15,6 +15,7 @@ from benchmarks.record import RESULTS
 from vmae2_ds.config.model import SIZES
 from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.model.attention import ATTENTION
 
 DOCTOR = "doctor"
 """The part that is no case: what `vmae2 doctor` says of the machine."""
@@ -44,10 +45,19 @@ class Part(NamedTuple):
     name: str
     case: str
     options: Options
+    kernels: tuple[str, ...] = ()
+    """Of the groups that name a kernel, those of these; all where none is named."""
+
+    def takes(self, group: str) -> bool:
+        """Whether a group of the case belongs to it: one that keeps freed memory changes the process for all after it."""
+        named = [word for word in group.split() if word in ATTENTION]
+        return not group.endswith(" kept") and (not self.kernels or all(word in self.kernels for word in named))
 
 
 EVERY_WAY = 2
 """How many of the sizes are measured in every way."""
+USUAL_KERNELS = ("sdpa", "math")
+"""Where not every kernel is worth its time: what torch takes by itself, and the formula written out."""
 SIZES_ON = {"cuda": ("base", "giant", "small", "large", "huge"), "cpu": ("tiny",)}
 ROUNDS_ON = {"cuda": (9, 2), "cpu": (3, 1)}
 """Counted, and thrown out before."""
@@ -76,17 +86,17 @@ def parts_of(asked: Asked, device: str) -> list[Part]:
 def _by_worth(options: Options, sizes: tuple[str, ...]) -> Iterator[Part]:
     main, rest = sizes[:EVERY_WAY], sizes[EVERY_WAY:]
 
-    def of(case: str, *only: str) -> Iterator[Part]:
+    def of(case: str, *only: str, kernels: tuple[str, ...] = ()) -> Iterator[Part]:
         for size in only:
-            yield Part(f"{case} {size}", case, options.model_copy(update={"sizes": (size,)}))
+            yield Part(f"{case} {size}", case, options.model_copy(update={"sizes": (size,)}), kernels)
 
     yield Part("ceilings", "ceilings", options)
     yield from of("dual_masking", *main)
     yield from of("peers", main[0])
     yield from of("attention", *reversed(main))
-    yield from of("checkpointing", main[-1])
+    yield from of("checkpointing", main[-1], kernels=USUAL_KERNELS)
     yield from of("step_parts", main[0])
-    yield from of("dual_masking", *rest)
+    yield from of("dual_masking", *rest, kernels=USUAL_KERNELS)
     yield from of("peers", *main[1:])
     yield from of("step_parts", *main[1:])
     yield from of("decoder_masking", main[0])

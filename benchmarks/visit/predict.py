@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
-from benchmarks.case import MATMUL_EDGE, Group, Options
+from benchmarks.case import AUTO, MATMUL_EDGE, USUAL_BATCH, Options
+from benchmarks.filling import kind_of, planned_batch
 from benchmarks.steps import DECODER_MASKS, MASKS, Precision, geometry_of
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.cost.compute_time import DeviceRates, micro_step_work, optimizer_work, time_of
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.masking import count_masks
+from vmae2_ds.model.attention import ATTENTION
 
 DRAW_S = 5e-9
 """Seconds a parameter to draw, cast and copy a model, on one core of a server."""
@@ -40,34 +40,38 @@ def rates_at(product_flops: float, copy_bytes: float, launch_s: float) -> Device
     return DeviceRates(flops, flops, rate, rate, rate, launch_s)
 
 
-def predicted_s(case: str, group: Group, options: Options, rates: DeviceRates, *, queued: bool) -> float:
-    """Seconds of a group; `queued`: a device that works off launches behind the host's back, as a GPU does."""
+def predicted_s(case: str, group: str, options: Options, rates: DeviceRates, *, free_bytes: float | None) -> float:
+    """Seconds of a group; `free_bytes` is the memory of a GPU, None on a CPU, which does not work behind its host's back."""
     if case not in STEPS:
         return OTHERS_S.get(case, UNKNOWN_S)
     masks, beside = STEPS[case]
     size, precision = options.sizes[0], options.precisions[0]
-    calls = options.rounds + options.warmup + beside
-    clips = clips_of(group.name, options)
-    step_s = sum(_step_s(size, precision, mask, clips, group.name, rates, queued=queued) for mask in masks)
-    if not queued and case != "step_parts":  # on a CPU a product joins the rounds, as the peak of MFU
+    kernel = next((word for word in group.split() if word in ATTENTION), "sdpa")
+    clips = _clips(options, masks, kernel, free_bytes)
+    step_s = sum(_step_s(size, precision, mask, clips, kernel, rates, queued=free_bytes is not None) for mask in masks)
+    if free_bytes is None and case != "step_parts":  # on a CPU a product joins the rounds, as the peak of MFU
         step_s += MATMUL_SHARE * 2.0 * MATMUL_EDGE**3 / rates.linear_flops
+    calls = options.rounds + options.warmup + beside
     return FIRST_CALL_S + DRAW_S * count_parameters(ModelConfig.of_size(size)).total + calls * step_s
 
 
-def clips_of(group: str, options: Options) -> int:
-    """The batch of a group, from its name or the options."""
-    named = re.search(r"batch (\d+)", group)
-    return int(named[1] if named else options.batch_sizes[0])
+def _clips(options: Options, masks: list[MaskConfig], kernel: str, free_bytes: float | None) -> int:
+    """The batch that a group will have, unless it runs out of memory."""
+    asked = options.batch_sizes[0]
+    if asked != AUTO:
+        return asked
+    if free_bytes is None:
+        return USUAL_BATCH
+    return planned_batch(options.sizes[0], options.precisions[0], kernel, masks, free_bytes)
 
 
 def _step_s(
-    size: str, precision: Precision, mask: MaskConfig, clips: int, group: str, rates: DeviceRates, *, queued: bool
+    size: str, precision: Precision, mask: MaskConfig, clips: int, kernel: str, rates: DeviceRates, *, queued: bool
 ) -> float:
     model, geometry = ModelConfig.of_size(size), geometry_of(size)
     counts = count_masks(mask, geometry)
-    kind = "math" if "math" in group.split() else "sdpa"
     work = micro_step_work(
-        model, geometry, counts.visible, counts.decode, clips, attention=kind, precision=precision
+        model, geometry, counts.visible, counts.decode, clips, attention=kind_of(kernel), precision=precision
     ) + optimizer_work(count_parameters(model).total, precision)
     found = time_of(work, rates)
     return max(found.total_s - found.launch_s, found.launch_s) if queued else found.total_s

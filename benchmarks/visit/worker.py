@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.case import Bench, Group
 from benchmarks.cases import CASES
 from benchmarks.cases.ceilings import copy_step, product_step
 from benchmarks.devices import Step, describe, find_device, timer_of
+from benchmarks.filling import free_bytes
 from benchmarks.harness import reason_of
 from benchmarks.record import read_rows
 from benchmarks.steps import let_workbench_go
-from benchmarks.visit.predict import STEPS, predicted_s, rates_at
+from benchmarks.visit.predict import predicted_s, rates_at
 from benchmarks.worker import Job, bench_of, end_with, is_done, mark_of, measure_group
 from vmae2_ds.cost.compute_time import DeviceRates
 from vmae2_ds.dist import Ranks
@@ -32,6 +32,8 @@ from vmae2_ds.errors import Vmae2Error
 
 Answer = dict[str, Any]
 PRODUCT_EDGE, COPIED_MIB = {"cpu": 768, "cuda": 8192}, {"cpu": 64, "cuda": 1024}
+WITH_WORKBENCH = ("dual_masking", "decoder_masking", "step_parts", "checkpointing", "peers")
+"""Cases whose steps share the kept model: what the others want the memory for is something else."""
 LAUNCH_S = {"cpu": 23e-6, "cuda": 6e-6}
 """Seconds to start an operation: the planner's priors (vmae2_ds/tune/this_cpu.py, vmae2_ds/cost/assumptions.py)."""
 
@@ -45,7 +47,7 @@ def look(device: str) -> Answer:
 def groups_of(job: Job) -> list[Answer]:
     """The groups of a case: name, fingerprint, whether its rows are there, and predicted seconds."""
     bench = bench_of(job, Ranks())
-    queued = bench.device.type == "cuda"
+    room = free_bytes(bench.device) if bench.device.type == "cuda" else None
     rates, rows = measured_rates(bench.device), read_rows(job.out)
     return [
         {
@@ -53,26 +55,21 @@ def groups_of(job: Job) -> list[Answer]:
             "mark": (mark := mark_of(job, group, bench)),
             "done": is_done(job, group.name, mark),
             "tried": any(row["fingerprint"] == mark for row in rows),
-            "predicted_s": predicted_s(job.case, group, job.options, rates, queued=queued),
+            "predicted_s": predicted_s(job.case, group.name, job.options, rates, free_bytes=room),
         }
-        for group in _groups(job, bench)
+        for group in CASES[job.case].groups(bench)
     ]
 
 
 def measure(job: Job, name: str) -> Answer:
     """Measure one group: its rows are on disk when this returns."""
     bench = bench_of(job, Ranks())
-    if job.case not in STEPS:
+    if job.case not in WITH_WORKBENCH:
         let_workbench_go()  # another case wants the device's memory for something else
-    group = next(group for group in _groups(job, bench) if group.name == name)
+    group = next(group for group in CASES[job.case].groups(bench) if group.name == name)
     start = time.perf_counter()
     measure_group(job, group, bench, mark_of(job, group, bench))
     return {"took_s": time.perf_counter() - start}
-
-
-def _groups(job: Job, bench: Bench) -> list[Group]:
-    """All but those that would change the process for the groups after them."""
-    return [group for group in CASES[job.case].groups(bench) if not group.name.endswith(" kept")]
 
 
 @cache

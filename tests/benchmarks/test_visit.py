@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.case import Group, Options
+from benchmarks.case import Options
 from benchmarks.record import WHOLE_GROUP, Row, current, read_rows
 from benchmarks.report import write_report
 from benchmarks.visit.budget import LEAST_LIMIT_S, Budget, age_s
@@ -74,15 +74,24 @@ def test_a_group_of_vit_g_is_predicted_from_work_and_rates() -> None:
     9.16e13 FLOP by the closed form, so at least 0.229 s; with 9 + 2 rounds and 3 calls beside, of three masks of which dual is
     not the cheapest by more than a tenth, the group takes 10 to 20 s beside drawing a billion weights.
     """
-    group = Group("giant bf16 sdpa batch 64", list)
-    options = Options(sizes=("giant",), precisions=("bf16",), rounds=9, warmup=2)
-    found = predicted_s("dual_masking", group, options, H100, queued=True)
-    assert 14 * 3 * 0.229 * 0.9 < found < 2 * 14 * 3 * 0.229 + 10
-    more = [
-        predicted_s("dual_masking", Group(f"giant bf16 sdpa batch {clips}", list), options, H100, queued=True)
-        for clips in (128, 256)
+
+    def of(clips: int) -> float:
+        options = Options(sizes=("giant",), precisions=("bf16",), batch_sizes=(clips,), rounds=9, warmup=2)
+        return predicted_s("dual_masking", "giant bf16 sdpa", options, H100, free_bytes=8e10)
+
+    assert 14 * 3 * 0.229 * 0.9 < of(64) < 2 * 14 * 3 * 0.229 + 10
+    assert of(256) - of(128) == pytest.approx(2 * (of(128) - of(64))), "the rest is work on clips"
+
+
+def test_parts_leave_out_kernels_that_are_not_worth_their_time_and_groups_that_change_the_process() -> None:
+    part = next(part for part in parts_of(Asked(), "cuda") if part.name == "checkpointing giant")
+    names = [
+        "giant bf16 sdpa batch auto",
+        "giant bf16 cudnn batch auto",
+        "giant bf16 encoder, 160 tokens",
+        "g math kept",
     ]
-    assert more[1] - more[0] == pytest.approx(2 * (more[0] - found)), "the batch is that of the group's name"
+    assert [part.takes(name) for name in names] == [True, False, True, False]
 
 
 def visiting(out: Path, minutes: float, order: str, **environment: str) -> subprocess.Popen[str]:
