@@ -1,0 +1,120 @@
+"""What this process may use of its host: cores and memory, with the limits that a container or a queue sets. No torch.
+
+The number of cores that the system tells (os.cpu_count) and its free memory are the machine's; a cgroup may allow less, and
+a queue may bind the process to some cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+class Cores(NamedTuple):
+    """How many cores there are, by who says so."""
+
+    machine: int
+    bound: int
+    """Those that the process may run on: its affinity."""
+    quota: float | None
+    """CPU time a second that its cgroups allow; None where they set no limit."""
+
+    @property
+    def usable(self) -> int:
+        """Whole ones that it can keep busy, at least 1."""
+        return max(1, int(min(self.machine, self.bound, self.quota or self.machine)))
+
+
+class HostMemory(NamedTuple):
+    """Bytes."""
+
+    total: int
+    available: int
+    """What can be taken before the system swaps or kills."""
+    limit: int | None
+    """What the tightest cgroup allows; None where none does."""
+    left: int
+    """What this process and others in its cgroups can still take."""
+
+
+def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> Cores:
+    """Cores of this host and of this process."""
+    machine = os.cpu_count() or 1
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
+    quotas = [quota for folder in _folders("cpu", proc, cgroups) if (quota := _quota(folder)) is not None]
+    return Cores(machine, bound, min(quotas, default=None))
+
+
+def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> HostMemory | None:
+    """Memory of this host and what is left for this process; None where the system does not tell (not Linux)."""
+    text = _text(proc / "meminfo")
+    found = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in text.splitlines())}
+    if "MemTotal" not in found:
+        return None
+    total = found["MemTotal"]
+    available = found.get("MemAvailable", found.get("MemFree", total))
+    limit, left = None, available
+    for folder in _folders("memory", proc, cgroups):
+        allowed = _number(folder / "memory.max", folder / "memory.limit_in_bytes")
+        if allowed is None or allowed >= total:
+            continue
+        used = _number(folder / "memory.current", folder / "memory.usage_in_bytes") or 0
+        limit = allowed if limit is None else min(limit, allowed)
+        left = min(left, max(0, allowed - used + _file_cache(folder)))
+    return HostMemory(total, available, limit, left)
+
+
+def _folders(controller: str, proc: Path, cgroups: Path) -> Iterator[Path]:
+    """The process's cgroups that have this controller, the innermost first: version 2, then version 1.
+
+    Inside a container the path may be that on the host, where nothing of it can be seen: the root is then the container's.
+    """
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        _, names, path = line.split(":", 2)
+        if names == "":
+            roots = [cgroups, cgroups / "unified"]
+        elif controller in names.split(","):
+            roots = [cgroups / names, cgroups / controller]
+        else:
+            continue
+        root = next((root for root in roots if root.is_dir()), None)
+        if root is None:
+            continue
+        inner = root / path.lstrip("/")
+        while True:
+            if inner.is_dir():
+                yield inner
+            if inner == root or root not in inner.parents:
+                break
+            inner = inner.parent
+
+
+def _quota(folder: Path) -> float | None:
+    """Seconds of CPU time a second."""
+    quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
+    if not quota:
+        quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
+def _file_cache(folder: Path) -> int:
+    """Bytes of files that the kernel holds for the cgroup and gives back when it needs them."""
+    stat = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+
+
+def _number(*files: Path) -> int | None:
+    """What the first file of them that holds a number says."""
+    said = (_text(file).strip() for file in files)
+    return next((int(text) for text in said if text.isdigit()), None)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
