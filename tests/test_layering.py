@@ -24,7 +24,7 @@ def files_in(folder: str) -> list[Path]:
 
 LAYERS = (
     {"errors", "provenance"},
-    {"contracts", "disk", "dist", "json_lines"},
+    {"contracts", "disk", "dist", "host", "json_lines"},
     {"console"},
     {"config", "data"},
     {"cost", "draw", "masking", "model", "recipes"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"checkpoint", "data.readers"},
     {"data.sources"},
     {"data.feed", "data.tools"},
-    {"guard", "runs"},
+    {"doctor", "guard", "runs"},
     {"downstream.classify", "launch", "train"},
     {"downstream", "downstream.probe", "train.distil", "tune"},
     {"cli"},
@@ -42,7 +42,10 @@ LAYERS = (
 only cycles are forbidden."""
 
 DOORS = {
-    "deepspeed": {"engine.partitioned", "engine.ranks", "engine.shards", "engine.step", "checkpoint.safe_load"},
+    "deepspeed": {
+        *("engine.partitioned", "engine.ranks", "engine.shards", "engine.step", "checkpoint.safe_load"),
+        "doctor.deepspeed_ops",
+    },
     "decord": {"data.readers.decord"},
     "torchcodec": {"data.readers.torchcodec"},
     "av": {
@@ -65,12 +68,13 @@ WITHOUT_TORCH = (
     "errors",
     "contracts",
     "disk",
+    "host",
     "json_lines",
     "provenance",
     "masking",
     *(
         f"{folder}.{path.stem}"
-        for folder in ("cli", "console", "config", "cost", "recipes")
+        for folder in ("cli", "console", "config", "cost", "doctor", "launch", "recipes")
         for path in files_in(folder)
     ),
     "data.feed.shared_memory",

@@ -18,10 +18,12 @@ from vmae2_ds.data.tools.pack import PackArguments
 from vmae2_ds.data.tools.prepare import PrepareArguments
 from vmae2_ds.data.tools.shards import IndexShardsArguments
 from vmae2_ds.data.tools.synthetic import SynthArguments
+from vmae2_ds.doctor.doctor import DoctorArguments
 from vmae2_ds.downstream.classify.evaluate import EvaluateArguments
 from vmae2_ds.downstream.classify.predict import PredictArguments
 from vmae2_ds.downstream.probe.probe import ProbeArguments
 from vmae2_ds.downstream.visualize import VisualizeArguments
+from vmae2_ds.launch.doctor import HostDoctorsArguments
 from vmae2_ds.launch.hosts import HostsArguments
 from vmae2_ds.launch.slurm import SlurmArguments
 from vmae2_ds.runs.export import ExportArguments, ImportArguments
@@ -51,8 +53,10 @@ LINES: dict[str, str] = {
     "memory": "",
     "plan": "vit_b_pretrain_hybrid --gpus 8 --gpu h100",
     "tune": "vit_ti_pretrain_desk --gpus 8 --gpu h100 --no-offload --out {new}.json",
+    "doctor": "",
     "launch slurm": "vit_b_pretrain_hybrid --nodes 4 --data.manifest elsewhere.csv",
     "launch hosts": "vit_b_pretrain_hybrid --hostfile {hosts} --data.manifest elsewhere.csv",
+    "launch doctor": "--hostfile {hosts}",
 }
 """{list}: a list of one video, which is no video; {file}: a file of no use; {new}: nothing there yet."""
 
@@ -74,8 +78,10 @@ MODELS: dict[str, type[BaseModel]] = {
     "memory": MemoryArguments,
     "plan": PlanArguments,
     "tune": TuneArguments,
+    "doctor": DoctorArguments,
     "launch slurm": SlurmArguments,
     "launch hosts": HostsArguments,
+    "launch doctor": HostDoctorsArguments,
 }
 """The arguments of each verb that has some of its own: the others take a recipe and its options alone."""
 

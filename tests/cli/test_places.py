@@ -34,7 +34,7 @@ FILES = {
     "launch slurm": ("--out", "x.sh"),
 }
 """Verbs that write a file, the option that names it, and a name that it could have."""
-WRITES_NOTHING = {"flops", "memory", "plan", "launch hosts"}
+WRITES_NOTHING = {"flops", "memory", "plan", "doctor", "launch hosts", "launch doctor"}
 WRITES_A_RUN = {"pretrain", "finetune", "distil"}
 """`train.run` is held, made and refused by open_run_folder: tests/runs/test_folder.py."""
 

@@ -56,14 +56,24 @@ def recipe(prog: str, args: Sequence[str], stages: Sequence[str], more: Sequence
 
 
 def ask(
-    arguments: type[Asked], prog: str, args: list[str], stages: Sequence[str]
+    arguments: type[Asked],
+    prog: str,
+    args: list[str],
+    stages: Sequence[str],
+    named: Callable[[Asked], str] | None = None,
 ) -> tuple[Asked, RunConfig, str, list[str]]:
-    """Split `args` into the verb's own options, the recipe, its stage, and the words from the recipe on, as typed."""
+    """Split `args` into the verb's own options, the recipe, its stage, and the words from the recipe on, as typed.
+
+    `named`: the recipe out of the verb's own options, for a verb that has it there.
+    """
     own = list(options_of(arguments))
     if not _asks_help(args):
         kinds = {STAGES[stage].config for stage in stages}
         check_known(args, [*own, *(option for kind in kinds for option in options_of(kind))], prog)
-    asked, words = _parse(arguments, prog, args, usage=f"{prog} RECIPE", return_unknown_args=True)
+    usage = prog if named else f"{prog} RECIPE"
+    asked, words = _parse(arguments, prog, args, usage=usage, return_unknown_args=True)
+    if named:
+        words = [named(asked), *words]
     stage, config = recipe(prog, words, stages, own)
     return asked, config, stage, words
 

@@ -14,6 +14,7 @@ from vmae2_ds.cli.parse import ask, call, pretraining, recipe
 from vmae2_ds.config.distil import DistilConfig, check_has_teacher
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.terminal import fitted, say
+from vmae2_ds.errors import EXIT_USER_ERROR
 
 Verb = Callable[[list[str]], None]
 
@@ -201,6 +202,32 @@ def tune(args: list[str]) -> None:
     _show(tuning_json(tuned) if asked.json_ else describe_tuning(tuned))
 
 
+def doctor(args: list[str]) -> None:
+    """What this host has and lacks for a recipe, with a remedy beside each red line: vmae2 doctor [--recipe NAME] [--json]."""
+    from vmae2_ds.doctor.doctor import DoctorArguments
+    from vmae2_ds.doctor.doctor import doctor as run
+    from vmae2_ds.doctor.page import as_json, page
+
+    asked, config, _, words = ask(DoctorArguments, "vmae2 doctor", args, list(STAGES), lambda asked: asked.recipe)
+    made = run(asked, config, tuple(words[1:]))
+    _show(as_json(made) if asked.json_ else page(made))
+    if made.light == "red":
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+def launch_doctor(args: list[str]) -> None:
+    """Run vmae2 doctor on every host at once, and name those that differ: vmae2 launch doctor --hostfile FILE [--json]."""
+    from vmae2_ds.launch.doctor import HostDoctorsArguments, ask_hosts, describe_hosts, hosts_json
+
+    asked, _, _, words = ask(
+        HostDoctorsArguments, "vmae2 launch doctor", args, list(STAGES), lambda asked: asked.recipe
+    )
+    answers = ask_hosts(asked, words[1:])
+    _show(hosts_json(answers) if asked.json_ else describe_hosts(answers))
+    if any(answer.light == "red" for answer in answers):
+        raise SystemExit(EXIT_USER_ERROR)
+
+
 def launch_slurm(args: list[str]) -> None:
     """Write a SLURM script that saves in time and requeues itself: vmae2 launch slurm RECIPE --nodes 8 [--out FILE]."""
     from vmae2_ds.launch.slurm import SlurmArguments
@@ -246,6 +273,8 @@ VERBS: dict[str, Verb] = {
     "memory": memory,
     "plan": plan,
     "tune": tune,
+    "doctor": doctor,
     "launch slurm": launch_slurm,
     "launch hosts": launch_hosts,
+    "launch doctor": launch_doctor,
 }

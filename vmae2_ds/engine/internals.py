@@ -15,6 +15,11 @@ STAGE_3 = "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3"
 STAGES_1_2 = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
 
 INTERNALS: dict[str, Uses] = {
+    "deepspeed.git_version_info": {"installed_ops": "doctor/deepspeed_ops.py: the ops that came built"},
+    "deepspeed.ops.op_builder.all_ops": {"ALL_OPS": "doctor/deepspeed_ops.py: a builder for each op"},
+    "deepspeed.ops.op_builder.builder:OpBuilder": {
+        "is_compatible(verbose)": "doctor/deepspeed_ops.py: can the op be built here?"
+    },
     ENGINE: {
         "_copy_recovery_script(save_path)": "checkpoint/save.py: a disk that refuses the script must not end the run",
         "checkpoint_engine": "checkpoint/save.py: shards are hashed as they are written, and nothing in them is run",

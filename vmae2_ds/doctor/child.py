@@ -1,0 +1,24 @@
+"""A probe in a process of its own: needs come on standard input, findings leave on standard output, noise goes to the other.
+
+It imports the probe's module and no more: there are a dozen of these at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import sys
+from dataclasses import asdict
+
+from vmae2_ds.doctor.needs import Needs
+
+
+def main(look: str, *about: str) -> None:
+    """Run the probe that is written as `module:function`, and end at once: what a package does at exit is its own."""
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what a package prints at import
+    findings = pkgutil.resolve_name(look)(*about, Needs.of_json(sys.stdin.read()))
+    with os.fdopen(answer, "w") as out:
+        json.dump([asdict(finding) for finding in findings], out)
+    os._exit(0)

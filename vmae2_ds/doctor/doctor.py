@@ -1,0 +1,52 @@
+"""`vmae2 doctor`: what it is asked, and the whole look at this host."""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from vmae2_ds.config.pretrain import StrictModel
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.doctor.driver import count_gpus
+from vmae2_ds.doctor.examine import LIMIT_S, examine
+from vmae2_ds.doctor.page import Examination
+from vmae2_ds.doctor.recipe_needs import needs_of
+
+
+class DoctorArguments(StrictModel):
+    """See what this host has and lacks for a recipe: one page, a remedy beside each red or yellow line.
+
+    Options of the recipe may follow. Exit code 0 without a red line, 2 with one.
+
+    Example: vmae2 doctor --recipe vit_g_pretrain_hybrid --data.workers 4
+    """
+
+    recipe: str = "vit_b_pretrain_hybrid"
+    """Recipe whose shapes, loaders and checkpoints the host is compared with."""
+    ranks: int | None = Field(None, ge=1, le=1024)
+    """Number of ranks on this host; default: its GPUs, or 1 where there is none."""
+    limit_s: float = Field(LIMIT_S, ge=1, le=3600)
+    """Seconds that a look may take; one that takes longer becomes a line of its own."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object instead of the page."""
+
+
+def doctor(arguments: DoctorArguments, config: RunConfig, words: tuple[str, ...] = ()) -> Examination:
+    """Look at everything; `words` are the recipe's options as they were typed. Raises ConfigError as `needs_of`."""
+    now, began = time.time(), time.monotonic()
+    needs = needs_of(config, arguments.ranks or max(1, count_gpus()))
+    findings = examine(needs, arguments.limit_s)
+    return Examination(
+        host=platform.node(),
+        utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        unix_s=now,
+        seconds=round(time.monotonic() - began, 2),
+        recipe=config.recipe,
+        words=words,
+        ranks=needs.ranks,
+        findings=findings,
+    )
