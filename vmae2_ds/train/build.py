@@ -13,6 +13,8 @@ from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import RunPlan
+from vmae2_ds.dist import default_device
+from vmae2_ds.engine.device import allow_tf32
 from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import MaskCounts
@@ -36,6 +38,8 @@ def build_engine(
 
     Weights are read from `train.init` in a fresh run, else, and where that holds none, drawn from the seed.
     """
+    if config.train.tf32:
+        allow_tf32(default_device())
     weights, training = initial_weights(config) if fresh else {}, training_of(config)
     zero_init = config.train.ds_zero_init
 
