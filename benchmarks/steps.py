@@ -17,10 +17,11 @@ from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.cost.flops import mae_macs, training_flops
 from vmae2_ds.engine.device_peak import DTYPES
-from vmae2_ds.masking import count_masks
-from vmae2_ds.model.kernel_support import sdpa_kernel
+from vmae2_ds.masking import MaskCounts, count_masks
+from vmae2_ds.model import kernel_support
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.train.build import attention_shapes
 from vmae2_ds.tune.trial import noise_batch
 
 Precision = Literal["bf16", "fp32"]
@@ -88,17 +89,17 @@ def sdpa_took(config: Mapping[str, Any], device: torch.device) -> dict[str, str]
 
     Reads a step's config (`step_config`), or one of attention alone, with its tokens, heads and head width.
     """
-    shapes = []
-    if config.get("attention") == "sdpa" and "head_width" in config:
-        shapes = [(config["tokens"], config["heads"], config["head_width"])]
-    elif "decode" in config:
-        model, visible = ModelConfig.of_size(config["size"]), config["visible"]
-        for side, tokens in (("encoder", visible), ("decoder", visible + config["decode"])):
-            if config.get(f"attention_{side}") == "sdpa":
-                tower = model.encoder if side == "encoder" else model.decoder
-                shapes.append((tokens, tower.heads, tower.width // tower.heads))
-    taken = [sdpa_kernel((config["batch_size"], *shape), DTYPES[config["precision"]], device) for shape in shapes]
-    return {"sdpa_took": ", ".join(dict.fromkeys(taken))} if taken else {}
+    if "head_width" in config:
+        kernels = [config.get("attention")]
+        shapes = [(config["batch_size"], config["tokens"], config["heads"], config["head_width"])]
+    elif "attention_decoder" in config:
+        kernels = [config["attention_encoder"], config["attention_decoder"]]
+        counts = MaskCounts(config["visible"], config["decode"], None)
+        shapes = [*attention_shapes(ModelConfig.of_size(config["size"]), counts, config["batch_size"])]
+    else:
+        return {}
+    took = kernel_support.sdpa_took(kernels, shapes, DTYPES[config["precision"]], device)
+    return {"sdpa_took": took} if took else {}
 
 
 def optimizer_name(precision: Precision) -> str:

@@ -30,7 +30,7 @@ from benchmarks.steps import (
 from vmae2_ds.config.model import SIZES, ModelConfig
 from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.masking import count_masks
-from vmae2_ds.train.build import fastest_attention
+from vmae2_ds.train.build import attention_shapes, resolve_attention
 
 BASE, BASE_WITHOUT_IT = "transformers_eager", "published_encoder_only_autocast"
 MODELS = 4
@@ -54,8 +54,8 @@ def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> l
     workbench = workbench_of(size, precision, bench.device)
     for name, mask in MASKS.items():
         counts = count_masks(mask, workbench.geometry)
-        model = ModelConfig.of_size(size)
-        kernels = fastest_attention(model, counts, batch_size, DTYPES[precision], bench.device)
+        shapes = attention_shapes(ModelConfig.of_size(size), counts, batch_size)
+        kernels = resolve_attention("auto", shapes, DTYPES[precision], bench.device)
         config = step_config(size, name, mask, precision, batch_size, kernels)
         build = partial(workbench.step, mask, batch_size, kernels)
         variants.append(Variant(name, build, config, step_flops(size, mask, batch_size)))

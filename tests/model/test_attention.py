@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.operators import Operators
 from vmae2_ds.config.model import AttentionName
 from vmae2_ds.cost.traffic import ATTENTION_KINDS
 from vmae2_ds.errors import ConfigError
@@ -138,18 +138,6 @@ def test_torch_s_kernels_by_name_are_one_operator_on_what_is_packed(name: str, h
 def test_torch_s_fused_kernels_are_refused_on_a_cpu(name: str) -> None:
     with pytest.raises(ConfigError, match="on a CUDA device only"):
         get_attention(name)(torch.randn(SHAPE))
-
-
-class Operators(TorchDispatchMode):
-    """Names of the operators that run, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 # --- names and auto -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -169,6 +169,14 @@ def sdpa_kernel(shape_BNHK: AttentionShape, dtype: torch.dtype, device: torch.de
     taken = SDPBackend(choose(*qkv_BHNK)).name if choose else _first_that_runs(qkv_BHNK)
     found = _BACKENDS.get(taken, taken.lower())
     return "cpu_flash" if device.type == "cpu" and found == "torch_flash" else found
+
+
+def sdpa_took(
+    kernels: Iterable[str], shapes_BNHK: Iterable[AttentionShape], dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """What sdpa takes where `kernels` name it, tower by tower, the encoder's first; None where none does."""
+    asked = [shape for kernel, shape in zip(kernels, shapes_BNHK, strict=True) if kernel == "sdpa"]
+    return ", ".join(dict.fromkeys(sdpa_kernel(shape, dtype, device) for shape in asked)) or None
 
 
 def _first_that_runs(qkv_BHNK: list[Any]) -> str:

@@ -15,6 +15,8 @@ MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
     | {"keep_every_hours", "keep_best", "max_failed_saves", "copy_to"}
     | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s", "time_limit"}
+    # in which order kernels add, and how much time that may take
+    | {"deterministic"}
     # how the same global batch and the same states are split: elastic.py goes on from there
     | {"micro_batch", "ds_config", "ds_zero_init"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels"},

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
-from vmae2_ds.config.run_plan import RunPlan
-from vmae2_ds.dist import default_device
-from vmae2_ds.engine.device import allow_tf32
-from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import MaskCounts
-from vmae2_ds.model.attention import choose_attention
+from vmae2_ds.model.attention import check_attention, choose_attention
+from vmae2_ds.model.kernel_support import AttentionShape, why_not
 from vmae2_ds.model.seeded import SeededModel
 from vmae2_ds.runs.open import initial_weights
 from vmae2_ds.train.optim import make_optimizer
@@ -38,8 +34,6 @@ def build_engine(
 
     Weights are read from `train.init` in a fresh run, else, and where that holds none, drawn from the seed.
     """
-    if config.train.tf32:
-        allow_tf32(default_device())
     weights, training = initial_weights(config) if fresh else {}, training_of(config)
     zero_init = config.train.ds_zero_init
 
@@ -70,29 +64,46 @@ def build_engine(
     )
 
 
+def attention_shapes(model: ModelConfig, counts: MaskCounts, clips: int) -> tuple[AttentionShape, AttentionShape]:
+    """Shapes of the encoder's and the decoder's attention on `clips` clips."""
+    encoder = tower_shape(model.encoder, counts.visible, clips)
+    return encoder, tower_shape(model.decoder, counts.visible + counts.decode, clips)
+
+
+def tower_shape(tower: TowerConfig, tokens: int, clips: int) -> AttentionShape:
+    """Shape of a tower's attention on `clips` clips of `tokens` tokens."""
+    return clips, tokens, tower.heads, tower.width // tower.heads
+
+
 def resolve_attention(
-    config: PretrainConfig, counts: MaskCounts, plan: RunPlan, device: torch.device
-) -> tuple[str, str]:
-    """Kernel names for encoder and decoder; `auto` is measured for each tower's own shape."""
-    if config.model.attention != "auto":
-        return config.model.attention, config.model.attention
-    return fastest_attention(config.model, counts, plan.clips_per_micro_step, DTYPES[config.train.precision], device)
+    name: str,
+    shapes_BNHK: Sequence[AttentionShape],
+    dtype: torch.dtype,
+    device: torch.device,
+    kept: Sequence[str] | None = None,
+) -> tuple[str, ...]:
+    """A kernel for each tower, in the order of `shapes_BNHK`: encoder, decoder.
 
+    `name` where it is that of a kernel. For `auto`, those that it chose before, `kept`, or where one of them cannot run any
+    more, what is measured now for each tower's own shape.
 
-def fastest_attention(
-    model: ModelConfig, counts: MaskCounts, clips: int, dtype: torch.dtype, device: torch.device
-) -> tuple[str, str]:
-    """Measure the kernels for `clips` clips, on the encoder's and the decoder's tokens, and name the two fastest."""
-    return (
-        fastest_kernel("encoder", model.encoder, counts.visible, clips, dtype, device),
-        fastest_kernel("decoder", model.decoder, counts.visible + counts.decode, clips, dtype, device),
-    )
-
-
-def fastest_kernel(
-    side: str, tower: TowerConfig, tokens: int, clips: int, dtype: torch.dtype, device: torch.device
-) -> str:
-    """Measure the kernels on one tower's tokens of `clips` clips, and name the fastest."""
-    choice = choose_attention((clips, tokens, tower.heads, tower.width // tower.heads), dtype, device)
-    log.info("%s, %d clips x %d tokens: %s", side, clips, tokens, choice)
-    return choice.name
+    Raises:
+        ConfigError: a kernel that cannot run, with the reason and those that can.
+    """
+    if name != "auto":
+        for shape in shapes_BNHK:
+            check_attention(name, dtype, shape[-1], device)
+        return (name,) * len(shapes_BNHK)
+    if kept is not None:
+        reasons = [why_not(kernel, dtype, shape[-1], device) for kernel, shape in zip(kept, shapes_BNHK, strict=True)]
+        if not any(reasons):
+            return tuple(kept)
+        for kernel, why in zip(kept, reasons, strict=True):
+            if why is not None:
+                log.warning("attention auto had chosen %s, which %s: measured again", kernel, why)
+    chosen = []
+    for side, shape in zip(("encoder", "decoder"), shapes_BNHK, strict=False):
+        choice = choose_attention(shape, dtype, device)
+        log.info("%s, %d clips x %d tokens: %s", side, *shape[:2], choice)
+        chosen.append(choice.name)
+    return tuple(chosen)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.objectives import Classify
-from vmae2_ds.train.build import fastest_kernel
+from vmae2_ds.train.build import tower_shape
 from vmae2_ds.train.optim import parameter_groups
 from vmae2_ds.train.stage import LossWords, Stage, Training
 from vmae2_ds.train.validate import Validation
@@ -27,19 +24,14 @@ from vmae2_ds.train.validate import Validation
 def supervised_stage(config: FinetuneConfig) -> Stage:
     """What training a classifier brings to a session."""
 
-    def attention(plan: RunPlan, device: torch.device) -> tuple[str, ...]:
-        model, clips = config.model, plan.clips_per_micro_step
-        if model.attention != "auto":
-            return (model.attention,)
-        dtype = DTYPES[config.train.precision]
-        return (fastest_kernel("encoder", model.encoder, config.geometry.num_cubes, clips, dtype, device),)
-
     def validation(manifest: Manifest, ranks: Ranks) -> Callable[[Engine], dict[str, Any]]:
         return Validation(config, manifest, ranks).run
 
     return Stage(
         dataset=lambda mixture: LabelledDataset(config, mixture),
-        attention=attention,
+        attention_shapes=lambda plan: (
+            tower_shape(config.model.encoder, config.geometry.num_cubes, plan.clips_per_micro_step),
+        ),
         forward_macs=classifier_macs(config.model, config.geometry),
         about_clip=f"the encoder sees all, {config.model.num_classes} classes",
         has_draws=config.model.drop_path > 0 or config.model.head_dropout > 0,

@@ -25,8 +25,9 @@ from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks, default_device
-from vmae2_ds.engine.device_peak import Peak, device_peak
+from vmae2_ds.engine.device_peak import DTYPES, Peak, device_peak
 from vmae2_ds.engine.ranks import meet_ranks, start_ranks
+from vmae2_ds.engine.same_bits import same_bits
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.guard.hang import HangSwitch
 from vmae2_ds.guard.loader_watch import DataWaitWatch
@@ -35,8 +36,9 @@ from vmae2_ds.guard.rollback import with_rollbacks
 from vmae2_ds.guard.spikes import check_norm_is_taken
 from vmae2_ds.guard.startup import check_start
 from vmae2_ds.guard.stopping import StopRequests, stop_signals
+from vmae2_ds.model.kernel_support import sdpa_took
 from vmae2_ds.runs.folder import RunFolder, checkpoint_to_resume, open_run_folder, second_place, write_run_files
-from vmae2_ds.train.build import build_engine
+from vmae2_ds.train.build import build_engine, resolve_attention
 from vmae2_ds.train.ema import WeightAverage, check_ema
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
 from vmae2_ds.train.saver import Saver, check_room
@@ -67,6 +69,7 @@ def meet(config: RunConfig, stage: Stage, inputs: Inputs | None, guards: ExitSta
     `guards` keeps what has to be undone, whatever happens.
     """
     requests = guards.enter_context(stop_signals(config.train.time_limit_s))
+    guards.enter_context(same_bits(config.train.deterministic))  # before the device is taken
     meeting = meet_ranks(config.train.collective_timeout_s)
     inputs, hosts = check_start(config, meeting, inputs)
     ranks = start_ranks(meeting)
@@ -95,6 +98,9 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
     plan = plan_run(config, inputs.mixture.num_videos, ranks.size)
     ds_config = fill_policy(inputs.policy, config, plan, on_cpu=default_device().type == "cpu")
     check_norm_is_taken(config.guard, ds_config)
+    if config.model.attention != "auto":  # refused before there is a folder
+        shapes, dtype = stage.attention_shapes(plan), DTYPES[config.train.precision]
+        ranks.from_first(lambda: resolve_attention(config.model.attention, shapes, dtype, default_device()))
     shared_memory.check_run(config, ranks)
     if stage.ema_decay:
         check_ema(ds_config)
@@ -190,15 +196,19 @@ def make_ready(built: Built) -> Ready:
     met, opened, engine, state = built.met, built.opened, built.engine, built.state
     config, stage, ranks, plan, folder = met.config, met.stage, met.ranks, opened.plan, opened.folder
     mixture = _choose_reader(met, state)
-    if state.attention is None:
-        state.attention = ranks.from_first(lambda: stage.attention(plan, engine.device))
+    shapes, dtype = stage.attention_shapes(plan), DTYPES[config.train.precision]
+    state.attention = ranks.from_first(
+        lambda: resolve_attention(config.model.attention, shapes, dtype, engine.device, state.attention)
+    )
+    took = sdpa_took(state.attention, shapes, dtype, engine.device)
     engine.objective.model.use_attention(*state.attention)  # type: ignore[operator, union-attr]
     dataset = stage.dataset(mixture)
     peak = device_peak(engine.device, config.train.precision, config.train.peak_flops)
     if ranks.rank == 0:
         _announce(built, mixture, peak)
-        about = {"attention": state.attention, "device": str(engine.device), "peak": peak._asdict() if peak else None}
-        write_run_files(folder, opened.ds_config, {**about, "hosts": met.hosts})
+        log.info("attention: %s%s", ", ".join(state.attention), f"; sdpa takes {took}" if took else "")
+        about = {"device": str(engine.device), "peak": peak._asdict() if peak else None, "hosts": met.hosts}
+        write_run_files(folder, opened.ds_config, {"attention": state.attention, "sdpa_took": took, **about})
     tensorboard = folder.path / "tensorboard" if config.train.tensorboard else None
     watch = DataWaitWatch(config.data, ranks=int(ranks.max(ranks.local_rank)[0]) + 1)
     reporter = Reporter(folder.metrics, tensorboard, ranks, plan, state.step, watch, config.stage)
@@ -239,8 +249,7 @@ def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
     _describe(met.config, met.stage, built.engine)
     for line in [*opened.extras.about, *mixture.describe(), *opened.plan.describe()]:
         log.info("%s", line)
-    advice = built.engine.memory_advice
-    for warning in [*opened.plan.warnings(), *([advice] if advice else [])]:
+    for warning in opened.plan.warnings():
         log.warning("%s", warning)
     if met.stage.needs_init and met.config.train.init is None and not step:
         log.warning("no --train.init: from random weights")

@@ -12,7 +12,7 @@ from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.train.build import resolve_attention
+from vmae2_ds.train.build import attention_shapes
 from vmae2_ds.train.optim import parameter_groups
 from vmae2_ds.train.stage import LossWords, Stage, Training
 
@@ -22,7 +22,7 @@ def pretrain_stage(config: PretrainConfig) -> Stage:
     counts = count_masks(config.mask, config.geometry)
     return Stage(
         dataset=lambda mixture: PretrainDataset(config, mixture),
-        attention=lambda plan, device: resolve_attention(config, counts, plan, device),
+        attention_shapes=lambda plan: attention_shapes(config.model, counts, plan.clips_per_micro_step),
         forward_macs=mae_macs(config.model, config.geometry, counts.visible, counts.decode).total,
         about_clip=f"the encoder sees {counts.visible}, the decoder fills {counts.decode}",
         has_draws=config.model.drop_path > 0,

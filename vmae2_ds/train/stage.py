@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import torch
 from torch import nn
 
 from vmae2_ds.config.run import RunConfig
@@ -18,6 +17,7 @@ from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
+from vmae2_ds.model.kernel_support import AttentionShape
 from vmae2_ds.train.validate import Validate
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -44,8 +44,8 @@ class Stage:
     """What one kind of training brings to a session."""
 
     dataset: Callable[[Mixture], VideoDataset[Any]]
-    attention: Callable[[RunPlan, torch.device], tuple[str, ...]]
-    """Kernel names for the model's `use_attention`."""
+    attention_shapes: Callable[[RunPlan], tuple[AttentionShape, ...]]
+    """Shapes of attention in a micro step, in the order of the model's `use_attention`: encoder, decoder."""
     forward_macs: int
     """Multiply-accumulates of one clip's forward pass, without recomputation."""
     about_clip: str

@@ -23,10 +23,12 @@ from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Ranks, default_device
+from vmae2_ds.engine.device_peak import DTYPES
 from vmae2_ds.engine.ranks import start_ranks, stop_ranks
+from vmae2_ds.engine.same_bits import same_bits
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import count_masks, make_masks
-from vmae2_ds.train.build import build_engine, resolve_attention
+from vmae2_ds.train.build import attention_shapes, build_engine, resolve_attention
 from vmae2_ds.train.optim import set_learning_rate
 
 LEARNING_RATE = 1e-5
@@ -37,11 +39,17 @@ def run_trial(config: PretrainConfig, num_steps: int, out: Path) -> None:
 
     Raises what the engine raises, torch's out-of-memory error among them.
     """
+    with same_bits(config.train.deterministic):
+        _run_trial(config, num_steps, out)
+
+
+def _run_trial(config: PretrainConfig, num_steps: int, out: Path) -> None:
     ranks = start_ranks()
     plan = plan_run(config, config.train.global_batch, ranks.size)
     engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu"))
     counts = count_masks(config.mask, config.geometry)
-    attention = resolve_attention(config, counts, plan, engine.device)
+    shapes = attention_shapes(config.model, counts, plan.clips_per_micro_step)
+    attention = resolve_attention(config.model.attention, shapes, DTYPES[config.train.precision], engine.device)
     engine.objective.model.use_attention(*attention)  # type: ignore[operator, union-attr]
     set_learning_rate(engine.parameter_groups, LEARNING_RATE)
     rng = np.random.default_rng((config.train.seed, ranks.rank))
