@@ -151,6 +151,9 @@ class TrainConfig(StrictModel):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of weights and activations. bf16 keeps float32 master weights in the optimizer; the loss is float32 in
     both."""
+    tf32: bool = False
+    """With --train.precision fp32 on a GPU: matrix products round their inputs to TF32 (10 bits instead of 23), which is
+    several times as fast."""
     ds_config: str = "zero1"
     """DeepSpeed ZeRO policy: the name of one that comes with the package (zero1, zero2, zero3, ...) or the path of a JSON
     file."""
@@ -199,6 +202,17 @@ class TrainConfig(StrictModel):
     peak_flops: float | None = Field(None, gt=0, le=1e30)
     """Peak FLOP/s of one device, for the model FLOPs utilisation (MFU) in the log; default: from the table of known GPUs,
     or on a CPU a measured matrix product."""
+
+    @model_validator(mode="after")
+    def _one_format(self) -> TrainConfig:
+        if self.tf32 and self.precision != "fp32":
+            raise ValueError(f"tf32 is for float32 products, and precision is {self.precision}; keep one of the two")
+        return self
+
+    @property
+    def product_format(self) -> Literal["bf16", "fp32", "tf32"]:
+        """Number format of matrix products: what a peak is looked up by."""
+        return "tf32" if self.tf32 else self.precision
 
     @property
     def time_limit_s(self) -> float | None:

@@ -35,7 +35,7 @@ ATTENTION_PRODUCTS: dict[AttentionKind, tuple[int, int]] = {"math": (2, 4), "sdp
 """tokens x tokens x width products, forward and backward; kernels that hold no scores compute them again (arXiv 2205.14135)."""
 
 PRODUCT_FORMATS: dict[ComputePrecision, NumberFormat] = {"bf16": "bf16", "fp32": "fp32", "autocast": "fp16"}
-"""Peak that counts; fp32 is the plain pipe, as torch leaves TF32 off for matrix products by default."""
+"""Peak that counts; fp32 is the plain pipe, as torch leaves TF32 off for matrix products unless --train.tf32 asks for it."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +174,19 @@ def optimizer_time(num_parameters: float, rates: DeviceRates, *, precision: Comp
 
 
 def rates_of(
-    accelerator: Accelerator, precision: ComputePrecision, *, matmul_efficiency: float, memory_efficiency: float
+    accelerator: Accelerator,
+    precision: ComputePrecision,
+    *,
+    matmul_efficiency: float,
+    memory_efficiency: float,
+    tf32: bool = False,
 ) -> DeviceRates:
-    """Rates of a GPU from its datasheet; operations queue up, so starting them is free.
+    """Rates of a GPU from its datasheet; operations queue up, so starting them is free. `tf32`: float32 products round to it.
 
     Raises:
         ConfigError: the device has no such number format.
     """
-    number_format = PRODUCT_FORMATS[precision]
+    number_format: NumberFormat = "tf32" if tf32 else PRODUCT_FORMATS[precision]
     peak = accelerator.peak_flops(number_format)
     if peak is None:
         raise ConfigError(

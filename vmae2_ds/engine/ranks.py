@@ -75,12 +75,14 @@ def start_ranks(meeting: Meeting | None = None) -> Ranks:
         if ranks.rank == 0:
             log.info("on the CPU: DeepSpeed's shm_comm op (inference only) is left out, so no C++ compiler is needed")
     if not torch.distributed.is_initialized():
+        on_gpu = device.type == "cuda"  # NCCL that is not told its device guesses one in a barrier
         torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "nccl" if on_gpu else "gloo",
             store=store or torch.distributed.HashStore(),  # one process: several may share a machine, and need no port
             rank=ranks.rank,
             world_size=ranks.size,
             timeout=timeout,
+            device_id=device if on_gpu else None,
         )
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
         if ranks.size == 1:

@@ -12,6 +12,7 @@ from torch import nn
 from vmae2_ds.config.ds_config import zero_stage
 from vmae2_ds.contracts import LossOutput, Movable, StepResult
 from vmae2_ds.dist import default_device
+from vmae2_ds.engine.device import allocator_advice
 from vmae2_ds.engine.partitioned import FillFn, build_partitioned
 from vmae2_ds.engine.shards import MasterShards
 
@@ -82,6 +83,12 @@ class Engine:
     def parameter_groups(self) -> list[dict]:
         """The optimizer's groups, to write learning rates into."""
         return self.deepspeed.optimizer.param_groups
+
+    @property
+    def memory_advice(self) -> str | None:
+        """What to set in the environment for this model's memory; None where there is nothing to say."""
+        model = self.objective.model
+        return allocator_advice(self.device, stage=self.stage, checkpointing=model.config.checkpointing)  # type: ignore[union-attr, arg-type]
 
     def micro_step(self, batch: Movable) -> LossOutput:
         """Forward and backward of one micro batch; gradients add up until `update`."""

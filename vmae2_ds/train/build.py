@@ -11,6 +11,8 @@ from torch import nn
 
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.dist import default_device
+from vmae2_ds.engine.device import allow_tf32
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import check_attention, choose_attention
@@ -34,6 +36,8 @@ def build_engine(
 
     Weights are read from `train.init` in a fresh run, else, and where that holds none, drawn from the seed.
     """
+    if config.train.tf32:
+        allow_tf32(default_device())
     weights, training = initial_weights(config) if fresh else {}, training_of(config)
     zero_init = config.train.ds_zero_init
 

@@ -249,7 +249,8 @@ def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
     _describe(met.config, met.stage, built.engine)
     for line in [*opened.extras.about, *mixture.describe(), *opened.plan.describe()]:
         log.info("%s", line)
-    for warning in opened.plan.warnings():
+    advice = built.engine.memory_advice
+    for warning in [*opened.plan.warnings(), *([advice] if advice else [])]:
         log.warning("%s", warning)
     if met.stage.needs_init and met.config.train.init is None and not step:
         log.warning("no --train.init: from random weights")

@@ -66,10 +66,11 @@ def _run(ready: Ready) -> Path:
     except AgreedStop as error:
         stop = error
     except torch.OutOfMemoryError as error:
+        advice = ready.built.engine.memory_advice
         raise ConfigError(
             f"out of device memory at step {session.state.step} with {opened.plan.clips_per_micro_step} clips per micro step "
             f"({str(error).splitlines()[0]}); lower --train.micro-batch (accumulation makes up for it), set "
-            "--model.checkpointing all, or take a higher ZeRO stage"
+            "--model.checkpointing all, or take a higher ZeRO stage" + (f"; first of all: {advice}" if advice else "")
         ) from error
     finally:
         ready.reporter.close()

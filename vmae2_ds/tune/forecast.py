@@ -68,8 +68,7 @@ class Forecast:
 
     def utilisation(self, end: End) -> tuple[float, float]:
         """MFU and HFU: FLOPs without and with recomputation over what the GPUs could do in the step's time."""
-        precision = self.setting.config.train.precision
-        peak = self.cluster.gpu.peak_flops(precision)
+        peak = self.cluster.gpu.peak_flops(self.setting.config.train.product_format)
         assert peak is not None, "predict_time refuses a precision without a peak"
         clips = self.run.global_batch / self.cluster.num_gpus
         seconds = self.time[end].total_s
@@ -214,7 +213,7 @@ def _run_lines(forecast: Forecast) -> list[str]:
     checkpointing = config.model.checkpointing
     return [
         f"{config.recipe} on {forecast.cluster}",
-        f"{scaled(count_parameters(config.model).total)} parameters, {config.train.precision}, {kernel} attention, "
+        f"{scaled(count_parameters(config.model).total)} parameters, {config.train.product_format}, {kernel} attention, "
         f"checkpointing {checkpointing}, ZeRO policy {config.train.ds_config}",
         f"clip of {config.data.num_frames}x{config.data.size}x{config.data.size}: the encoder sees {counts.visible} tokens, "
         f"the decoder {counts.visible + counts.decode}; mask {config.mask.encoder} + {config.mask.decoder}, "

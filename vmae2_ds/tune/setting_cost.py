@@ -214,6 +214,7 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
         config.train.precision,
         matmul_efficiency=assumptions.matmul_efficiency.value * filled,
         memory_efficiency=assumptions.memory_efficiency.value,
+        tf32=config.train.tf32,
     )
     work = _work(
         config.model,
