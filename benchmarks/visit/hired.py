@@ -36,6 +36,8 @@ class Hired:
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self._environment, self._log = environment, log
         self._process: subprocess.Popen[bytes] | None = None
+        self._answers = -1
+        """Where it answers: a pipe of its own, for packages print to standard output, some of them while they are imported."""
 
     @property
     def runs(self) -> bool:
@@ -45,12 +47,14 @@ class Hired:
     def start(self) -> None:
         """Let it begin to import, if it does not run: it is asked later."""
         if self._process is None:
-            command = [sys.executable, "-m", WORKER, str(os.getpid())]
+            self._answers, theirs = os.pipe()
+            command = [sys.executable, "-m", WORKER, str(os.getpid()), str(theirs)]
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=self._environment,
+                    command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment, pass_fds=[theirs],
                     start_new_session=True,
                 )  # fmt: skip
+            os.close(theirs)
 
     def ask(self, limit_s: float, **question: Any) -> Any:
         """Its answer.
@@ -74,9 +78,7 @@ class Hired:
         return answer["answer"]
 
     def _read(self, limit_s: float) -> bytes:
-        assert self._process is not None, "it was started"
-        assert self._process.stdout is not None, "it has a pipe"
-        end, line, pipe = time.monotonic() + limit_s, b"", self._process.stdout.fileno()
+        end, line, pipe = time.monotonic() + limit_s, b"", self._answers
         while not line.endswith(b"\n"):
             ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
             if not ready:
@@ -102,10 +104,10 @@ class Hired:
         if self._process is None:
             return
         end_family(self._process)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+        os.close(self._answers)
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process = None
 
 

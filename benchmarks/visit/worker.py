@@ -1,7 +1,7 @@
 """The process of a visit that measures: imports once, keeps a model from group to group, and answers line by line.
 
-python -m benchmarks.visit.worker: each line on standard input is a question, each line on standard output the answer to it.
-What anything else prints goes to standard error. It leads its own process group, so that whoever started it can end it with
+python -m benchmarks.visit.worker PARENT FD: each line on standard input is a question, each line on file descriptor FD the
+answer to it. It leads its own process group, so that whoever started it can end it with
 all that it has started; it ends itself, in the same way, when its parent has gone.
 """
 
@@ -93,10 +93,9 @@ def answer(question: Answer) -> Any:
     return groups_of(job) if question["ask"] == "groups" else measure(job, question["group"])
 
 
-def main(parent: int) -> None:
+def main(parent: int, answers: int) -> None:
     """Answer until standard input ends."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    replies = os.fdopen(answers, "w")
     end_with(parent, end=lambda: os.killpg(0, signal.SIGKILL))
     for line in sys.stdin:
         try:
@@ -107,4 +106,4 @@ def main(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -1,6 +1,6 @@
 """A visit of cases that cost nothing.
 
-python -m tests.benchmarks.made_visit OUT MINUTES is the visit, and ... PARENT is its worker.
+python -m tests.benchmarks.made_visit OUT MINUTES is the visit, and ... PARENT FD is its worker.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def use_made_visit() -> None:
 
 
 if __name__ == "__main__":
+    print("as packages do, some of them while they are imported")
     use_made_visit()
-    if len(sys.argv) == 2:
-        visit_worker.main(int(sys.argv[1]))
+    if sys.argv[1].isdigit():
+        visit_worker.main(*map(int, sys.argv[1:]))
     else:
         out, minutes = sys.argv[1:]
         sys.exit(going.visit(Asked(device="cpu", minutes=float(minutes), out=Path(out)), "made"))
