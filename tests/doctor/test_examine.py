@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +110,37 @@ def test_a_look_that_hangs_or_fails_leaves_the_others_alone(needs: Needs) -> Non
     assert "ZeroDivisionError: so it goes" in found["fails"].value
     assert found["hangs_too"].value == "not known, as hangs did not answer"
     never.set()
+
+
+def look_that_breaks(needs: Needs) -> Iterator[Finding]:
+    yield green("first", "there", about=needs.recipe)
+    if needs.reader == "hangs":
+        time.sleep(1000)
+    os.abort()
+
+
+@pytest.mark.parametrize(("how", "why"), [("hangs", "not done within"), ("crashes", "signal 6")])
+def test_what_was_found_before_a_crash_or_a_hang_is_kept(how: str, why: str, needs: Needs) -> None:
+    probes = {"torch": Probe("Host", look_that_breaks, ("first", "second", "third"), alone=True, no_answer="red")}
+    first, second, third = examine(replace(needs, reader=how), 5 if how == "hangs" else LONG_S, probes).values()
+    assert first == green("first", "there", about="r")
+    assert (second.light, why in second.value) == ("red", True)
+    assert (third.light, third.value) == ("yellow", "not known, as second did not answer")
+
+
+def test_a_broken_numpy_is_a_red_line(tmp_path: Path) -> None:
+    made_package(tmp_path, "numpy", "raise SystemError('built for another Python')")
+    code = """
+from vmae2_ds.doctor import doctor, examine
+from vmae2_ds.recipes.pretrain import RECIPES
+doctor.examine = lambda needs, limit_s: examine.examine(needs, limit_s, {"numpy": examine.PROBES["numpy"]})
+found = doctor.doctor(doctor.DoctorArguments(limit_s=60), RECIPES["vit_b_pretrain_hybrid"]()).findings["numpy"]
+print(found.light, found.value)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("red "), done.stderr
+    assert "SystemError: built for another Python" in done.stdout
 
 
 def test_a_program_that_is_not_there_or_too_slow_has_no_answer() -> None:

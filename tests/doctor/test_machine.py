@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vmae2_ds import host
+from vmae2_ds.data.feed import shared_memory
 from vmae2_ds.data.feed.shared_memory import Room, loader_bytes
 from vmae2_ds.doctor import clock, disk, machine
 from vmae2_ds.doctor.needs import Needs
@@ -22,14 +23,14 @@ MIB, GIB = 2**20, 2**30
 
 
 def test_a_container_s_64_mb_are_red_with_the_size_that_would_do(needs: Needs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "room_in", lambda folder: Room(64 * MIB, 64 * MIB))
+    monkeypatch.setattr(shared_memory, "room_in", lambda folder: Room(64 * MIB, 64 * MIB))
     (found,) = machine.look_at_shm(needs)
     assert (found.name, found.light) == ("shm", "red")
     assert "64 MiB of 64 MiB free; the loaders of 1 rank take 1.0 GiB" in found.value
     assert found.remedy is not None
     assert "--shm-size=2g" in found.remedy
     assert found.figures["needed_bytes"] == GIB
-    monkeypatch.setattr(machine, "room_in", lambda folder: Room(2 * GIB, GIB))
+    monkeypatch.setattr(shared_memory, "room_in", lambda folder: Room(2 * GIB, GIB))
     assert machine.look_at_shm(needs)[0].light == "green"
     assert machine.look_at_shm(replace(needs, ranks=2))[0].light == "red", "NCCL takes some too"
 

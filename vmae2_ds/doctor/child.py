@@ -18,7 +18,7 @@ def main(look: str, *about: str) -> None:
     """Run the probe that is written as `module:function`, and end at once: what a package does at exit is its own."""
     answer = os.dup(1)
     os.dup2(2, 1)  # what a package prints at import
-    findings = pkgutil.resolve_name(look)(*about, Needs.of_json(sys.stdin.read()))
     with os.fdopen(answer, "w") as out:
-        json.dump([asdict(finding) for finding in findings], out)
+        for finding in pkgutil.resolve_name(look)(*about, Needs.of_json(sys.stdin.read())):
+            print(json.dumps(asdict(finding)), file=out, flush=True)  # a line each: what comes next may hang or crash
     os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmae2_ds.doctor.finding import Finding, green, red
@@ -17,7 +18,7 @@ NO_OP = "deepspeed_not_implemented"
 """A name that DeepSpeed lists where a device lacks an op."""
 
 
-def look_at_deepspeed(needs: Needs) -> list[Finding]:
+def look_at_deepspeed(needs: Needs) -> Iterator[Finding]:
     """Import it, then ask each op's builder; no path that a recipe takes by default builds one."""
     try:
         import deepspeed
@@ -25,11 +26,12 @@ def look_at_deepspeed(needs: Needs) -> list[Finding]:
         from deepspeed.ops.op_builder.all_ops import ALL_OPS
     except BaseException as error:  # whatever runs at import
         value = f"{version_of('deepspeed')} cannot be imported: {describe(error)}"
-        return [red("deepspeed", value, "pip install 'deepspeed>=0.19.3'", version=None)]
+        yield red("deepspeed", value, "pip install 'deepspeed>=0.19.3'", version=None)
+        return
     from deepspeed.accelerator import get_accelerator
 
     accelerator = str(get_accelerator()._name)
-    version = green("deepspeed", f"{deepspeed.__version__}, for {accelerator}", version=str(deepspeed.__version__))
+    yield green("deepspeed", f"{deepspeed.__version__}, for {accelerator}", version=str(deepspeed.__version__))
     can: list[str] = []
     cannot: list[str] = []
     for name, builder in ALL_OPS.items():
@@ -41,10 +43,11 @@ def look_at_deepspeed(needs: Needs) -> list[Finding]:
     lacking = [name for name in needs.ops if name not in {*built, *can}]
     if lacking:
         value = f"{lacking[0]} cannot be built here, and the recipe's ZeRO policy needs it"
-        return [version, red("deepspeed_ops", value, REMEDIES[lacking[0]], **figures)]
+        yield red("deepspeed_ops", value, REMEDIES[lacking[0]], **figures)
+        return
     if not needs.ops:
         value += " (this recipe needs none)"
-    return [version, green("deepspeed_ops", value, **figures)]
+    yield green("deepspeed_ops", value, **figures)
 
 
 def _is_compatible(builder: object) -> bool:

@@ -7,13 +7,13 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from vmae2_ds.doctor import clock, compilers, deepspeed_ops, disk, driver, machine, network, packages, torch_stack
-from vmae2_ds.doctor.ask import Said, ask
+from vmae2_ds.doctor.ask import ask
 from vmae2_ds.doctor.finding import Finding, Light, red, yellow
 from vmae2_ds.doctor.needs import Needs
 
@@ -28,15 +28,15 @@ class Probe:
 
     section: str
     """The heading that its lines stand below."""
-    look: Callable[[Needs], list[Finding]]
+    look: Callable[[Needs], Iterable[Finding]]
     """For a process of its own: a function of a module, or a partial of one with words before the needs."""
     names: tuple[str, ...]
-    """Names of what it finds, in order; where the first of them fails the others may be missing."""
+    """Names of what it finds, in order; where one of them fails the later ones may be missing."""
     alone: bool = False
     """It runs in a process of its own: it may hang or crash."""
     package: str | None = None
     """The package that it imports."""
-    absent: Callable[[Needs], list[Finding]] | None = None
+    absent: Callable[[Needs], Iterable[Finding]] | None = None
     """What is found where that package is not installed, without a process."""
     no_answer: Light = "yellow"
     """What it means that it does not answer."""
@@ -74,7 +74,7 @@ PROBES: dict[str, Probe] = {
     ),
     "compiler": Probe("Software", compilers.look_at_compiler, ("compiler",)),
     "nvcc": Probe("Software", compilers.look_at_nvcc, ("nvcc",)),
-    **{name: _package(name) for name in ("av", "decord", "torchcodec", "cv2", "transformers")},
+    **{name: _package(name) for name in ("numpy", "av", "decord", "torchcodec", "cv2", "transformers")},
     "cores": Probe("Host", machine.look_at_cores, ("cores",)),
     "memory": Probe("Host", machine.look_at_memory, ("memory",)),
     "shm": Probe("Host", machine.look_at_shm, ("shm",)),
@@ -106,61 +106,54 @@ def examine(needs: Needs, limit_s: float = LIMIT_S, probes: Mapping[str, Probe] 
         found[name] = findings
         waiting.discard(name)
     for name in waiting:
-        found[name] = _no_answer(probes[name], f"no answer within {limit_s:g} s", _again(limit_s))
-    return {
-        finding.name: finding
-        for name, probe in probes.items()
-        for finding in _whole(probe, found[name])
-    }  # fmt: skip
+        found[name] = _no_answer(probes[name], [], f"no answer within {limit_s:g} s", _again(limit_s))
+    return {finding.name: finding for name, probe in probes.items() for finding in _whole(probe, found[name])}
 
 
 def _run(name: str, probe: Probe, needs: Needs, until: float, answers: queue.Queue[tuple[str, list[Finding]]]) -> None:
     """One probe, in a thread of its own."""
     try:
         if probe.absent is not None and probe.package is not None and not packages.is_found(probe.package):
-            found = probe.absent(needs)
+            found = list(probe.absent(needs))
         else:
-            found = _in_a_process(probe, needs, until) if probe.alone else probe.look(needs)
+            found = _in_a_process(probe, needs, until) if probe.alone else list(probe.look(needs))
     except Exception as error:  # a machine that is broken in a way that nobody thought of: the other lines still come
-        found = _no_answer(probe, f"could not be looked at: {packages.describe(error)}", "vmae2 doctor --debug")
+        found = _no_answer(probe, [], f"could not be looked at: {packages.describe(error)}", "vmae2 doctor --debug")
     answers.put((name, found))
 
 
 def _in_a_process(probe: Probe, needs: Needs, until: float) -> list[Finding]:
+    """What came of it before it was done, or crashed, or had to be killed counts."""
     limit_s = until - time.monotonic()
     whole = probe.look if isinstance(probe.look, partial) else partial(probe.look)
     look = f"{whole.func.__module__}:{whole.func.__qualname__}"
     command = [sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), look, *whole.args]
-    answer = ask(command, limit_s, needs.to_json())
+    said = ask(command, limit_s, needs.to_json())
+    if said is None:
+        return _no_answer(probe, [], f"{sys.executable} cannot be started", "a Python that can be started")
+    found = [Finding(**json.loads(line)) for line in said.out.splitlines(keepends=True) if line.endswith("\n")]
+    if said.code == 0:
+        return found
+    if said.code is None:
+        return _no_answer(probe, found, f"not done within {limit_s:.0f} s", _again(limit_s))
+    why = f"signal {-said.code}" if said.code < 0 else said.last_words or f"exit code {said.code}"
     by_hand = f'python -X faulthandler -c "import {probe.package}"' if probe.package else "vmae2 doctor --debug"
-    if answer is None:
-        return _no_answer(probe, f"{sys.executable} cannot be started", "a Python that can be started")
-    if answer.code is None:
-        return _no_answer(probe, f"not done within {limit_s:.0f} s", _again(limit_s))
-    if answer.code == 0 and (findings := _read(answer)) is not None:
-        return findings
-    why = f"signal {-answer.code}" if answer.code < 0 else answer.last_words or f"exit code {answer.code}"
-    return _no_answer(probe, f"its process ended: {why[:200]}", by_hand)
-
-
-def _read(answer: Said) -> list[Finding] | None:
-    try:
-        return [Finding(**finding) for finding in json.loads(answer.out)]
-    except (ValueError, TypeError):
-        return None
+    return _no_answer(probe, found, f"its process ended: {why[:200]}", by_hand)
 
 
 def _again(limit_s: float) -> str:
     return f"vmae2 doctor --limit-s {4 * max(1, round(limit_s))}"
 
 
-def _no_answer(probe: Probe, why: str, remedy: str) -> list[Finding]:
-    return [(red if probe.no_answer == "red" else yellow)(probe.names[0], why, remedy)]
+def _no_answer(probe: Probe, found: list[Finding], why: str, remedy: str) -> list[Finding]:
+    """What was found, and of the first name that was not, why not."""
+    missing = [name for name in probe.names if name not in {finding.name for finding in found}]
+    tell = red if probe.no_answer == "red" else yellow
+    return [*found, *(tell(name, why, remedy) for name in missing[:1])]
 
 
-def _whole(probe: Probe, findings: list[Finding]) -> list[Finding]:
-    """The findings in the order of the probe's names; those that are missing are not known, as the first is not."""
-    by_name = {finding.name: finding for finding in findings}
-    first = by_name[probe.names[0]]
-    lost = f"not known, as {first.name} did not answer"
-    return [by_name.get(name) or yellow(name, lost, first.remedy or "vmae2 doctor --debug") for name in probe.names]
+def _whole(probe: Probe, found: list[Finding]) -> list[Finding]:
+    """The findings in the order of the probe's names; those that are missing are not known, for the last one's reason."""
+    by_name, last = {finding.name: finding for finding in found}, found[-1]
+    lost = f"not known, as {last.name} did not answer"
+    return [by_name.get(name) or yellow(name, lost, last.remedy or "vmae2 doctor --debug") for name in probe.names]

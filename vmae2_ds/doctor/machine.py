@@ -6,7 +6,6 @@ import resource
 from pathlib import Path
 
 from vmae2_ds import host
-from vmae2_ds.data.feed.shared_memory import SHM, room_in
 from vmae2_ds.doctor.finding import Finding, gib, green, red, yellow
 from vmae2_ds.doctor.needs import Needs
 
@@ -46,8 +45,11 @@ def look_at_memory(needs: Needs) -> list[Finding]:
     return [green("memory", value, **figures)]
 
 
-def look_at_shm(needs: Needs, folder: Path = SHM) -> list[Finding]:
+def look_at_shm(needs: Needs, folder: Path | None = None) -> list[Finding]:
     """/dev/shm against what the loaders' workers put there, and NCCL's own where several ranks share the host."""
+    from vmae2_ds.data.feed.shared_memory import SHM, room_in  # numpy, which may be broken, comes with it
+
+    folder = folder or SHM
     wanted = needs.shm_bytes + (NCCL_SHM if needs.ranks > 1 else 0)
     room = room_in(folder)
     figures = {"needed_bytes": wanted, "loader_bytes": needs.shm_bytes}

@@ -81,7 +81,7 @@ def look_at_host_name(needs: Needs) -> list[Finding]:
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        remedy = f"echo \"$(hostname -I | cut -d' ' -f1) {name}\" >> /etc/hosts, or export GLOO_SOCKET_IFNAME=eth0"
+        remedy = "echo \"$(hostname -I | cut -d' ' -f1) $(hostname)\" >> /etc/hosts, or export GLOO_SOCKET_IFNAME=eth0"
         return [yellow("host_name", f"{name} does not resolve ({error})", remedy, name=name, addresses=[])]
     addresses = sorted({str(entry[4][0]) for entry in found})
     value = f"{name} is {', '.join(addresses)}"

@@ -70,6 +70,8 @@ def look_at_package(package: str, needs: Needs) -> list[Finding]:
     except BaseException as error:  # SystemExit too: nothing is known of what runs at import
         why = f"{version_of(package)} cannot be imported: {describe(error)}"
         remedy = f"pip install --force-reinstall {pip}"
+        if package in REQUIRED:
+            return [red(package, why, remedy, version=version_of(package))]
         if is_ours:
             return [red(package, why, f"{remedy}, or {_another_reader(package, needs)}", version=version_of(package))]
         return [yellow(package, why, remedy, version=version_of(package))]

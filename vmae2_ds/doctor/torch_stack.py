@@ -10,7 +10,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vmae2_ds.doctor.compilers import torch_cuda
@@ -32,17 +32,23 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 INSTALL = "pip install --upgrade 'torch>=2.6' (pytorch.org has the line for each version of CUDA)"
 
 
-def look_at_torch(needs: Needs) -> list[Finding]:
-    """Everything that takes a torch to be known."""
+def look_at_torch(needs: Needs) -> Iterator[Finding]:
+    """Everything that takes a torch to be known, one after another: a device or a library that hangs has a name then."""
     began = time.perf_counter()
     try:
         import torch
     except BaseException as error:  # whatever runs at import
-        return [red("torch", f"{version_of('torch')} cannot be imported: {describe(error)}", INSTALL, version=None)]
-    took_s = time.perf_counter() - began
+        yield red("torch", f"{version_of('torch')} cannot be imported: {describe(error)}", INSTALL, version=None)
+        return
+    yield _version(torch, time.perf_counter() - began)
     device, found = _look_at_device(torch, needs)
-    looks = (_cudnn, _collectives, _sdpa, _kernels, _allocator)
-    return [_version(torch, took_s), found, *(look(torch, needs, device) for look in looks)]
+    yield found
+    for name, look in (("cudnn", _cudnn), ("nccl", _collectives), ("sdpa", _sdpa), ("attention", _kernels)):
+        try:
+            yield look(torch, needs, device)
+        except Exception as error:  # cuDNN of another version on LD_LIBRARY_PATH, a function that a later torch lacks
+            yield yellow(name, describe(error), "unset LD_LIBRARY_PATH; if that is not it, install torch again")
+    yield judge_allocator(os.environ, needs, device.type == "cuda")
 
 
 def look_at_kernel(name: str, needs: Needs) -> list[Finding]:
@@ -162,10 +168,10 @@ def _cudnn(torch: Any, needs: Needs, device: torch.device) -> Finding:
 
 
 def _collectives(torch: Any, needs: Needs, device: torch.device) -> Finding:
-    nccl = None
-    if torch.distributed.is_available() and torch.distributed.is_nccl_available():
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    backends = [name for name in ("nccl", "gloo", "mpi") if getattr(torch.distributed, f"is_{name}_available")()]
+    del needs
+    asked = {name: getattr(torch.distributed, f"is_{name}_available", bool) for name in ("nccl", "gloo", "mpi")}
+    backends = [name for name, is_there in asked.items() if is_there()]
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if "nccl" in backends else None
     figures = {"version": nccl, "backends": backends}
     if device.type == "cuda" and nccl is None:
         return red("nccl", f"this torch has none (it has {', '.join(backends)})", INSTALL, **figures)
@@ -177,11 +183,7 @@ def _sdpa(torch: Any, needs: Needs, device: torch.device) -> Finding:
 
     dtype, taken = _dtype(torch, needs), {}
     for tower, shape in needs.shapes.items():
-        try:
-            taken[tower] = sdpa_kernel(shape, dtype, device)
-        except Exception as error:  # a private function of torch; what it does on a chip that is newer, nobody knows
-            remedy = "--model.attention auto, which times what runs"
-            return yellow("sdpa", f"torch does not say what it takes: {describe(error)}", remedy, kernels={})
+        taken[tower] = sdpa_kernel(shape, dtype, device)
     places = (f"{kernel} in the {tower} {needs.shapes[tower]}" for tower, kernel in taken.items())
     value = f"takes {', '.join(places)}, {needs.precision}"
     if device.type == "cuda" and "math" in taken.values():
@@ -203,10 +205,6 @@ def _kernels(torch: Any, needs: Needs, device: torch.device) -> Finding:
         value = f"{needs.attention} {cannot[needs.attention]}"
         return red("attention", value, f"--model.attention auto, or one of {', '.join(run)}", **figures)
     return green("attention", f"with torch: {', '.join(run)}; the recipe asks for {needs.attention}", **figures)
-
-
-def _allocator(torch: Any, needs: Needs, device: torch.device) -> Finding:
-    return judge_allocator(os.environ, needs, device.type == "cuda")
 
 
 def judge_allocator(env: Mapping[str, str], needs: Needs, on_cuda: bool) -> Finding:

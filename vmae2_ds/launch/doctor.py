@@ -237,7 +237,9 @@ def _told(answers: Sequence[HostAnswer]) -> Iterator[str]:
             rows.append([answer.host, answer.light, f"no answer: {answer.error}"])
         else:
             cells = [answer.figure(COMPARED[name]) or "none" for name in columns]
-            rows.append([answer.host, answer.light, gpus(answer), *cells, f"{sum(answer.clock_s) / 2:+.1f} s"])
+            rows.append(
+                [answer.host, answer.light, gpus(answer), *cells, "{:+.1f} to {:+.1f} s".format(*answer.clock_s)]
+            )
     whole = [row for row in rows if len(row) == len(rows[0])]
     widths = [max(len(row[at]) for row in (rows if at < 2 else whole)) for at in range(len(rows[0]))]
     for row in rows:
