@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.model.conftest import TINY, TINY_GEOMETRY, make_batch
-from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
+from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig, Target
 from vmae2_ds.contracts import PretrainBatch
+from vmae2_ds.model.embed import gather_cubes
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.objectives import Reconstruct, normalise_cubes
+from vmae2_ds.objectives import Reconstruct, normalise_cubes, reconstruction_loss
 
 MASKS = {
     "encoder only": MaskConfig(encoder_ratio=0.75, decoder="none"),
@@ -112,9 +115,113 @@ def test_a_model_that_says_the_mean_colours_has_the_flat_loss(target: str, monke
     assert float(out.loss) == pytest.approx(float(out.flat_loss), rel=1e-5)
 
 
-def test_a_flat_cube_has_target_zero() -> None:
-    flat = torch.full((1, 2, TINY_GEOMETRY.cube_values), 0.5)
-    assert torch.equal(normalise_cubes(flat, TINY_GEOMETRY), torch.zeros_like(flat))
+@pytest.mark.parametrize("value", [0.5, 77, 255])
+def test_a_flat_cube_has_target_zero(value: float) -> None:
+    dtype = torch.uint8 if value > 1 else torch.float32
+    flat = torch.full((1, 2, TINY_GEOMETRY.cube_values), value, dtype=dtype)
+    assert torch.equal(normalise_cubes(flat, TINY_GEOMETRY), torch.zeros_like(flat, dtype=torch.float32))
+    assert (flat == value).all()
+
+
+class Exact(NamedTuple):
+    loss: float
+    flat_loss: float
+    gradient_BMP: Tensor
+
+
+def in_float64(pred_BMP: Tensor, batch: PretrainBatch, target: str) -> Exact:
+    """The definition in torch's words and float64, with autograd's gradient."""
+    cubes_BMP = gather_cubes(batch.clip_BTHWC, batch.decode_BM, TINY_GEOMETRY)
+    pixels_BMKC = cubes_BMP.double().div(255 if cubes_BMP.dtype == torch.uint8 else 1).unflatten(-1, (-1, 3))
+    mean_BM1C = pixels_BMKC.mean(dim=2, keepdim=True)
+    if target == "normalised":
+        pixels_BMKC = (pixels_BMKC - mean_BM1C) / (pixels_BMKC.std(dim=2, keepdim=True) + 1e-6)
+        mean_BM1C = torch.zeros_like(mean_BM1C)
+    pred = pred_BMP.detach().double().requires_grad_()
+    is_supervised = batch.is_supervised_BM
+    loss = (pred - pixels_BMKC.flatten(2)).square().mean(dim=-1)[is_supervised].mean()
+    loss.backward()
+    assert pred.grad is not None
+    flat_loss = (pixels_BMKC - mean_BM1C).square().mean(dim=(2, 3))[is_supervised].mean()
+    return Exact(float(loss.detach()), float(flat_loss), pred.grad)
+
+
+def odd_clips(batch: PretrainBatch) -> PretrainBatch:
+    """Some cubes are of one colour, some faint and bright, one has a single pixel that is not like the others."""
+    clip_BTHWC = batch.clip_BTHWC.clone()
+    clip_BTHWC[:, 2:4] = 77
+    clip_BTHWC[:, 4:6] = clip_BTHWC[:, 4:6] // 128 + 254
+    clip_BTHWC[:, 4:6, :8] = 250
+    clip_BTHWC[:, 4, 0, ::8] = 251
+    return batch._replace(clip_BTHWC=clip_BTHWC)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pixels", ["bytes", "floats"])
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
+def test_loss_and_gradient_are_those_of_float64(target: Target, pixels: str, dtype: torch.dtype) -> None:
+    batch = odd_clips(make_batch(MASKS["dual"], TINY_GEOMETRY))
+    if pixels == "floats":  # in steps that float32 holds exactly, or a flat cube is not flat to it
+        batch = batch._replace(clip_BTHWC=batch.clip_BTHWC.float() / 256)
+    shape = (*batch.decode_BM.shape, TINY_GEOMETRY.cube_values)
+    pred_BMP = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    before = batch.clip_BTHWC.clone()
+    out = reconstruction_loss(pred_BMP, batch, TINY_GEOMETRY, target)
+    (3 * out.loss).backward()  # as a loss scale or accumulation has it
+    expected = in_float64(pred_BMP, batch, target)
+    assert out.loss.item() == pytest.approx(expected.loss, rel=1e-6)
+    assert out.flat_loss.item() == pytest.approx(expected.flat_loss, rel=1e-6)
+    assert not out.flat_loss.requires_grad
+    assert pred_BMP.grad is not None
+    assert pred_BMP.grad.dtype == dtype
+    largest = float(expected.gradient_BMP.abs().max())
+    rounding = 2.0**-8 if dtype == torch.bfloat16 else 2e-6
+    torch.testing.assert_close(pred_BMP.grad.double() / 3, expected.gradient_BMP, rtol=rounding, atol=2e-6 * largest)
+    assert torch.equal(batch.clip_BTHWC, before)  # what is written over is a copy
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
+def test_a_prediction_without_an_error_has_a_gradient_of_zero(target: Target) -> None:
+    """Where a norm has none of its own: 0 / 0."""
+    batch = odd_clips(make_batch(MASKS["dual"], TINY_GEOMETRY))
+    pred_BMP = torch.zeros(*batch.decode_BM.shape, TINY_GEOMETRY.cube_values)
+    if target == "pixels":
+        batch = batch._replace(clip_BTHWC=torch.zeros_like(batch.clip_BTHWC))
+    else:
+        pred_BMP = objective_for(target).target(batch)
+    pred_BMP.requires_grad_()
+    loss = reconstruction_loss(pred_BMP, batch, TINY_GEOMETRY, target).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert pred_BMP.grad is not None
+    assert torch.equal(pred_BMP.grad, torch.zeros_like(pred_BMP))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_tensor_as_wide_as_the_prediction_is_kept_for_its_gradient(dtype: torch.dtype) -> None:
+    batch = make_batch(MASKS["dual"], TINY_GEOMETRY)
+    pred_BMP = torch.randn(*batch.decode_BM.shape, TINY_GEOMETRY.cube_values, dtype=dtype).requires_grad_()
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
+        reconstruction_loss(pred_BMP, batch, TINY_GEOMETRY, "normalised")
+    assert [x.dtype for x in saved if x.numel() >= pred_BMP.numel()] == [torch.float32]
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixels"])
+@pytest.mark.parametrize(
+    "backend",
+    ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)],  # some 10 s and a C++ compiler
+)
+def test_compiled_by_itself_it_is_the_same_loss(backend: str, target: Target) -> None:
+    batch, objective = odd_clips(make_batch(MASKS["dual"], TINY_GEOMETRY)), objective_for(target)
+    gradients = []
+    for function in (reconstruction_loss, torch.compile(reconstruction_loss, backend=backend, fullgraph=True)):
+        objective.loss_function = function
+        objective.zero_grad()
+        out = objective(batch)
+        out.loss.backward()
+        gradients.append([*(x.detach() for x in out), *(p.grad for p in objective.parameters())])
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
 
 
 def test_a_micro_batch_with_nothing_to_predict_has_loss_zero_and_finite_gradients() -> None:

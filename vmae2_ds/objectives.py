@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmae2_ds.config.distil import DistilSettings
-from vmae2_ds.config.pretrain import ObjectiveConfig
+from vmae2_ds.config.pretrain import ObjectiveConfig, Target
 from vmae2_ds.contracts import TARGET_EPS, ClipGeometry, LabelledBatch, LossOutput, PretrainBatch, TaughtBatch
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import Linear, every_cube, gather_cubes, normalise_pixels, unit_pixels
@@ -24,6 +26,8 @@ class Reconstruct(nn.Module):
     def __init__(self, model: MaskedAutoencoder, config: ObjectiveConfig, geometry: ClipGeometry) -> None:
         super().__init__()
         self.model, self.config, self.geometry = model, config, geometry
+        self.loss_function: Callable[..., LossOutput] = reconstruction_loss
+        """Or what a compiler made of it."""
 
     def forward(self, batch: PretrainBatch) -> LossOutput:
         """Loss of one micro batch.
@@ -31,37 +35,24 @@ class Reconstruct(nn.Module):
         Sum over supervised cubes of the mean squared error in the cube, over the number of those cubes in the micro
         batch (published engine_for_pretraining.py:104-113). A micro batch without any has loss 0.
         """
-        pred_BMP, target_BMP = self.predict(batch)
-        num_supervised = batch.is_supervised_BM.sum()
-
-        def mean_of(error_BM: Tensor) -> Tensor:
-            return (error_BM * batch.is_supervised_BM).sum() / num_supervised.clamp(min=1)
-
-        loss = mean_of((pred_BMP.float() - target_BMP).square().mean(dim=-1))
-        return LossOutput(loss, num_supervised, mean_of(self.flat_error(target_BMP)))
+        pred_BMP = self.model(self.visible_cubes(batch), batch.visible_BV, batch.decode_BM)
+        return self.loss_function(pred_BMP, batch, self.geometry, self.config.target)
 
     def predict(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
         """Prediction in the model's dtype and target in float32, both (B, M, P)."""
-        cubes_BVP = normalise_pixels(gather_cubes(batch.clip_BTHWC, batch.visible_BV, self.geometry))
-        return self.model(cubes_BVP, batch.visible_BV, batch.decode_BM), self.target(batch)
+        return self.model(self.visible_cubes(batch), batch.visible_BV, batch.decode_BM), self.target(batch)
 
-    @torch.no_grad()
-    def flat_error(self, target_BMP: Tensor) -> Tensor:
-        """Squared error (B, M) of predicting each cube's own mean colours, which a normalised target has at zero.
-
-        Below 1 for normalised targets: (n - 1) / n by the unbiased variance, and 0 in cubes of one colour.
-        """
-        if self.config.target == "pixels":
-            return target_BMP.unflatten(-1, (-1, 3)).var(dim=-2, correction=0).mean(dim=-1)
-        return torch.linalg.vector_norm(target_BMP, dim=-1).square() / target_BMP.shape[-1]
+    def visible_cubes(self, batch: PretrainBatch) -> Tensor:
+        """What the encoder sees: (B, V, P) float32, normalised."""
+        return normalise_pixels(gather_cubes(batch.clip_BTHWC, batch.visible_BV, self.geometry))
 
     @torch.no_grad()
     def target(self, batch: PretrainBatch) -> Tensor:
         """What the decoder has to predict at `decode_BM`: (B, M, P) float32."""
-        pixels_BMP = unit_pixels(gather_cubes(batch.clip_BTHWC, batch.decode_BM, self.geometry))
+        cubes_BMP = gather_cubes(batch.clip_BTHWC, batch.decode_BM, self.geometry)
         if self.config.target == "pixels":
-            return pixels_BMP
-        return normalise_cubes(pixels_BMP, self.geometry)
+            return unit_pixels(cubes_BMP)
+        return normalise_cubes(cubes_BMP, self.geometry)
 
 
 class Classify(nn.Module):
@@ -154,17 +145,92 @@ def divergence(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Te
     return temperature**2 * F.kl_div(student_BC, teacher_BC, reduction="batchmean", log_target=True)
 
 
+def reconstruction_loss(pred_BMP: Tensor, batch: PretrainBatch, geometry: ClipGeometry, target: Target) -> LossOutput:
+    """What `Reconstruct` says of these predictions, in the model's dtype: target, loss and flat loss in one.
+
+    A function by itself, so that it can be compiled by itself: then pixels are all that it reads beside the prediction.
+    """
+    num_supervised = batch.is_supervised_BM.sum()
+    weight_BM = batch.is_supervised_BM / (num_supervised.clamp(min=1) * geometry.cube_values)
+    loss, flat_loss = _SquaredError.apply(pred_BMP, batch.clip_BTHWC, batch.decode_BM, weight_BM, geometry, target)
+    return LossOutput(loss, num_supervised, flat_loss)
+
+
+class _SquaredError(torch.autograd.Function):
+    """Sum over cubes of weight * |prediction - target|^2, and the same where each cube's mean colours are the prediction.
+
+    By hand, because it holds one float32 (B, M, P): pixels, the error that they become and its gradient lie in one place,
+    each written over the one before. Of the same sum in torch's words autograd holds five at once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pred_BMP: Tensor,
+        clip_BTHWC: Tensor,
+        decode_BM: Tensor,
+        weight_BM: Tensor,
+        geometry: ClipGeometry,
+        target: Target,
+    ) -> tuple[Tensor, Tensor]:
+        x_BMP, one = gather_cubes(clip_BTHWC, decode_BM, geometry).to(torch.float32, copy=True), _one(clip_BTHWC)
+        x_BMLW, mean_BMC, spread_BMC = _centre_(x_BMP, geometry)
+        pred_BMLW = pred_BMP.view_as(x_BMLW)
+        if target == "pixels":
+            flat_BMC = spread_BMC / one**2
+            x_BMLW.add_(_along_line(mean_BMC, geometry))
+            torch.sub(pred_BMLW, x_BMLW, alpha=1 / one, out=x_BMLW)
+        else:
+            deviation_BMC = _deviation(spread_BMC, geometry, one)
+            flat_BMC = spread_BMC / deviation_BMC.square()
+            torch.addcdiv(pred_BMLW, x_BMLW, _along_line(deviation_BMC, geometry), value=-1, out=x_BMLW)
+        error_BMP = x_BMP
+        ctx.save_for_backward(error_BMP, weight_BM)
+        ctx.dtype = pred_BMP.dtype
+        loss = (torch.linalg.vector_norm(error_BMP, dim=-1).square() * weight_BM).sum()
+        flat_loss = (flat_BMC.sum(dim=-1) * weight_BM).sum()
+        ctx.mark_non_differentiable(flat_loss)
+        ctx.set_materialize_grads(False)
+        return loss, flat_loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        error_BMP, weight_BM = ctx.saved_tensors
+        return error_BMP.mul_((2 * gradient * weight_BM)[..., None]).to(ctx.dtype), None, None, None, None, None
+
+
 def normalise_cubes(cubes_BMP: Tensor, geometry: ClipGeometry) -> Tensor:
-    """(x - mean) / (std + 1e-6) within each cube and colour, unbiased variance: (B, M, P) float32 -> (B, M, P)."""
-    # A cube as L = tubelet * patch lines of W = patch * 3 values: torch is 3x slower where the last dimension is 3 long.
-    num_pixels = geometry.cube_values // 3
+    """(x - mean) / (std + 1e-6) within each cube and colour, unbiased variance: uint8 or [0, 1] (B, M, P) to float32."""
+    x_BMLW, _, spread_BMC = _centre_(cubes_BMP.to(torch.float32, copy=True), geometry)
+    deviation_BMC = _deviation(spread_BMC, geometry, _one(cubes_BMP))
+    return x_BMLW.div_(_along_line(deviation_BMC, geometry)).flatten(2)
+
+
+def _one(pixels: Tensor) -> int:
+    """What stands for 1 in them. Bytes are not divided by it: that saves a pass, and sums of them are exact."""
+    return 255 if pixels.dtype == torch.uint8 else 1
+
+
+def _centre_(x_BMP: Tensor, geometry: ClipGeometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Take its mean by colour from each cube, in place; with the means, and the sums of squares that are left.
+
+    A cube lies as L = tubelet * patch lines of W = patch * 3 values: torch is 3x slower where the last dimension is 3 long.
+    """
 
     def colour_sum(x_BMLW: Tensor) -> Tensor:
-        """Sum over the pixels of a cube, repeated along a line: (B, M, 1, W)."""
-        sum_BMC = x_BMLW.sum(dim=2).unflatten(-1, (geometry.patch, 3)).sum(dim=-2)
-        return sum_BMC.repeat(1, 1, geometry.patch).unsqueeze(2)
+        return x_BMLW.sum(dim=2).unflatten(-1, (geometry.patch, 3)).sum(dim=-2)
 
-    cubes_BMLW = cubes_BMP.unflatten(-1, (-1, geometry.patch * 3))
-    centred_BMLW = cubes_BMLW - colour_sum(cubes_BMLW) / num_pixels
-    std_BM1W = (colour_sum(centred_BMLW.square()) / (num_pixels - 1)).sqrt()
-    return (centred_BMLW / (std_BM1W + TARGET_EPS)).flatten(2)
+    x_BMLW = x_BMP.unflatten(-1, (-1, geometry.patch * 3))
+    mean_BMC = colour_sum(x_BMLW) / (geometry.cube_values // 3)
+    x_BMLW.sub_(_along_line(mean_BMC, geometry))
+    return x_BMLW, mean_BMC, colour_sum(x_BMLW.square())
+
+
+def _along_line(x_BMC: Tensor, geometry: ClipGeometry) -> Tensor:
+    """A value of each colour for every pixel of a line: (B, M, 1, W)."""
+    return x_BMC.repeat(1, 1, geometry.patch).unsqueeze(2)
+
+
+def _deviation(spread_BMC: Tensor, geometry: ClipGeometry, one: int) -> Tensor:
+    """What a normalised target is divided by."""
+    return (spread_BMC / (geometry.cube_values // 3 - 1)).sqrt() + one * TARGET_EPS

@@ -36,7 +36,7 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 
 PRODUCTS = {"mm", "addmm", "bmm"}
-GATHERS = {"index_select", "embedding"}
+GATHERS = {"index_select", "embedding", "take"}
 GEOMETRY = ClipGeometry(8, 64, 64, 2, 8)  # 256 cubes of 384 values
 MODEL = ModelConfig(
     encoder=TowerConfig(width=96, depth=3, heads=3, mlp=384),
@@ -66,7 +66,8 @@ class CountBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        read = {name: value for name, value in (kwargs or {}).items() if name != "out"}
+        inputs = [leaf for leaf in tree_leaves((args, read)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if func.is_view or name in {"_unsafe_view", "_reshape_alias", "device"}:
             return out
@@ -97,6 +98,7 @@ def count_step(model: ModelConfig, mask: MaskConfig, attention: str, dtype: torc
     module.use_attention(attention, attention)
     objective = Reconstruct(module, ObjectiveConfig(), GEOMETRY)
     batch = make_batch(mask, GEOMETRY, CLIPS)
+    objective(batch)  # what the first pass makes and keeps
     with CountBytes() as mode:
         objective(batch).loss.backward()
     return mode.counted
@@ -110,8 +112,8 @@ def closed_form(model: ModelConfig, mask: MaskConfig, attention: AttentionKind, 
 
 
 def assert_close(closed: Counted, counted: Counted) -> None:
-    # Left out of the closed form: index arithmetic, values per cube and per channel; 1 to 2.3 % at these small shapes.
-    assert closed.num_bytes == pytest.approx(counted.num_bytes, rel=0.03)
+    # Left out of the closed form: values per cube and per channel; 0.4 to 0.8 % at these small shapes.
+    assert closed.num_bytes == pytest.approx(counted.num_bytes, rel=0.01)
     assert closed.kernels == pytest.approx(counted.kernels, rel=0.02)
 
 

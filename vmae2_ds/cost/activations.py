@@ -104,8 +104,13 @@ def mae_activations(
     bridge = visible * ((width.norm + width.linear) * model.encoder.width + _STATISTICS)
     # The norm reads the mask tokens as a slice, which keeps the last block's whole output alive.
     head = (tokens * width.norm + decode * width.linear) * model.decoder.width + decode * _STATISTICS
-    error = 4 * predicted  # float32, saved to be squared; prediction and target go when the objective returns
+    # float32, the pixels once and its own gradient later, with a weight for each cube; the prediction goes with the objective.
+    error = 4 * predicted + 4 * decode
     loss = error
+    # Still in the forward pass: beside the pixels that will be the error, their squares and the prediction, and of each cube a
+    # line of sums, and two values by colour. Backward the error becomes its gradient where it lies, and is at most copied to
+    # the prediction's dtype.
+    scoring = (4 + width.linear) * predicted + 4 * (3 * geometry.patch + 2 * 3) * decode
     if published_loop:
         values = geometry.num_frames * geometry.height * geometry.width * 3
         embed = width.linear * values  # the convolution's input
@@ -113,12 +118,11 @@ def mae_activations(
         # boolean masks; prediction and target.
         clip = 4 * 4 * values + 2 * geometry.num_cubes
         loss += (width.linear + 4) * predicted
+        scoring = 4 * 4 * predicted  # autograd's: the square's gradient, error ** 1, 2 * error ** 1, and the product
 
     def moments() -> Iterator[tuple[int, int, int]]:
         """Candidates for the peak, in the order of the backward pass: (released, recomputed, transient)."""
-        # Backward of mean(error ** 2), beside the error: the square's gradient, error ** 1, 2 * error ** 1, and the product,
-        # all float32 and alive at once. The forward pass has less: prediction and its copy, or the square, and the target.
-        yield 0, 0, 4 * 4 * predicted
+        yield 0, 0, scoring
         released = error + head
         for tower, below in ((decoder, bridge), (encoder, 0)):
             for block in reversed(range(tower.config.depth)):

@@ -140,9 +140,9 @@ def recomputed_blocks(model: ModelConfig) -> tuple[int, int]:
     return len(encoder), len(decoder)
 
 
-BLOCK_KERNELS: dict[AttentionKind, Passes] = {"math": Passes(19, 25), "sdpa": Passes(12, 19), "flash": Passes(12, 17)}
-END_KERNELS = 124
-"""Operations outside the blocks; about 90 of them compute indices and scalars and cost nothing but their launch."""
+BLOCK_KERNELS: dict[AttentionKind, Passes] = {"math": Passes(18, 26), "sdpa": Passes(11, 20), "flash": Passes(11, 18)}
+END_KERNELS = 65
+"""Operations outside the blocks; about 30 of them compute indices and scalars and cost nothing but their launch."""
 
 
 def count_kernels(model: ModelConfig, attention: tuple[AttentionKind, AttentionKind]) -> int:
@@ -186,8 +186,8 @@ def _encoder_ends(model: ModelConfig, geometry: ClipGeometry, visible: int, widt
     w = widths.activation
     values = visible * geometry.cube_values
     tokens = visible * model.encoder.width
-    # uint8 to float, / 255, - mean, / deviation, cast to the weights' dtype
-    pixels = _gather(geometry, visible) + values * (5 + 3 * 8 + _copy(4, w))
+    # uint8 to normalised float, cast to the weights' dtype
+    pixels = _gather(geometry, visible) + values * (5 + _copy(4, w))
     bias_gradient = w * tokens
     return pixels + bias_gradient + _positions(tokens, widths) + _final_norm(tokens, widths)
 
@@ -203,9 +203,10 @@ def _decoder_ends(model: ModelConfig, geometry: ClipGeometry, visible: int, deco
     # the norm sees the mask tokens only: its gradient is written into zeros of all tokens
     sliced = r * predicted + r * tokens
     ends = joined + _positions(tokens, widths) + sliced + _final_norm(predicted, widths)
-    # uint8 to float, / 255, sum, - mean, square, sum, / deviation
-    target = _gather(geometry, decode) + values * (5 + 8 + 4 + 8 + 8 + 4 + 8)
-    # prediction to float, difference, square, mean; norm of the target; backward: mean, square (two passes and a
-    # product), prediction's dtype, the head's bias
-    loss = values * (_copy(w, 4) + 12 + 8 + 4 + 4 + 4 + 8 + 8 + 12 + _copy(4, w) + w)
-    return ends + target + loss
+    # uint8 to float, sum, - mean, square, sum; the rest, scaled, off the prediction; the error's norm
+    forward = values * (5 + 4 + 8 + 8 + 4 + (w + 8) + 4)
+    # of each cube, twice: sums by column, added up by colour, and what follows from them for each column
+    lines = 2 * 4 * 4 * decode * 3 * geometry.patch
+    # the error scaled in its place, in the prediction's dtype; the head's bias
+    backward = values * (8 + _copy(4, w) + w)
+    return ends + _gather(geometry, decode) + forward + lines + backward

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vmae2_ds.config.model import TowerConfig
 from vmae2_ds.model.attention import AttentionFn, sdpa_attention
 from vmae2_ds.model.embed import Linear
+from vmae2_ds.model.kept import once_per_device
 
 # B clips, N tokens, D width, H heads, K = D / H channels in a head.
 
@@ -37,7 +38,14 @@ class QKV(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, 3 D)."""
-        return F.linear(x_BND, self.weight, torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]))
+        # A copy for every pass, and not one kept from step to step: DeepSpeed writes new weights where torch cannot see it.
+        no_bias = _zeros(len(self.q_bias), self.q_bias.dtype, like=x_BND)
+        return F.linear(x_BND, self.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
+
+
+@once_per_device
+def _zeros(number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(number, dtype=dtype, device=device)
 
 
 class Attention(nn.Module):
