@@ -7,11 +7,16 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from vmae2_ds import disk
 from vmae2_ds.disk import (
     HashedFile,
     WrittenFile,
@@ -102,6 +107,55 @@ def test_a_file_is_hashed_as_it_is_written_from_bytes_and_from_arrays(tmp_path: 
     assert (tmp_path / "a").read_bytes() == content
     assert file.written == WrittenFile(70_000, hashlib.sha256(content).hexdigest())
     assert sha256_of(tmp_path / "a") == file.written.sha256
+
+
+def test_a_large_piece_is_hashed_in_a_second_thread_and_may_be_changed_once_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer's memory is the caller's: nothing of it is read after `write` has returned."""
+    threads = set[str]()
+    plain = hashlib.sha256
+
+    def slow() -> Any:
+        digest = plain()
+
+        def update(data: memoryview) -> None:
+            threads.add(threading.current_thread().name)
+            time.sleep(0.05 * (len(data) > 100))
+            digest.update(data)
+
+        return SimpleNamespace(update=update, hexdigest=digest.hexdigest)
+
+    monkeypatch.setattr(hashlib, "sha256", slow)
+    piece, content = bytearray(b"a" * disk.HASHED_APART), b""
+    with HashedFile(tmp_path / "a") as file:
+        for letter in b"abc":
+            piece[:] = bytes([letter]) * len(piece)
+            content += bytes(piece) + b"small"
+            file.write(piece)
+            piece[:] = b"x" * len(piece)
+            file.write(b"small")
+    assert (tmp_path / "a").read_bytes() == content
+    assert file.written.sha256 == plain(content).hexdigest()
+    assert threads == {"MainThread", "sha256_0"}
+    assert not any(thread.name.startswith("sha256") for thread in threading.enumerate()), "it ends with its file"
+
+
+@pytest.mark.parametrize("failing", ["the hash", "the disk"])
+def test_an_error_of_either_thread_ends_the_write(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(5, f"{failing} failed")
+
+    with HashedFile(tmp_path / "a") as file:
+        if failing == "the hash":
+            file._hash = SimpleNamespace(update=fail)  # type: ignore[assignment]
+        else:
+            monkeypatch.setattr(HashedFile, "_put", fail)
+        with pytest.raises(OSError, match=f"{failing} failed"):
+            file.write(bytes(disk.HASHED_APART))
+        assert file._size == 0
 
 
 def test_a_lock_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:

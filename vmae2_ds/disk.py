@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,6 +26,8 @@ CHUNK = 1 << 22
 """Bytes read at a time for a hash."""
 LARGEST_WRITE = 1 << 30
 """Bytes of one system call: Linux takes no more than 2 GiB at once."""
+HASHED_APART = 1 << 20
+"""From so many bytes on a piece is hashed in a second thread: 0.5 ms and more of work each."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -82,21 +85,45 @@ class WrittenFile(NamedTuple):
 
 
 class HashedFile(FileIO):
-    """A new file that is hashed while it is written, from its start to its end."""
+    """A new file that is hashed while it is written, from its start to its end: a large piece in a second thread.
+
+    Both threads work on the same piece and `write` waits for both, so no piece is copied and at most one is under way; an
+    error of either ends that write.
+    """
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(path, "wb")
         self._hash, self._size = hashlib.sha256(), 0
+        self._hasher: ThreadPoolExecutor | None = None
 
     def write(self, data: Any) -> int:
         """Take all of it, as a raw file need not."""
         view = memoryview(data).cast("B")
+        if len(view) < HASHED_APART:
+            self._hash.update(view)
+            self._put(view)
+        else:
+            if self._hasher is None:
+                self._hasher = ThreadPoolExecutor(1, "sha256")
+            hashed = self._hasher.submit(self._hash.update, view)
+            try:
+                self._put(view)
+            finally:
+                hashed.result()  # whoever wrote may change the piece from here on
+        self._size += len(view)
+        return len(view)
+
+    def _put(self, view: memoryview) -> None:
         done = 0
         while done < len(view):
             done += super().write(view[done : done + LARGEST_WRITE])
-        self._hash.update(view)
-        self._size += len(view)
-        return len(view)
+
+    def close(self) -> None:
+        """Let go of the file, and of the second thread where there is one."""
+        super().close()
+        if self._hasher is not None:
+            self._hasher.shutdown()
+            self._hasher = None
 
     @property
     def written(self) -> WrittenFile:
