@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 from vmae2_ds.checkpoint.hashed_files import HashedFiles
+from vmae2_ds.checkpoint.host_copies import HostCopies
 from vmae2_ds.checkpoint.mirror import Mirror, SecondPlace, fetch_newest
 from vmae2_ds.checkpoint.retention import RetentionRules
-from vmae2_ds.checkpoint.save import save_checkpoint
+from vmae2_ds.checkpoint.save import CheckpointSave, save_checkpoint
 from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import SaveFailed
@@ -42,13 +44,21 @@ class DeepSpeed:
         raise AssertionError("is not called here")
 
 
-def save(folder: Path, step: int, keep: int = 2) -> Path:
+def save(folder: Path, step: int, keep: int = 2, *, behind: bool = False) -> Path:
     engine: Any = SimpleNamespace(deepspeed=DeepSpeed(), stage=1, zero_policy={})
 
     def write_mean(files: HashedFiles) -> None:
         files.save([torch.zeros(3)], files.folder / "ema_rank00000.pt")
 
-    return save_checkpoint(engine, folder, step, {"step": step}, Ranks(), RetentionRules(keep), write_mean)
+    if not behind:
+        return save_checkpoint(engine, folder, step, {"step": step}, Ranks(), RetentionRules(keep), write_mean)
+    started = CheckpointSave(engine, folder, step, {"step": step}, Ranks(), write_mean, copies=HostCopies())
+    writer = threading.Thread(target=started.write)
+    writer.start()
+    writer.join()
+    target = started.declare()
+    started.tidy_up(RetentionRules(keep))
+    return target
 
 
 class Disk:
@@ -90,13 +100,14 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs 
 
 
 @on_linux
+@pytest.mark.parametrize("behind", [False, True])
 def test_files_reach_the_disk_before_the_list_of_them_and_that_before_an_old_checkpoint_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    behind: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 2):
         save(tmp_path, step)
     disk, tag, oldest = Disk(tmp_path, monkeypatch), tag_of(3), tag_of(1)
-    save(tmp_path, 3)
+    save(tmp_path, 3, behind=behind)
     written = [*SHARDS, "ema_rank00000.pt", "offloaded_tensors/rank00/0.swp"]
     assert disk.calls == [
         *(f"fsync {tag}/{name}" for name in written),

@@ -28,22 +28,29 @@ from tests.distributed.elastic_steps import (
     make_objective,
 )
 from tests.distributed.steps import make_clips
+from vmae2_ds import disk
 from vmae2_ds.checkpoint import hashed_files
 from vmae2_ds.checkpoint import save as checkpoint
 from vmae2_ds.checkpoint.elastic import fitting
-from vmae2_ds.checkpoint.retention import RetentionRules
-from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
+from vmae2_ds.checkpoint.host_copies import HostCopies
+from vmae2_ds.checkpoint.save import load_checkpoint
 from vmae2_ds.checkpoint.whole import newest_sound, tag_of
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.dist import Ranks
+from vmae2_ds.guard.stopping import StopRequests
+from vmae2_ds.train.ema import WeightAverage
 from vmae2_ds.train.optim import learning_rate, make_optimizer, set_learning_rate
+from vmae2_ds.train.saver import Saver
 
 ALONE = Ranks()
 
 
 class DiskEvents:
-    """Counts what is done to the disk, and kills this process at number `fatal`: half-way through a write, else before it."""
+    """Counts what is done for the disk, and kills this process at number `fatal`: half-way through a write, else before it.
+
+    "copy" is that of a file's content to host memory; before "put" a piece is hashed in its thread.
+    """
 
     def __init__(self, fatal: int | None) -> None:
         self.names: list[str] = []
@@ -59,6 +66,9 @@ class DiskEvents:
             setattr(module, name, self._watched(name, getattr(module, name)))
         self._write = hashed_files._ReportingFile.write
         hashed_files._ReportingFile.write = self._watched_write()  # type: ignore[method-assign]
+        disk.HASHED_APART = 1000  # the files are small: else no second thread would hash
+        disk.HashedFile._put = self._watched("put", disk.HashedFile._put)  # type: ignore[method-assign]
+        HostCopies.copy = self._watched("copy", HostCopies.copy)  # type: ignore[method-assign]
 
     def _happens(self, name: str) -> bool:
         self.names.append(name)
@@ -105,26 +115,26 @@ def in_child(work: Callable[[], Any]) -> Any:
 class Trial:
     """A rank of its own and its engine, in a child: collectives do not outlive a fork."""
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str, ranks: Ranks | None = None) -> None:
         from vmae2_ds.engine.ranks import start_ranks
         from vmae2_ds.engine.step import Engine
 
         torch.set_num_threads(1)
-        start_ranks()
+        self.ranks = ranks or start_ranks()
         self.config = make_config(policy, "fp32")
-        self.plan = plan_run(self.config, GLOBAL_BATCH, 1)
+        self.plan = plan_run(self.config, GLOBAL_BATCH, self.ranks.size)
         self.engine = Engine(
             lambda: make_objective(self.config),
             lambda objective: make_optimizer(groups_of(objective, self.config), self.config.optim),
             resolve_ds_config(self.config, self.plan, on_cpu=True),
         )
 
-    def resume(self, folder: Path) -> int:
-        """Load the newest sound checkpoint; the number of steps it has."""
-        newest = newest_sound(folder / tag_of(NUM_STEPS), ALONE)
+    def resume(self, folder: Path, last: int = NUM_STEPS) -> int:
+        """Load the newest sound checkpoint of at most `last` steps; the number of steps it has."""
+        newest = newest_sound(folder / tag_of(last), self.ranks)
         assert newest is not None
-        target = fitting(self.engine, newest, ALONE)
-        return load_checkpoint(self.engine, target, ALONE)["step"]
+        target = fitting(self.engine, newest, self.ranks)
+        return load_checkpoint(self.engine, target, self.ranks)["step"]
 
     def steps(self, first: int, last: int) -> list[float]:
         """Losses of the steps first .. last - 1."""
@@ -133,15 +143,18 @@ class Trial:
             set_learning_rate(self.engine.parameter_groups, learning_rate(step, self.plan))
             total = 0.0
             for micro_step in range(self.plan.accumulation):
-                total += self.engine.micro_step(
-                    make_clips(self.config, step, micro_step * MICRO_BATCH, MICRO_BATCH)
-                ).loss.item()
+                first_clip = (micro_step * self.ranks.size + self.ranks.rank) * MICRO_BATCH
+                clips = make_clips(self.config, step, first_clip, MICRO_BATCH)
+                total += self.engine.micro_step(clips).loss.item()
             self.engine.update()
             losses.append(total / self.plan.accumulation)
         return losses
 
+    def saver(self, folder: Path, *, behind: bool, mean: WeightAverage | None = None) -> Saver:
+        return Saver(self.engine, folder, self.config.train, self.ranks, mean, None, StopRequests(), behind=behind)
+
     def save(self, folder: Path, step: int) -> None:
-        save_checkpoint(self.engine, folder, step, {"step": step}, ALONE, RetentionRules())
+        self.saver(folder, behind=False).save(step, {"step": step})
 
     def resume_and_finish(self, folder: Path) -> dict[str, Any]:
         first = self.resume(folder)
@@ -149,14 +162,17 @@ class Trial:
 
 
 def kill_in_saves(policy: str, folder: Path, points: int) -> dict[str, Any]:
-    """Saves after steps 2, 3 and 4, the last of which also drops the first: killed anywhere in that one."""
+    """Saves after steps 2, 3 and 4, the last behind training; it also drops the first. Killed anywhere in that one."""
 
     def save_fourth(run: Path, fatal: int | None) -> list[str]:
         trial = Trial(policy)
         assert trial.resume(run) == CUT
         trial.steps(3, 4)
         events = DiskEvents(fatal)
-        trial.save(run, 4)
+        saver = trial.saver(run, behind=True)
+        saver.save(4, {"step": 4})
+        trial.steps(4, 5)
+        saver.finish()
         return events.names
 
     in_child(lambda: _save_two(policy, folder / "before"))
@@ -186,8 +202,10 @@ def _at_random_points(
     policy: str, folder: Path, points: int, work: Callable[[Path, int | None], list[str]]
 ) -> dict[str, Any]:
     names = in_child(lambda: work(Path(shutil.copytree(folder / "before", folder / "counted")), None))
-    writes = [event for event, name in enumerate(names) if name == "write"]
-    others = [event for event, name in enumerate(names) if name != "write"]  # far fewer: half of the points are theirs
+    writes = [event for event, name in enumerate(names) if name in ("write", "put")]
+    others = [
+        event for event, name in enumerate(names) if name not in ("write", "put")
+    ]  # far fewer: half of the points
     draw = random.Random(0)
     chosen = sorted(draw.sample(writes, points // 2) + draw.sample(others, points - points // 2))
     source = _content(folder / "before" / tag_of(CUT))

@@ -15,8 +15,11 @@ from tests.distributed.zygote import Zygote, run_forked
 pytestmark = pytest.mark.slow
 
 
-def test_a_save_killed_at_20_random_points_loses_that_save_at_most(zygote: Zygote, tmp_path: Path) -> None:
-    """Half-way through writes; before fsyncs, renames, and the removal of the checkpoint that goes for the new one."""
+def test_a_save_behind_training_killed_at_20_random_points_loses_that_save_at_most(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    """Before copies to host memory; half-way through writes, while a piece is hashed; before fsyncs, renames, and the removal
+    of the checkpoint that goes for the new one."""
     asked = {"work": "save", "policy": "zero1", "points": 20}
     found = run_forked(zygote, "tests.distributed.kill_points", asked, tmp_path / "out.json", 1)
     assert len(found["results"]) == 20

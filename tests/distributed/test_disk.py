@@ -63,7 +63,7 @@ def test_saves_that_fail_in_a_row_stop_the_run(zygote: Zygote, small_disk: Path,
     run = Run(zygote, small_disk, manifest, "--train.save-every", "3", "--train.max-failed-saves", "2")
     assert [process.wait(240) for process in run.start(ranks=1)] == [EXIT_NOT_SAVED]
     assert "2 saves in a row failed: the newest whole checkpoint is step00000003" in run.log(0).read_text()
-    assert run.rows()[-1]["step"] == 9
+    assert 9 <= run.rows()[-1]["step"] <= 12, "told at a step after the save, at the latest by the next one"
 
 
 def test_a_read_only_folder_is_told_before_training(zygote: Zygote, small_disk: Path, manifest: Path) -> None:

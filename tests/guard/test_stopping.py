@@ -60,8 +60,8 @@ def test_the_last_step_and_its_save_end_before_the_limit(clock: Clock) -> None:
     while not requests.is_time_over():
         clock.now += step_s
         if clock.now < 1000 + first_s + 4:
-            with requests.saving():
-                clock.now += save_s
+            clock.now += save_s
+            requests.save_took(save_s)
     ended = clock.now - 1000 + save_s
     longest_s = step_s + save_s  # a save fell into one step
     assert 100 - longest_s < ended <= 100
@@ -79,12 +79,21 @@ def test_before_a_save_was_measured_a_share_is_kept_free(clock: Clock) -> None:
 def test_the_longest_save_is_kept_free_and_a_shorter_one_after_it_changes_nothing(clock: Clock) -> None:
     requests = StopRequests(1000)
     for save_s in (80, 10):
-        with requests.saving():
-            clock.now += save_s
+        clock.now += save_s
+        requests.save_took(save_s)
     clock.now = 1000 + 919.0
     assert not requests.is_time_over()
     clock.now = 1000 + 921.0
     requests._asked = float("inf")  # nobody's step
+    assert requests.is_time_over()
+
+
+def test_room_is_kept_for_the_save_behind_training_and_for_the_last_one(clock: Clock) -> None:
+    requests = StopRequests(1000)
+    requests.save_took(80)
+    clock.now = 1000 + 841.0
+    assert not requests.is_time_over()
+    requests.is_saving, requests._asked = True, float("inf")
     assert requests.is_time_over()
 
 

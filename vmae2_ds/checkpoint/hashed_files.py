@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.checkpoint.host_copies import HostCopies
 from vmae2_ds.disk import HashedFile, WrittenFile, flush_to_disk, sha256_of
 
 
@@ -19,12 +20,18 @@ class HashedFiles:
 
     The first OSError is kept in `error` and nothing is written after it: DeepSpeed's save is a collective, so a rank that
     left it by an exception would hang the others. Stands in for DeepSpeed's checkpoint engine while it saves.
+
+    Args:
+        folder: of the files.
+        copies: where `save` copies to what it is given, which `write_copies` then writes; without it `save` writes at once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, copies: HostCopies | None = None) -> None:
         self.folder = folder
         self.written: dict[str, WrittenFile] = {}
         self.error: OSError | None = None
+        self._copies = copies
+        self._copied: list[tuple[Any, Path | str]] = []
 
     def attempt(self, action: Callable[[], object]) -> None:
         """Call `action` unless something failed before; keep its OSError."""
@@ -37,15 +44,28 @@ class HashedFiles:
 
     def save(self, state_dict: Any, path: Path | str) -> None:
         """torch.save `state_dict` to `path`, a file below the folder."""
+        self.makedirs(os.path.dirname(path), exist_ok=True)
+        if self._copies is None:
+            self._write(state_dict, path)
+        elif self.error is None:
+            self._copied.append((self._copies.copy(state_dict), path))
 
-        def save() -> None:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with _ReportingFile(path) as file:
+    def write_copies(self) -> None:
+        """Write what `save` has copied. It makes no folder, so that a run's that was removed meanwhile stays away."""
+        if self._copies is not None:
+            self._copies.wait()
+        while self._copied:
+            self._write(*self._copied.pop(0))
+
+    def _write(self, state_dict: Any, path: Path | str) -> None:
+        def write() -> None:
+            with _ReportingFile(path, self) as file:
                 torch.save(state_dict, file)
-            flush_to_disk(Path(path))
-            self.written[os.path.relpath(path, self.folder)] = file.written
+            if self.error is None:
+                flush_to_disk(Path(path))
+                self.written[os.path.relpath(path, self.folder)] = file.written
 
-        self.attempt(save)
+        self.attempt(write)
 
     def add(self, paths: Iterable[Path]) -> None:
         """Hash and flush files that something else wrote."""
@@ -63,22 +83,15 @@ class HashedFiles:
 
 
 class _ReportingFile(HashedFile):
-    """What torch.save needs of a file. An error is told as it closes: torch's writer would hide it behind one of its own."""
+    """What torch.save needs of a file. An error goes to `files` and ends its writing: torch's writer would hide it."""
 
-    _error: OSError | None = None
+    def __init__(self, path: Path | str, files: HashedFiles) -> None:
+        super().__init__(path)
+        self._files = files
 
     def write(self, data: Any) -> int:
-        if self._error is None:
-            try:
-                return super().write(data)
-            except OSError as error:
-                self._error = error
+        self._files.attempt(lambda: super(_ReportingFile, self).write(data))
         return memoryview(data).nbytes
-
-    def close(self) -> None:
-        super().close()
-        if self._error is not None:
-            raise self._error
 
 
 def digest_of(weights: Mapping[str, torch.Tensor]) -> str:

@@ -13,13 +13,14 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vmae2_ds.checkpoint.hashed_files import HashedFiles
+from vmae2_ds.checkpoint.host_copies import HostCopies
 from vmae2_ds.checkpoint.retention import RetentionRules, SavedCheckpoint, survivors
 from vmae2_ds.checkpoint.safe_load import read_state
 from vmae2_ds.checkpoint.universal import FOLDER as UNIVERSAL
@@ -36,6 +37,79 @@ from vmae2_ds.errors import CheckpointError, SaveFailed
 log = logging.getLogger(__name__)
 
 
+class CheckpointSave:
+    """One checkpoint on its way: begun by all ranks together, written by each, and declared whole by all together.
+
+    Only `write` may run in another thread, and then training may go on beside it.
+
+    Args:
+        step: after which the engine is.
+        state: goes with it, and comes back from `load_checkpoint`.
+        write_more: adds files of this rank's own.
+        figures: how good the checkpoint is, for `RetentionRules.best`.
+        copies: host memory to copy the states to, and the disk is left to `write`; without it the states have been written
+            when this returns.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        step: int,
+        state: dict[str, Any],
+        ranks: Ranks,
+        write_more: Callable[[HashedFiles], None] | None = None,
+        figures: Mapping[str, float] | None = None,
+        copies: HostCopies | None = None,
+    ) -> None:
+        tag = tag_of(step)
+        self.target = folder / tag
+        layout = {"world_size": ranks.size, "stage": engine.stage, "zero": engine.zero_policy}
+        self._ranks, self._about = ranks, {"step": step, **layout, "figures": dict(figures or {})}
+        self._files = files = HashedFiles(self.target, copies)
+        if copies is not None:
+            copies.begin()
+        if ranks.rank == 0 and self.target.exists():
+            files.attempt(lambda: shutil.rmtree(self.target))  # a torn one, or one of a step that is run again
+        _barrier(ranks)
+        with _written_by(files, engine):
+            engine.deepspeed.save_checkpoint(str(folder), tag=tag, client_state={"vmae2": state}, save_latest=False)
+        if write_more is not None:
+            write_more(files)
+
+    def write(self) -> None:
+        """Have this rank's files on disk. What the disk refuses is told by `declare`."""
+        self._files.write_copies()
+        self._files.add(sorted((self.target / "offloaded_tensors" / f"rank{self._ranks.rank:02d}").rglob("*.swp")))
+        self._files.attempt(lambda: flush_to_disk(self.target))
+
+    def give_up(self) -> None:
+        """Have `write`, in another thread, end soon; the checkpoint stays torn."""
+        self._files.error = self._files.error or OSError("given up")
+
+    def declare(self) -> Path:
+        """Let the checkpoint count, after all ranks have written theirs. Returns its folder.
+
+        Raises SaveFailed on all ranks where the disk refused one of them; what was written is then removed, and training
+        can go on.
+        """
+        if error := declare_whole(self._files, {**self._about, "time": time.time()}, self._ranks):
+            if self._ranks.rank == 0:
+                shutil.rmtree(self.target, ignore_errors=True)
+            raise SaveFailed(
+                f"the checkpoint of step {self._about['step']} could not be written to {self.target.parent}: {error}"
+            )
+        return self.target
+
+    def tidy_up(self, keep: RetentionRules) -> None:
+        """Name the declared checkpoint for other tools and drop the old ones that `keep` does not name (rank 0 only)."""
+        folder = self.target.parent
+        self._files.attempt(lambda: write_whole(folder / LATEST, self.target.name))
+        self._files.attempt(lambda: _drop_old(folder, keep))
+        if self._files.error is not None:  # the checkpoint is whole all the same
+            log.warning("%s: %s", folder, self._files.error)
+
+
 def save_checkpoint(
     engine: Engine,
     folder: Path,
@@ -44,36 +118,13 @@ def save_checkpoint(
     ranks: Ranks,
     keep: RetentionRules,
     write_more: Callable[[HashedFiles], None] | None = None,
-    figures: dict[str, float] | None = None,
 ) -> Path:
-    """Write one checkpoint from all ranks and drop the old ones that `keep` does not name. Returns its folder.
-
-    `write_more` adds files of this rank's own; `figures` say how good it is. Raises SaveFailed on all ranks where the disk
-    refused one of them; what was written is then removed, and training can go on.
-    """
-    tag = tag_of(step)
-    target = folder / tag
-    files = HashedFiles(target)
-    if ranks.rank == 0 and target.exists():
-        files.attempt(lambda: shutil.rmtree(target))  # a torn one, or one of a step that is run again
-    _barrier(ranks)
-    with _written_by(files, engine):
-        engine.deepspeed.save_checkpoint(str(folder), tag=tag, client_state={"vmae2": state}, save_latest=False)
-    if write_more is not None:
-        write_more(files)
-    files.add(sorted((target / "offloaded_tensors" / f"rank{ranks.rank:02d}").rglob("*.swp")))
-    files.attempt(lambda: flush_to_disk(target))
-    layout = {"world_size": ranks.size, "stage": engine.stage, "zero": engine.zero_policy}
-    about = {"step": step, **layout, "time": time.time(), "figures": figures or {}}
-    if error := declare_whole(files, about, ranks):
-        if ranks.rank == 0:
-            shutil.rmtree(target, ignore_errors=True)
-        raise SaveFailed(f"the checkpoint of step {step} could not be written to {folder}: {error}")
+    """Write one checkpoint from all ranks, wait for it, and tidy up, as `CheckpointSave` says. Returns its folder."""
+    save = CheckpointSave(engine, folder, step, state, ranks, write_more)
+    save.write()
+    target = save.declare()
     if ranks.rank == 0:
-        files.attempt(lambda: write_whole(folder / LATEST, tag))
-        files.attempt(lambda: _drop_old(folder, keep))
-        if files.error is not None:  # the checkpoint is whole all the same
-            log.warning("%s: %s", folder, files.error)
+        save.tidy_up(keep)
     _barrier(ranks)
     return target
 
@@ -132,15 +183,30 @@ def checkpoint_bytes(engine: Engine, has_mean: bool) -> int:
     A trained parameter has its master weight and two moments in float32 (at stage 0 the weight is its own master), and its
     running mean; below stage 3, and where it is frozen, the weight that the model computes with is stored as well.
     """
+    return sum(_bytes_of(engine, has_mean))
+
+
+def own_bytes(engine: Engine, has_mean: bool, ranks: Ranks) -> int:
+    """About what this rank writes of it: its shards of the states, and rank 0 below stage 3 all that is not sharded."""
+    weights, states, mean = _bytes_of(engine, has_mean)
+    if engine.stage == 0:
+        return mean + (weights + states if ranks.rank == 0 else 0)
+    first = weights if ranks.rank == 0 or engine.stage == 3 else 0
+    return first // (ranks.size if engine.stage == 3 else 1) + (states + mean) // ranks.size
+
+
+def _bytes_of(engine: Engine, has_mean: bool) -> tuple[int, int, int]:
+    """Of the weights that the model computes with, the optimizer's states with the master weights, and the running mean."""
     width = 2 if engine.deepspeed.bfloat16_enabled() else 4
-    total = 0
+    weights = states = mean = 0
     for parameter in engine.objective.parameters():
-        size = width if engine.stage < 3 or not parameter.requires_grad else 0
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        if engine.stage < 3 or not parameter.requires_grad:
+            weights += count * width
         if parameter.requires_grad:
-            size += 8 if engine.stage == 0 else 12
-            size += 4 if has_mean else 0
-        total += getattr(parameter, "ds_numel", parameter.numel()) * size
-    return total
+            states += count * (8 if engine.stage == 0 else 12)
+            mean += count * 4 * has_mean
+    return weights, states, mean
 
 
 def _drop_old(folder: Path, keep: RetentionRules) -> None:

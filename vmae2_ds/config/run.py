@@ -43,6 +43,10 @@ Sampling = Literal["stride", "dense", "segments", "spread"]
 """A way to pick the frames of a clip (data/clips/sampling.py:SAMPLERS)."""
 
 
+SaveBehind = Literal["auto", "true", "false"]
+"""Whether checkpoints are written behind training."""
+
+
 class DataConfig(StrictModel):
     """Videos, how clips are drawn from them, and how they are fed."""
 
@@ -179,6 +183,10 @@ class TrainConfig(StrictModel):
     weights."""
     save_every: Count = 1000
     """Optimizer steps between checkpoints; the end of the run is always saved."""
+    save_behind: SaveBehind = "auto"
+    """Whether training goes on while a checkpoint is written. true: it stops only while the states are copied to host memory,
+    which has to have room for them; false: it stops until the checkpoint is on disk; auto: true where at most half of the
+    free host memory is needed."""
     keep: int = Field(2, ge=2, le=MANY)
     """How many of the newest complete checkpoints to keep."""
     keep_every_hours: float = Field(0, ge=0, le=LONG_S / 3600, json_schema_extra=switched_off_by("0"))

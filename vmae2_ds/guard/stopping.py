@@ -26,6 +26,8 @@ class StopRequests:
         self.caught: list[int] = []
         self.is_training = False
         """Whether there is a step to finish and save; before, a signal ends the process at once."""
+        self.is_saving = False
+        """Whether a save is under way behind training, which has to end before the last one begins."""
         limit_s = float("inf") if time_limit_s is None else time_limit_s
         self._ends = time.monotonic() + limit_s - (time.time() - psutil.Process().create_time())
         self._save_s = min(SAVE_SHARE * limit_s, MOST_SAVE_S)
@@ -39,15 +41,11 @@ class StopRequests:
         """
         now = time.monotonic()
         self._longest_s, self._asked = max(self._longest_s, now - self._asked), now
-        return now + self._longest_s + self._save_s > self._ends
+        return now + self._longest_s + self._save_s * (1 + self.is_saving) > self._ends
 
-    @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Around each save: the longest one is kept free at the end."""
-        began = time.monotonic()
-        yield
-        took_s = time.monotonic() - began
-        self._save_s = max(took_s, self._save_s) if self._was_measured else took_s
+    def save_took(self, seconds: float) -> None:
+        """Told after each save, of the time from its start until it counts: the longest one is kept free at the end."""
+        self._save_s = max(seconds, self._save_s) if self._was_measured else seconds
         self._was_measured = True
 
 

@@ -73,7 +73,13 @@ class LoopHooks(Protocol):
         """Take one row of metrics, which rank 0 writes."""
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, or begin to: what is written behind training is declared later."""
+
+    def is_written(self) -> bool:
+        """Return whether this rank has written its part of a checkpoint behind training."""
+
+    def declare(self, step: int) -> None:
+        """Let the checkpoint count that all ranks have written, after `step`."""
 
 
 def train(
@@ -104,7 +110,9 @@ def train(
             interval.add(out)
             tally.add(loaded, out)
             feed.fetch_ahead()
-        told = tally.tell(ranks, setup.guard, setup.stop, loader_failed=feed.error is not None)
+        told = tally.tell(
+            ranks, setup.guard, setup.stop, loader_failed=feed.error is not None, is_written=hooks.is_written()
+        )
         try:
             agreed, result = _update(engine, setup.guard, tally, told, state, hooks)
         except LoaderFailed:  # before the update: the step is run again after a resume
@@ -122,8 +130,11 @@ def train(
             row = interval.row(ranks, rate, result, feed.take_wait_s(), hooks.worker_memory_gib)
             hooks.report(row.columns())
             interval.begin()
-        if is_last or state.step % config.save_every == 0:
-            hooks.save(state)
+        with interval.saving():
+            if is_last or state.step % config.save_every == 0:
+                hooks.save(state)
+            elif agreed.is_written:
+                hooks.declare(state.step)
         if reason is not None:
             raise reason
 

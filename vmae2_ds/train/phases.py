@@ -14,7 +14,7 @@ from typing import Any
 
 from vmae2_ds.checkpoint.elastic import fitting
 from vmae2_ds.checkpoint.mirror import Mirror
-from vmae2_ds.checkpoint.save import load_checkpoint
+from vmae2_ds.checkpoint.save import load_checkpoint, own_bytes
 from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.ds_config import fill_policy
 from vmae2_ds.config.run import RunConfig
@@ -41,7 +41,7 @@ from vmae2_ds.runs.folder import RunFolder, checkpoint_to_resume, open_run_folde
 from vmae2_ds.train.build import build_engine, resolve_attention
 from vmae2_ds.train.ema import WeightAverage, check_ema
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
-from vmae2_ds.train.saver import Saver, check_room
+from vmae2_ds.train.saver import Saver, check_room, saves_behind
 from vmae2_ds.train.stage import Extras, Stage
 from vmae2_ds.train.validate import ScheduledValidation, Validate
 
@@ -220,7 +220,8 @@ def make_ready(built: Built) -> Ready:
     ledger = BadFileLedger(folder.path / "bad_files.jsonl")
     place = second_place(config)
     mirror = Mirror(place, folder.path) if place is not None and ranks.rank == 0 else None
-    saver = Saver(engine, folder.checkpoints, config.train, ranks, built.mean, mirror)
+    behind = saves_behind(config.train.save_behind, own_bytes(engine, built.mean is not None, ranks), ranks)
+    saver = Saver(engine, folder.checkpoints, config.train, ranks, built.mean, mirror, met.requests, behind=behind)
     return Ready(
         built=built,
         dataset=dataset,

@@ -53,6 +53,14 @@ class Row(NamedTuple):
     step_time_s: Annotated[
         float, Column("s", "mean wall time of a step since the last row; a save counts, a validation does not")
     ]
+    save_s: Annotated[
+        float,
+        Column(
+            "s",
+            "how long training stood still for saves since the last row, on the rank that writes it: copies to host memory and "
+            "waiting, but not what was written behind training; the save after a row is in the next one",
+        ),
+    ]
     data_wait_share: Annotated[
         float,
         Column(
@@ -155,6 +163,7 @@ class Interval:
         self._loss = torch.zeros((), device=self._device)
         self._flat_loss = torch.zeros((), device=self._device)
         self._finite = torch.zeros((), device=self._device)
+        self._save_s = 0.0
         self._started = time.perf_counter()
 
     def add(self, out: LossOutput) -> None:
@@ -171,6 +180,13 @@ class Interval:
         began = time.perf_counter()
         yield
         self._started += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around what a save takes of the training."""
+        began = time.perf_counter()
+        yield
+        self._save_s += time.perf_counter() - began
 
     def row(
         self,
@@ -203,6 +219,7 @@ class Interval:
             loss=loss / finite if finite else None,
             flat_loss=flat_loss / finite if finite else None,
             step_time_s=step_time_s,
+            save_s=self._save_s,
             data_wait_share=min(1.0, waited_s / size / elapsed_s) if elapsed_s else 0.0,
             lr=rate,
             grad_norm=result.grad_norm,

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import platform
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
+
+from vmae2_ds.checkpoint.host_copies import HostCopies
 from vmae2_ds.checkpoint.mirror import Mirror
 from vmae2_ds.checkpoint.retention import RetentionRules
-from vmae2_ds.checkpoint.save import checkpoint_bytes, save_checkpoint
+from vmae2_ds.checkpoint.save import CheckpointSave, checkpoint_bytes
 from vmae2_ds.checkpoint.whole import find_newest_whole
-from vmae2_ds.config.run import TrainConfig
+from vmae2_ds.config.run import SaveBehind, TrainConfig
 from vmae2_ds.disk import flush_to_disk
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
+from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.ema import WeightAverage
 
 log = logging.getLogger(__name__)
 
+MOST_MEMORY = 0.5
+"""Share of a host's free memory that copies of states may take: files on their way to the disk and loader workers need some."""
+CGROUPS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Below /sys/fs/cgroup, version 2 and 1: a container's limit, what it uses, and what of that the kernel can take back."""
+
 
 class Saver:
-    """Saves when the loop asks.
+    """Saves when the loop asks, one checkpoint at a time: behind training, or while training waits.
+
+    Behind training: `save` copies this rank's states to host memory, a thread writes, hashes and flushes them, and the
+    checkpoint counts from `declare` on, which all ranks call once `is_written` on all of them. `finish` waits for that.
 
     A save that fails costs itself alone: what it wrote is removed, the log says when the next try is, and training goes on;
     `train.max_failed_saves` in a row raise SaveFailed on all ranks.
@@ -32,6 +52,8 @@ class Saver:
         folder: of the checkpoints.
         mean: the running mean of the weights, saved beside them.
         mirror: rank 0's, where checkpoints are copied to a second place.
+        stop: is told how long saves take.
+        behind: whether training goes on while a checkpoint is written.
     """
 
     def __init__(
@@ -42,10 +64,17 @@ class Saver:
         ranks: Ranks,
         mean: WeightAverage | None,
         mirror: Mirror | None,
+        stop: StopRequests,
+        *,
+        behind: bool,
     ) -> None:
         self._engine, self._folder, self._config, self._ranks, self._mean = engine, folder, config, ranks, mean
-        self._mirror = mirror
+        self._mirror, self._stop = mirror, stop
         self._keep = RetentionRules(config.keep, config.keep_every_hours, config.keep_best)
+        self._copies = HostCopies() if behind else None
+        self._thread = ThreadPoolExecutor(1, "saver")
+        self._under_way: _UnderWay | None = None
+        self._tidying: Future[None] | None = None
         self._figures: dict[str, float] = {}
         self._failed_in_a_row = 0
         self.error: SaveFailed | None = None
@@ -57,31 +86,75 @@ class Saver:
         self._figures |= {key: value for key, value in found.items() if isinstance(value, float)}
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the checkpoint of `step` (all ranks)."""
+        """Save the checkpoint of `step` (all ranks), after the one before it is finished."""
+        self.finish()
+        began = time.monotonic()
         more = None if self._mean is None else self._write_mean
-        keep = self._keep if self._mirror is None else self._keep._replace(for_now=self._mirror.protected())
+        made = CheckpointSave(
+            self._engine, self._folder, step, state, self._ranks, more, self._figures, copies=self._copies
+        )
+        stood_s = time.monotonic() - began
+        self._stop.is_saving = True
+        self._under_way = _UnderWay(step, made, stood_s, self._thread.submit(_timed, made.write))
+        if self._copies is None:
+            self.finish()
+
+    def is_written(self) -> bool:
+        """Whether this rank's part of a checkpoint was written, or has failed, and waits to be declared."""
+        return self._under_way is not None and self._under_way.written.done()
+
+    def declare(self) -> None:
+        """Let the checkpoint under way count once it is written, if there is one (all ranks)."""
+        if self._under_way is None:
+            return
+        step, made, stood_s, written = self._under_way
+        began = time.monotonic()
+        write_s = written.result()
+        self._under_way, self._stop.is_saving = None, False
         try:
-            target = save_checkpoint(
-                self._engine, self._folder, step, state, self._ranks, keep, more, figures=self._figures
-            )
+            target = made.declare()
         except SaveFailed as error:
-            self.error = error
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= self._config.max_failed_saves:
-                raise SaveFailed(
-                    f"{error}; {self._failed_in_a_row} saves in a row failed: {self._standing()}"
-                ) from None
-            if self._ranks.rank == 0:
-                due = (step // self._config.save_every + 1) * self._config.save_every
-                log.warning("%s; training goes on, the next try is after step %d", error, due)
-        else:
-            self.error, self._failed_in_a_row = None, 0
+            self._failed(step, error)
+            return
+        stood_s += time.monotonic() - began
+        self._stop.save_took(stood_s + write_s)
+        self.error, self._failed_in_a_row = None, 0
+        if self._ranks.rank == 0:
+            log.info(
+                "%s is whole: written in %.1f s, for which training stood still %.1f s", target.name, write_s, stood_s
+            )
             if self._mirror is not None:
                 self._mirror.put(target)
+            self._tidying = self._thread.submit(self._tidy_up, made)
+
+    def finish(self) -> None:
+        """Declare the checkpoint under way, if there is one, and wait until old ones are removed (all ranks)."""
+        self.declare()
+        if self._tidying is not None:
+            self._tidying.result()
+            self._tidying = None
+
+    def close(self) -> None:
+        """Give up what is under way, which stays torn."""
+        if self._under_way is not None:
+            self._under_way.save.give_up()
+        self._thread.shutdown()
 
     def unsaved(self, stop: AgreedStop | None) -> SaveFailed:
         """How a run ends whose last save failed, where it would have ended with `stop`."""
         return SaveFailed(f"{self.error}: {self._standing()}" + (f" (stopping because: {stop})" if stop else ""))
+
+    def _failed(self, step: int, error: SaveFailed) -> None:
+        self.error = error
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= self._config.max_failed_saves:
+            raise SaveFailed(f"{error}; {self._failed_in_a_row} saves in a row failed: {self._standing()}") from None
+        if self._ranks.rank == 0:
+            due = (step // self._config.save_every + 1) * self._config.save_every
+            log.warning("%s; training goes on, the next try is after step %d", error, due)
+
+    def _tidy_up(self, made: CheckpointSave) -> None:
+        made.tidy_up(self._keep if self._mirror is None else self._keep._replace(for_now=self._mirror.protected()))
 
     def _write_mean(self, files: Any) -> None:
         assert self._mean is not None, "asked for only with one"
@@ -93,6 +166,23 @@ class Saver:
             f"the newest whole checkpoint is {newest.name if newest else 'none'}; make room (or the folder writable) and start "
             "the same command again"
         )
+
+
+class _UnderWay(NamedTuple):
+    """A checkpoint that is being written."""
+
+    step: int
+    save: CheckpointSave
+    stood_s: float
+    """Seconds for which training stood still so far."""
+    written: Future[float]
+    """Seconds that the writing took."""
+
+
+def _timed(action: Callable[[], None]) -> float:
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
 
 
 def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, ranks: Ranks) -> None:
@@ -125,3 +215,46 @@ def check_room(engine: Engine, folder: Path, keep: int, has_mean: bool, ranks: R
             "%s has %.3g GB free; %d more checkpoints of about %.3g GB will not fit: make room, or lower --train.keep",
             folder, free / 1e9, missing, needed / 1e9,
         )  # fmt: skip
+
+
+def saves_behind(wanted: SaveBehind, needed: int, ranks: Ranks) -> bool:
+    """Whether checkpoints are written behind training: unless asked, where their copies have room in every host's memory.
+
+    `needed`: bytes of this rank's copy. Raises ConfigError on all ranks where they have not, and `wanted` is "true".
+    """
+    if wanted == "false":
+        return False
+    gathered = ranks.gather((platform.node(), needed, free_memory()))
+
+    def missing() -> str | None:
+        by_host: dict[str, list[tuple[int, int]]] = {}
+        for host, needed, free in gathered or ():
+            by_host.setdefault(host, []).append((needed, free))
+        for host, found in by_host.items():
+            needed, free = sum(needed for needed, _ in found), min(free for _, free in found)
+            if needed > MOST_MEMORY * free:
+                return (
+                    f"copies of the states take {needed / 1e9:.3g} GB of host memory on {host}, more than {MOST_MEMORY:.0%} of "
+                    f"the {free / 1e9:.3g} GB that are free"
+                )
+        return None
+
+    reason = ranks.from_first(missing)
+    if reason is None:
+        return True
+    if wanted == "true":
+        raise ConfigError(f"--train.save-behind true: {reason}; take --train.save-behind false, or more ranks or hosts")
+    if ranks.rank == 0:
+        log.warning("%s: training stands still while a checkpoint is written (--train.save-behind auto)", reason)
+    return False
+
+
+def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of host memory that are free: of the machine, or of the container where that has less."""
+    free = psutil.virtual_memory().available
+    for limit, used, stat in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            most = int((cgroup / limit).read_text())
+            counts = dict(line.split() for line in (cgroup / limit).with_name("memory.stat").read_text().splitlines())
+            free = min(free, most - int((cgroup / used).read_text()) + int(counts.get(stat, 0)))
+    return free

@@ -51,20 +51,18 @@ def train_run(config: RunConfig, inputs: Inputs | None = None) -> Path:
     with ExitStack() as guards:
         met = meet(config, training_of(config).stage(config), inputs, guards)
         opened = open_run(met, guards)
-        built = build(opened)
-        return _run(make_ready(built))
+        ready = make_ready(build(opened))
+        with closing(ready.saver):
+            return _run(ready)
 
 
 def _run(ready: Ready) -> Path:
     """Train, write what a run leaves behind, and end as `train_run` says."""
     opened, saver = ready.opened, ready.saver
     session = _Session(ready)
-    stop: AgreedStop | None = None
     ready.met.requests.is_training = True
     try:
-        session.train()
-    except AgreedStop as error:
-        stop = error
+        stop = session.train()
     except torch.OutOfMemoryError as error:
         advice = ready.built.engine.memory_advice
         raise ConfigError(
@@ -114,15 +112,27 @@ class _Session:
         )
         self._hooks = _Hooks(ready, self._actions)
 
-    def train(self) -> None:
-        """Train until the last step; raises an AgreedStop where the run ends early."""
+    def train(self) -> AgreedStop | None:
+        """Train until the last step and have the last save on disk; returns why the run ends early, where it does."""
+        stop: AgreedStop | None = None
+        try:
+            self._train_to_the_end()
+        except AgreedStop as error:
+            stop = error
+        try:
+            self._hooks.finish_save(self.state.step)
+        except SaveFailed as error:
+            stop = stop if isinstance(stop, SaveFailed) else error
+        return stop
+
+    def _train_to_the_end(self) -> None:
+        """Train until the last step, over all rollbacks; raises an AgreedStop where the run ends early."""
         while True:
             try:
                 self._train_on()
                 break
             except RollBack as back:
                 self._go_back(back)
-        _check_folder(self._ready, self.state.step)
 
     def _train_on(self) -> None:
         """Train from the present state until the last step; raises RollBack where the run is to go back."""
@@ -165,6 +175,8 @@ class _Hooks:
     def spiked(self, spike: Spike, state: TrainState, result: StepResult) -> None:
         """Do what `guard.on_spike` asks for."""
         _check_folder(self._ready, state.step)  # notes and rollbacks lie in it
+        if self._ready.met.config.guard.on_spike == "rollback":
+            self.finish_save(state.step)  # it is one to go back to, or one to be removed
         self._actions.spiked(spike, state, result)
 
     def updated(self) -> None:
@@ -202,10 +214,25 @@ class _Hooks:
         self._ready.reporter.row(row)
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint of this state."""
-        with self._hang.slow("a save"), self._ready.met.requests.saving():
+        """Write a checkpoint of this state, or have it written behind the next steps."""
+        with self._hang.slow("a save"):
             _check_folder(self._ready, state.step)
             self._ready.saver.save(state.step, state.to_dict())
+
+    def is_written(self) -> bool:
+        """Return whether this rank's part of the checkpoint under way is written."""
+        return self._ready.saver.is_written()
+
+    def declare(self, step: int) -> None:
+        """Let the checkpoint under way count."""
+        _check_folder(self._ready, step)
+        self._ready.saver.declare()
+
+    def finish_save(self, step: int) -> None:
+        """Wait until the checkpoint under way, if there is one, counts."""
+        with self._hang.slow("a save"):
+            _check_folder(self._ready, step)
+            self._ready.saver.finish()
 
 
 def _check_folder(ready: Ready, step: int) -> None:

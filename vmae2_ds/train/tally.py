@@ -31,6 +31,8 @@ class Agreed(NamedTuple):
     """Loss of each rank; empty where the guard does not look at them."""
     source_videos: dict[str, int]
     """Videos of this step by source."""
+    is_written: bool
+    """All ranks have written their part of a checkpoint behind training, or failed to."""
 
 
 class StepTally:
@@ -52,9 +54,11 @@ class StepTally:
         self.failures += loaded.failures
         self._used.update(loaded.sources)
 
-    def tell(self, ranks: Ranks, guard: SpikeGuard, stop: StopRequests, *, loader_failed: bool) -> torch.Tensor:
+    def tell(
+        self, ranks: Ranks, guard: SpikeGuard, stop: StopRequests, *, loader_failed: bool, is_written: bool
+    ) -> torch.Tensor:
         """Tell the other ranks, in the one sum over ranks that a step takes: (n,) float64 on the device, not waited for."""
-        flags = len(self.failures), bool(stop.caught), stop.is_time_over(), loader_failed
+        flags = len(self.failures), bool(stop.caught), stop.is_time_over(), loader_failed, not is_written
         own = torch.tensor([*flags, *count_vector(self._used, self._names)], dtype=torch.float64)
         if self._loss.is_cuda:
             own = own.pin_memory()  # a copy out of other memory may wait for the device
@@ -63,10 +67,10 @@ class StepTally:
 
     def agreed(self, told: list[float]) -> Agreed:
         """What `tell` has come to on all ranks, once it is read."""
-        bad, signalled, late, failed, *rest = told
+        bad, signalled, late, failed, unwritten, *rest = told
         videos, losses = rest[: len(self._names)], rest[len(self._names) :]
         by_source = {name: int(count) for name, count in zip(self._names, videos, strict=True)}
-        return Agreed(int(bad), signalled > 0, late > 0, failed > 0, losses, by_source)
+        return Agreed(int(bad), signalled > 0, late > 0, failed > 0, losses, by_source, not unwritten)
 
 
 def counted_names(sources: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,95 @@
+"""A copy in host memory is written as the same bytes as what it was made of, whatever happens to that meanwhile."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vmae2_ds.checkpoint.host_copies import HostCopies
+
+
+def saved(state: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def odd_state() -> dict[str, Any]:
+    """What ZeRO's states have among them, and what torch.save treats apart."""
+    flat = torch.randn(100)
+    numbered = torch.randn(7)
+    vars(numbered)["ds_id"] = 3
+    groups = [{"lr": 1e-3, "params": [0, 1]}]
+    return {
+        "views": OrderedDict(first=flat[:40], second=flat[40:].view(6, 10), crossed=flat[:40].view(4, 10).t()),
+        "again": flat,
+        "half": torch.randn(5).bfloat16(),
+        "no values": torch.empty(0, 3),
+        "whole numbers": torch.arange(4),
+        "step": torch.tensor(3.0),
+        "learns": torch.randn(3, requires_grad=True),
+        "computed": torch.randn(3, requires_grad=True) * 2,
+        "parameter": torch.nn.Parameter(torch.randn(2, 2)),
+        "numbered": numbered,
+        "groups": groups,
+        "same groups": groups,
+        "scaler": SimpleNamespace(scale=2.0, shape=torch.Size((2, 3)), dtype=torch.float16),
+    }
+
+
+def test_a_copy_is_written_as_the_same_bytes() -> None:
+    state = odd_state()
+    assert saved(HostCopies().copy(state)) == saved(state)
+
+
+def test_what_is_changed_after_it_was_copied_stays_as_it_was_in_the_copy() -> None:
+    state = odd_state()
+    copy, before = HostCopies().copy(state), saved(state)
+    with torch.no_grad():
+        for value in (state["again"], state["half"], state["step"], state["learns"], state["parameter"]):
+            value.add_(1)
+    state["groups"][0]["lr"] = 0.5
+    state["scaler"].scale = 1.0
+    assert saved(copy) == before != saved(state)
+
+
+def test_the_memory_of_one_save_is_that_of_the_next() -> None:
+    """Else every save would ask for gigabytes anew, and on CUDA pin them anew."""
+    copies, places = HostCopies(), []
+    for save in range(3):
+        copies.begin()
+        states = [{"w": torch.full((1000,), 10.0 * save + file)} for file in range(2)]
+        copied = [copies.copy(state)["w"] for state in states]
+        assert [tensor[0].item() for tensor in copied] == [10.0 * save, 10.0 * save + 1], "a place for each file"
+        places.append([tensor.data_ptr() for tensor in copied])
+    assert places[0] == places[1] == places[2]
+    copies.begin()
+    assert copies.copy({"w": torch.ones(5000)})["w"].sum() == 5000, "more than there was"
+
+
+class Odd(torch.Tensor):
+    """Of a class of its own."""
+
+
+@pytest.mark.parametrize("kind", ["class", "attribute"])
+def test_a_tensor_that_is_more_than_a_tensor_is_copied_by_value(kind: str) -> None:
+    odd = torch.randn(3).as_subclass(Odd) if kind == "class" else torch.randn(3)
+    if kind == "attribute":
+        vars(odd)["about"] = [1]
+    copy = HostCopies().copy([odd])[0]
+    before = odd.clone()
+    odd.add_(1)
+    assert torch.equal(copy, before)
+    assert type(copy) is type(odd)
+    assert kind == "class" or (vars(copy) == {"about": [1]} and vars(copy)["about"] is not vars(odd)["about"])
+
+
+def test_what_cannot_be_pickled_is_refused_as_torch_save_refuses_it() -> None:
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        HostCopies().copy({"function": lambda: None})
