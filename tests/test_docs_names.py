@@ -129,7 +129,7 @@ def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
 
 
 def test_a_wrong_length_and_a_tree_s_folders_are_read() -> None:
-    assert list(wrong_lengths("| 1 | [masking.py](x) | 30 | masks |\n| 2 | [disk.py](y) | 205 | files |")) == [
+    assert list(wrong_lengths("| 1 | [masking.py](x) | 30 | masks |\n| 2 | [disk.py](y) | 240 | files |")) == [
         "masking.py"
     ]
     page = "## Where things are\n```\ntop/     a\n  one/ two.py  both, in/ too\nREADME.md docs/  as tests/\n```\n"

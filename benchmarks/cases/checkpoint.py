@@ -31,8 +31,9 @@ from benchmarks.cases.zero_engine import (
 from benchmarks.harness import measured_row, spread
 from benchmarks.record import Row
 from benchmarks.steps import Precision
+from vmae2_ds.checkpoint.host_copies import HostCopies
 from vmae2_ds.checkpoint.retention import RetentionRules
-from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
+from vmae2_ds.checkpoint.save import CheckpointSave, load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.whole import tag_of
 from vmae2_ds.config.ds_config import zero_stage
 from vmae2_ds.config.pretrain import PretrainConfig
@@ -43,8 +44,9 @@ from vmae2_ds.runs.export import ExportArguments, export_weights
 
 POLICIES = ("zero0", "zero2", "zero3")
 """One for each layout of files: stage 1 writes what stage 2 does, and nothing depends on offload. bf16 has no stage 0."""
-OPERATIONS = ("save", "load", "load cached", "export safetensors", "export pth")
+OPERATIONS = ("save behind", "save", "load", "load cached", "export safetensors", "export pth")
 NOTES: dict[str, dict[str, str]] = {
+    "save behind": {"timed": "how long training stands still: the copy to host memory, into that of the save before"},
     "save": {"fsync": "every file, before the checkpoint counts", "page_cache": "written through"},
     "load": {"page_cache": "dropped before (posix_fadvise)"},
     "load cached": {"page_cache": "read just before"},
@@ -67,7 +69,10 @@ def groups(bench: Bench) -> Iterator[Group]:
 
 
 def measure(bench: Bench, size: str, precision: Precision) -> list[Row]:
-    """For each ZeRO layout: save, load with and without the pages in memory, and both exports, `MOST_ROUNDS` times at most."""
+    """For each ZeRO layout: save, behind training and not, load with and without the pages in memory, and both exports.
+
+    `MOST_ROUNDS` times at most.
+    """
     assert bench.folder is not None, "the worker names the folder of the rows"
     rounds = min(bench.options.rounds, MOST_ROUNDS)
     found = policies(precision, bench.device, bench.ranks.size)
@@ -131,10 +136,13 @@ def _measure_policy(
     engine, step = set_up(config, policy, ranks)
     step()  # Adam makes its moments in the first
     _start_over(scratch, config, ranks)
-    target = scratch / "ckpt" / tag_of(1)
+    target, copies = scratch / "ckpt" / tag_of(1), HostCopies()
 
     def save() -> None:
         save_checkpoint(engine, target.parent, 1, {"step": 1}, ranks, RetentionRules())
+
+    def save_behind() -> None:
+        CheckpointSave(engine, target.parent, 1, {"step": 1}, ranks, copies=copies)
 
     def load() -> None:
         load_checkpoint(engine, target, ranks)
@@ -151,6 +159,7 @@ def _measure_policy(
 
     files = {f"export {kind}": scratch / f"weights.{kind}" for kind in ("safetensors", "pth")}
     operations: dict[str, tuple[Operation, Operation]] = {  # what is timed, and what goes before
+        "save behind": (save_behind, remove),
         "save": (save, remove),
         "load": (load, partial(drop_from_cache, target)),
         "load cached": (load, lambda: None),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import mmap
+import os
 import pickle
 from collections import OrderedDict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from vmae2_ds.checkpoint.host_copies import HostCopies
+from vmae2_ds.checkpoint.host_copies import HostCopies, _HostMemory
 
 
 def saved(state: Any) -> bytes:
@@ -71,6 +74,61 @@ def test_the_memory_of_one_save_is_that_of_the_next() -> None:
     assert places[0] == places[1] == places[2]
     copies.begin()
     assert copies.copy({"w": torch.ones(5000)})["w"].sum() == 5000, "more than there was"
+
+
+class Cuda:
+    """What of CUDA's runtime pins memory."""
+
+    def __init__(self, refusal: int = 0) -> None:
+        self.pinned: dict[int, int] = {}
+        self._refusal = refusal
+
+    def cudaHostRegister(self, place: int, size: int, flags: int) -> int:  # noqa: N802
+        if not self._refusal:
+            self.pinned[place] = size
+        return self._refusal
+
+    def cudaHostUnregister(self, place: int) -> int:  # noqa: N802
+        del self.pinned[place]
+        return 0
+
+
+def test_memory_is_pinned_once_to_the_byte_and_let_go_before_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    memory = _HostMemory()
+    first = memory.take([100, 0, 3], pinned=True)
+    assert [len(place) for place in first] == [100, 0, 3]
+    assert cuda.pinned == {first[0].data_ptr(): 128 + 64}
+    assert memory.take([90, 60], pinned=True)[0].data_ptr() == first[0].data_ptr()
+    larger = memory.take([1000], pinned=True)
+    assert cuda.pinned == {larger[0].data_ptr(): 1024}
+
+
+def test_memory_that_cannot_be_pinned_is_told_and_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: Cuda(refusal=2))
+    memory = _HostMemory()
+    assert memory.take([100], pinned=True)[0].fill_(1).sum() == 100
+    assert "cannot be pinned (CUDA error 2)" in caplog.text
+    assert len(memory.take([1000], pinned=True)) == 1, "what was not pinned is not let go"
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTFORK"), reason="needs Linux")
+def test_a_forked_process_does_not_get_the_memory() -> None:
+    """Loader workers are forked beside it, and would keep gigabytes of pages that are written over here."""
+    place = HostCopies().copy({"w": torch.ones(1 << 20)})["w"]
+    child = os.fork()
+    if not child:
+        os._exit(any(low <= place.data_ptr() < high for low, high in mapped()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert any(low <= place.data_ptr() < high for low, high in mapped()), "here it is"
+
+
+def mapped() -> list[tuple[int, int]]:
+    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    return [(int(low, 16), int(high, 16)) for low, high in ranges]
 
 
 class Odd(torch.Tensor):

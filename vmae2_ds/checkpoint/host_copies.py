@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import mmap
 import pickle
 from types import NoneType
 from typing import Any
@@ -80,11 +81,15 @@ def _like(tensor: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
 
 
 class _HostMemory:
-    """One block of host memory, which grows where it must."""
+    """One block of host memory, which grows where it must.
+
+    Forked processes do not get it: a loader worker would keep the pages of the save before it was forked, and of pinned ones
+    the kernel makes it a copy at once.
+    """
 
     def __init__(self) -> None:
-        self._block = torch.empty(0, dtype=torch.uint8)
-        self._is_pinned = False
+        self._block: mmap.mmap | None = None
+        self._pinned_at: int | None = None
 
     def take(self, sizes: list[int], *, pinned: bool) -> list[torch.Tensor]:
         """Bytes for each size, each with a storage of its own; what was taken before is void."""
@@ -92,28 +97,35 @@ class _HostMemory:
         for size in sizes:
             starts.append(end)
             end += -(-size // ALIGNED) * ALIGNED
-        if end > len(self._block):
-            self._replace(end, pinned)
-        memory = self._block.numpy()
+        if self._block is None or end > len(self._block):
+            self._block = self._replace(max(end, 1), pinned)
         return [
-            torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=start) if size else self._block.new_empty(0)
+            torch.frombuffer(self._block, dtype=torch.uint8, count=size, offset=start)
+            if size
+            else torch.empty(0, dtype=torch.uint8)
             for start, size in zip(starts, sizes, strict=True)
         ]
 
-    def _replace(self, size: int, pinned: bool) -> None:
+    def _replace(self, size: int, pinned: bool) -> mmap.mmap:
         """Pinned as it is, to the byte: torch's own pinned memory comes in powers of two."""
-        if self._is_pinned:
-            torch.cuda.cudart().cudaHostUnregister(self._block.data_ptr())
-        self._block, self._is_pinned = torch.empty(size, dtype=torch.uint8), False
+        if self._pinned_at is not None:
+            torch.cuda.cudart().cudaHostUnregister(self._pinned_at)
+            self._pinned_at = None
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_DONTFORK"):
+            block.madvise(mmap.MADV_DONTFORK)
         if pinned:
-            refused = int(torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), size, 0))
-            self._is_pinned = not refused
+            place = torch.frombuffer(block, dtype=torch.uint8).data_ptr()
+            refused = int(torch.cuda.cudart().cudaHostRegister(place, size, 0))
             if refused:
                 log.warning(
                     "%.3g GB of host memory cannot be pinned (CUDA error %d): states are copied there slower, and each save "
                     "stops training for longer",
                     size / 1e9, refused,
                 )  # fmt: skip
+            else:
+                self._pinned_at = place
+        return block
 
 
 class _TensorsApart(pickle.Pickler):

@@ -196,7 +196,7 @@ def own_bytes(engine: Engine, has_mean: bool, ranks: Ranks) -> int:
 
 
 def _bytes_of(engine: Engine, has_mean: bool) -> tuple[int, int, int]:
-    """Of the weights that the model computes with, the optimizer's states with the master weights, and the running mean."""
+    """Bytes of the weights that the model computes with, of the optimizer's states with the master weights, and of the mean."""
     width = 2 if engine.deepspeed.bfloat16_enabled() else 4
     weights = states = mean = 0
     for parameter in engine.objective.parameters():
