@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -22,8 +21,9 @@ from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import ConfigError, SaveFailed
 from vmae2_ds.guard.stopping import StopRequests
+from vmae2_ds.host import HostMemory
 from vmae2_ds.train import saver as module
-from vmae2_ds.train.saver import CGROUPS, Saver, free_memory, saves_behind
+from vmae2_ds.train.saver import Saver, saves_behind
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def test_the_figures_are_those_of_the_step_that_is_saved(tmp_path: Path, disk: D
 def test_auto_saves_behind_where_half_of_the_free_memory_is_enough(
     needed: int, fits: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "free_memory", lambda: 1000)
+    monkeypatch.setattr(module, "memory", lambda: HostMemory(9000, 8000, 2000, 1000))
     with caplog.at_level(logging.WARNING):
         assert saves_behind("auto", needed, Ranks()) is fits
     assert ("training stands still while a checkpoint is written" in caplog.text) is not fits
@@ -155,17 +155,3 @@ def test_auto_saves_behind_where_half_of_the_free_memory_is_enough(
     else:
         with pytest.raises(ConfigError, match=r"--train.save-behind true: copies of the states take 5.01e-07 GB"):
             saves_behind("true", needed, Ranks())
-
-
-@pytest.mark.parametrize("version", [2, 1])
-def test_a_container_has_what_its_limit_leaves(version: int, tmp_path: Path) -> None:
-    """The kernel can take back what it keeps of files; where there is no limit stands "max", or a number beyond all memory."""
-    limit, used, stat = CGROUPS[2 - version]
-    (tmp_path / limit).parent.mkdir(exist_ok=True)
-    (tmp_path / limit).write_text("5000000\n")
-    (tmp_path / used).write_text("4000000\n")
-    (tmp_path / limit).with_name("memory.stat").write_text(f"anon 5\n{stat} 700000\n")
-    assert free_memory(tmp_path) == 1_700_000
-    for without in ("max\n", f"{1 << 62}\n"):
-        (tmp_path / limit).write_text(without)
-        assert free_memory(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.2)

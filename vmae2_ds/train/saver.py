@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import platform
@@ -26,17 +25,13 @@ from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import AgreedStop, ConfigError, SaveFailed
 from vmae2_ds.guard.stopping import StopRequests
+from vmae2_ds.host import memory
 from vmae2_ds.train.ema import WeightAverage
 
 log = logging.getLogger(__name__)
 
 MOST_MEMORY = 0.5
 """Share of a host's free memory that copies of states may take: files on their way to the disk and loader workers need some."""
-CGROUPS = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Below /sys/fs/cgroup, version 2 and 1: a container's limit, what it uses, and what of that the kernel can take back."""
 
 
 class Saver:
@@ -224,7 +219,9 @@ def saves_behind(wanted: SaveBehind, needed: int, ranks: Ranks) -> bool:
     """
     if wanted == "false":
         return False
-    gathered = ranks.gather((platform.node(), needed, free_memory()))
+    found = memory()
+    left = psutil.virtual_memory().available if found is None else found.left
+    gathered = ranks.gather((platform.node(), needed, left))
 
     def missing() -> str | None:
         by_host: dict[str, list[tuple[int, int]]] = {}
@@ -247,14 +244,3 @@ def saves_behind(wanted: SaveBehind, needed: int, ranks: Ranks) -> bool:
     if ranks.rank == 0:
         log.warning("%s: training stands still while a checkpoint is written (--train.save-behind auto)", reason)
     return False
-
-
-def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of host memory that are free: of the machine, or of the container where that has less."""
-    free = psutil.virtual_memory().available
-    for limit, used, stat in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-            most = int((cgroup / limit).read_text())
-            counts = dict(line.split() for line in (cgroup / limit).with_name("memory.stat").read_text().splitlines())
-            free = min(free, most - int((cgroup / used).read_text()) + int(counts.get(stat, 0)))
-    return free
