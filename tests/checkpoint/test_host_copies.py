@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from vmae2_ds.checkpoint.host_copies import HostCopies, _HostMemory
+from vmae2_ds.checkpoint.host_copies import HostCopies, _KeptMemory
 
 
 def saved(state: Any) -> bytes:
@@ -96,7 +96,7 @@ class Cuda:
 def test_memory_is_pinned_once_to_the_byte_and_let_go_before_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda()
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
-    memory = _HostMemory()
+    memory = _KeptMemory()
     first = memory.take([100, 0, 3], pinned=True)
     assert [len(place) for place in first] == [100, 0, 3]
     assert cuda.pinned == {first[0].data_ptr(): 128 + 64}
@@ -109,7 +109,7 @@ def test_memory_that_cannot_be_pinned_is_told_and_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "cudart", lambda: Cuda(refusal=2))
-    memory = _HostMemory()
+    memory = _KeptMemory()
     assert memory.take([100], pinned=True)[0].fill_(1).sum() == 100
     assert "cannot be pinned (CUDA error 2)" in caplog.text
     assert len(memory.take([1000], pinned=True)) == 1, "what was not pinned is not let go"

@@ -26,7 +26,7 @@ class HostCopies:
     """
 
     def __init__(self) -> None:
-        self._memory: list[_HostMemory] = []
+        self._memory: list[_KeptMemory] = []
         self._used = 0
         self._arrived: list[torch.cuda.Event] = []
 
@@ -57,7 +57,7 @@ class HostCopies:
         storages = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
         on_gpu = any(storage.device.type == "cuda" for storage in storages.values())
         if self._used == len(self._memory):
-            self._memory.append(_HostMemory())
+            self._memory.append(_KeptMemory())
         places = self._memory[self._used].take([storage.nbytes() for storage in storages.values()], pinned=on_gpu)
         self._used += 1
         copies = dict(zip(storages, places, strict=True))
@@ -80,8 +80,8 @@ def _like(tensor: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
     return made.requires_grad_(tensor.requires_grad)
 
 
-class _HostMemory:
-    """One block of host memory, which grows where it must.
+class _KeptMemory:
+    """A block of host memory, which grows where it must.
 
     Forked processes do not get it: a loader worker would keep the pages of the save before it was forked, and of pinned ones
     the kernel makes it a copy at once.
