@@ -135,6 +135,22 @@ def test_torch_s_kernels_by_name_are_one_operator_on_what_is_packed(name: str, h
 
 
 @pytest.mark.parametrize("name", STEPS)
+def test_torch_s_kernels_by_name_hold_what_plans_say(name: str) -> None:
+    """Packed q, k and v once, the output and a float32 a row of scores; efficient rounds rows up to 32, all keep a seed."""
+    B, N, H, K = 2, 208, 16, 88
+    held: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        qkv = torch.empty(B, N, 3, H, K, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        get_attention(name)(qkv)
+    assert sum(held.values()) == pytest.approx(2 * 4 * B * N * H * K + 4 * B * N * H, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_torch_s_fused_kernels_are_refused_on_a_cpu(name: str) -> None:
     with pytest.raises(ConfigError, match="on a CUDA device only"):
         get_attention(name)(torch.randn(SHAPE))

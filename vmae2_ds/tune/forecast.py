@@ -209,7 +209,8 @@ def _run_lines(forecast: Forecast) -> list[str]:
     config, run = forecast.setting.config, forecast.run
     counts = count_masks(config.mask, config.geometry)
     without, with_recompute = model_flops(config)
-    kernel = attention_kind(config, forecast.cluster.on_cpu)
+    named = config.model.attention
+    kernel = attention_kind(config, forecast.cluster.on_cpu) if named == "auto" else named
     checkpointing = config.model.checkpointing
     return [
         f"{config.recipe} on {forecast.cluster}",
