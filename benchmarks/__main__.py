@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -203,4 +204,9 @@ def _table_of_times(title: str, rows: list[Row]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "visit" in sys.argv[1:2]:  # whose minutes end here: the interpreter takes seconds to take torch apart
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -27,12 +27,18 @@ class BareMachine(NamedTuple):
     tree: Path
     environment: dict[str, str]
 
-    def run(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-        """`python WORDS` in a folder that is not the tree, which the current folder would put on the path."""
-        command = [str(self.python), *words]
-        return subprocess.run(
-            command, cwd=self.python.parent, env=self.environment, capture_output=True, text=True, timeout=timeout_s
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Begin `python WORDS` in a folder that is not the tree, which the current folder would put on the path."""
+        command, pipe = [str(self.python), *words], subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.python.parent, env=self.environment, stdout=pipe, stderr=pipe, text=True
         )
+
+    def run(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        """The same, to its end."""
+        begun = self.start(*words)
+        out, complaint = begun.communicate(timeout=timeout_s)
+        return subprocess.CompletedProcess(words, begun.returncode, out, complaint)
 
 
 def make_bare_machine(folder: Path, hidden: Collection[str] = ()) -> BareMachine:

@@ -36,7 +36,7 @@ def sections_of(book: Book) -> Iterator[Section]:
     yield table1(book)
     if not book.places:
         yield Section(("Dual masking, measured",), (absent("dual_masking"),))
-    yield from (section for place in book.places if (section := visit(place)))
+    yield from (section for place in book.places if (section := visit(book, place)))
     for place in book.places:
         yield dual_masking(place)
     yield from case_sections(book)

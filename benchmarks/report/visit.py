@@ -1,31 +1,78 @@
-"""What became of each group of a visit: measured, failed, or left out for lack of time, with predicted and taken seconds."""
+"""The visit to a machine on one page: its headline figures side by side, and what became of each group that was planned."""
 
 from __future__ import annotations
 
 from benchmarks.report import words
-from benchmarks.report.book import Place
-from benchmarks.report.cells import Inline, Line, Name, Row, cell
+from benchmarks.report.book import SIZES, Book, Place
+from benchmarks.report.cells import MISSING, Inline, Line, Name, Row, cell, derived, quoted, say, spread
+from benchmarks.report.dual import fastest
 from benchmarks.report.page import Block, Prose, Section, table, without_empty_columns
+from benchmarks.report.table2 import pairs_of
 
-CASE = "visit"
+CASE, PLANNER = "visit", "planner"
 DONE = ("measured", "measured before")
+MACHINE = ("doctor", "missing")
+"""Groups of rows that tell of the machine and not of what was planned."""
 
 
-def visit(place: Place) -> Section | None:
+def visit(book: Book, place: Place) -> Section | None:
     """The section of a place that was visited; None for another."""
-    groups = place.groups(CASE)
-    rows = [row for group in groups.values() for row in group.values()]
+    rows = [row for group in place.groups(CASE).values() for row in group.values()]
     if not rows:
         return None
-    without = [row for row in rows if row.get("state") not in DONE]
-    blocks: list[Block] = [Prose((words.VISIT,))]
+    machine = [row for row in rows if row.get("group") in MACHINE and row.get("state") != "measured"]
+    planned = [row for row in rows if row.get("group") not in MACHINE]
+    without = [row for row in planned if row.get("state") not in DONE]
+    done = [row for row in planned if row.get("state") in DONE]
+    blocks: list[Block] = [Prose(say(words.VISIT)), _headline(book, place)]
+    if machine:
+        blocks.append(_table(machine, ("What this machine lacks, and what its doctor says",)))
     if without:
         blocks.append(_table(without, ("What has no figures here, and why",)))
     else:
         blocks.append(Prose(("Everything that was planned was measured.",)))
-    done = [row for row in rows if row.get("state") in DONE]
     blocks.append(_table(done, ("What was measured, with predicted and taken time",), folded=True))
     return Section(("The visit to ", Name(place.name)), tuple(blocks))
+
+
+def _headline(book: Book, place: Place) -> Block:
+    """The fastest group of each size beside its FLOP ratio and the paper's speed-up; none of a step that waits for its host."""
+    firsts = {group: first for group, first, _ in pairs_of(place)}
+    lines: list[list[Inline | Line]] = []
+    for group, dual in fastest(place, "size").items():
+        size = str(dual.get("config.size"))
+        paper = book.paper.rows("table2").get(f"{size} dual")
+        planned = place.find(PLANNER, group, "dual")
+        both = [(firsts[group], "memory.peak_bytes"), (dual, "memory.peak_bytes")]
+        lines.append(
+            [
+                (SIZES.get(size, size), ", ", Name(group)),
+                cell(dual, "config.batch_size", "plain"),
+                spread(dual, "time_s", "time"),
+                spread(dual, "speedup", "ratio"),
+                cell(dual, "flop_ratio", "ratio"),
+                quoted(paper, "speedup", "ratio") if paper else MISSING,
+                cell(dual, "memory.peak_bytes", "bytes"),
+                derived("a/b", both, "ratio"),
+                spread(dual, "mfu", "share"),
+                spread(dual, "mfu_measured", "share"),
+                cell(planned, "residual.time", "residual"),
+                cell(planned, "residual.memory", "residual"),
+            ]
+        )
+    if not lines:
+        return Prose(("No group of dual masking has figures that do not wait for the host.",), "note")
+    head = (
+        "fastest group",
+        "clips",
+        "dual step",
+        "speed-up",
+        "FLOP ratio",
+        "paper's speed-up",
+        "memory of the dual step",
+    )
+    head += ("memory, encoder-only over dual", "MFU", "of a measured product", "planner's time", "planner's memory")
+    return without_empty_columns(table(head, lines), (MISSING,))
 
 
 def _table(rows: list[Row], caption: Line, *, folded: bool = False) -> Block:
@@ -35,4 +82,4 @@ def _table(rows: list[Row], caption: Line, *, folded: bool = False) -> Block:
         texts = [Name(str(row.get(name))) if row.get(name) else "" for name in ("state", "reason")]
         lines.append([(Name(str(row.get("group"))), ": ", Name(str(row.get("variant")))), *texts, *times])
     head = ("what", "state", "reason", "predicted", "expected after what was measured before it", "took")
-    return without_empty_columns(table(head, lines, caption, folded=folded), ("",))
+    return without_empty_columns(without_empty_columns(table(head, lines, caption, folded=folded), ("",)), (MISSING,))

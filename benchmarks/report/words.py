@@ -66,4 +66,5 @@ RERUN = """From a checkout of the commit, after {}, these commands make the rows
 
 VISIT = """A visit measures what fits into its minutes, what is worth most first. A group's time is predicted from the closed
 form of a step at the rates of a product and a copy on this device, and expected again after what the groups before it took.
-The same command goes on with what is missing."""
+The same command goes on with what is missing. First the fastest group of each size, of those whose steps do not wait for
+their host; what the planner says is over what was measured, minus one."""

@@ -23,7 +23,9 @@ from benchmarks.visit.budget import Budget, age_s
 from benchmarks.visit.hired import HasDied, Hired, TookTooLong, end_family
 from benchmarks.visit.missing import missing
 from benchmarks.visit.parts import DOCTOR, Asked, Part, parts_of
+from benchmarks.visit.predict import STEPS
 from benchmarks.worker import Job, row_origin
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import EXIT_OK, EXIT_PREEMPTED, Vmae2Error
 
 CASE = "visit"
@@ -149,7 +151,8 @@ class Visit:
     def _measure_group(self, each: Planned) -> None:
         if each.done:
             return
-        expected_s = self.budget.expected_s(each.part.case, each.predicted_s)
+        by_rates = each.part.case in STEPS  # the time of other cases says nothing of rates, nor rates of theirs
+        expected_s = self.budget.expected_s(each.part.case, each.predicted_s) if by_rates else each.predicted_s
         title = f"{each.part.case}: {each.name}"
         if expected_s + self.start_s * (not self.worker.runs) > self.budget.left_s:
             reason = f"it needs {expected_s:.0f} s, {max(0.0, self.budget.left_s):.0f} s were left"
@@ -173,7 +176,7 @@ class Visit:
                 record_death(Job.model_validate(self.job(each.part)), died, reason)
             flight.end(self.out)
         took_s = time.monotonic() - start
-        if state == "measured":
+        if state == "measured" and by_rates:
             self.budget.learn(each.part.case, each.predicted_s, took_s)
         self.failures += state == "failed" or bool(errors)
         self.note_group(each, state, reason, expected_s, took_s)
@@ -209,11 +212,18 @@ class Visit:
             end_family(self._doctor)
             said, complaint = "", f"no answer within {DOCTOR_LIMIT_S:.0f} s"
         try:
-            json.loads(said)
-            (self.out / "doctor.json").write_text(said)
-            state, reason = "measured", ""
-        except json.JSONDecodeError:
-            state, reason = "failed", (complaint.strip() or "it said nothing").splitlines()[-1]
+            findings: dict[str, dict[str, str | None]] = json.loads(said)["findings"]
+        except (json.JSONDecodeError, KeyError):
+            self._note_doctor("failed", (complaint.strip() or "it said nothing").splitlines()[-1])
+            return
+        write_whole(self.out / "doctor.json", said)
+        for name, found in findings.items():
+            if found["light"] != "green":
+                remedy = found["remedy"]
+                self.note(DOCTOR, name, state=found["light"], reason=f"{found['value']}" + f"; {remedy}" * bool(remedy))
+        self._note_doctor("measured", "")
+
+    def _note_doctor(self, state: str, reason: str) -> None:
         self.note(DOCTOR, "vmae2 doctor --json", state=state, reason=reason)
         self.say(f"doctor: {state}" + f"; {reason}" * bool(reason))
 
@@ -221,7 +231,7 @@ class Visit:
         start = time.monotonic()
         pages = write_report([self.out], self.out)
         took_s = time.monotonic() - start
-        self.budget.kept_s = min(REPORT_SHARE * self.budget.seconds, 1.0 + 2 * took_s)
+        self.budget.kept_s = min(REPORT_SHARE * self.budget.seconds, 2.0 + 3 * took_s)
         self.say(f"report: {', '.join(map(str, pages))}")
 
 

@@ -5,6 +5,7 @@ python -m tests.benchmarks.made_visit OUT MINUTES is the visit, and ... PARENT F
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -47,6 +48,10 @@ def _one(before: Callable[[], None]) -> Case:
 
 MADE_HERE = {**MADE, "hanging": _one(_hang), "lengthy": _one(lambda: None), "last": _one(lambda: None)}
 PREDICTED_S = {"lengthy": 1e6, "hanging": 0.1, "last": 0.1, "steady": 0.1, "deadly": 0.1, "held": 0.1}
+FOUND = {
+    "driver": {"light": "green", "value": "there"},
+    "shm": {"light": "red", "value": "too little", "remedy": "more"},
+}
 ORDER = os.environ.get("MADE_VISIT", "lengthy steady hanging deadly last").split()
 
 
@@ -56,7 +61,7 @@ def use_made_visit() -> None:
     predict.OTHERS_S.update(PREDICTED_S)
     hired.WORKER = "tests.benchmarks.made_visit"
     budget.LEAST_LIMIT_S = budget.WORST = LIMIT_S
-    going.DOCTOR_COMMAND = (sys.executable, "-c", "print('{}')")
+    going.DOCTOR_COMMAND = (sys.executable, "-c", f"print({json.dumps({'findings': FOUND})!r})")
     going.parts_of = lambda asked, device: [
         Part(name, name, Options(device="cpu", rounds=asked.rounds or 2, warmup=0)) for name in ORDER
     ]

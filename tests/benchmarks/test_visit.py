@@ -151,6 +151,8 @@ def test_a_killed_visit_has_a_report_and_the_same_command_goes_on_past_what_hang
     text = (out / "report.md").read_text()
     assert re.search(r"lengthy: only.*left out.*it needs \d+ s, \d+ s were left", text)
     assert "no answer after 4 s" in text
+    assert re.search("doctor: shm.*red.*too little; more", text)
+    assert "driver" not in text
     assert log.endswith("".join((out / "visit.log").read_text().splitlines(keepends=True)[-3:]))
 
 
