@@ -96,14 +96,15 @@ def test_cudnn_s_number_is_a_version(number: int | None, version: str | None, ne
     assert (found.figures["version"], found.light) == (version, "green" if version else "yellow")
 
 
-def test_stage_3_on_cuda_wants_segments_that_grow(needs: Needs) -> None:
-    three = replace(needs, zero_stage=3)
-    assert torch_stack.judge_allocator({}, three, on_cuda=True).light == "yellow"
-    assert torch_stack.judge_allocator({}, three, on_cuda=False).light == "green"
-    assert torch_stack.judge_allocator({}, needs, on_cuda=True).light == "green"
+def test_memory_that_is_cut_into_pieces_wants_segments_that_grow(needs: Needs) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    three, recomputes = replace(needs, zero_stage=3), replace(needs, checkpointing="all")
+    cases = [(three, cuda, "yellow"), (recomputes, cuda, "yellow"), (three, cpu, "green"), (needs, cuda, "green")]
+    for asked, device, light in cases:
+        assert torch_stack.judge_allocator(asked, device, {}).light == light
     for name in torch_stack.ALLOCATOR:
         said = {name: "max_split_size_mb:512,expandable_segments:True"}
-        assert torch_stack.judge_allocator(said, three, on_cuda=True).light == "green"
+        assert torch_stack.judge_allocator(three, cuda, said).light == "green"
 
 
 def test_a_kernel_that_the_recipe_names_is_missed(needs: Needs) -> None:

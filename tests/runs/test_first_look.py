@@ -9,6 +9,7 @@ import pytest
 
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.errors import DataError
+from vmae2_ds.host import Cores
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.runs import first_look as looking
 from vmae2_ds.runs.first_look import first_look
@@ -57,7 +58,7 @@ def test_more_than_four_workers_for_each_core_are_warned_of(
     workers: int, ranks: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(looking.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(looking.host, "cores", lambda: Cores(machine=64, bound=64, quota=2.5))
     as_rank(monkeypatch, 0, 4, LOCAL_WORLD_SIZE=str(ranks))
     with caplog.at_level(logging.WARNING):
         first_look(config_of(tmp_path / "elsewhere.csv", workers))

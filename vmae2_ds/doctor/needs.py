@@ -20,6 +20,7 @@ class Needs:
     attention: str = "auto"
     compile: str = "none"
     zero_stage: int = 1
+    checkpointing: str = "none"
     ops: tuple[str, ...] = ()
     """DeepSpeed's ops that the ZeRO policy has built at the start."""
     reader: str = "pyav"

@@ -37,6 +37,7 @@ def needs_of(config: RunConfig, ranks: int) -> Needs:
         attention=config.model.attention,
         compile=config.train.compile,
         zero_stage=zero_stage(policy),
+        checkpointing=config.model.checkpointing,  # type: ignore[attr-defined]  # what every stage's model has
         ops=_ops(policy.get("zero_optimization", {})),
         reader=data.reader,
         readers=PACKAGES,

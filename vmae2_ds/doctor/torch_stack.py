@@ -48,7 +48,7 @@ def look_at_torch(needs: Needs) -> Iterator[Finding]:
             yield look(torch, needs, device)
         except Exception as error:  # cuDNN of another version on LD_LIBRARY_PATH, a function that a later torch lacks
             yield yellow(name, describe(error), "unset LD_LIBRARY_PATH; if that is not it, install torch again")
-    yield judge_allocator(os.environ, needs, device.type == "cuda")
+    yield judge_allocator(needs, device)
 
 
 def look_at_kernel(name: str, needs: Needs) -> list[Finding]:
@@ -207,13 +207,15 @@ def _kernels(torch: Any, needs: Needs, device: torch.device) -> Finding:
     return green("attention", f"with torch: {', '.join(run)}; the recipe asks for {needs.attention}", **figures)
 
 
-def judge_allocator(env: Mapping[str, str], needs: Needs, on_cuda: bool) -> Finding:
-    """The line of the allocator's settings: stage 3 gathers and frees weights of many sizes, which fragments."""
+def judge_allocator(needs: Needs, device: torch.device, env: Mapping[str, str] = os.environ) -> Finding:
+    """The line of the allocator's settings, with the advice that the run itself would give."""
+    from vmae2_ds.engine.device import SEGMENTS, allocator_advice
+
     said = {name: env[name] for name in ALLOCATOR if env.get(name)}
+    advice = allocator_advice(device, stage=needs.zero_stage, checkpointing=needs.checkpointing, env=env)
+    if advice is not None:
+        return yellow("allocator", advice.partition(";")[0], f"export {SEGMENTS}", variables=said)
     value = " ".join(f"{name}={text}" for name, text in said.items()) or "torch's own settings"
-    if on_cuda and needs.zero_stage == 3 and not any("expandable_segments:True" in text for text in said.values()):
-        remedy = f"export {ALLOCATOR[1]}=expandable_segments:True"
-        return yellow("allocator", f"{value}: stage 3 fragments", remedy, variables=said)
     return green("allocator", value, variables=said)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections import deque
 from statistics import fmean
 
 import psutil
 
+from vmae2_ds import host
 from vmae2_ds.config.run import DataConfig
 from vmae2_ds.console.progress import counted
 
@@ -57,7 +57,7 @@ class DataWaitWatch:
     """
 
     def __init__(self, data: DataConfig, ranks: int, cores: int | None = None) -> None:
-        self._remedy = remedy(data, ranks, cores_of_this_process() if cores is None else cores)
+        self._remedy = remedy(data, ranks, host.cores().usable if cores is None else cores)
         self._shares: deque[float] = deque(maxlen=ROWS_LOOKED_AT)
         self._silent = 1  # the first row holds the start of the workers
 
@@ -73,11 +73,6 @@ class DataWaitWatch:
         self._shares.clear()
         self._silent = ROWS_SILENT
         return f"{mean:.0%} of the time of the last {ROWS_LOOKED_AT} rows went into waiting for data: {self._remedy}"
-
-
-def cores_of_this_process() -> int:
-    """Cores it may run on; where the system does not tell (not Linux), all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def remedy(data: DataConfig, ranks: int, cores: int) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from vmae2_ds import host
 from vmae2_ds.config.distil import INDEX, DistilConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import plan_run
@@ -86,7 +87,7 @@ def _ranks_here(ranks: Ranks, env: Mapping[str, str]) -> int:
 
 
 def _warn_of_workers(config: RunConfig, ranks: int) -> None:
-    cores = os.cpu_count() or 1
+    cores = host.cores().usable
     if config.data.workers * ranks > WORKERS_A_CORE * cores:
         log.warning(
             "--data.workers %d: %s here start %d loader processes on %d cores; more than %d for each core only wait",
