@@ -228,7 +228,7 @@ def _centre_(x_BMP: Tensor, geometry: ClipGeometry) -> tuple[Tensor, Tensor, Ten
 
 def _along_line(x_BMC: Tensor, geometry: ClipGeometry) -> Tensor:
     """A value of each colour for every pixel of a line: (B, M, 1, W)."""
-    return x_BMC.repeat(1, 1, geometry.patch).unsqueeze(2)
+    return x_BMC[:, :, None, None].expand(-1, -1, 1, geometry.patch, -1).flatten(3)  # repeat() makes an index first
 
 
 def _deviation(spread_BMC: Tensor, geometry: ClipGeometry, one: int) -> Tensor:

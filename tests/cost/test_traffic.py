@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,10 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.fake_memory import fused_attention
+from benchmarks.steps import MASKS as PUBLISHED_MASKS
+from benchmarks.steps import geometry_of
 from tests.model.conftest import make_batch
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
-from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.contracts import ClipGeometry, PretrainBatch
+from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.flops import block_macs, recomputed_macs
 from vmae2_ds.cost.traffic import (
     AttentionKind,
@@ -30,6 +38,7 @@ from vmae2_ds.cost.traffic import (
     widths_of,
 )
 from vmae2_ds.masking import count_masks
+from vmae2_ds.model import kept
 from vmae2_ds.model.attention import get_attention
 from vmae2_ds.model.block import Blocks
 from vmae2_ds.model.mae import MaskedAutoencoder
@@ -54,14 +63,16 @@ class Counted:
     num_bytes: int = 0
     """Without the operands of linear layers and of fused attention."""
     kernels: int = 0
+    wide: int = 0
+    """Reads and writes of float32 tensors of the asked number of values."""
 
 
 class CountBytes(TorchDispatchMode):
     """Adds up the tensors that every operation reads and writes. Expanded dimensions hold one value in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int = 0) -> None:
         super().__init__()
-        self.counted = Counted()
+        self.counted, self._wide = Counted(), wide
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -83,6 +94,8 @@ class CountBytes(TorchDispatchMode):
         if name in GATHERS:  # of what they gather from, they read what they write
             inputs = [*outputs, *(tensor for tensor in inputs if tensor.dtype == torch.int64)]
         self.counted.num_bytes += sum(map(_bytes_of, inputs)) + sum(map(_bytes_of, outputs))
+        wide = [x for x in (*inputs, *outputs) if x.dtype == torch.float32 and _bytes_of(x) == 4 * self._wide]
+        self.counted.wide += len(wide)
         return out
 
 
@@ -109,6 +122,54 @@ def closed_form(model: ModelConfig, mask: MaskConfig, attention: AttentionKind, 
     kinds = (attention, attention)
     traffic = mae_traffic(model, GEOMETRY, counts.visible, counts.decode, attention=kinds, precision=precision)
     return Counted(CLIPS * (traffic.ends + traffic.blocks + traffic.scores), count_kernels(model, kinds))
+
+
+def count_published_size(size: str, device: str) -> tuple[Counted, ModelConfig]:
+    """A bf16 step with dual masks on fake tensors, by clip; on a fake GPU its forward pass, for backward asks for a driver."""
+    geometry, model = geometry_of(size), ModelConfig.of_size(size, attention="sdpa")
+    visible, decode, _ = count_masks(PUBLISHED_MASKS["dual"], geometry)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with FakeTensorMode(), torch.device(device), fused_attention(), kept_in_fake_tensors():
+            module = MaskedAutoencoder(model, geometry, seed=None)
+            torch.set_default_dtype(torch.float32)
+            module.encoder.embed.positions_ND = module.encoder.embed.positions_ND.float()
+            module.decoder.positions_NE = module.decoder.positions_NE.float()
+            objective = Reconstruct(module, ObjectiveConfig(), geometry)
+            clip_BTHWC = torch.empty(CLIPS, 16, 224, 224, 3, dtype=torch.uint8)
+            places = (torch.empty(CLIPS, number, dtype=torch.int64) for number in (visible, decode))
+            batch = PretrainBatch(clip_BTHWC, *places, torch.empty(CLIPS, decode, dtype=torch.bool))
+            objective(batch)
+            with CountBytes(CLIPS * decode * geometry.cube_values) as mode:
+                loss = objective(batch).loss
+                if device == "cpu":
+                    loss.backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return replace(mode.counted, num_bytes=mode.counted.num_bytes // CLIPS), model
+
+
+@contextmanager
+def kept_in_fake_tensors() -> Iterator[None]:
+    """As on a device: what a pass makes and keeps is there in the next one."""
+    with patch.object(kept, "_can_keep", lambda _: True), patch.object(kept, "_kept", {}):
+        yield
+
+
+@pytest.mark.parametrize(("size", "name"), [("base", "ViT-B"), ("giant", "ViT-g")])
+def test_a_step_of_a_published_size_launches_and_moves_what_the_page_says(size: str, name: str) -> None:
+    """docs/SCALING.md#what-a-step-launches-and-moves; launches by the closed form, to the last one."""
+    counted, model = count_published_size(size, "cpu")
+    geometry = geometry_of(size)
+    visible, decode, _ = count_masks(PUBLISHED_MASKS["dual"], geometry)
+    traffic = mae_traffic(model, geometry, visible, decode, attention=("sdpa", "sdpa"), precision="bf16")
+    assert traffic.ends + traffic.blocks == pytest.approx(counted.num_bytes, rel=0.01)
+    assert counted.kernels == count_kernels(model, ("sdpa", "sdpa"))
+    forward, _ = count_published_size(size, "cuda")
+    peak = mae_activations(model, geometry, visible, decode, attention="flash", precision="bf16").peak
+    shown = (counted.kernels, forward.kernels, counted.wide, counted.num_bytes / 1e6, peak / 2**20)
+    row = f"| {name}, now | " + " | ".join(f"{number:,.0f}" for number in shown) + " |"
+    assert row in (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text().splitlines()
 
 
 def assert_close(closed: Counted, counted: Counted) -> None:

@@ -8,9 +8,14 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from tests.model.conftest import TINY_GEOMETRY
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import ObjectiveConfig
+from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.model.block import QKV
 from vmae2_ds.model.embed import gather_cubes
 from vmae2_ds.model.kept import Kept, once_per_device
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.objectives import Reconstruct
 
 
 @pytest.fixture
@@ -75,3 +80,13 @@ def test_keys_have_no_bias_and_their_zeros_are_nobody_s_to_train() -> None:
     assert {name: tuple(p.shape) for name, p in qkv.named_parameters()} == {
         "weight": (24, 8), "q_bias": (8,), "v_bias": (8,)
     }  # fmt: skip
+
+
+def test_a_second_pass_makes_no_constants(tiny: ModelConfig, geometry: ClipGeometry, batch: PretrainBatch) -> None:
+    """By torch's profiler: indices, zeros and constants are there since the first one."""
+    objective = Reconstruct(MaskedAutoencoder(tiny, geometry), ObjectiveConfig(), geometry)
+    makers = {f"aten::{name}" for name in ("arange", "full", "zeros")}
+    objective(batch)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        objective(batch)
+    assert not makers & {event.name for event in profile.events()}
