@@ -19,7 +19,7 @@ import torch
 
 from vmae2_ds.disk import flush_to_disk
 from vmae2_ds.json_lines import adding_rows, rows_of
-from vmae2_ds.provenance import commit, installed_versions
+from vmae2_ds.provenance import FLASH_PACKAGES, commit, installed_versions
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]
@@ -31,7 +31,7 @@ NO_START = "(start)"
 """The group of a row that tells why a case has no others."""
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"
-PACKAGES = ("vmae2_ds", "torch", "deepspeed", "flash_attn", "timm", "transformers", "numpy")
+PACKAGES = ("vmae2_ds", "torch", "deepspeed", *FLASH_PACKAGES, "timm", "transformers", "numpy")
 
 
 def provenance() -> Row:
@@ -77,6 +77,7 @@ def _gpus() -> Row:
         "gpus": torch.cuda.device_count(),
         "gpu_memory_gib": round(memory / 2**30, 1),
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # decides what sdpa takes
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
     }
 

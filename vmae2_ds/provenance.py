@@ -16,13 +16,15 @@ import vmae2_ds
 
 COMMIT = "VMAE2_COMMIT"
 """Environment variable that names the commit of a copy of the code that came without its .git."""
+FLASH_PACKAGES = ("flash-attn", "flash-attn-3", "flash-attn-4")
+"""The packages behind attention kernels flash, flash3 and flash4."""
 NO_CODE = ("*.md", "*.jsonl", "*.png", "benchmarks/reports")
 """Files of a checkout that are not code: pages, measured rows and reports of them."""
 
 
 def environment() -> dict[str, Any]:
     """Command, commit, machine and versions, for the run folder."""
-    packages = ("vmae2_ds", "torch", "deepspeed", "decord", "numpy", "torchvision", "flash-attn")
+    packages = ("vmae2_ds", "torch", "deepspeed", "decord", "numpy", "torchvision", *FLASH_PACKAGES)
     return {
         "command": sys.argv,
         "cwd": str(Path.cwd()),

@@ -19,11 +19,11 @@ import vmae2_ds
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.dist import default_device
-from vmae2_ds.provenance import installed_versions
+from vmae2_ds.provenance import FLASH_PACKAGES, installed_versions
 
 MUST_AGREE = ("vmae2_ds", "torch", "deepspeed", "numpy", "cuda", "nccl")
 """Versions without which ranks compute different things, or do not understand each other."""
-MAY_DIFFER = ("python", "torchvision", "timm", "av", "decord", "torchcodec", "flash-attn")
+MAY_DIFFER = ("python", "torchvision", "timm", "av", "decord", "torchcodec", "cudnn", *FLASH_PACKAGES)
 """Versions that are warned of."""
 CLOCK_TOLERANCE_S = 5.0
 MEMORY_TOLERANCE = 0.8
@@ -59,6 +59,7 @@ def report_of(config: RunConfig, inputs: Inputs | None, *, sees_folder: bool, er
     else:
         name, free = f"CPU, {platform.machine()}, {os.cpu_count()} cores", psutil.virtual_memory().available
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if device.type == "cuda" else "none"
+    cudnn = str(torch.backends.cudnn.version()) if device.type == "cuda" else "none"
     return RankReport(
         host=platform.node(),
         pid=os.getpid(),
@@ -71,6 +72,7 @@ def report_of(config: RunConfig, inputs: Inputs | None, *, sees_folder: bool, er
             "python": platform.python_version(),
             "cuda": str(torch.version.cuda),
             "nccl": nccl,
+            "cudnn": cudnn,
         },
         settings=dict(_flat(config.model_dump(mode="json"))),
         lists=_lists(config, inputs) if error is None and inputs is not None else {},
