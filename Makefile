@@ -13,7 +13,7 @@ export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test check gpu bench clean
+.PHONY: help venv quickstart test check gpu bench visit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ gpu: venv ## the tests that need a CUDA device
 # A variant that fails is a row with its reason: the report is written then too, and make ends as the run did.
 bench: venv ## every benchmark case at small size, and a report of it (under 20 minutes on 2 cores)
 	$(BIN)/python -m benchmarks run --all --quick; code=$$?; $(BIN)/python -m benchmarks report && exit $$code
+
+visit: MINUTES ?= 10
+visit: venv ## ten minutes on this machine's GPU: what is worth most, and a report of it (MINUTES=5 for less)
+	$(BIN)/python -m benchmarks visit --minutes $(MINUTES)
 
 clean: ## remove what was built (not .venv, not runs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache quickstart_data

@@ -32,11 +32,11 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
 def sections_of(book: Book) -> Iterator[Section]:
     """The report from top to bottom."""
     yield headline(book)
+    yield from (section for place in book.places if (section := visit(book, place)))
     yield table2(book)
     yield table1(book)
     if not book.places:
         yield Section(("Dual masking, measured",), (absent("dual_masking"),))
-    yield from (section for place in book.places if (section := visit(book, place)))
     for place in book.places:
         yield dual_masking(place)
     yield from case_sections(book)

@@ -9,7 +9,7 @@ from benchmarks.report.dual import fastest
 from benchmarks.report.page import Block, Prose, Section, table, without_empty_columns
 from benchmarks.report.table2 import pairs_of
 
-CASE, PLANNER = "visit", "planner"
+CASE, PLANNER, RUN = "visit", "planner", "real_run"
 DONE = ("measured", "measured before")
 MACHINE = ("doctor", "missing")
 """Groups of rows that tell of the machine and not of what was planned."""
@@ -58,6 +58,7 @@ def _headline(book: Book, place: Place) -> Block:
                 spread(dual, "mfu_measured", "share"),
                 cell(planned, "residual.time", "residual"),
                 cell(planned, "residual.memory", "residual"),
+                cell(place.find(RUN, f"{size} zero1", "from the start"), "values.data_wait_share", "share"),
             ]
         )
     if not lines:
@@ -72,6 +73,7 @@ def _headline(book: Book, place: Place) -> Block:
         "memory of the dual step",
     )
     head += ("memory, encoder-only over dual", "MFU", "of a measured product", "planner's time", "planner's memory")
+    head += ("data wait of a real run",)
     return without_empty_columns(table(head, lines), (MISSING,))
 
 

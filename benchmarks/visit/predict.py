@@ -27,10 +27,13 @@ STEPS: dict[str, tuple[list[MaskConfig], int]] = {
     "checkpointing": ([_DUAL] * 5, 3),
     "peers": ([MASKS["encoder_only"]] * 4 + _ALL, 1),
     "attention": ([_DUAL], 2),
+    "planner": (_ALL, 3),
 }
 """Masks of the steps that a round of a case takes, and the calls beside the rounds: memory, FLOPs."""
-OTHERS_S = {"ceilings": 5.0}
-"""Cases without training steps of their own, seconds a group."""
+OTHERS_S = {"ceilings": 5.0, "fp8": 3.0, "loader_rate": 15.0, "real_run": 50.0}
+"""Cases whose time is not that of steps, seconds a group. A real run draws videos, starts twice, takes 20 steps."""
+SAVED_S = 60e-9
+"""Seconds a parameter of a real run that saves: 14 bytes each, written, hashed and read again at half a gigabyte a second."""
 UNKNOWN_S = 30.0
 
 
@@ -42,10 +45,11 @@ def rates_at(product_flops: float, copy_bytes: float, launch_s: float) -> Device
 
 def predicted_s(case: str, group: str, options: Options, rates: DeviceRates, *, free_bytes: float | None) -> float:
     """Seconds of a group; `free_bytes` is the memory of a GPU, None on a CPU, which does not work behind its host's back."""
-    if case not in STEPS:
-        return OTHERS_S.get(case, UNKNOWN_S)
-    masks, beside = STEPS[case]
     size, precision = options.sizes[0], options.precisions[0]
+    if case not in STEPS:
+        saved_s = SAVED_S * count_parameters(ModelConfig.of_size(size)).total if case == "real_run" else 0.0
+        return OTHERS_S.get(case, UNKNOWN_S) + saved_s
+    masks, beside = STEPS[case]
     kernel = next((word for word in group.split() if word in ATTENTION), "sdpa")
     clips = _clips(options, masks, kernel, free_bytes)
     step_s = sum(_step_s(size, precision, mask, clips, kernel, rates, queued=free_bytes is not None) for mask in masks)
