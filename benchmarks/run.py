@@ -22,7 +22,7 @@ from benchmarks.record import NO_START, Row, append_rows, read_rows
 from benchmarks.worker import Job, failed_group, row_origin, work
 from vmae2_ds.dist import map_rank_variables
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.guard.loader_watch import cores_of_this_process
+from vmae2_ds.host import cores
 
 TIME_TO_STOP_S = 30
 
@@ -148,7 +148,7 @@ def environment_for(device: str, processes: int = 1) -> dict[str, str]:
 
     Offloaded optimizers run on them, and whatever else the host does beside a GPU.
     """
-    threads = 1 if device == "cpu" else max(1, cores_of_this_process() // processes)
+    threads = 1 if device == "cpu" else max(1, cores().usable // processes)
     return {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
