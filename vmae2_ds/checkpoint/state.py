@@ -22,6 +22,8 @@ class TrainState:
     """What --data.reader auto chose at the start, kept so that a resumed run reads the same frames."""
     attention: tuple[str, ...] | None = None
     """Kernels of encoder and decoder, as the model has them, kept so that a resumed run computes the same bits."""
+    compile: str | None = None
+    """What --train.compile auto chose at the start, kept for the same reason."""
     spikes: int = 0
     recent: dict[str, list[float]] = field(default_factory=dict)
     """Values of the last good steps (guard: SpikeGuard), which the next step is compared with."""

@@ -166,9 +166,10 @@ class TrainConfig(StrictModel):
     ZeRO stage 3."""
     seed: Seed = 0
     """Seed of weights, sample order, crops, masks and stochastic depth."""
-    compile: Literal["none", "inductor", "aot_eager"] = "none"
-    """Run the model through torch.compile. inductor: for speed, needs a C++ compiler; aot_eager: only traces the model, to
-    test that it can be compiled."""
+    compile: Literal["none", "inductor", "aot_eager", "auto"] = "none"
+    """Run transformer blocks and the loss through torch.compile. inductor: for speed, needs a C++ compiler; aot_eager: only
+    traces them, to test that they can be compiled; auto: inductor where a block is measured to be faster with it, at the
+    start of a run."""
     deterministic: bool = False
     """Compute the same bits in every run with these settings on the same devices and versions, on CUDA too: slower kernels
     that add in a fixed order; attention kernels that have none are refused, and left out by auto. CPU kernels do so anyway."""

@@ -44,7 +44,6 @@ class Engine:
         *,
         zero_init: bool = False,
         fill: FillFn | None = None,
-        compile_backend: str = "none",
     ) -> None:
         import deepspeed
 
@@ -71,8 +70,6 @@ class Engine:
         self._norm_is_taken = self.stage in (0, 3) or self.zero_policy.get("compute_grad_norm", True)
         if self.stage > 0 and self._norm_is_taken:
             self._watch_norm()
-        if compile_backend != "none":
-            self.deepspeed.compile(backend=compile_backend)
 
     @property
     def objective(self) -> nn.Module:

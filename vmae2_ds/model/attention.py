@@ -198,6 +198,11 @@ def _time_attention(
         qkv_BN3HK.grad = None
         attention(qkv_BN3HK).backward(dout_BNHK)
 
+    return best_time(run, device, repeats)
+
+
+def best_time(run: Callable[[], None], device: torch.device, repeats: int = 3) -> float:
+    """Best of `repeats` times of a call in seconds, after one repeat to warm up: CPU time, or a GPU's own."""
     time_of = _cuda_time if device.type == "cuda" else _cpu_time
     return min([time_of(run) for _ in range(repeats + 1)][1:])
 

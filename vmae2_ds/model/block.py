@@ -77,6 +77,15 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x_BND)))
 
 
+class StochasticDepth(DropPath):
+    """timm's, and no part of a compiled graph: its rate, another in each block, would make each block a graph of its own."""
+
+    @torch.compiler.disable
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return super().forward(x_BND)
+
+
 class Block(nn.Module):
     """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)), each under stochastic depth."""
 
@@ -86,7 +95,7 @@ class Block(nn.Module):
         self.attn = Attention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.mlp = Mlp(config.width, config.mlp)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = StochasticDepth(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -100,6 +109,7 @@ class Blocks(nn.Sequential):
     def __init__(self, config: TowerConfig, drop_path: float = 0.0) -> None:
         rise = drop_path / max(1, config.depth - 1)
         super().__init__(*(Block(config, rise * i) for i in range(config.depth)))
+        self.config = config
         self.recomputed: frozenset[int] = frozenset()
         self.checkpoint: CheckpointFn | None = None
 

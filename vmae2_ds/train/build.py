@@ -12,6 +12,7 @@ from torch import nn
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.dist import default_device
+from vmae2_ds.engine.compiled import compile_parts
 from vmae2_ds.engine.device import allow_tf32
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import MaskCounts
@@ -33,6 +34,8 @@ def build_engine(
     make: Callable[[RunConfig], nn.Module] | None = None,
 ) -> Engine:
     """The engine on the objective of the run's stage, or on what `make` makes.
+
+    What `--train.compile auto` stands for is measured and compiled later, once attention is chosen.
 
     Weights are read from `train.init` in a fresh run, else, and where that holds none, drawn from the seed.
     """
@@ -58,14 +61,16 @@ def build_engine(
         else:  # what the objective has of its own is drawn by its model's rule
             model.init_parameter(name, parameter, config.train.seed)
 
-    return Engine(
+    engine = Engine(
         build,
         lambda objective: make_optimizer(training.groups(objective, config), config.optim),
         ds_config,
         zero_init=zero_init,
         fill=fill,
-        compile_backend=config.train.compile,
     )
+    if config.train.compile not in ("none", "auto"):
+        compile_parts(engine.objective, config.train.compile)
+    return engine
 
 
 def attention_shapes(model: ModelConfig, counts: MaskCounts, clips: int) -> tuple[AttentionShape, AttentionShape]:

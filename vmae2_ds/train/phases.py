@@ -25,6 +25,7 @@ from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks, default_device
+from vmae2_ds.engine.compiled import choose_compile, compile_parts
 from vmae2_ds.engine.device_peak import DTYPES, Peak, device_peak
 from vmae2_ds.engine.ranks import meet_ranks, start_ranks
 from vmae2_ds.engine.same_bits import same_bits
@@ -202,6 +203,12 @@ def make_ready(built: Built) -> Ready:
     )
     took = sdpa_took(state.attention, shapes, dtype, engine.device)
     engine.objective.model.use_attention(*state.attention)  # type: ignore[operator, union-attr]
+    if config.train.compile == "auto":
+        if state.compile is None:
+            objective = engine.objective
+            state.compile = ranks.from_first(lambda: choose_compile(objective, shapes, dtype, stage=engine.stage))
+        if state.compile != "none":
+            compile_parts(engine.objective, state.compile)
     dataset = stage.dataset(mixture)
     peak = device_peak(engine.device, config.train.precision, config.train.peak_flops)
     if ranks.rank == 0:
