@@ -1,4 +1,4 @@
-"""What this process may use of its host: cores and memory, with the limits that a container or a queue sets. No torch.
+"""A process on its host: the cores and memory that a container or a queue leaves it, and its end with its parent. No torch.
 
 The number of cores that the system tells (os.cpu_count) and its free memory are the machine's; a cgroup may allow less, and
 a queue may bind the process to some cores.
@@ -6,11 +6,16 @@ a queue may bind the process to some cores.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+PR_SET_PDEATHSIG = 1
+"""Number of this option of prctl in <linux/prctl.h>."""
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -66,6 +71,14 @@ def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> HostMemory | None:
         limit = allowed if limit is None else min(limit, allowed)
         left = min(left, max(0, allowed - used + _file_cache(folder)))
     return HostMemory(total, available, limit, left)
+
+
+def die_with(parent: int) -> None:
+    """Ask Linux for a SIGKILL when the parent, process number `parent`, ends: a process that hangs would never see it go."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit()  # it ended before we asked
 
 
 def _folders(controller: str, proc: Path, cgroups: Path) -> Iterator[Path]:

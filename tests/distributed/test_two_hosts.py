@@ -9,9 +9,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -225,3 +227,27 @@ def test_a_cut_cable_is_noticed_within_the_collective_timeout(
         f"codes {codes}, ended after {max(after_s):.1f} s with a time-out of 10 s, {lost} steps lost",
     )
     goes_on_as_undisturbed(run, undisturbed, zygote, arguments)
+
+
+def test_the_doctor_looks_at_both_hosts_and_names_one_that_is_cut_off(hosts: TwoHosts, tmp_path: Path) -> None:
+    """From w1, over the real ssh and sshd; it sees itself the same way."""
+
+    def looked(log: Path) -> dict[str, Any]:
+        command = [sys.executable, "-m", "vmae2_ds", "launch", "doctor", "--hostfile", str(hosts.hostfile), "--json"]
+        process = hosts.hosts[0].run([*command, "--limit-s", "120"], inside=False, log=log, env=hosts.environment)
+        process.wait(GIVE_UP_S)
+        text = log.read_text()
+        told: dict[str, Any] = json.loads(text[text.index("{\n") :])
+        return told["hosts"]
+
+    both = looked(tmp_path / "both.log")
+    assert {name: host["report"]["host"] for name, host in both.items()} == {"w1": "w1", "w2": "w2"}
+    assert all(host["clock_s"][0] <= 0 <= host["clock_s"][1] for host in both.values())
+    hosts.cut()
+    try:
+        one = looked(tmp_path / "one.log")
+    finally:
+        hosts.join()
+    assert one["w1"]["report"] is not None
+    assert one["w2"]["report"] is None
+    assert "10.77.0.2" in one["w2"]["error"]

@@ -113,6 +113,27 @@ def test_a_kernel_that_the_recipe_names_is_missed(needs: Needs) -> None:
     assert (named.light, named.remedy) == ("red", "--model.attention auto")
 
 
+def test_sdpa_is_asked_under_the_flags_of_the_run(needs: Needs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def says_the_flag(*about: object) -> str:
+        return f"deterministic: {torch.are_deterministic_algorithms_enabled()}"
+
+    monkeypatch.setattr("vmae2_ds.model.kernel_support.sdpa_kernel", says_the_flag)
+    for flag in (True, False):
+        (found,) = (one for one in torch_stack.look_at_torch(replace(needs, deterministic=flag)) if one.name == "sdpa")
+        assert set(found.figures["kernels"].values()) == {f"deterministic: {flag}"}
+
+
+def test_a_library_of_another_version_costs_its_line_alone(needs: Needs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("cuDNN version incompatibility: PyTorch was compiled against (9, 1, 0)")
+
+    monkeypatch.setattr(torch.backends.cudnn, "version", refuse)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    found = {one.name: one for one in torch_stack.look_at_torch(needs)}
+    assert (found["cudnn"].light, "incompatibility" in found["cudnn"].value) == ("yellow", True)
+    assert found["sdpa"].light == "green"
+
+
 # --- compilers and ops ---
 
 

@@ -72,6 +72,24 @@ def test_a_package_that_hangs_ends_with_all_that_it_started(
         assert ends(int(mark.read_text()))
 
 
+def test_a_doctor_that_is_killed_takes_what_hangs_with_it(tmp_path: Path) -> None:
+    mark = tmp_path / "started"
+    made_package(
+        tmp_path, "cv2", f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(1000)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    code = """
+from vmae2_ds.doctor import examine, needs
+examine.examine(needs.Needs("r", 1, {}), 1000, {"cv2": examine.PROBES["cv2"]})
+"""
+    doctor = subprocess.Popen([sys.executable, "-c", code], env=env)
+    while not mark.exists() or not mark.read_text():
+        threading.Event().wait(0.02)
+    doctor.kill()
+    doctor.wait()
+    assert ends(int(mark.read_text()))
+
+
 def ends(process: int) -> bool:
     """Within a few seconds: a process that is killed is gone a moment later."""
     for _ in range(200):

@@ -12,10 +12,12 @@ import sys
 from dataclasses import asdict
 
 from vmae2_ds.doctor.needs import Needs
+from vmae2_ds.host import die_with
 
 
-def main(look: str, *about: str) -> None:
+def main(parent: str, look: str, *about: str) -> None:
     """Run the probe that is written as `module:function`, and end at once: what a package does at exit is its own."""
+    die_with(int(parent))
     answer = os.dup(1)
     os.dup2(2, 1)  # what a package prints at import
     with os.fdopen(answer, "w") as out:

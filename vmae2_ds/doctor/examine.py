@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sys
 import threading
@@ -127,7 +128,7 @@ def _in_a_process(probe: Probe, needs: Needs, until: float) -> list[Finding]:
     limit_s = until - time.monotonic()
     whole = probe.look if isinstance(probe.look, partial) else partial(probe.look)
     look = f"{whole.func.__module__}:{whole.func.__qualname__}"
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), look, *whole.args]
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), str(os.getpid()), look, *whole.args]
     said = ask(command, limit_s, needs.to_json())
     if said is None:
         return _no_answer(probe, [], f"{sys.executable} cannot be started", "a Python that can be started")

@@ -19,6 +19,7 @@ class Needs:
     precision: str = "bf16"
     attention: str = "auto"
     compile: str = "none"
+    deterministic: bool = False
     zero_stage: int = 1
     checkpointing: str = "none"
     ops: tuple[str, ...] = ()

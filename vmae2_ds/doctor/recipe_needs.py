@@ -36,6 +36,7 @@ def needs_of(config: RunConfig, ranks: int) -> Needs:
         precision=config.train.precision,
         attention=config.model.attention,
         compile=config.train.compile,
+        deterministic=config.train.deterministic,
         zero_stage=zero_stage(policy),
         checkpointing=config.model.checkpointing,  # type: ignore[attr-defined]  # what every stage's model has
         ops=_ops(policy.get("zero_optimization", {})),

@@ -41,13 +41,18 @@ def look_at_torch(needs: Needs) -> Iterator[Finding]:
         yield red("torch", f"{version_of('torch')} cannot be imported: {describe(error)}", INSTALL, version=None)
         return
     yield _version(torch, time.perf_counter() - began)
-    device, found = _look_at_device(torch, needs)
-    yield found
-    for name, look in (("cudnn", _cudnn), ("nccl", _collectives), ("sdpa", _sdpa), ("attention", _kernels)):
-        try:
-            yield look(torch, needs, device)
-        except Exception as error:  # cuDNN of another version on LD_LIBRARY_PATH, a function that a later torch lacks
-            yield yellow(name, describe(error), "unset LD_LIBRARY_PATH; if that is not it, install torch again")
+    from vmae2_ds.engine.same_bits import same_bits
+
+    with same_bits(needs.deterministic):  # sdpa takes other kernels then
+        device, found = _look_at_device(torch, needs)
+        yield found
+        for name, look in (("cudnn", _cudnn), ("nccl", _collectives), ("sdpa", _sdpa), ("attention", _kernels)):
+            try:
+                yield look(torch, needs, device)
+            except (
+                Exception
+            ) as error:  # cuDNN of another version on LD_LIBRARY_PATH, a function that a later torch lacks
+                yield yellow(name, describe(error), "unset LD_LIBRARY_PATH; if that is not it, install torch again")
     yield judge_allocator(needs, device)
 
 
@@ -55,12 +60,14 @@ def look_at_kernel(name: str, needs: Needs) -> list[Finding]:
     """An attention kernel that comes in a package of its own, which has to be imported to know."""
     import torch
 
+    from vmae2_ds.engine.same_bits import same_bits
     from vmae2_ds.model.kernel_support import why_not
 
     dtype, device = _dtype(torch, needs), _device(torch)
-    for width in {shape[-1] for shape in needs.shapes.values()}:
-        if (why := why_not(name, dtype, width, device)) is not None:
-            return [kernel_missing(name, why, needs)]
+    with same_bits(needs.deterministic):
+        for width in {shape[-1] for shape in needs.shapes.values()}:
+            if (why := why_not(name, dtype, width, device)) is not None:
+                return [kernel_missing(name, why, needs)]
     module = name if name != "flash" else "flash_attn"
     return [green(name, f"can run ({version_of(module) or 'version unknown'})", usable=True)]
 

@@ -5,7 +5,6 @@ Started as `python -m vmae2_ds.data.readers.child SOCKET MEMORY PARENT`; imports
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import signal
@@ -20,9 +19,8 @@ import numpy as np
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.storage import read_entry
 from vmae2_ds.errors import VideoError, Vmae2Error
+from vmae2_ds.host import die_with
 
-PR_SET_PDEATHSIG = 1
-"""Number of this option of prctl in <linux/prctl.h>."""
 FOLLOW_S = 0.2
 """Between two signs of life of long work."""
 SHOWN = 200
@@ -32,7 +30,7 @@ SHOWN = 200
 def main() -> None:
     """Serve until the parent closes its end."""
     socket, memory, parent = (int(word) for word in sys.argv[1:])
-    _die_with(parent)
+    die_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides when to stop
         signal.signal(number, signal.SIG_IGN)
     child = _Child(Connection(socket), memory)
@@ -109,14 +107,6 @@ class _Child:
 
 class _Skipped(BaseException):
     """The parent does not want this video; no reader's `except Exception` may stop this on its way."""
-
-
-def _die_with(parent: int) -> None:
-    """Ask Linux for a SIGKILL when the parent ends: a reader that hangs would never see the socket close."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit()  # it ended before we asked
 
 
 if __name__ == "__main__":
