@@ -7,7 +7,7 @@ import torch
 
 from vmae2_ds.checkpoint.host_copies import HostCopies
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = pytest.mark.gpu
 
 
 def test_the_steps_after_a_copy_do_not_change_it_and_the_host_does_not_wait() -> None:

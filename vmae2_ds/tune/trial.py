@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,7 @@ def run_trial(config: PretrainConfig, num_steps: int, out: Path) -> None:
 
 
 def _run_trial(config: PretrainConfig, num_steps: int, out: Path) -> None:
+    others = used_by_others()
     ranks = start_ranks()
     plan = plan_run(config, config.train.global_batch, ranks.size)
     engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=default_device().type == "cpu"))
@@ -60,7 +62,7 @@ def _run_trial(config: PretrainConfig, num_steps: int, out: Path) -> None:
         "ranks": ranks.size,
         "attention": attention,
         "step_times_s": times_s,
-        **{name: _largest(value, ranks) for name, value in _peak_memory(engine.device).items()},
+        **{name: _largest(value, ranks) for name, value in peak_memory(engine.device, others).items()},
     }
     if ranks.rank == 0:
         write_whole(out, json.dumps(result))
@@ -88,11 +90,30 @@ def noise_batch(mask: MaskConfig, geometry: ClipGeometry, num_clips: int, rng: n
     return PretrainBatch.of_clips(torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)), masks)
 
 
-def _peak_memory(device: torch.device) -> dict[str, int]:
-    """The most memory taken so far: in all, by torch's allocator, and by tensors (0 on a CPU, where nobody counts them)."""
+def used_by_others() -> dict[str, int]:
+    """Bytes in use on each GPU of this host, by its UUID, before this process is on any; {} where nvidia-smi does not tell."""
+    if default_device().type != "cuda" or torch.cuda.is_initialized():
+        return {}
+    asked = ["nvidia-smi", "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout
+        rows = [line.split(",") for line in told.splitlines()]
+        return {uuid.strip(): int(mib) * 2**20 for uuid, mib in rows}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
+def peak_memory(device: torch.device, others: dict[str, int]) -> dict[str, int]:
+    """The most memory taken so far: in all, by torch's allocator, and by tensors (0 on a CPU, where nobody counts them).
+
+    Beyond the allocator a process has its context; what `others` held before it came is none of its own.
+    """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        outside = total - free - torch.cuda.memory_reserved(device)
+        uuid = getattr(
+            torch.cuda.get_device_properties(device), "uuid", None
+        )  # torch 2.6 has it, under ROCm some have not
+        outside = max(0, total - free - torch.cuda.memory_reserved(device) - others.get(f"GPU-{uuid}", 0))
         reserved = torch.cuda.max_memory_reserved(device)
         allocated = torch.cuda.max_memory_allocated(device)
     else:

@@ -280,8 +280,11 @@ class Unsendable:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)", "in /dev/shm"),
-        ("cannot pickle this", "with code 1"),
+        (
+            "unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)",
+            "found no room .* in /dev/shm: ",
+        ),
+        ("cannot pickle this", "died with code 1; "),
     ],
 )
 def test_a_batch_that_cannot_be_sent_ends_its_worker(words: str, told: str) -> None:
@@ -294,7 +297,7 @@ def test_a_batch_that_cannot_be_sent_ends_its_worker(words: str, told: str) -> N
         worker_init_fn=loader.start_worker,
         multiprocessing_context="fork",
     )
-    with pytest.raises(DataError, match=f"loader worker died .*{told}; .*--data.workers"):
+    with pytest.raises(DataError, match=f"a loader worker {told}.*--data.workers"):
         next(loader.iterate(items))
 
 

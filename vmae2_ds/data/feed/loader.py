@@ -38,9 +38,10 @@ FULL = errno.ENOSPC
 """Exit code of a worker that found no room in /dev/shm."""
 
 WORKER_ADVICE = (
-    "a crash or hang inside a video reader: try --data.reader pyav, or --data.workers 0 to see it happen; out of memory, or of "
-    "/dev/shm in a container: fewer --data.workers or a lower --data.prefetch"
+    "a crash or hang inside a video reader: try --data.reader pyav, or --data.workers 0 to see it happen; out of memory: fewer "
+    "--data.workers or a lower --data.prefetch"
 )
+FULL_ADVICE = "fewer --data.workers, a lower --data.prefetch, or for a container more of it (docker run --shm-size)"
 
 
 def make_loader(
@@ -217,5 +218,6 @@ def _check_alive(workers: set[BaseProcess], patience_s: float) -> None:
     for worker in workers:
         if worker.sentinel in ended:
             worker.join()
-            how = "for lack of room in /dev/shm" if worker.exitcode == FULL else f"with code {worker.exitcode}"
-            raise DataError(f"a loader worker died {how}; {WORKER_ADVICE}")
+            if worker.exitcode == FULL:
+                raise DataError(f"a loader worker found no room for its batch in /dev/shm: {FULL_ADVICE}")
+            raise DataError(f"a loader worker died with code {worker.exitcode}; {WORKER_ADVICE}")
