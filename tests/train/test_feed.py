@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -74,6 +77,75 @@ def test_the_wait_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert feed.take_wait_s() == 0
     next(feed)
     assert feed.take_wait_s() == 4
+
+
+class StandIn(NamedTuple):
+    """A batch that says it has moved wherever it is sent."""
+
+    clip_BTHWC: torch.Tensor
+
+    def to(self, device: torch.device | str) -> StandIn:
+        del device
+        return self
+
+
+class TestWithStandIns:
+    """The way of CUDA, with streams and events that stand still in a time of their own."""
+
+    @pytest.fixture
+    def now_ms(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """The device's time, set by hand; what is recorded is done at once."""
+        now = [0.0]
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                del enable_timing
+
+            def record(self, stream: object = None) -> None:
+                self.at_ms = now[0]
+
+            def query(self) -> bool:
+                return True
+
+            def elapsed_time(self, later: Event) -> float:
+                return later.at_ms - self.at_ms
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+        monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+        return now
+
+    def test_one_batch_is_ahead_and_the_device_s_wait_for_it_is_counted(self, now_ms: list[float]) -> None:
+        """Work ends at 1,000 ms; the second batch is read at 1,250 and the third at once."""
+        read_at_ms, read = [0.0, 1250.0, 1250.0, 1250.0], []
+
+        def source() -> Iterator[LoadedBatch]:
+            for number, at_ms in enumerate(read_at_ms):
+                now_ms[0] = at_ms
+                read.append(number)
+                yield LoadedBatch(StandIn(torch.full((1,), number)), [], {})
+            raise DataError("gone")
+
+        feed = Feed(source(), torch.device("cuda"))
+        assert number_of(next(feed)) == 0
+        feed.take_wait_s()  # of the first, which nothing could hide
+        now_ms[0] = 1000.0
+        feed.fetch_ahead()
+        feed.fetch_ahead()
+        assert read == [0, 1], "one ahead, not two"
+        assert number_of(next(feed)) == 1
+        assert feed.take_wait_s() == pytest.approx(0.25)
+        for number in (2, 3):
+            feed.fetch_ahead()
+            assert number_of(next(feed)) == number
+        assert feed.take_wait_s() == 0
+        feed.fetch_ahead()
+        assert feed.error is None, "its place is after this step"
+        assert number_of(next(feed)) == 3
+        assert str(feed.error) == "gone"
 
 
 @pytest.mark.gpu

@@ -82,7 +82,7 @@ def _why(log_path: Path) -> str:
     lines = [line.strip() for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
     for sign in ("OutOfMemoryError", "vmae2:", "Error"):
         for line in lines:
-            if sign in line:
+            if sign in line and "raise " not in line:  # the source line in a traceback comes before what was raised
                 return line[-300:]
     return lines[-1][-300:] if lines else "no output"
 
