@@ -98,6 +98,8 @@ def sdpa_took(config: Mapping[str, Any], device: torch.device) -> dict[str, str]
         shapes = [*attention_shapes(ModelConfig.of_size(config["size"]), counts, config["batch_size"])]
     else:
         return {}
+    if "sdpa" not in kernels:  # of the published style, whose precision is no dtype, among others
+        return {}
     took = kernel_support.sdpa_took(kernels, shapes, DTYPES[config["precision"]], device)
     return {"sdpa_took": took} if took else {}
 

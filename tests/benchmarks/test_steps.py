@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import steps
 from benchmarks.__main__ import Run
 from benchmarks.case import Bench, Options
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, peers
+from benchmarks.published import PublishedBench
 from benchmarks.steps import MASKS, Precision, Workbench, fused_adamw, geometry_of, make_batch, step_flops
 from benchmarks.worker import Job, mark_of
 from vmae2_ds.errors import ConfigError
@@ -72,6 +73,12 @@ def test_a_row_says_which_kernels_sdpa_took(kernels: tuple[str, str], monkeypatc
     both = [name for kernel, name in zip(kernels, asked.values(), strict=True) if kernel == "sdpa"]
     expected = {"sdpa_took": ", ".join(both)} if both else {}
     assert steps.sdpa_took(config, torch.device("cpu")) == expected
+
+
+def test_a_row_of_the_published_style_asks_nothing_of_sdpa() -> None:
+    """Its precision is autocast, which is no dtype of an operation."""
+    style = peers._published(PublishedBench("tiny", torch.device("cpu")), "dual", 1, "autocast")
+    assert steps.sdpa_took(style.config, torch.device("cpu")) == {}
 
 
 def test_a_shared_model_trains_as_one_of_its_own() -> None:
