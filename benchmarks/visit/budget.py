@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-LEAST_LIMIT_S = 20.0
+LEAST_LIMIT_S = 40.0
 """A group may always take as long, whatever was predicted: a first call compiles and loads."""
 LIMIT = 4.0
 """Times its prediction, after which a group is ended."""

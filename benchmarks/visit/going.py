@@ -103,6 +103,7 @@ class Visit:
 
     def _measure(self) -> None:
         flight.end(self.out)  # of a visit that was killed
+        self._learn_from_before()
         self.worker.start()  # its imports run beside the doctor and the first report
         self._doctor = subprocess.Popen(
             DOCTOR_COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -118,6 +119,14 @@ class Visit:
 
     def _ask(self, limit_s: float, **question: Any) -> Any:
         return self.worker.ask(max(1.0, min(limit_s, self.budget.left_s)), **question)
+
+    def _learn_from_before(self) -> None:
+        """Earlier visits to the folder say as well what predictions are worth here: none is cut off twice for one of them."""
+        mine = [row for row in read_rows(self.out) if row["case"] == CASE and row.get("of") in STEPS]
+        for row in mine:
+            values = row["values"]
+            if row["state"] == "measured" or (row["state"] == "cut off" and values["took_s"] > values["expected_s"]):
+                self.budget.learn(row["of"], values["predicted_s"], values["took_s"])
 
     def _start_worker(self) -> None:
         """Have it import everything, which no group's time is to hold; after it was ended, again."""
@@ -145,7 +154,10 @@ class Visit:
                 continue
             for group in filter(lambda group: part.takes(group["name"]), groups):
                 each = Planned(part, group["name"], group["mark"], group["done"], group["tried"], group["predicted_s"])
-                self.note_group(each, "measured before" if each.done else "not reached", "the visit ended before it")
+                state, reason = "not reached", "the visit ended before it"
+                if each.done:
+                    state, reason, _ = self._became(each, "measured before")
+                self.note_group(each, state, reason)
                 yield each
 
     def _measure_group(self, each: Planned) -> None:
@@ -159,32 +171,37 @@ class Visit:
             self.note_group(each, "left out", reason, expected_s)
             self.say(f"{title}: left out, {reason}")
             return
-        state, reason, errors, start = "measured", "", list[str](), time.monotonic()
+        state, start = "measured", time.monotonic()
         try:
             if not self.worker.runs:
                 self._start_worker()
             start = time.monotonic()
             self._ask(self.budget.limit_s(expected_s), ask="measure", job=self.job(each.part), group=each.name)
-            errors = self._errors(each)
-            reason = "; ".join(errors)
+            state, reason, failed = self._became(each, state)
         except (TookTooLong, HasDied) as error:
-            state, reason = "failed", str(error)
+            state, reason, failed = "failed", str(error), True
             if self.budget.left_s <= 0:
-                state, reason = "cut off", "the time of the visit was over"
+                state, reason, failed = "cut off", "the time of the visit was over", False
             else:
                 died = flight.Flight(case=each.part.case, group=each.name, fingerprint=each.mark)
                 record_death(Job.model_validate(self.job(each.part)), died, reason)
             flight.end(self.out)
         took_s = time.monotonic() - start
-        if state == "measured" and by_rates:
+        if by_rates and (state == "measured" or took_s > expected_s):
             self.budget.learn(each.part.case, each.predicted_s, took_s)
-        self.failures += state == "failed" or bool(errors)
+        self.failures += failed
         self.note_group(each, state, reason, expected_s, took_s)
         self.say(f"{title}: {state} in {took_s:.1f} s, {expected_s:.1f} s expected" + f"; {reason}" * bool(reason))
 
-    def _errors(self, each: Planned) -> list[str]:
+    def _became(self, each: Planned, state: str) -> tuple[str, str, bool]:
+        """`state`, or that none of a group's rows has a figure; what its rows say of errors; whether any is a failure."""
         mine = [row for row in read_rows(self.out) if (row["case"], row["group"]) == (each.part.case, each.name)]
-        return [f"{row['variant']}: {row['error']}" for row in current(mine) if has_failed(row)]
+        rows = [row for row in current(mine) if row["fingerprint"] == each.mark]
+        errors = list(dict.fromkeys(f"{row['variant']}: {row['error']}" for row in rows if row["error"]))
+        failed = any(map(has_failed, rows))
+        if rows and all(row["error"] for row in rows):
+            state = "failed" if failed else "not possible"
+        return state, "; ".join(errors), failed
 
     def note_group(
         self, each: Planned, state: str, reason: str = "", expected_s: float | None = None, took_s: float | None = None
@@ -192,7 +209,7 @@ class Visit:
         """A row of what became of a group."""
         expected_s = each.predicted_s if expected_s is None else expected_s
         values = {"predicted_s": each.predicted_s, "expected_s": expected_s, "took_s": took_s}
-        self.note(each.part.name, each.name, state=state, reason=reason, values=values)
+        self.note(each.part.name, each.name, state=state, reason=reason, values=values, of=each.part.case)
 
     def note(self, group: str, variant: str, **told: Any) -> None:
         """A row of the visit itself; those of the last visit to a folder count."""
@@ -237,17 +254,18 @@ class Visit:
 
 @contextmanager
 def _signals_stop() -> Iterator[None]:
-    """SIGTERM, as Ctrl-C, ends what is measured and not the visit."""
+    """SIGTERM and a terminal that is gone, as Ctrl-C, end what is measured and not the visit."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
         raise Stopped(signal.Signals(number).name)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def visit(asked: Asked, command: str) -> int:

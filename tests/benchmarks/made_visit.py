@@ -35,6 +35,10 @@ def _hang() -> None:
     time.sleep(600)
 
 
+def _lack() -> None:
+    raise ModuleNotFoundError("No module named 'nowhere'")
+
+
 def _one(before: Callable[[], None]) -> Case:
     def measure(bench: Bench) -> list[Row]:
         before()
@@ -46,8 +50,14 @@ def _one(before: Callable[[], None]) -> Case:
     return Case(groups, "made")
 
 
-MADE_HERE = {**MADE, "hanging": _one(_hang), "lengthy": _one(lambda: None), "last": _one(lambda: None)}
-PREDICTED_S = {"lengthy": 1e6, "hanging": 0.1, "last": 0.1, "steady": 0.1, "deadly": 0.1, "held": 0.1}
+MADE_HERE = {
+    **MADE,
+    "hanging": _one(_hang),
+    "lengthy": _one(lambda: None),
+    "last": _one(lambda: None),
+    "lacking": _one(_lack),
+}
+PREDICTED_S = {"lengthy": 1e6, "hanging": 0.1, "last": 0.1, "steady": 0.1, "deadly": 0.1, "held": 0.1, "lacking": 0.1}
 FOUND = {
     "driver": {"light": "green", "value": "there"},
     "shm": {"light": "red", "value": "too little", "remedy": "more"},

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from benchmarks import run
 from benchmarks.case import Options
+from benchmarks.cases.step_parts import Stamps, stamped_step
 from benchmarks.record import WHOLE_GROUP, Row, current, read_rows
 from benchmarks.report import write_report
+from benchmarks.steps import MASKS, let_workbench_go, workbench_of
 from benchmarks.visit.budget import LEAST_LIMIT_S, Budget, age_s
 from benchmarks.visit.parts import Asked, parts_of
 from benchmarks.visit.predict import predicted_s, rates_at
@@ -23,6 +27,7 @@ from tests.benchmarks.made_cases import HOLD
 from tests.benchmarks.made_visit import CHILD
 from tests.benchmarks.test_run import send_in_second_group, wait_for
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.host import Cores
 
 ROOT = Path(__file__).parents[2]
 H100 = rates_at(8e14, 3e12, 6e-6)
@@ -94,6 +99,23 @@ def test_parts_leave_out_kernels_that_are_not_worth_their_time_and_groups_that_c
     assert [part.takes(name) for name in names] == [True, False, True, False]
 
 
+def test_a_process_that_measures_a_gpu_has_its_share_of_the_hosts_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "cores", lambda: Cores(machine=64, bound=12, quota=None))
+    threads = [run.environment_for(*of)["OMP_NUM_THREADS"] for of in (("cpu",), ("cuda",), ("cuda", 4), ("cuda", 16))]
+    assert threads == ["1", "12", "3", "1"]
+
+
+def test_a_kept_model_recomputes_nothing_that_the_step_before_it_did() -> None:
+    bench = workbench_of("tiny", "fp32", torch.device("cpu"))
+    assert workbench_of("tiny", "fp32", torch.device("cpu")) is bench
+    bench.set_up(("math", "math"), "all")
+    assert bench.model.encoder.blocks.recomputed
+    stamped_step(bench, MASKS["dual"], 1, ("math", "math"), Stamps(bench.device))()
+    assert not bench.model.encoder.blocks.recomputed
+    let_workbench_go()
+    assert workbench_of("tiny", "fp32", torch.device("cpu")) is not bench
+
+
 def visiting(out: Path, minutes: float, order: str, **environment: str) -> subprocess.Popen[str]:
     """The made visit, in a process that a test may end."""
     command = [sys.executable, "-m", "tests.benchmarks.made_visit", str(out), str(minutes)]
@@ -128,7 +150,7 @@ def test_a_killed_visit_has_a_report_and_the_same_command_goes_on_past_what_hang
 
     hold.unlink()
     before = measured(out)
-    running = visiting(out, 5, "last held lengthy hanging deadly", **files)
+    running = visiting(out, 5, "last held lengthy hanging deadly lacking", **files)
     _, log = running.communicate(timeout=280)
     assert running.returncode == 1, log
     assert states(read_rows(out)) == {
@@ -141,6 +163,7 @@ def test_a_killed_visit_has_a_report_and_the_same_command_goes_on_past_what_hang
         ("deadly", "first"): "measured",
         ("deadly", "second"): "failed",
         ("deadly", "third"): "measured",
+        ("lacking", "only"): "not possible",
     }
     after = measured(out)
     assert after[: len(before)] == before, "nothing is measured twice"
@@ -151,6 +174,7 @@ def test_a_killed_visit_has_a_report_and_the_same_command_goes_on_past_what_hang
     text = (out / "report.md").read_text()
     assert re.search(r"lengthy: only.*left out.*it needs \d+ s, \d+ s were left", text)
     assert "no answer after 4 s" in text
+    assert re.search("lacking: only.*not possible.*No module named 'nowhere'", text)
     assert re.search("doctor: shm.*red.*too little; more", text)
     assert "driver" not in text
     assert log.endswith("".join((out / "visit.log").read_text().splitlines(keepends=True)[-3:]))
