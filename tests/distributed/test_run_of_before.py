@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.distributed.ranks import REPOSITORY, free_port, rank_environment
 from tests.distributed.zygote import Zygote
@@ -19,22 +18,13 @@ from vmae2_ds.weights.files import read_published
 BEFORE = REPOSITORY / "tests" / "golden" / "run_743b256"
 CUT, END = 4, 8
 AFTER = json.loads((BEFORE / "after.json").read_text())
-"""What 743b256 itself gave: rows of the steps after the cut, exports at the cut and at the end, and on which CPU."""
+"""What 743b256 itself gave: rows of the steps after the cut, exports at the cut and at the end, and on which CPU. Pixels are
+normalised and the loss is summed by fewer operations since, which round otherwise: no longer to the last digit on any CPU."""
 FIGURES = ("step", "epoch", "lr", "bad_videos", "source_videos/synthetic", "source_videos/broken")
 """Functions of the step and the seed: the same anywhere."""
 COMPUTED = ("loss", "flat_loss", "grad_norm", "val_loss")
 TOLERANCE = {"pretrain": 1e-6, "finetune": 2e-3}
 """Absolute, near 1: float32 sums in another order, and bfloat16 gradients rounded elsewhere, as in test_elastic.py."""
-
-
-def machine() -> list[str]:
-    """What the last digits depend on: another CPU has other kernels, and another torch brings others."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
-    cpu = [
-        line.partition(":")[2].strip() for line in lines if line.startswith(("vendor", "cpu family", "model", "step"))
-    ]
-    return [*cpu, torch.backends.cpu.get_cpu_capability(), torch.__version__]
 
 
 def digests(file: Path) -> dict[str, Any]:
@@ -64,25 +54,24 @@ def rows_after(run: Path, stage: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "ranks"), [("pretrain", 2), ("finetune", 2), ("finetune", 1)])
 def test_a_run_of_before_goes_on_as_it_did(zygote: Zygote, tmp_path: Path, stage: str, ranks: int) -> None:
-    """On two ranks to the last digit where the CPU is the same; on one, all states are converted first."""
+    """On as many ranks as before, and on one, where all states are converted first."""
     run = shutil.copytree(BEFORE / stage, tmp_path / stage)
     log, expected = go_on(zygote, stage, run, ranks), AFTER[stage]["rows"]
     assert f"going on from step {CUT}" in log
     rows, tolerance = rows_after(run, stage), TOLERANCE[stage]
-    assert [row.keys() for row in rows] == [row.keys() for row in expected], "columns"
+    assert all(row.keys() >= of_then.keys() for row, of_then in zip(rows, expected, strict=True)), "a column is gone"
     for name in FIGURES:
         assert [row[name] for row in rows] == [row[name] for row in expected], name
-    same = ranks == 2 and machine() == AFTER["machine"]
     for name in COMPUTED:
         told = [[row.get(name) for row in some] for some in (rows, expected)]
-        assert told[0] == (told[1] if same else [x and pytest.approx(x, abs=tolerance) for x in told[1]]), name
+        assert told[0] == [x and pytest.approx(x, abs=tolerance) for x in told[1]], name
     export_weights(ExportArguments(source=run, out=tmp_path / "w.safetensors"))
     tensors, of_then = digests(tmp_path / "w.safetensors"), AFTER[stage]["exports"][str(END)]
     assert {name: shape for name, (shape, *_) in tensors.items()} == {
         name: shape for name, (shape, *_) in of_then.items()
     }
     norms = {name: pytest.approx(norm, abs=10 * tolerance) for name, (_, norm, _) in of_then.items()}
-    assert tensors == of_then if same else {name: norm for name, (_, norm, _) in tensors.items()} == norms
+    assert {name: norm for name, (_, norm, _) in tensors.items()} == norms
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
