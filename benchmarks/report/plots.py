@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 from vmae2_ds.draw.charts import BLACK, BLUE, GREEN, ORANGE, svg_of
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+P = ParamSpec("P")
 INCHES = (4.2, 3.2)
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 """Okabe and Ito's."""
@@ -42,6 +45,17 @@ class Bar(NamedTuple):
     parts: tuple[tuple[str, float], ...]
 
 
+def _where_it_can(draw: Callable[P, str]) -> Callable[P, str]:
+    """A drawing, or nothing where matplotlib is not installed: the numbers stand in a table below it."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+        return draw(*args, **kwargs) if find_spec("matplotlib") else ""
+
+    return drawn
+
+
+@_where_it_can
 def ratios(title: str, series: Sequence[Series]) -> str:
     """Speed-up over FLOP ratio; on the dashed diagonal a step saves as much time as arithmetic."""
     with _axes(title) as (axes, svg):
@@ -56,6 +70,7 @@ def ratios(title: str, series: Sequence[Series]) -> str:
     return svg[0]
 
 
+@_where_it_can
 def curves(
     title: str,
     series: Sequence[Series],
@@ -88,6 +103,7 @@ def curves(
     return svg[0]
 
 
+@_where_it_can
 def stacked(title: str, bars: Sequence[Bar], xlabel: str) -> str:
     """Bars from left to right; their parts have hatches of their own."""
     with _axes(title, height=1.5 + 0.3 * len(bars)) as (axes, svg):

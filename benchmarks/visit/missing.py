@@ -12,6 +12,7 @@ PACKAGES = {
     "transformers": "peers has no figures of transformers",
     "flash_attn": "no figures of the kernel flash",
     "deepspeed": "nothing is measured under DeepSpeed's engine: no real run, no ZeRO",
+    "matplotlib": "the report has no drawings; their numbers stand in tables",
     "av": "no videos can be drawn, so nothing is measured that reads them",
 }
 COMPILER = "C++ compiler"

@@ -18,12 +18,13 @@ from benchmarks import run
 from benchmarks.case import Options
 from benchmarks.cases.step_parts import Stamps, stamped_step
 from benchmarks.record import WHOLE_GROUP, Row, current, read_rows
-from benchmarks.report import write_report
+from benchmarks.report import plots, write_report
 from benchmarks.steps import MASKS, let_workbench_go, workbench_of
 from benchmarks.visit.budget import LEAST_LIMIT_S, Budget, age_s
 from benchmarks.visit.parts import Asked, parts_of
 from benchmarks.visit.predict import predicted_s, rates_at
 from tests.benchmarks.made_cases import HOLD
+from tests.benchmarks.made_rows import made_results, write_rows
 from tests.benchmarks.made_visit import CHILD
 from tests.benchmarks.test_run import send_in_second_group, wait_for
 from vmae2_ds.errors import ConfigError
@@ -97,6 +98,17 @@ def test_parts_leave_out_kernels_that_are_not_worth_their_time_and_groups_that_c
         "g math kept",
     ]
     assert [part.takes(name) for name in names] == [True, False, True, False]
+
+
+def test_a_report_is_made_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = write_rows(tmp_path / "rows", made_results())
+    for name, drawings in (("with", True), ("without", False)):
+        if not drawings:
+            monkeypatch.setitem(sys.modules, "matplotlib", None)
+            monkeypatch.setattr(plots, "find_spec", lambda name: None)
+        page, _ = write_report([rows], tmp_path / name)
+        assert ("<svg" in page.read_text()) is drawings
+        assert "1.61x" in page.read_text()
 
 
 def test_a_process_that_measures_a_gpu_has_its_share_of_the_hosts_cores(monkeypatch: pytest.MonkeyPatch) -> None:
