@@ -19,6 +19,7 @@ from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.contracts import AskedBatch, LabelledBatch, LoadedBatch
 from vmae2_ds.data.bad_files import check_bad_share
+from vmae2_ds.data.feed import shared_memory
 from vmae2_ds.data.feed.ahead import ask_ahead
 from vmae2_ds.data.feed.loader import load_samples
 from vmae2_ds.data.sources.inputs import Inputs
@@ -57,6 +58,7 @@ def distil_cache(config: DistilConfig, inputs: Inputs | None = None) -> str:
     folder = cache_of(config)
     check_has_teacher(config, must_ask=True)
     ranks = start_ranks()
+    shared_memory.check_run(config.changed(data={"val_manifest": None}), ranks)
     mixture = open_mixture(config.data) if inputs is None else inputs.mixture
     epochs = epochs_of(config, mixture)
     ranks.from_first(lambda: check_cache(folder))
