@@ -6,19 +6,18 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import get_args
 
 import torch
 
 from benchmarks.case import AUTO, Batch, Bench, Group, batch_suffix
 from benchmarks.record import Row
 from benchmarks.steps import Precision, geometry_of
-from vmae2_ds.config.model import CheckpointingName, ModelConfig
+from vmae2_ds.config.model import AttentionName, CheckpointingName, ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.flops import count_parameters
-from vmae2_ds.cost.traffic import AttentionKind
+from vmae2_ds.cost.traffic import ATTENTION_KINDS
 from vmae2_ds.masking import count_masks
 
 STATE_BYTES: dict[Precision, int] = {"bf16": 2 + 4 + 8 + 4 + 2, "fp32": 4 + 8 + 4}
@@ -30,16 +29,10 @@ MOST_CLIPS = 256
 """More clips make a GPU no faster, and only take time to draw."""
 
 
-def kind_of(kernel: str) -> AttentionKind:
-    """What the closed forms know of a kernel: those that hold no scores are alike."""
-    kinds: tuple[AttentionKind, ...] = get_args(AttentionKind)
-    return next((kind for kind in kinds if kind == kernel), "flash")
-
-
 def planned_batch(
     size: str,
     precision: Precision,
-    kernel: str,
+    kernel: AttentionName,
     masks: Sequence[MaskConfig],
     free_bytes: float,
     *,
@@ -59,7 +52,7 @@ def planned_batch(
         counts = count_masks(mask, geometry)
         steps.append(
             mae_activations(
-                model, geometry, counts.visible, counts.decode, attention=kind_of(kernel), precision=precision
+                model, geometry, counts.visible, counts.decode, attention=ATTENTION_KINDS[kernel], precision=precision
             )
         )
     a_clip = max(step.peak - step.clip for step in steps) + sum(step.clip for step in steps)

@@ -21,7 +21,7 @@ from vmae2_ds.masking import MaskCounts, count_masks
 from vmae2_ds.model import kernel_support
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.train.build import attention_shapes
+from vmae2_ds.train.build import attention_shapes, resolve_attention
 from vmae2_ds.tune.trial import noise_batch
 
 Precision = Literal["bf16", "fp32"]
@@ -102,6 +102,14 @@ def sdpa_took(config: Mapping[str, Any], device: torch.device) -> dict[str, str]
         return {}
     took = kernel_support.sdpa_took(kernels, shapes, DTYPES[config["precision"]], device)
     return {"sdpa_took": took} if took else {}
+
+
+def kernels_of_run(size: str, mask: MaskConfig, precision: Precision, batch_size: int, device: torch.device) -> Kernels:
+    """What `--model.attention auto` takes on a GPU at these shapes; math on a CPU, where the committed rows have it."""
+    if device.type == "cpu":
+        return "math", "math"
+    shapes = attention_shapes(ModelConfig.of_size(size), count_masks(mask, geometry_of(size)), batch_size)
+    return resolve_attention("auto", shapes, DTYPES[precision], device)
 
 
 def optimizer_name(precision: Precision) -> str:

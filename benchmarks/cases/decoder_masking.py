@@ -8,14 +8,15 @@ from benchmarks.case import Bench, Case, timed
 from benchmarks.filling import step_groups
 from benchmarks.harness import Variant
 from benchmarks.record import Row
-from benchmarks.steps import DECODER_MASKS, Precision, step_config, step_flops, workbench_of
+from benchmarks.steps import DECODER_MASKS, Precision, kernels_of_run, step_config, step_flops, workbench_of
 
 BASE = "none"
 
 
 def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> list[Row]:
     """Forward, loss, backward and optimizer under each decoder mask."""
-    workbench, kernels = workbench_of(size, precision, bench.device), ("math", "math")
+    workbench = workbench_of(size, precision, bench.device)
+    kernels = kernels_of_run(size, DECODER_MASKS["running_cell_50"], precision, batch_size, bench.device)
     variants = [
         Variant(
             name,

@@ -15,7 +15,17 @@ from benchmarks.devices import Step
 from benchmarks.filling import step_groups
 from benchmarks.harness import Variant, spread
 from benchmarks.record import Row
-from benchmarks.steps import MASKS, Kernels, Precision, Workbench, geometry_of, step_config, step_flops, workbench_of
+from benchmarks.steps import (
+    MASKS,
+    Kernels,
+    Precision,
+    Workbench,
+    geometry_of,
+    kernels_of_run,
+    step_config,
+    step_flops,
+    workbench_of,
+)
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.cost.flops import mae_macs
@@ -35,7 +45,8 @@ PARTS = (
 
 def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> list[Row]:
     """Whole steps under each masking; a row's segments add up to its samples but for the stamps themselves."""
-    workbench, kernels = workbench_of(size, precision, bench.device), ("math", "math")
+    workbench = workbench_of(size, precision, bench.device)
+    kernels = kernels_of_run(size, MASKS["dual"], precision, batch_size, bench.device)
     stamped = {name: Stamps(bench.device) for name in MASKS}
     variants = [
         Variant(
@@ -49,7 +60,7 @@ def measure(bench: Bench, size: str, precision: Precision, batch_size: int) -> l
     rows = timed(variants, bench, "encoder_only", memory=False, launches=True)
     for row in rows:
         if not row["error"]:
-            taken = stamped[row["variant"]].parts()[bench.options.warmup :]
+            taken = stamped[row["variant"]].parts()[bench.options.warmup :][: bench.options.rounds]
             row["segments_s"] = {part: spread([each[part] for each in taken])._asdict() for part in PARTS}
             row["segment_flops"] = flops_by_part(size, MASKS[row["variant"]], batch_size)
             row["segment_samples_s"] = {part: [each[part] for each in taken] for part in PARTS}

@@ -37,6 +37,7 @@ ABOUT = {
     "ceilings": "What the device reaches where nothing stands in its way: matrix products, and copies in its memory.",
     "peers": "The same work in transformers' VideoMAE, encoder-only, and in the published style, beside ours.",
     "attention": "Attention kernels alone, at the shapes of each tower.",
+    "fp8": "Matrix products in eight bit against bf16 at the shapes of the largest size, alone and with the casts of a step.",
     "embed": "Embedding all cubes and selecting, against selecting and embedding what is visible.",
     "optimizer": "The update alone.",
     "checkpointing": "Recomputing activations: time against memory.",
@@ -46,10 +47,12 @@ ABOUT = {
     "loader": "What the loader takes besides processor time: a run's first batch, memory of its processes, growth.",
     "checkpoint": "Saving, resuming and exporting.",
     "guards": "What looking for spikes and hangs adds to a step.",
+    "planner": "Time and memory of a step by the planner, and how far they are from the measured ones.",
     "prediction": "Step times of other sizes from rates fitted to one size, and how far they are from measured ones.",
 }
 """What a case asks; cases without a line here go without."""
 
+TITLES = {"zero": "ZeRO", "fp8": "Eight-bit products"}
 SAME_FOR_THE_READER = {"samples", "clip"}
 RANKS = re.compile(r"\b\d+ ranks?\b,?\s*")
 SCALINGS = {"weak": "a/b", "strong": "a*c/(b*d)"}
@@ -69,7 +72,7 @@ def case_sections(book: Book) -> Iterator[Section]:
 
 
 def _title(case: str) -> str:
-    return "ZeRO" if case == "zero" else case.replace("_", " ").capitalize()
+    return TITLES.get(case, case.replace("_", " ").capitalize())
 
 
 def _section(case: str, place: Place, *, titled: bool) -> Section:
@@ -142,6 +145,9 @@ def _table(groups: Mapping[str, Mapping[str, Row]]) -> Table:
         for variant, row in rows.items():
             if row.get("error"):
                 lines.append([Name(variant), ("failed: ", Name(row.get("error")))])
+                continue
+            if row.get("config.not_possible"):
+                lines.append([Name(variant), ("not possible here: ", Name(row.get("config.not_possible")))])
                 continue
             columns = [column(row) for column in COLUMNS.values()]
             lines.append([Name(variant), *columns, *(_value(row, name) for name in names)])

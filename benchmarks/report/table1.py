@@ -56,7 +56,16 @@ def _computed(book: Book) -> Table:
 
 def _measured(place: Place) -> Iterator[Block]:
     groups = place.groups(CASE)
-    head = ("decoder mask", "cubes decoded", "step", "speed-up", "FLOP ratio", "MFU", "most memory of a step")
+    head = (
+        "decoder mask",
+        "attention",
+        "cubes decoded",
+        "step",
+        "speed-up",
+        "FLOP ratio",
+        "MFU",
+        "most memory of a step",
+    )
     for group in sorted(groups, key=lambda name: settings_key(next(iter(groups[name].values())))):
         rows: list[list[Inline | Line]] = []
         for variant, row in groups[group].items():
@@ -65,7 +74,9 @@ def _measured(place: Place) -> Iterator[Block]:
             elif row.get("config.mask"):  # not the matrix product that stands for the peak
                 decoded, step = cell(row, "config.decode", "plain"), spread(row, "time_s", "time")
                 memory = cell(row, "memory.peak_bytes", "bytes")
-                rows.append([Name(variant), decoded, step, *gain(row), spread(row, "mfu", "share"), memory])
+                attention = row.get("config.attention_decoder")
+                kernel = Name(attention) if attention else MISSING
+                rows.append([Name(variant), kernel, decoded, step, *gain(row), spread(row, "mfu", "share"), memory])
         caption = ("Measured: ", Name(group), ", ", Name(place.name))
         yield without_empty_columns(table(head, rows, caption), (MISSING,))
     if groups:

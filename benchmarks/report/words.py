@@ -47,7 +47,7 @@ TABLE1 = """A published figure that we know without a document is called unverif
 top-one in percent; it is the paper's, nothing was trained for it here. The two lines of the running cell at half
 differ in their loss, not in their work."""
 
-DECODER_STEPS = """Whole training steps under math attention; speed-up and FLOP ratio are over {}. Medians,
+DECODER_STEPS = """Whole training steps; speed-up and FLOP ratio are over {}. Medians,
 quartiles in brackets."""
 
 ALLOCATOR = """glibc gives large blocks back to the system when they are freed, and pays for their pages again at

@@ -59,6 +59,7 @@ def test_decoder_masks_have_the_counts_of_the_table() -> None:
 def test_the_parts_of_a_step_add_up_to_it() -> None:
     for row in step_parts.measure(BENCH, "tiny", "bf16", 1):
         assert set(row["segment_samples_s"]) == set(step_parts.PARTS)
+        assert {len(samples) for samples in row["segment_samples_s"].values()} == {len(row["samples_s"])}
         for number, sample_s in enumerate(row["samples_s"]):
             parts = [row["segment_samples_s"][part][number] for part in step_parts.PARTS]
             assert all(part > 0 for part in parts)
@@ -113,7 +114,7 @@ def test_the_published_style_is_in_the_group_and_the_base_without_transformers(
         return []
 
     monkeypatch.setattr(peers, "timed", note)
-    monkeypatch.setattr(peers, "fastest_attention", lambda *_: ("math", "math"))
+    monkeypatch.setattr(peers, "resolve_attention", lambda *_: ("math", "math"))
     peers.measure(BENCH, "tiny", precision, 1)
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda _: None)
     peers.measure(BENCH, "tiny", precision, 1)
