@@ -21,6 +21,7 @@ from benchmarks.cases import (
     pipeline,
     planner,
     prediction,
+    real_run,
     step_parts,
     zero,
 )
@@ -45,5 +46,6 @@ CASES: dict[str, Case] = {
     "pipeline": pipeline.CASE,
     "loader": loader.CASE,
     "guards": guards.CASE,
+    "real_run": real_run.CASE,
 }
 """In the order of a full run."""

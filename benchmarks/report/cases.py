@@ -46,6 +46,7 @@ ABOUT = {
     "pipeline": "From videos to batches on one core, beside the published way: Pillow frame by frame and float pixels.",
     "loader": "What the loader takes besides processor time: a run's first batch, memory of its processes, growth.",
     "checkpoint": "Saving, resuming and exporting.",
+    "real_run": "A run under the launcher, from videos to checkpoints, killed on the way and gone on with.",
     "guards": "What looking for spikes and hangs adds to a step.",
     "planner": "Time and memory of a step by the planner, and how far they are from the measured ones.",
     "prediction": "Step times of other sizes from rates fitted to one size, and how far they are from measured ones.",
