@@ -41,7 +41,7 @@ def test_a_resumed_run_is_compared_step_by_step() -> None:
 
 
 def test_a_family_ends_by_its_ids() -> None:
-    code = "import subprocess as s, sys, time; s.Popen([sys.executable, '-c', 'input()'], stdin=s.PIPE); time.sleep(60)"
+    code = "import subprocess as s, sys, time; s.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
     while not (children := psutil.Process(parent.pid).children()):
