@@ -99,6 +99,7 @@ def _by_worth(options: Options, sizes: tuple[str, ...]) -> Iterator[Part]:
     yield from of("real_run", *main[::-1])
     yield from of("loader_rate", main[0])
     yield from of("fp8", main[-1])
+    yield from of("compiled", main[0])
     yield from of("dual_masking", *rest, kernels=USUAL_KERNELS)
     yield from of("step_parts", *main)
     yield from of("peers", *main[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.case import AUTO, MATMUL_EDGE, USUAL_BATCH, Options
+from benchmarks.case import MATMUL_EDGE, USUAL_BATCH, Options
 from benchmarks.filling import kind_of, planned_batch
 from benchmarks.steps import DECODER_MASKS, MASKS, Precision, geometry_of
 from vmae2_ds.config.model import ModelConfig
@@ -30,7 +30,7 @@ STEPS: dict[str, tuple[list[MaskConfig], int]] = {
     "planner": (_ALL, 3),
 }
 """Masks of the steps that a round of a case takes, and the calls beside the rounds: memory, FLOPs."""
-OTHERS_S = {"ceilings": 5.0, "fp8": 3.0, "loader_rate": 15.0, "real_run": 50.0}
+OTHERS_S = {"ceilings": 5.0, "compiled": 45.0, "fp8": 3.0, "loader_rate": 15.0, "real_run": 50.0}
 """Cases whose time is not that of steps, seconds a group. A real run draws videos, starts twice, takes 20 steps."""
 SAVED_S = 60e-9
 """Seconds a parameter of a real run that saves: 14 bytes each, written, hashed and read again at half a gigabyte a second."""
@@ -62,7 +62,7 @@ def predicted_s(case: str, group: str, options: Options, rates: DeviceRates, *, 
 def _clips(options: Options, masks: list[MaskConfig], kernel: str, free_bytes: float | None) -> int:
     """The batch that a group will have, unless it runs out of memory."""
     asked = options.batch_sizes[0]
-    if asked != AUTO:
+    if isinstance(asked, int):
         return asked
     if free_bytes is None:
         return USUAL_BATCH
