@@ -147,15 +147,20 @@ def names_on_deepspeed(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, alias.name) for alias in names)
 
 
+NOT_DEEPSPEEDS = {"__init__", "__dict__", "_cdata"}
+"""Python's, and the address by which torch.save knows a storage."""
+
+
 def private_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, name) of private names that are neither this object's own nor torch's, and of `ds_...`, in quotes as well.
+    """(line, name) of private names that are neither this object's own nor torch's nor Python's, and of `ds_...`, in quotes
+    as well.
 
     `ds_` is how DeepSpeed begins what it hangs on parameters.
     """
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=value, attr=name) if name.startswith(("_", "ds_")):
-                if ast.unparse(value) not in {"self", "cls", "torch"}:
+                if ast.unparse(value) not in {"self", "cls", "torch"} and name not in NOT_DEEPSPEEDS:
                     yield node.lineno, name
             case ast.Constant(value=str(name)) if re.fullmatch(r"_[a-z]\w+|__\w+__|ds_\w+", name):
                 yield node.lineno, name
