@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from benchmarks.case import MATMUL_EDGE, USUAL_BATCH, Options
-from benchmarks.filling import kind_of, planned_batch
+from benchmarks.filling import planned_batch
 from benchmarks.steps import DECODER_MASKS, MASKS, Precision, geometry_of
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.cost.compute_time import DeviceRates, micro_step_work, optimizer_work, time_of
 from vmae2_ds.cost.flops import count_parameters
+from vmae2_ds.cost.traffic import ATTENTION_KINDS
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.attention import ATTENTION
 
@@ -75,7 +76,7 @@ def _step_s(
     model, geometry = ModelConfig.of_size(size), geometry_of(size)
     counts = count_masks(mask, geometry)
     work = micro_step_work(
-        model, geometry, counts.visible, counts.decode, clips, attention=kind_of(kernel), precision=precision
+        model, geometry, counts.visible, counts.decode, clips, attention=ATTENTION_KINDS[kernel], precision=precision
     ) + optimizer_work(count_parameters(model).total, precision)
     found = time_of(work, rates)
     return max(found.total_s - found.launch_s, found.launch_s) if queued else found.total_s
