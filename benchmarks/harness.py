@@ -133,8 +133,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def has_failed(row: Row) -> bool:
-    """Whether a row tells of an error; that a package is not installed is none."""
-    return bool(row["error"]) and not row["error"].startswith(("ModuleNotFoundError", "ImportError"))
+    """Whether a row tells of an error; that a package or a compiler is not installed is none."""
+    missing = ("ModuleNotFoundError", "ImportError", "InductorError: InvalidCxxCompiler")
+    return bool(row["error"]) and not row["error"].startswith(missing)
 
 
 def paired_ratio(base_s: Sequence[float], other_s: Sequence[float]) -> Spread:
