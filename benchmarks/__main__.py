@@ -95,7 +95,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command: Any = tyro.cli(COMMANDS, prog="python -m benchmarks", description=__doc__, args=words)  # type: ignore[call-overload]
         return _call(command, words, console)
-    except (Vmae2Error, ValidationError) as error:
+    except ValidationError as error:
+        for wrong in error.errors():
+            option = "--" + "-".join(map(str, wrong["loc"])).replace("_", "-")
+            console.print(
+                f"benchmarks: {option} {wrong['input']}: {wrong['msg']}", style="red", highlight=False, markup=False
+            )
+        return 2
+    except Vmae2Error as error:
         console.print(f"benchmarks: {error}", style="red", highlight=False, markup=False)
         return 2
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,6 +26,7 @@ from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.readers.table import PACKAGES
 from vmae2_ds.data.sources.mixture import open_mixture
+from vmae2_ds.host import cores
 
 CropOn = Literal["workers", "device"]
 READERS = ("pyav", "decord")
@@ -39,7 +39,7 @@ BATCHES_EACH = 2
 
 def groups(bench: Bench) -> Iterator[Group]:
     """By reader and place of cutting."""
-    counts = worker_counts(os.cpu_count() or 1)
+    counts = worker_counts(cores().usable)
     settings = [str(bench.options.videos or ""), counts]
     for reader in READERS:
         for crop_on in get_args(CropOn):

@@ -32,6 +32,7 @@ from benchmarks.steps import MASKS
 from vmae2_ds.checkpoint.whole import why_torn
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.errors import Vmae2Error
+from vmae2_ds.host import cores
 from vmae2_ds.json_lines import rows_of
 from vmae2_ds.recipes import get_recipe
 
@@ -44,6 +45,8 @@ RECIPES = {
     "huge": "vit_h_pretrain_hybrid",
     "giant": "vit_g_pretrain_hybrid",
 }
+LEFT = "real_run-"
+"""How the name of a run's folder begins, by which one that was left behind is found: it may hold gigabytes."""
 STARTUP = 2
 """Steps at each start that do not count: they allocate, and the loader fills its queue."""
 START_LIMIT_S, STEP_LIMIT_S = 180.0, 30.0
@@ -84,7 +87,7 @@ def measure(bench: Bench, size: str, policy: str) -> list[Row]:
     """
     importlib.import_module("av")
     asked = run_of(bench, size, policy)
-    with TemporaryDirectory(dir=bench.folder) as name:
+    with TemporaryDirectory(dir=bench.folder, prefix=LEFT) as name:
         folder = Path(name)
         drawn = SynthArguments(folder=folder / "videos", train_videos=asked.videos, val_videos=0, size=asked.size)
         manifest = write_synthetic_set(drawn).train
@@ -117,7 +120,7 @@ def run_of(bench: Bench, size: str, policy: str) -> Asked:
     videos = clips // views
     options = (
         f"--data.views {views} --train.micro-batch {videos} --train.global-batch {videos * views} "
-        f"--data.workers {max(1, min(14, (os.cpu_count() or 2) - 1))} --data.reader pyav"
+        f"--data.workers {max(1, min(14, cores().usable - 1))} --data.reader pyav"
     )
     return Asked(RECIPES[size], policy, 20, 8, max(64, 2 * videos), 256, tuple(options.split()))
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 from benchmarks import flight
+from benchmarks.cases.real_run import LEFT
 from benchmarks.devices import find_device
 from benchmarks.harness import has_failed
 from benchmarks.record import Row, append_rows, current, read_rows
@@ -26,7 +29,7 @@ from benchmarks.visit.parts import DOCTOR, Asked, Part, parts_of
 from benchmarks.visit.predict import STEPS
 from benchmarks.worker import Job, row_origin
 from vmae2_ds.disk import write_whole
-from vmae2_ds.errors import EXIT_OK, EXIT_PREEMPTED, Vmae2Error
+from vmae2_ds.errors import EXIT_OK, EXIT_PREEMPTED, ConfigError, Vmae2Error
 
 CASE = "visit"
 """The case of the rows that tell what became of each group."""
@@ -61,7 +64,7 @@ class Visit:
     def __init__(self, asked: Asked, command: str, spent_s: float) -> None:
         self.asked, self.command, self.began = asked, command, time.time() - spent_s
         self.out = asked.out.resolve()
-        self.out.mkdir(parents=True, exist_ok=True)
+        _check_folder(self.out)
         if asked.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         self.budget = Budget(asked.minutes, spent_s)
@@ -85,24 +88,28 @@ class Visit:
             self.say("stopped by a signal; the report is of what there is, and the same command goes on")
             code = EXIT_PREEMPTED
         except (TookTooLong, HasDied) as error:
-            self.say(f"the process that measures could not start: {error}; worker.log beside the rows says why")
+            why = f"the process that measures could not start: {error}; worker.log beside the rows says why"
+            self.say("the time was over before anything could be measured" if self.budget.left_s <= 0 else why)
             code = EXIT_FAILED
         finally:
             self.worker.end()
             if self._doctor is not None:
                 end_family(self._doctor)
+            self._clear()
         self._report()
         return code or (EXIT_FAILED if self.failures else EXIT_OK)
 
     def say(self, line: str) -> None:
         """One line on standard error and in visit.log, with the time that has passed and what is left."""
         told = f"[{self.budget.elapsed_s:5.0f} s, {max(0.0, self.budget.left_s):4.0f} s left] {line}"
-        print(told, file=sys.stderr, flush=True)
         with (self.out / "visit.log").open("a") as log:
             print(told, file=log)
+        with suppress(OSError):  # a terminal that is gone
+            print(told, file=sys.stderr, flush=True)
 
     def _measure(self) -> None:
         flight.end(self.out)  # of a visit that was killed
+        self._clear()
         self._learn_from_before()
         self.worker.start()  # its imports run beside the doctor and the first report
         self._doctor = subprocess.Popen(
@@ -111,11 +118,18 @@ class Visit:
         self._report()
         self._hear_doctor()
         self._start_worker()
+        sizes = dict.fromkeys(size for part in self.parts for size in part.options.sizes)
+        self.say(f"measures {self.called}; sizes by worth: {', '.join(sizes)}")
         for what, so in missing():
             self.note(MISSING, what, state="missing", reason=so)
         planned = list(self._plan())
         for each in sorted(planned, key=lambda each: each.tried):
             self._measure_group(each)
+
+    def _clear(self) -> None:
+        """Remove what a real run that was cut off has left: its videos and checkpoints."""
+        for left in self.out.glob(f"{LEFT}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _ask(self, limit_s: float, **question: Any) -> Any:
         return self.worker.ask(max(1.0, min(limit_s, self.budget.left_s)), **question)
@@ -186,6 +200,7 @@ class Visit:
                 died = flight.Flight(case=each.part.case, group=each.name, fingerprint=each.mark)
                 record_death(Job.model_validate(self.job(each.part)), died, reason)
             flight.end(self.out)
+            self._clear()
         took_s = time.monotonic() - start
         if by_rates and (state == "measured" or took_s > expected_s):
             self.budget.learn(each.part.case, each.predicted_s, took_s)
@@ -224,10 +239,11 @@ class Visit:
         """Its page as doctor.json, and a row of how that went."""
         assert self._doctor is not None, "it was called"
         try:
-            said, complaint = self._doctor.communicate(timeout=max(1.0, min(DOCTOR_LIMIT_S, self.budget.left_s)))
+            limit_s = max(1.0, min(DOCTOR_LIMIT_S, self.budget.left_s))
+            said, complaint = self._doctor.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
             end_family(self._doctor)
-            said, complaint = "", f"no answer within {DOCTOR_LIMIT_S:.0f} s"
+            said, complaint = "", f"no answer within {limit_s:.0f} s"
         try:
             findings: dict[str, dict[str, str | None]] = json.loads(said)["findings"]
         except (json.JSONDecodeError, KeyError):
@@ -235,6 +251,8 @@ class Visit:
             return
         write_whole(self.out / "doctor.json", said)
         for name, found in findings.items():
+            if found["light"] == "red":
+                self.say(f"doctor: {name}: {found['value']}" + f"; {found['remedy']}" * bool(found["remedy"]))
             if found["light"] != "green":
                 remedy = found["remedy"]
                 self.note(DOCTOR, name, state=found["light"], reason=f"{found['value']}" + f"; {remedy}" * bool(remedy))
@@ -250,6 +268,16 @@ class Visit:
         took_s = time.monotonic() - start
         self.budget.kept_s = min(REPORT_SHARE * self.budget.seconds, 2.0 + 3 * took_s)
         self.say(f"report: {', '.join(map(str, pages))}")
+
+
+def _check_folder(out: Path) -> None:
+    """Make it, and write into it once: a visit that finds out at its end has measured for nothing."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "visit.log").open("a"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Asked(StrictModel):
     """Model sizes by worth: the first two are measured in every way, the others by dual masking alone. Default: base, giant,
     small, large, huge on a GPU; tiny on a CPU."""
     rounds: int | None = Field(None, gt=0)
-    """Counted rounds of each group. Default: 9 on a GPU, 3 on a CPU."""
+    """Counted rounds of each group. Default: 5 on a GPU, 3 on a CPU."""
     fresh: bool = False
     """Measure again what is already there."""
 
@@ -47,11 +47,17 @@ class Part(NamedTuple):
     options: Options
     kernels: tuple[str, ...] = ()
     """Of the groups that name a kernel, those of these; all where none is named."""
+    policy: str = ""
+    """Of real runs, those under this ZeRO policy."""
 
     def takes(self, group: str) -> bool:
         """Whether a group of the case belongs to it: one that keeps freed memory changes the process for all after it."""
         named = [word for word in group.split() if word in ATTENTION]
-        return not group.endswith(" kept") and (not self.kernels or all(word in self.kernels for word in named))
+        return (
+            not group.endswith(" kept")
+            and (not self.kernels or all(word in self.kernels for word in named))
+            and (not self.policy or self.policy in group.split())
+        )
 
 
 EVERY_WAY = 2
@@ -59,8 +65,10 @@ EVERY_WAY = 2
 USUAL_KERNELS = ("sdpa", "math")
 """Where not every kernel is worth its time: what torch takes by itself, and the formula written out."""
 SIZES_ON = {"cuda": ("base", "giant", "small", "large", "huge"), "cpu": ("tiny",)}
-ROUNDS_ON = {"cuda": (9, 2), "cpu": (3, 1)}
+ROUNDS_ON = {"cuda": (5, 2), "cpu": (3, 1)}
 """Counted, and thrown out before."""
+FEW_ROUNDS = 3
+"""Of what takes seconds a round."""
 
 
 def parts_of(asked: Asked, device: str) -> list[Part]:
@@ -86,9 +94,10 @@ def parts_of(asked: Asked, device: str) -> list[Part]:
 def _by_worth(options: Options, sizes: tuple[str, ...]) -> Iterator[Part]:
     main, rest = sizes[:EVERY_WAY], sizes[EVERY_WAY:]
 
-    def of(case: str, *only: str, kernels: tuple[str, ...] = ()) -> Iterator[Part]:
+    def of(case: str, *only: str, kernels: tuple[str, ...] = (), policy: str = "", **less: int) -> Iterator[Part]:
         for size in only:
-            yield Part(f"{case} {size}", case, options.model_copy(update={"sizes": (size,)}), kernels)
+            name = " ".join(filter(None, (case, size, policy)))
+            yield Part(name, case, options.model_copy(update={"sizes": (size,), **less}), kernels, policy)
 
     yield Part("ceilings", "ceilings", options)
     yield from of("dual_masking", *main)
@@ -96,9 +105,10 @@ def _by_worth(options: Options, sizes: tuple[str, ...]) -> Iterator[Part]:
     yield from of("attention", *main[::-1])
     yield from of("checkpointing", main[-1], kernels=USUAL_KERNELS)
     yield from of("planner", *main, kernels=USUAL_KERNELS[:1])
-    yield from of("real_run", *main[::-1])
-    yield from of("loader_rate", main[0])
+    yield from of("real_run", *main[::-1], policy="zero1")
     yield from of("fp8", main[-1])
+    yield from of("real_run", *main, policy="zero3")
+    yield from of("loader_rate", main[0], rounds=FEW_ROUNDS, warmup=1)
     yield from of("compiled", main[0])
     yield from of("dual_masking", *rest, kernels=USUAL_KERNELS)
     yield from of("step_parts", *main)

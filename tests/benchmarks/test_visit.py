@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import signal
@@ -15,11 +17,14 @@ import pytest
 import torch
 
 from benchmarks import run
+from benchmarks.__main__ import main
 from benchmarks.case import Options
+from benchmarks.cases.real_run import LEFT
 from benchmarks.cases.step_parts import Stamps, stamped_step
 from benchmarks.record import WHOLE_GROUP, Row, current, read_rows
 from benchmarks.report import plots, write_report
 from benchmarks.steps import MASKS, let_workbench_go, workbench_of
+from benchmarks.visit import going
 from benchmarks.visit.budget import LEAST_LIMIT_S, Budget, age_s
 from benchmarks.visit.parts import Asked, parts_of
 from benchmarks.visit.predict import predicted_s, rates_at
@@ -207,3 +212,45 @@ def test_a_signal_ends_the_measuring_and_not_the_report(tmp_path: Path) -> None:
     assert running.returncode == 75, log
     assert "not reached" in (out / "report.md").read_text()
     assert not any(child.is_running() for child in workers)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--minutes", "0"], "benchmarks: --minutes 0.0: Input should be greater than 0"),
+        (["--rounds", "-1"], "benchmarks: --rounds -1: Input should be greater than 0"),
+        (["--out", "FILE"], "FILE: File exists; name a folder that can be written"),
+        (["--out", "FILE/below"], "below: Not a directory; name a folder that can be written"),
+        (["--sizes", "nonsense"], "benchmarks: no size nonsense: choose from tiny"),
+    ],
+)
+def test_what_cannot_be_visited_is_one_line(
+    words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "FILE").touch()
+    out = [] if "--out" in words else ["--out", str(tmp_path / "out")]
+    asked = [word.replace("FILE", str(tmp_path / "FILE")) for word in words]
+    assert main(["visit", "--device", "cpu", *asked, *out]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert line in said, said
+    assert "http" not in said
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def flush(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_terminal_that_is_gone_ends_no_visit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said there fails; the log has it all the same. What a real run left behind goes."""
+    made = going.Visit(Asked(device="cpu", out=tmp_path), "made", 0.0)
+    (tmp_path / f"{LEFT}abc" / "run").mkdir(parents=True)
+    (tmp_path / "real_run.jsonl").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Gone())
+        made.say("a line")
+    assert "a line" in (tmp_path / "visit.log").read_text()
+    made._clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["real_run.jsonl", "visit.log"]
