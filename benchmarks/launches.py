@@ -53,7 +53,11 @@ def count_launches(step: Step, device: torch.device) -> Launches | None:
         step()
         torch.cuda.synchronize(device)
     events = list(profiled.events() or ())
-    busy_us = sum(event.time_range.elapsed_us() for event in events if event.device_type == DeviceType.CUDA)
+    busy_us = sum(
+        event.time_range.elapsed_us()
+        for event in events  # a named range stands on the device as well, over the kernels within it
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+    )
     launches = sum(any(name in event.name for name in LAUNCHES) for event in events)
     return Launches(launches, busy_us / 1e6) if launches else None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.case import Bench, Options
 from benchmarks.cases import fp8
 from benchmarks.cases.fp8 import LARGEST, Product, multiply, products, to_fp8, why_not_fp8
+from benchmarks.harness import Variant
 
 CPU = torch.device("cpu")
 BENCH = Bench(Options(device="cpu", rounds=1, warmup=0))
@@ -49,6 +51,20 @@ def test_rows_tell_the_gain_and_the_error() -> None:
         assert rows[name]["speedup"]["against"] == "bf16"
         assert 0.01 < rows[name]["values"]["relative_error"] < 0.06
     assert rows["fp8"]["flops"] == 2 * 48 * 32 * 64
+
+
+def test_a_call_of_several_products_counts_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's counter sees as many FLOPs as a row claims."""
+    made: list[Variant] = []
+    monkeypatch.setitem(fp8.CALLS, "cpu", 3)
+    monkeypatch.setattr(fp8, "why_not_fp8", lambda _: "none here")
+    monkeypatch.setattr(fp8, "timed", lambda variants, *_, **__: made.extend(variants) or [])
+    fp8.measure(BENCH, SMALL)
+    (bf16,) = made
+    with FlopCounterMode(display=False) as counter:
+        bf16.build()()
+    assert counter.get_total_flops() == bf16.flops == bf16.config["calls"] * 2 * 48 * 32 * 64
+    assert bf16.config["calls"] == 3
 
 
 def test_where_there_are_none_a_row_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

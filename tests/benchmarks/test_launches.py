@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.autograd import DeviceType
 
+from benchmarks import launches
 from benchmarks.devices import Step
 from benchmarks.launches import count_launches, is_host_bound
 from benchmarks.steps import MASKS, Workbench
@@ -57,3 +62,20 @@ def test_a_step_of_a_second_waits_for_a_host_that_is_not_hidden(
 ) -> None:
     """Not where the queue was full: there the device is never idle."""
     assert is_host_bound(host_s, 1.0, device_s) is bound
+
+
+def test_a_named_range_on_the_device_is_not_counted_beside_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch before the attribute has no such events to tell apart: what lacks it counts."""
+
+    def event(name: str, us: float, device: DeviceType, **more: bool) -> SimpleNamespace:
+        return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(elapsed_us=lambda: us), **more)
+
+    events = [
+        event("cudaLaunchKernel", 5, DeviceType.CPU, is_user_annotation=False),
+        event("gemm", 300, DeviceType.CUDA, is_user_annotation=False),
+        event("Memcpy DtoD", 200, DeviceType.CUDA),
+        event("Optimizer.step#AdamW.step", 450, DeviceType.CUDA, is_user_annotation=True),
+    ]
+    monkeypatch.setattr(launches, "profile", lambda **_: nullcontext(SimpleNamespace(events=lambda: events)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    assert count_launches(lambda: None, torch.device("cuda")) == (1, pytest.approx(500e-6))
