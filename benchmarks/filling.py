@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from benchmarks.case import AUTO, Batch, Bench, Group, batch_suffix
-from benchmarks.record import Row
+from benchmarks.harness import NO_ROOM, measured_row
+from benchmarks.record import WHOLE_GROUP, Row
 from benchmarks.steps import Precision, geometry_of
 from vmae2_ds.config.model import AttentionName, CheckpointingName, ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig
@@ -66,17 +67,23 @@ def free_bytes(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
-def at_batch(bench: Bench, batch: Batch, plan: Callable[..., int], measure: Callable[..., list[Row]]) -> list[Row]:
+def at_batch(
+    bench: Bench, batch: Batch, plan: Callable[..., int], measure: Callable[..., list[Row]], least: int = 1
+) -> list[Row]:
     """Rows of `measure(bench, batch_size=clips)`; for `auto` with `plan(free_bytes=...)` clips.
 
     Such a batch is halved until no variant of the group runs out of memory; `batch` in the rows says where it did. At one clip
-    the variant that runs out is a row with the reason, as it is at a batch that was asked for.
+    the variant that runs out is a row with the reason, as it is at a batch that was asked for. Below `least` clips the whole
+    group is left out: a row says that there is no room.
     """
     if batch != AUTO:
         return measure(bench, batch_size=batch)
     planned = plan(free_bytes=free_bytes(bench.device))
     clips, too_many = planned, list[int]()
     while True:
+        if clips < least:
+            rows = [measured_row(WHOLE_GROUP, {}, [], f"{NO_ROOM}: memory for fewer than {least} clips a step")]
+            break
         try:
             rows = measure(replace(bench, give_up_for_memory=clips > 1), batch_size=clips)
             break
@@ -94,10 +101,12 @@ def step_groups(
     masks: Sequence[MaskConfig],
     kernel: str,
     models: int = 1,
+    least: int = 1,
 ) -> Iterator[Group]:
     """A group for each size, precision and batch size of the options: `measure` takes them by these names, behind the bench.
 
-    An automatic batch is planned for the largest of `masks` under `kernel`, beside the states of `models` models.
+    An automatic batch is planned for the largest of `masks` under `kernel`, beside the states of `models` models; below
+    `least` clips nothing is measured.
     """
     for size in bench.options.sizes:
         for precision in bench.options.precisions:
@@ -105,4 +114,4 @@ def step_groups(
                 plan = partial(planned_batch, size, precision, kernel, masks, models=models)
                 taken = partial(measure, size=size, precision=precision)
                 name = f"{size} {precision}{batch_suffix(batch)}"
-                yield Group(name, partial(at_batch, bench, batch, plan, taken))
+                yield Group(name, partial(at_batch, bench, batch, plan, taken, least))

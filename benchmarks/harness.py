@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 FAILURES = (RuntimeError, MemoryError, ValueError, ImportError, OSError, Vmae2Error)
 """What a variant may raise and still leave a row; torch's out-of-memory error is a RuntimeError."""
+NO_ROOM = "no room"
+"""How the error begins of a group that was left out: the device has too little memory for a batch worth timing."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def has_failed(row: Row) -> bool:
-    """Whether a row tells of an error; that a package or a compiler is not installed is none."""
-    missing = ("ModuleNotFoundError", "ImportError", "InductorError: InvalidCxxCompiler")
+    """Whether a row tells of an error; that a package, a compiler or memory for a batch worth timing is not there is none."""
+    missing = (NO_ROOM, "ModuleNotFoundError", "ImportError", "InductorError: InvalidCxxCompiler")
     return bool(row["error"]) and not row["error"].startswith(missing)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.case import MATMUL_EDGE, USUAL_BATCH, Options
+from benchmarks.case import AUTO, MATMUL_EDGE, USUAL_BATCH, Options
+from benchmarks.cases import peers
 from benchmarks.cases.loader_rate import worker_counts
 from benchmarks.filling import planned_batch
 from benchmarks.steps import DECODER_MASKS, MASKS, Precision, geometry_of
@@ -60,7 +61,10 @@ def predicted_s(case: str, group: str, options: Options, rates: DeviceRates, *, 
         return OTHERS_S.get(case, UNKNOWN_S) + saved_s
     masks, beside = STEPS[case]
     kernel = next((word for word in group.split() if word in ATTENTION), "sdpa")
-    clips = _clips(options, masks, kernel, free_bytes)
+    planned_for, models = (peers.KERNEL, peers.MODELS) if case == "peers" else (kernel, 1)
+    clips = _clips(options, masks, planned_for, free_bytes, models)
+    if case == "peers" and clips < peers.LEAST_CLIPS and options.batch_sizes[0] == AUTO:
+        return FIRST_CALL_S  # a row that says so
     step_s = sum(_step_s(size, precision, mask, clips, kernel, rates, queued=free_bytes is not None) for mask in masks)
     if free_bytes is None and case != "step_parts":  # on a CPU a product joins the rounds, as the peak of MFU
         step_s += MATMUL_SHARE * 2.0 * MATMUL_EDGE**3 / rates.linear_flops
@@ -68,14 +72,14 @@ def predicted_s(case: str, group: str, options: Options, rates: DeviceRates, *, 
     return FIRST_CALL_S + DRAW_S * count_parameters(ModelConfig.of_size(size)).total + calls * step_s
 
 
-def _clips(options: Options, masks: list[MaskConfig], kernel: str, free_bytes: float | None) -> int:
+def _clips(options: Options, masks: list[MaskConfig], kernel: str, free_bytes: float | None, models: int) -> int:
     """The batch that a group will have, unless it runs out of memory."""
     asked = options.batch_sizes[0]
     if isinstance(asked, int):
         return asked
     if free_bytes is None:
         return USUAL_BATCH
-    return planned_batch(options.sizes[0], options.precisions[0], kernel, masks, free_bytes)
+    return planned_batch(options.sizes[0], options.precisions[0], kernel, masks, free_bytes, models=models)
 
 
 def _step_s(

@@ -11,7 +11,7 @@ from benchmarks import case, filling
 from benchmarks.case import AUTO, Bench, Options
 from benchmarks.cases import CASES
 from benchmarks.filling import at_batch, planned_batch
-from benchmarks.harness import Variant
+from benchmarks.harness import Variant, has_failed
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, geometry_of
 from vmae2_ds.config.model import ModelConfig
@@ -117,6 +117,15 @@ def test_at_one_clip_what_does_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch)
     rows, calls = on_cpu_at(0, 2, monkeypatch)
     assert calls == [2, 1]
     assert [row["error"] for row in rows] == [None, "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"]
+
+
+def test_below_the_least_batch_a_group_is_left_out_and_nothing_has_failed(on_gpu: None) -> None:
+    """80 GB do not hold four states of ViT-g: 20 bytes for each of a billion weights."""
+    (group,) = CASES["peers"].groups(Bench(Options(sizes=("giant",), precisions=("bf16",))))
+    (row,) = group.measure()
+    assert row["error"] == "no room: memory for fewer than 2 clips a step"
+    assert row["batch"] == {"clips": 1, "planned": 1, "out_of_memory_at": []}
+    assert not has_failed(row)
 
 
 def test_a_batch_that_was_asked_for_is_kept() -> None:

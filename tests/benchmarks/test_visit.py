@@ -94,6 +94,16 @@ def test_a_group_of_vit_g_is_predicted_from_work_and_rates() -> None:
     assert of(256) - of(128) == pytest.approx(2 * (of(128) - of(64))), "the rest is work on clips"
 
 
+def test_peers_are_predicted_beside_the_states_of_all_of_them() -> None:
+    """In 80 GB the states of four ViT-g leave no room, and a row that says so takes no time; in 160 GB steps are taken."""
+    options = Options(sizes=("giant",), precisions=("bf16",), rounds=9, warmup=2)
+    left_out, measured = (predicted_s("peers", "giant bf16", options, H100, free_bytes=room) for room in (8e10, 1.6e11))
+    assert left_out < 5
+    assert measured > 20
+    asked = options.model_copy(update={"batch_sizes": (1,)})
+    assert predicted_s("peers", "giant bf16", asked, H100, free_bytes=8e10) > left_out
+
+
 def test_parts_leave_out_kernels_that_are_not_worth_their_time_and_groups_that_change_the_process() -> None:
     part = next(part for part in parts_of(Asked(), "cuda") if part.name == "checkpointing giant")
     names = [
