@@ -159,6 +159,23 @@ def test_an_error_stops_before_the_update_and_counts_nothing(two_sources: Path) 
     assert sum(state.source_videos.values()) == 4
 
 
+def test_a_loader_that_fails_at_once_leaves_the_checkpoint_that_the_run_goes_on_from(two_sources: Path) -> None:
+    """To write it again, a whole one would be removed first, when the storage is sick."""
+    run = Run(two_sources)
+    run.train(TrainState(), stop_after=1)
+
+    def broken(batches: int) -> Iterator[Any]:
+        good = run.batches(1)
+        yield from (next(good) for _ in range(batches))
+        raise DataError("the storage is gone")
+
+    for batches, steps in ((1, []), (3, [2])):  # a step has two
+        before = len(run.saved)
+        with pytest.raises(LoaderFailed):
+            run.train(TrainState(**run.saved[0]), broken(batches))
+        assert [state["step"] for state in run.saved[before:]] == steps
+
+
 def test_very_many_sources_are_counted_together() -> None:
     sources = tuple(f"s{number}" for number in range(MOST_SOURCES + 50))
     names = counted_names(sources)

@@ -98,6 +98,7 @@ def train(
     last_step = min(plan.num_steps, config.stop_after_steps or plan.num_steps)
     interval = Interval(engine.device, plan, setup.flops, state)
     feed = Feed(batches, engine.device)
+    saved_at = state.step or None  # what it goes on from is a checkpoint
     while state.step < last_step:
         rate = learning_rate(state.step, plan)
         set_learning_rate(engine.parameter_groups, rate)
@@ -116,7 +117,8 @@ def train(
         try:
             agreed, result = _update(engine, setup.guard, tally, told, state, hooks)
         except LoaderFailed:  # before the update: the step is run again after a resume
-            hooks.save(state)
+            if state.step != saved_at:  # else a whole checkpoint would be removed to write it again
+                hooks.save(state)
             raise LoaderFailed(str(feed.error or "the loader of another rank failed; it says why")) from None
         _count(state, agreed, result, plan)
         if result.applied:
@@ -133,6 +135,7 @@ def train(
         with interval.saving():
             if is_last or state.step % config.save_every == 0:
                 hooks.save(state)
+                saved_at = state.step
             elif agreed.is_written:
                 hooks.declare(state.step)
         if reason is not None:
