@@ -107,7 +107,8 @@ def test_without_a_compiler_it_is_refused_and_auto_does_without(
     with pytest.raises(ConfigError, match="inductor needs"):
         compile_parts(objective, "inductor")
     caplog.set_level(logging.INFO)
-    assert choose_compile(objective, [(2, 8, 2, 32)], torch.float32, stage=1) == "none"
+    missing = compiled.why_no_compiler()
+    assert choose_compile(objective, [(2, 8, 2, 32)], torch.float32, stage=1, missing=missing) == "none"
     assert "g++ is not here" in caplog.text
 
 
@@ -120,18 +121,17 @@ def test_auto_takes_what_is_faster_by_more_than_noise(
             raise RuntimeError("the compiler broke")
         return compiled_s if backend and compiled_s else 1.0
 
-    monkeypatch.setattr(compiled, "why_no_compiler", lambda: None)
     monkeypatch.setattr(compiled, "time_block", timed)
     objective, _ = objective_of()
-    assert choose_compile(objective, [(2, 8, 2, 32)], torch.float32, stage=1) == chosen
-    assert choose_compile(objective, [(2, 8, 2, 32)], torch.float32, stage=3) == "none"
+    assert choose_compile(objective, [(2, 8, 2, 32)], torch.float32, stage=1, missing=None) == chosen
+    assert choose_compile(objective, [(2, 8, 2, 32)], torch.float32, stage=3, missing=None) == "none"
 
 
 @pytest.mark.slow
 def test_inductor_gives_eager_s_numbers_and_auto_measures_it() -> None:
     objective, clips = objective_of()
     loss, of_eager = gradients(objective, clips)
-    assert choose_compile(objective, [(2, 16, 2, 32)], torch.float32, stage=1) in ("inductor", "none")
+    assert choose_compile(objective, [(2, 16, 2, 32)], torch.float32, stage=1, missing=None) in ("inductor", "none")
     compile_parts(objective, "inductor")
     found, of_compiled = gradients(objective, clips)
     assert found == pytest.approx(loss, rel=1e-5)

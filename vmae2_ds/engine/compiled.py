@@ -53,7 +53,7 @@ def why_no_compiler(env: Mapping[str, str] = os.environ) -> str | None:
 
 
 def choose_compile(
-    objective: nn.Module, shapes_BNHK: Sequence[AttentionShape], dtype: torch.dtype, *, stage: int
+    objective: nn.Module, shapes_BNHK: Sequence[AttentionShape], dtype: torch.dtype, *, stage: int, missing: str | None
 ) -> str:
     """What `auto` stands for: inductor where a block of the first tower is faster compiled, forward and backward; else none.
 
@@ -63,10 +63,10 @@ def choose_compile(
         objective: on the device that is measured, its attention chosen.
         shapes_BNHK: of attention in a micro step, the first tower's first.
         stage: of ZeRO; at 3 a block is in pieces, and nothing is measured.
+        missing: what a rank says of its compiler (`why_no_compiler`), where one has none.
     """
-    why = why_no_compiler()
-    if stage == 3 or why is not None:
-        log.info("compile auto: none, as %s", why or "ZeRO stage 3 would cut each block into pieces")
+    if stage == 3 or missing is not None:
+        log.info("compile auto: none, as %s", missing or "ZeRO stage 3 would cut each block into pieces")
         return "none"
     tower = next(module for module in objective.modules() if isinstance(module, Blocks))
     device = next(tower.parameters()).device

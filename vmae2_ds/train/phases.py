@@ -25,11 +25,12 @@ from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks, default_device
-from vmae2_ds.engine.compiled import choose_compile, compile_parts
+from vmae2_ds.engine.compiled import choose_compile, compile_parts, why_no_compiler
 from vmae2_ds.engine.device_peak import DTYPES, Peak, device_peak
 from vmae2_ds.engine.ranks import meet_ranks, start_ranks
 from vmae2_ds.engine.same_bits import same_bits
 from vmae2_ds.engine.step import Engine
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.guard.hang import HangSwitch
 from vmae2_ds.guard.loader_watch import DataWaitWatch
 from vmae2_ds.guard.peers import END_S, PeerWatch
@@ -99,6 +100,8 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
     plan = plan_run(config, inputs.mixture.num_videos, ranks.size)
     ds_config = fill_policy(inputs.policy, config, plan, on_cpu=default_device().type == "cpu")
     check_norm_is_taken(config.guard, ds_config)
+    if config.train.compile == "inductor" and (missing := ranks.first_said(why_no_compiler())):
+        raise ConfigError(f"--train.compile inductor {missing}; install one, or set --train.compile none")
     if config.model.attention != "auto":  # refused before there is a folder
         shapes, dtype = stage.attention_shapes(plan), DTYPES[config.train.precision]
         ranks.from_first(lambda: resolve_attention(config.model.attention, shapes, dtype, default_device()))
@@ -204,9 +207,15 @@ def make_ready(built: Built) -> Ready:
     took = sdpa_took(state.attention, shapes, dtype, engine.device)
     engine.objective.model.use_attention(*state.attention)  # type: ignore[operator, union-attr]
     if config.train.compile == "auto":
+        missing = ranks.first_said(why_no_compiler())
         if state.compile is None:
             objective = engine.objective
-            state.compile = ranks.from_first(lambda: choose_compile(objective, shapes, dtype, stage=engine.stage))
+            state.compile = ranks.from_first(
+                lambda: choose_compile(objective, shapes, dtype, stage=engine.stage, missing=missing)
+            )
+        elif missing is not None and state.compile != "none":
+            log.warning("compile auto: none from here on, as this start %s on a rank", missing)
+            state.compile = "none"
         if state.compile != "none":
             compile_parts(engine.objective, state.compile)
     dataset = stage.dataset(mixture)
