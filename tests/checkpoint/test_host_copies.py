@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from vmae2_ds.checkpoint import host_copies
 from vmae2_ds.checkpoint.host_copies import HostCopies, _KeptMemory
 
 
@@ -103,15 +104,20 @@ def test_memory_is_pinned_once_to_the_byte_and_let_go_before_it_is_replaced(monk
     assert memory.take([90, 60], pinned=True)[0].data_ptr() == first[0].data_ptr()
     larger = memory.take([1000], pinned=True)
     assert cuda.pinned == {larger[0].data_ptr(): 1024}
+    del memory
+    assert not cuda.pinned, "memory at the same address could not be pinned again"
 
 
 def test_memory_that_cannot_be_pinned_is_told_and_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    forgotten = list[bool]()
     monkeypatch.setattr(torch.cuda, "cudart", lambda: Cuda(refusal=2))
+    monkeypatch.setattr(host_copies, "_forget_cuda_error", lambda: forgotten.append(True))
     memory = _KeptMemory()
     assert memory.take([100], pinned=True)[0].fill_(1).sum() == 100
     assert "cannot be pinned (CUDA error 2)" in caplog.text
+    assert forgotten, "torch would raise it from the next kernel"
     assert len(memory.take([1000], pinned=True)) == 1, "what was not pinned is not let go"
 
 

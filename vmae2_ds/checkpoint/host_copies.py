@@ -6,6 +6,9 @@ import io
 import logging
 import mmap
 import pickle
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from types import NoneType
 from typing import Any
 
@@ -89,7 +92,7 @@ class _KeptMemory:
 
     def __init__(self) -> None:
         self._block: mmap.mmap | None = None
-        self._pinned_at: int | None = None
+        self._unpin: Callable[[], object] = lambda: None
 
     def take(self, sizes: list[int], *, pinned: bool) -> list[torch.Tensor]:
         """Bytes for each size, each with a storage of its own; what was taken before is void."""
@@ -108,9 +111,8 @@ class _KeptMemory:
 
     def _replace(self, size: int, pinned: bool) -> mmap.mmap:
         """Pinned as it is, to the byte: torch's own pinned memory comes in powers of two."""
-        if self._pinned_at is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._pinned_at)
-            self._pinned_at = None
+        self._unpin()
+        self._unpin = lambda: None
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_DONTFORK"):
             block.madvise(mmap.MADV_DONTFORK)
@@ -118,14 +120,23 @@ class _KeptMemory:
             place = torch.frombuffer(block, dtype=torch.uint8).data_ptr()
             refused = int(torch.cuda.cudart().cudaHostRegister(place, size, 0))
             if refused:
+                _forget_cuda_error()
                 log.warning(
                     "%.3g GB of host memory cannot be pinned (CUDA error %d): states are copied there slower, and each save "
                     "stops training for longer",
                     size / 1e9, refused,
                 )  # fmt: skip
             else:
-                self._pinned_at = place
+                # Before the memory goes, whose address another block may get: that could not be pinned then.
+                self._unpin = weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, place)
+                self._unpin.atexit = False
         return block
+
+
+def _forget_cuda_error() -> None:
+    """Have the refusal raised and dropped here: CUDA keeps it, and torch would raise it from whatever kernel comes next."""
+    with suppress(RuntimeError, AssertionError):
+        torch.ones(1, device="cuda") + 1
 
 
 class _TensorsApart(pickle.Pickler):
