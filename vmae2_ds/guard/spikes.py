@@ -85,6 +85,8 @@ class SpikeGuard:
 
     def look_at_norm(self, recent: Recent, result: StepResult) -> Spike | None:
         """The spike in the gradient's norm, after `Engine.update` applied or refused it."""
+        if math.isnan(result.grad_norm) and result.applied:
+            return None  # the ZeRO policy has no norm taken
         if not math.isfinite(result.grad_norm):
             return Spike("the gradient norm", result.grad_norm, None)
         limit = self._limit(recent, NORM) if self._is_on else math.inf
@@ -97,6 +99,7 @@ class SpikeGuard:
         if not self._is_on or not result.applied or (spike and spike.limit is None):
             return recent
         now = {**self._values(losses), NORM: result.grad_norm}
+        now = {key: value for key, value in now.items() if math.isfinite(value)}
         keep = self._config.history
         return {key: [*recent.get(key, ()), value][-keep:] for key, value in now.items()}
 

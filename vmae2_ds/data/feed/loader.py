@@ -218,6 +218,6 @@ def _check_alive(workers: set[BaseProcess], patience_s: float) -> None:
     for worker in workers:
         if worker.sentinel in ended:
             worker.join()
-            if worker.exitcode == FULL:
+            if worker.exitcode in (FULL, -signal.SIGBUS):  # torch 2.6 gives the signal
                 raise DataError(f"a loader worker found no room for its batch in /dev/shm: {FULL_ADVICE}")
             raise DataError(f"a loader worker died with code {worker.exitcode}; {WORKER_ADVICE}")

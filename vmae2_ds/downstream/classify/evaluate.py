@@ -192,7 +192,7 @@ def score_videos(
 
         for number, (video, answers) in enumerate(dataset.answers(rows, ask, device), start=1):
             if answers:
-                done.append((video.row, video.label, answers[0].numpy()))
+                done.append((video.row, video.label, answers[0].numpy().copy()))  # out of pinned memory
             else:
                 failures.append((video.row, video.reason or ""))
             ticker.tell(min(number * ranks.size, len(dataset)))  # the other ranks are about as far
