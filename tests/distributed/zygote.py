@@ -105,6 +105,7 @@ class Zygote:
                 if "code" in news:
                     self.codes[news["pid"]] = news["code"]
                 else:
+                    self.codes.pop(news["pid"], None)  # of an earlier process: numbers come again
                     self._started.append(news["pid"])
                 self._news.notify_all()
 
