@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import platform
+import time
 import warnings
 from datetime import timedelta
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from vmae2_ds.errors import RankLost
 log = logging.getLogger(__name__)
 TIMEOUT_S = 1800.0
 """Seconds that ranks wait for each other where nothing else is set: PyTorch's under gloo."""
+GLOO_LETS_GO_S = 0.2
+"""A thread of gloo drops a collective's tensors after it has told that it is done. One that does so while Python ends aborts
+the process (pytorch/pytorch pull request 179291), and references of DeepSpeed's keep it from being joined."""
 
 
 class Meeting(NamedTuple):
@@ -102,4 +106,7 @@ def _leave_group() -> None:
 def stop_ranks(ranks: Ranks) -> None:
     """Leave the process group where all ranks end together. One process keeps its own: DeepSpeed cannot join another."""
     if ranks.size > 1:
+        on_cpu = torch.distributed.get_backend() == "gloo"
         torch.distributed.destroy_process_group()
+        if on_cpu:
+            time.sleep(GLOO_LETS_GO_S)
