@@ -16,7 +16,7 @@ PACKAGES = {
     "av": "no videos can be drawn, so nothing is measured that reads them",
 }
 COMPILER = "C++ compiler"
-WITHOUT_COMPILER = "nothing is compiled on this machine: no compiled steps on a CPU, no operators of DeepSpeed's own"
+WITHOUT_COMPILER = "nothing is compiled on this machine: no compiled steps, no operators of DeepSpeed's own"
 
 
 def missing() -> Iterator[tuple[str, str]]:

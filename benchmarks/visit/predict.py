@@ -34,7 +34,7 @@ STEPS: dict[str, tuple[list[MaskConfig], int]] = {
     "planner": (_ALL, 3),
 }
 """Masks of the steps that a round of a case takes, and the calls beside the rounds: memory, FLOPs."""
-OTHERS_S = {"ceilings": 5.0, "compiled": 45.0, "fp8": 3.0, "real_run": 50.0}
+OTHERS_S = {"ceilings": 5.0, "compiled": 45.0, "CUDA graph": 15.0, "fp8": 3.0, "real_run": 50.0}
 """Cases whose time is not that of steps, seconds a group. A real run draws videos, starts twice, takes 20 steps."""
 SAVED_S = 60e-9
 """Seconds a parameter of a real run that saves: 14 bytes each, written, hashed and read again at half a gigabyte a second."""
@@ -58,7 +58,8 @@ def predicted_s(case: str, group: str, options: Options, rates: DeviceRates, *, 
         )
     if case not in STEPS:
         saved_s = SAVED_S * count_parameters(ModelConfig.of_size(size)).total if case == "real_run" else 0.0
-        return OTHERS_S.get(case, UNKNOWN_S) + saved_s
+        is_graph = group.endswith("CUDA graph")  # a group of its own in `compiled`, which compiles nothing
+        return OTHERS_S.get("CUDA graph" if is_graph else case, UNKNOWN_S) + saved_s
     masks, beside = STEPS[case]
     kernel = next((word for word in group.split() if word in ATTENTION), "sdpa")
     planned_for, models = (peers.KERNEL, peers.MODELS) if case == "peers" else (kernel, 1)
