@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from benchmarks.record import NO_START, Row, append_rows, read_rows
 from benchmarks.worker import Job, failed_group, row_origin, work
 from vmae2_ds.dist import map_rank_variables
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.host import cores
+from vmae2_ds.host import cores, free_port
 
 TIME_TO_STOP_S = 30
 
@@ -81,7 +80,7 @@ def _launchers(name: str, options: Options) -> list[list[str]]:
         print(f"{name}: {most} GPU(s) here: left out --ranks {' '.join(map(str, left_out))}", file=sys.stderr)
     return [
         [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(number),
-         "--master_port", str(_free_port()), "--no_local_rank", "--module", worker]
+         "--master_port", str(free_port()), "--no_local_rank", "--module", worker]
         for number in options.ranks
         if number <= most
     ]  # fmt: skip
@@ -150,9 +149,3 @@ def environment_for(device: str, processes: int = 1) -> dict[str, str]:
     """
     threads = 1 if device == "cpu" else max(1, cores().usable // processes)
     return {**os.environ, "OMP_NUM_THREADS": str(threads)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

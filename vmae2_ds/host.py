@@ -1,4 +1,5 @@
-"""A process on its host: the cores and memory that a container or a queue leaves it, and its end with its parent. No torch.
+"""A process on its host: the cores and memory that a container or a queue leaves it, what it finds there, and its end with its
+parent. No torch.
 
 The number of cores that the system tells (os.cpu_count) and its free memory are the machine's; a cgroup may allow less, and
 a queue may bind the process to some cores.
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +55,28 @@ def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> Cores:
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
     quotas = [quota for folder in _folders("cpu", proc, cgroups) if (quota := _quota(folder)) is not None]
     return Cores(machine, bound, min(quotas, default=None))
+
+
+class Compiler(NamedTuple):
+    """Where a C++ compiler was looked for."""
+
+    names: tuple[str, ...]
+    path: str | None
+    """The first of them that is there."""
+
+
+def cxx_compiler(env: Mapping[str, str] = os.environ) -> Compiler:
+    """The C++ compiler that torch and DeepSpeed would take: CXX, where it is set, and no other."""
+    names = (env["CXX"],) if env.get("CXX") else ("c++", "g++", "clang++")
+    found = (shutil.which(name, path=env.get("PATH")) for name in names)
+    return Compiler(names, next((path for path in found if path), None))
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> HostMemory | None:

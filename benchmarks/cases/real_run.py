@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from benchmarks.steps import MASKS
 from vmae2_ds.checkpoint.whole import why_torn
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.errors import Vmae2Error
-from vmae2_ds.host import cores
+from vmae2_ds.host import cores, free_port
 from vmae2_ds.json_lines import rows_of
 from vmae2_ds.recipes import get_recipe
 
@@ -149,7 +148,7 @@ class Run:
         self.bench, self.asked, self.folder = bench, asked, folder / "run"
         self.log = folder / "log.txt"
         self.command = [
-            sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "1", "--master_port", str(_free_port()),
+            sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "1", "--master_port", str(free_port()),
             "--no_local_rank", "--module", "vmae2_ds", "pretrain", asked.recipe, "--data.manifest", str(manifest),
             "--train.run", str(self.folder), "--train.ds-config", asked.policy, "--train.max-steps", str(asked.steps),
             "--train.save-every", str(asked.save_at), "--train.log-every", "1", "--train.no-tensorboard", *asked.options,
@@ -208,12 +207,6 @@ class Run:
 
     def _end_of_log(self) -> str:
         return " | ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def end_family(pid: int) -> None:

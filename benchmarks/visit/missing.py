@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
+
+from vmae2_ds.host import cxx_compiler
 
 PACKAGES = {
     "decord": "videos are read by another reader: its figures are not those of the recipes, which read with decord",
@@ -24,5 +24,5 @@ def missing() -> Iterator[tuple[str, str]]:
     for name, so in PACKAGES.items():
         if find_spec(name) is None:
             yield name, so
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    if cxx_compiler().path is None:
         yield COMPILER, WITHOUT_COMPILER

@@ -13,14 +13,14 @@ from pathlib import Path
 from vmae2_ds.doctor.ask import ask
 from vmae2_ds.doctor.finding import Finding, green, red, yellow
 from vmae2_ds.doctor.needs import Needs
+from vmae2_ds.host import cxx_compiler
 
 LIMIT_S = 5.0
 
 
 def look_at_compiler(needs: Needs, env: Mapping[str, str] = os.environ) -> list[Finding]:
     """A C++ compiler and Python's headers; torch.compile needs both, on a GPU too (triton builds its launchers)."""
-    names = [env["CXX"]] if env.get("CXX") else ["c++", "g++", "clang++"]
-    found = next((path for name in names if (path := shutil.which(name, path=env.get("PATH")))), None)
+    names, found = cxx_compiler(env)
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     answer = ask([found, "--version"], LIMIT_S) if found else None
     works = answer is not None and answer.code == 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.host import cxx_compiler
 from vmae2_ds.model.attention import AttentionShape, best_time
 from vmae2_ds.model.block import Block, Blocks
 
@@ -46,10 +46,8 @@ def compile_parts(objective: nn.Module, backend: str) -> None:
 
 def why_no_compiler(env: Mapping[str, str] = os.environ) -> str | None:
     """Why nothing can be compiled here; None where it can. On a GPU too: triton builds its launchers with it."""
-    names = [env["CXX"]] if env.get("CXX") else ["c++", "g++", "clang++"]
-    if any(shutil.which(name, path=env.get("PATH")) for name in names):
-        return None
-    return f"needs a C++ compiler, and {' or '.join(names)} is not here"
+    names, found = cxx_compiler(env)
+    return None if found else f"needs a C++ compiler, and {' or '.join(names)} is not here"
 
 
 def choose_compile(

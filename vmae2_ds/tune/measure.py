@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae2_ds.cost.assumptions import Assumptions, Range
+from vmae2_ds.host import free_port
 from vmae2_ds.tune.candidates import Candidate
 from vmae2_ds.tune.setting_cost import GIB, Setting
 
@@ -46,7 +46,7 @@ def measure(
     config_path.write_text(config.model_dump_json(indent=1))
     out.unlink(missing_ok=True)
     where = ["--hostfile", str(hostfile)] if hostfile else ["--num_accelerators", str(num_ranks)]
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", *where, "--master_port", str(_free_port())]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", *where, "--master_port", str(free_port())]
     command += ["--module", "vmae2_ds.tune.trial", str(config_path), str(NUM_STEPS), str(out)]
     with log_path.open("w") as log:
         launcher = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -85,12 +85,6 @@ def _why(log_path: Path) -> str:
             if sign in line and "raise " not in line:  # the source line in a traceback comes before what was raised
                 return line[-300:]
     return lines[-1][-300:] if lines else "no output"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Trial(NamedTuple):
