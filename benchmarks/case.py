@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -11,12 +12,12 @@ import torch
 from pydantic import Field
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.ceiling import product_ceiling
+from benchmarks.ceiling import product_ceiling, product_step
 from benchmarks.devices import DeviceName, attentions_on, find_device, measure_memory, timer_of
 from benchmarks.harness import Timing, Variant, attempt, paired_ratio, rows_of, time_interleaved
 from benchmarks.launches import count_launches, host_seconds, is_host_bound
 from benchmarks.record import Row
-from benchmarks.steps import Precision, matmul_step, sdpa_took
+from benchmarks.steps import Precision, sdpa_took
 from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.device_peak import device_peak
@@ -165,7 +166,9 @@ def timed(
     device, options = bench.device, bench.options
     every = list(variants)
     if peak and device.type == "cpu":
-        product = Variant(MATMUL, lambda: matmul_step(peak, MATMUL_EDGE), {"edge": MATMUL_EDGE}, 2.0 * MATMUL_EDGE**3)
+        product = Variant(
+            MATMUL, partial(product_step, peak, MATMUL_EDGE, 1, device), {"edge": MATMUL_EDGE}, 2.0 * MATMUL_EDGE**3
+        )
         every.append(product)
     clock, timer = timer_of(device)
     up = (torch.OutOfMemoryError,) if bench.give_up_for_memory else ()

@@ -1,4 +1,4 @@
-"""The measured ceilings of a device, from rows of the case `ceilings` beside the rows that are being written."""
+"""Ceilings of a device: the product that is timed for one, and what rows of the case `ceilings` beside those at hand say."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from benchmarks.devices import describe
+from benchmarks.devices import Step, describe
 from benchmarks.record import Row, cpu_name, current
 from vmae2_ds.json_lines import rows_of
 
 CASE_NAME, PRODUCTS, COPY = "ceilings", "products", "copy"
 NumberFormat = Literal["bf16", "fp16", "tf32", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 class Ceiling(NamedTuple):
@@ -23,6 +24,24 @@ class Ceiling(NamedTuple):
     """FLOP/s of products, bytes/s (read and written) of copies."""
     source: str
     """Which row it is."""
+
+
+def product_step(number_format: NumberFormat, edge: int, products: int, device: torch.device) -> Step:
+    """`products` products of edge x edge matrices, one after another."""
+    dtype = DTYPES[number_format]
+    left, right = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+
+    def step() -> None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if number_format == "tf32" else "highest")
+        try:
+            for _ in range(products):
+                torch.mm(left, right, out=out)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return step
 
 
 def product_ceiling(folder: Path | None, device: torch.device, number_format: NumberFormat) -> Ceiling | None:

@@ -250,14 +250,3 @@ def optimizer_step(
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None, "every parameter takes part in the loss"
     return parameter.grad
-
-
-def matmul_step(precision: Precision, edge: int) -> Step:
-    """A square matrix product on the CPU of 2 * edge^3 FLOPs."""
-    left, right = (torch.randn(edge, edge).to(DTYPES[precision]) for _ in range(2))
-    out = torch.empty(edge, edge, dtype=DTYPES[precision])
-
-    def step() -> None:
-        torch.mm(left, right, out=out)
-
-    return step

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from benchmarks.case import Bench, Case, Group, timed
-from benchmarks.ceiling import COPY, PRODUCTS, NumberFormat
+from benchmarks.ceiling import COPY, PRODUCTS, NumberFormat, product_step
 from benchmarks.devices import Step
 from benchmarks.harness import Variant
 from benchmarks.record import Row
@@ -20,7 +20,6 @@ FORMATS: dict[str, tuple[NumberFormat, ...]] = {"cpu": ("bf16", "fp32"), "cuda":
 SUSTAINED_FLOPS = 2e13
 """Least work of one timed call on a GPU: a single product would be done before the clock falls."""
 MOST_PRODUCTS = 64
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 def groups(bench: Bench) -> Iterator[Group]:
@@ -59,24 +58,6 @@ def _with_rate(row: Row, name: str, amount: float) -> Row:
     if row["error"]:
         return row
     return row | {"values": {name: amount / row["time_s"]["median"]}, "kind": "measured"}
-
-
-def product_step(number_format: NumberFormat, edge: int, products: int, device: torch.device) -> Step:
-    """`products` products of edge x edge matrices, one after another."""
-    dtype = DTYPES[number_format]
-    left, right = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-
-    def step() -> None:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if number_format == "tf32" else "highest")
-        try:
-            for _ in range(products):
-                torch.mm(left, right, out=out)
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    return step
 
 
 def copy_step(mib: int, device: torch.device) -> Step:

@@ -14,16 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 
 from benchmarks.case import Bench, Case, Group
+from benchmarks.family import end_family
 from benchmarks.filling import planned_batch
 from benchmarks.harness import measured_row
 from benchmarks.record import Row
@@ -191,8 +190,7 @@ class Run:
                     raise Vmae2Error(f"the run took too long: {self._end_of_log()}")
                 time.sleep(0.1)
         finally:
-            end_family(launcher.pid)
-            launcher.wait()
+            end_family(launcher)
         mine = [row for row in self.rows() if row["time"] >= began]
         if launcher.returncode or not mine or seen is not None:
             raise Vmae2Error(f"the run ended with exit code {launcher.returncode}: {self._end_of_log()}")
@@ -207,15 +205,6 @@ class Run:
 
     def _end_of_log(self) -> str:
         return " | ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
-
-
-def end_family(pid: int) -> None:
-    """Kill a process and all that came of it, by their ids; gone ones are fine."""
-    with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 def _last_step(rows: Sequence[dict[str, Any]]) -> int:

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 from benchmarks import flight
 from benchmarks.cases.real_run import LEFT
 from benchmarks.devices import find_device
+from benchmarks.family import end_family
 from benchmarks.harness import has_failed
 from benchmarks.record import Row, append_rows, current, read_rows
 from benchmarks.report import write_report
 from benchmarks.run import environment_for, record_death
 from benchmarks.visit.budget import Budget, age_s
-from benchmarks.visit.hired import HasDied, Hired, TookTooLong, end_family
+from benchmarks.visit.hired import HasDied, Hired, TookTooLong
 from benchmarks.visit.missing import missing
 from benchmarks.visit.parts import DOCTOR, Asked, Part, parts_of
 from benchmarks.visit.predict import STEPS

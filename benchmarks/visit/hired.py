@@ -6,15 +6,13 @@ import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.family import end_family
 from benchmarks.run import how_it_ended
 from vmae2_ds.errors import Vmae2Error
 
@@ -109,16 +107,3 @@ class Hired:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
         self._process = None
-
-
-def end_family(process: subprocess.Popen[Any]) -> None:
-    """End a process that leads its group, all of that group, and what it has started in groups of their own."""
-    family: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        family = psutil.Process(process.pid).children(recursive=True)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for child in family:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    process.wait()

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.cases import CASES
-from benchmarks.cases.ceilings import copy_step, product_step
+from benchmarks.cases.ceilings import copy_step
+from benchmarks.ceiling import product_step
 from benchmarks.devices import Step, describe, find_device, timer_of
 from benchmarks.filling import free_bytes
 from benchmarks.harness import reason_of

@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.case import Bench, Options
 from benchmarks.cases import real_run
-from benchmarks.cases.real_run import Asked, Start, compare, end_family, row_of
+from benchmarks.cases.real_run import Asked, Start, compare, row_of
+from benchmarks.family import end_family
 
 ASKED = Asked("made", "zero1", 8, 3, 4, 32, ())
 
@@ -47,11 +48,11 @@ def test_a_family_ends_by_its_ids() -> None:
     while not (children := psutil.Process(parent.pid).children()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    end_family(parent.pid)
+    end_family(parent)
     assert parent.wait(10) < 0
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
-    end_family(parent.pid)
+    end_family(parent)
 
 
 def test_without_av_the_group_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
