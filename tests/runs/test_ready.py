@@ -22,7 +22,8 @@ from tests.weights.test_layouts import model_of
 from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
-from vmae2_ds.errors import CheckpointError, ConfigError
+from vmae2_ds.data.tools.synthetic import write_video
+from vmae2_ds.errors import CheckpointError, ConfigError, VideoError
 from vmae2_ds.runs.export import ExportArguments, export_weights
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import StateDict, to_layout
@@ -76,11 +77,12 @@ def test_a_classifier_is_ready_from_wherever_it_lies(places: dict[str, Path], pl
     assert not any(parameter.requires_grad for parameter in model.module.parameters())
 
 
-@pytest.mark.parametrize("place", ["run", "folder"])
+@pytest.mark.parametrize("place", ["run", "step", "file", "folder", "bare"])
 def test_an_encoder_gives_what_the_head_of_its_classifier_sees(
     places: dict[str, Path], place: str, weights: StateDict
 ) -> None:
-    encoder = vmae2_ds.load_encoder(places[place])
+    asked = {"num_frames": 4, "size": 32} if place == "bare" else {}
+    encoder = vmae2_ds.load_encoder(places[place], **asked)
     feature_BD = encoder(CLIPS)
     logits_BC = feature_BD @ weights["head.weight"].T + weights["head.bias"]
     expected_BC = logits_by_hand(to_layout(weights, CONFIG), "published", CLIPS)
@@ -146,17 +148,73 @@ def test_what_does_not_fit_is_said_in_one_line(places: dict[str, Path], tmp_path
             call()
 
 
-@pytest.mark.parametrize("place", ["docs/FINETUNING.md", "vmae2_ds/__init__.py"])
-def test_the_example_runs(place: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / place).read_text()
-    example = re.search(r"^( *)model = vmae2_ds\.load_classifier.*\n(?:\1\S.*\n){2}", text, re.M)
+def gradient_video(path: Path, frames: int = 20, height: int = 48, width: int = 80) -> None:
+    """Green grows with time, red from left to right: a clip's frames and its square can be told from its pixels."""
+    picture_HWC = np.zeros((height, width, 3), np.uint8)
+    picture_HWC[..., 0] = np.linspace(0, 255, width)
+    images = [picture_HWC + np.array([0, 12 * number, 0], np.uint8) for number in range(frames)]
+    write_video(path, images, fps=10)
+
+
+def test_read_cuts_the_middle_of_a_video_and_its_square(places: dict[str, Path], tmp_path: Path) -> None:
+    """Against the published rule by hand: `dense` takes 4 frames evenly over the middle 4 x 3 of 20, so 4 .. 15."""
+    gradient_video(tmp_path / "a.mp4")
+    model = vmae2_ds.load_classifier(places["run"])
+    clip_BTHWC = model.read(str(tmp_path / "a.mp4"), tmp_path / "a.mp4")
+    assert clip_BTHWC.dtype == torch.uint8
+    assert clip_BTHWC.shape == (2, *model.preprocessing.shape)
+    assert torch.equal(clip_BTHWC[0], clip_BTHWC[1])
+    green_T = clip_BTHWC[0, ..., 1].float().mean((1, 2)) / 12
+    torch.testing.assert_close(green_T, torch.tensor([4.0, 8.0, 12.0, 15.0]), atol=0.3, rtol=0)
+    red_W = clip_BTHWC[0, ..., 0].float().mean((0, 1))  # columns 16 .. 63 of 0 .. 79
+    assert abs(red_W[0] - 255 * 16.25 / 79) < 5
+    assert abs(red_W[-1] - 255 * 62.75 / 79) < 5
+    assert model(clip_BTHWC).shape == (2, 5)
+
+
+def test_what_read_cannot_read_is_named(places: dict[str, Path], tmp_path: Path) -> None:
+    model = vmae2_ds.load_encoder(places["run"])
+    (tmp_path / "text.mp4").write_text("no video")
+    for video, reason in (("gone.mp4", "No such file"), ("text.mp4", "text, not a video"), ("", "a directory")):
+        with pytest.raises(VideoError, match=f"^{re.escape(str(tmp_path / video))}: .*{reason}"):
+            model.read(tmp_path / video)
+    with pytest.raises(ConfigError, match="at least one video"):
+        model.read()
+
+
+@pytest.fixture
+def example_folder(places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the pages' examples find their files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "W.safetensors").write_bytes(places["file"].read_bytes())
+    for name in ("a.mp4", "b.mp4"):
+        gradient_video(tmp_path / name)
+    return tmp_path
+
+
+def run_example(place: str, loader: str) -> tuple[dict[str, Any], str]:
+    """The three lines of a page that begin with a loader: the names that they make, and what they print."""
+    example = re.search(rf"^( *)\w+ = vmae2_ds\.{loader}.*\n(?:\1\S.*\n){{2}}", (ROOT / place).read_text(), re.M)
     assert example, "three lines"
-    monkeypatch.chdir(places["file"].parent)
-    (places["file"].parent / "W.safetensors").write_bytes(places["file"].read_bytes())
-    said = io.StringIO()
+    said, names = io.StringIO(), {"vmae2_ds": vmae2_ds, "numpy": np}
     with contextlib.redirect_stdout(said):
-        exec(re.sub(r"^ +", "", example[0], flags=re.M), {"vmae2_ds": vmae2_ds, "numpy": np})
-    assert re.fullmatch(r"\{'wave': tensor\(.*'fall': tensor\(.*\}\n", said.getvalue())
+        exec(re.sub(r"^ +", "", example[0], flags=re.M), names)
+    return names, said.getvalue()
+
+
+@pytest.mark.usefixtures("example_folder")
+@pytest.mark.parametrize("place", ["docs/FINETUNING.md", "vmae2_ds/__init__.py"])
+def test_the_example_runs(place: str) -> None:
+    said = run_example(place, "load_classifier")[1]
+    assert re.fullmatch(r"\{'wave': tensor\(.*'fall': tensor\(.*\}\n", said)
+
+
+@pytest.mark.usefixtures("example_folder")
+def test_the_encoder_s_example_goes_from_files_to_features() -> None:
+    names, _ = run_example("docs/FINETUNING.md", "load_encoder")
+    assert names["features"].shape == (2, 192)
+    assert names["tokens"].shape == (2, 8, 192)
+    assert names["features"].dtype == torch.float32
 
 
 def test_importing_the_package_loads_no_torch() -> None:

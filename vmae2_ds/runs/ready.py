@@ -16,8 +16,11 @@ from torch import Tensor
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.stages import RunConfig, with_options
 from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch
+from vmae2_ds.data.clips.crops import crop_resize, view_crops
+from vmae2_ds.data.clips.sampling import middle_clip
+from vmae2_ds.data.readers.table import read_clip
 from vmae2_ds.dist import default_device
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.errors import ConfigError, VideoError
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
 from vmae2_ds.model.encoder import ClipEncoder
@@ -26,7 +29,8 @@ from vmae2_ds.objectives import Classify, Reconstruct
 from vmae2_ds.runs.open import class_names, classifier_of, labels_of, open_classifier, open_model
 from vmae2_ds.weights.layouts import StateDict
 
-# B clips, T frames, H x W pixels, C classes or 3 colours, N cubes, M decoded cubes, P values in a cube, D width.
+# B clips, T frames, H x W pixels, S the clip's edge, C classes or 3 colours, N cubes, M decoded cubes, P values in a cube,
+# D width.
 
 Precision = Literal["fp32", "bf16"]
 WeightsSource = str | Path
@@ -78,6 +82,29 @@ class ReadyModel:
         """How clips are prepared."""
         data = self.run.data
         return Preprocessing(data.num_frames, data.size, data.sampling, data.stride)
+
+    def read(self, *videos: WeightsSource) -> Tensor:
+        """One clip of each file, as validation cuts it: uint8 (B, T, S, S, 3), the middle frames, a square of the short side.
+
+        Raises VideoError for a file that cannot be read, with its name.
+        """
+        if not videos:
+            raise ConfigError("read() takes at least one video file")
+        return torch.stack([self._middle_of(video) for video in videos])
+
+    def _middle_of(self, video: WeightsSource) -> Tensor:
+        data = self.run.data
+
+        def choose(length: int, fps: float) -> np.ndarray:
+            del fps
+            return middle_clip(data.sampling, length, data.num_frames, data.stride)
+
+        try:
+            frames_THWC = torch.from_numpy(read_clip(video, choose, "pyav" if data.reader == "auto" else data.reader))
+        except VideoError as error:
+            raise VideoError(f"{video}: {error}") from None
+        (box,) = view_crops(frames_THWC.shape[1], frames_THWC.shape[2], 1)
+        return crop_resize(frames_THWC, box, data.size)
 
     def clips(self, clip_BTHWC: Tensor | np.ndarray) -> Tensor:
         """The clips on the model's device. Raises ConfigError for others than `preprocessing` asks for."""
