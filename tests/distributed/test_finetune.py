@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.distributed.ranks import REPOSITORY, free_port, rank_environment, tiny_finetuning, tiny_pretraining
+from tests.distributed.ranks import free_port, rank_environment, tiny_finetuning, tiny_pretraining
+from tests.distributed.zygote import Zygote
 from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
 
@@ -28,28 +29,27 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
     )
 
 
-def vmae2(*words: object, ranks: int = 1) -> tuple[int, str]:
-    """Exit code and output of rank 0, each rank with the launcher's variables."""
-    port = free_port()
-    command = [sys.executable, "-m", "vmae2_ds", *map(str, words)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=rank_environment(rank, ranks, port),
-            cwd=REPOSITORY,
-            text=True,
-            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            stderr=subprocess.STDOUT if rank == 0 else subprocess.DEVNULL,
-        )
-        for rank in range(ranks)
-    ]
-    text, _ = processes[0].communicate(timeout=300)
-    codes = [process.wait(60) for process in processes]
-    return max(codes), text
+Vmae2 = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def by_heart(clips: SyntheticSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vmae2(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Vmae2:
+    """A command line on some ranks, each with the launcher's variables -> exit code and output of rank 0."""
+    folder, calls = tmp_path_factory.mktemp("said"), count()
+
+    def run(*words: object, ranks: int = 1) -> tuple[int, str]:
+        port, call = free_port(), next(calls)
+        logs = [folder / f"{call}.rank{rank}" for rank in range(ranks)]
+        asked = list(map(str, words))
+        processes = [zygote.start(asked, rank_environment(rank, ranks, port), log) for rank, log in enumerate(logs)]
+        codes = [process.wait(300) for process in processes]
+        return max(codes), logs[0].read_text()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def by_heart(vmae2: Vmae2, clips: SyntheticSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that saw 24 clips of 12 classes 75 times."""
     run = tmp_path_factory.mktemp("runs") / "by_heart"
     code, text = vmae2(*tiny_finetuning(clips.train, run, steps=150))
@@ -58,7 +58,7 @@ def by_heart(clips: SyntheticSet, tmp_path_factory: pytest.TempPathFactory) -> P
     return run
 
 
-def test_a_handful_of_clips_is_learned_by_heart(by_heart: Path, clips: SyntheticSet) -> None:
+def test_a_handful_of_clips_is_learned_by_heart(vmae2: Vmae2, by_heart: Path, clips: SyntheticSet) -> None:
     code, text = vmae2("evaluate", by_heart, "--manifest", clips.train, "--clips", 1, "--labels", clips.labels)
     assert code == EXIT_OK, text
     assert "top-1 100.00 %, top-5 100.00 %, mean over classes 100.00 % (24 videos, 1x1 views, 0 unreadable)" in text
@@ -71,7 +71,7 @@ def test_a_handful_of_clips_is_learned_by_heart(by_heart: Path, clips: Synthetic
 
 
 def test_uneven_shards_give_the_same_numbers_to_the_last_digit(
-    by_heart: Path, clips: SyntheticSet, tmp_path: Path
+    vmae2: Vmae2, by_heart: Path, clips: SyntheticSet, tmp_path: Path
 ) -> None:
     """Eleven videos and one that cannot be read: 12 rows on 1 rank, 6 and 6 on 2, of which one lacks a score."""
     listed = tmp_path / "list.csv"
@@ -102,7 +102,7 @@ def test_uneven_shards_give_the_same_numbers_to_the_last_digit(
 
 @pytest.mark.parametrize("policy", ["zero1", "zero3"])
 def test_a_stopped_run_goes_on_with_its_mean_and_validates_the_same(
-    clips: SyntheticSet, tmp_path: Path, policy: str
+    vmae2: Vmae2, clips: SyntheticSet, tmp_path: Path, policy: str
 ) -> None:
     """Two ranks, eleven validation videos, and a draw of dropout and stochastic depth at every step."""
     options = ["--optim.ema-decay", 0.9, "--train.ds-config", policy, "--data.val-manifest", clips.val]
@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_with_its_mean_and_validates_the_same(
     assert np.array_equal(results[whole / "ema.safetensors"], results[elsewhere])
 
 
-def test_a_run_starts_from_a_run_and_tells_what_it_took(clips: SyntheticSet, tmp_path: Path) -> None:
+def test_a_run_starts_from_a_run_and_tells_what_it_took(vmae2: Vmae2, clips: SyntheticSet, tmp_path: Path) -> None:
     code, text = vmae2(*tiny_pretraining(clips.train, tmp_path / "pre", steps=2))
     assert code == EXIT_OK, text
     words = tiny_finetuning(clips.train, tmp_path / "fine", steps=2)

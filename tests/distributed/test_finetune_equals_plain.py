@@ -18,7 +18,7 @@ from tests.distributed.finetune_steps import (
     make_config,
     plain_steps,
 )
-from tests.distributed.ranks import run_ranks
+from tests.distributed.zygote import Zygote, run_forked
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.train.ema import check_ema
@@ -34,9 +34,9 @@ def plain() -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder_and_losses(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+def folder_and_losses(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
     folder = tmp_path_factory.mktemp("steps")
-    return folder, run_ranks("tests.distributed.finetune_steps", POLICIES, folder / "out.json", RANKS)
+    return folder, run_forked(zygote, "tests.distributed.finetune_steps", POLICIES, folder / "out.json", RANKS)
 
 
 @pytest.mark.slow

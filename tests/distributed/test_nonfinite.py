@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.ranks import run_ranks
+from tests.distributed.zygote import Zygote, run_forked
 
 VARIANTS = {
     f"{precision} zero{stage}": {"train": {"precision": precision, "ds_config": f"zero{stage}"}}
@@ -19,8 +19,8 @@ VARIANTS |= {f"{name} unclipped": {**changes, "clip_grad": 0.0} for name, change
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks("tests.distributed.nonfinite", VARIANTS, tmp_path_factory.mktemp("nan") / "out.json", 2)
+def ranks(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_forked(zygote, "tests.distributed.nonfinite", VARIANTS, tmp_path_factory.mktemp("nan") / "out.json", 2)
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.ranks import run_ranks
 from tests.distributed.steps import make_config, plain_losses
+from tests.distributed.zygote import Zygote, run_forked
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -57,14 +57,14 @@ def reference() -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[float]]]:
+def losses(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[float]]]:
     folder: Path = tmp_path_factory.mktemp("steps")
     for stage, name in OWNERS.items():
         section = ZeroPolicy(stage=stage, reduce_bucket=100_000, multi_rank_allreduce=False).zero_optimization()
         Path(name.replace("FOLDER", str(folder))).write_text(json.dumps({"zero_optimization": section}))
     variants = json.loads(json.dumps(VARIANTS).replace("FOLDER", str(folder)))
     return {
-        world_size: run_ranks("tests.distributed.steps", variants, folder / f"w{world_size}.json", world_size)
+        world_size: run_forked(zygote, "tests.distributed.steps", variants, folder / f"w{world_size}.json", world_size)
         for world_size in (1, 2)
     }
 
