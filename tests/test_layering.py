@@ -33,7 +33,7 @@ LAYERS = (
     {"data.sources"},
     {"data.feed", "data.tools"},
     {"doctor", "guard", "runs"},
-    {"downstream.classify", "launch", "train"},
+    {"downstream.classify", "downstream.features", "launch", "train"},
     {"downstream", "downstream.probe", "train.distil", "tune"},
     {"cli"},
     {"__main__"},
@@ -86,6 +86,8 @@ WITHOUT_TORCH = (
     "weights.ours",
     "downstream.classify.evaluate",
     "downstream.classify.scores",
+    "downstream.features.sidecar",
+    "downstream.features.windows",
 )
 """Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""
 
