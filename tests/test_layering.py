@@ -33,8 +33,8 @@ LAYERS = (
     {"data.sources"},
     {"data.feed", "data.tools"},
     {"doctor", "guard", "runs"},
-    {"downstream.classify", "downstream.features", "launch", "train"},
-    {"downstream", "downstream.probe", "train.distil", "tune"},
+    {"downstream.classify", "downstream.detection_map", "downstream.features", "launch", "train"},
+    {"downstream", "downstream.probe", "downstream.tad", "train.distil", "tune"},
     {"cli"},
     {"__main__"},
 )
@@ -88,6 +88,8 @@ WITHOUT_TORCH = (
     "downstream.classify.scores",
     "downstream.features.sidecar",
     "downstream.features.windows",
+    "downstream.tad.annotations",
+    "downstream.tad.detections",
 )
 """Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""
 

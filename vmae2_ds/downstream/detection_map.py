@@ -1,0 +1,50 @@
+"""Average precision of detections that were matched already: the three ways that published scorers take it from a curve.
+
+T thresholds, N detections, the best score first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Hits = NDArray[np.bool_]
+
+
+def precision_recall(is_hit_TN: Hits, num_truths: int) -> tuple[Floats, Floats]:
+    """Precision and recall after each detection, (T, N) both: every detection that is no hit is a false positive."""
+    hits_TN = np.cumsum(is_hit_TN, axis=1, dtype=np.float64)
+    return hits_TN / np.arange(1, is_hit_TN.shape[1] + 1), hits_TN / num_truths
+
+
+def all_points(is_hit_TN: Hits, num_truths: int) -> Floats:
+    """Area under the precision that no later point exceeds, (T,): VOC 2011, ActivityNet, AVA."""
+    precision_TN, _ = precision_recall(is_hit_TN, num_truths)
+    envelope_TN = np.maximum.accumulate(precision_TN[:, ::-1], axis=1)[:, ::-1]
+    return np.asarray(
+        (envelope_TN * is_hit_TN).sum(axis=1) / num_truths
+    )  # recall grows by 1 / num_truths at a hit, else not
+
+
+def eleven_points(is_hit_TN: Hits, num_truths: int) -> Floats:
+    """Mean over recalls of 0, 0.1, ... 1 of the best precision at that recall or a higher one, (T,): VOC 2007, THUMOS14."""
+    precision_TN, recall_TN = precision_recall(is_hit_TN, num_truths)
+    at_least = [np.where(recall_TN >= recall, precision_TN, 0.0).max(axis=1, initial=0.0) for recall in ELEVEN]
+    return np.asarray(np.mean(at_least, axis=0))
+
+
+def not_interpolated(is_hit_TN: Hits, num_truths: int) -> Floats:
+    """Sum of the precisions at the hits over the number of truths, (T,): THUMOS14's kit of 2015."""
+    precision_TN, _ = precision_recall(is_hit_TN, num_truths)
+    return np.asarray((precision_TN * is_hit_TN).sum(axis=1) / num_truths)
+
+
+ELEVEN = np.arange(11) / 10
+AVERAGE_PRECISION: dict[str, Callable[[Hits, int], Floats]] = {
+    "all points": all_points,
+    "11 points": eleven_points,
+    "not interpolated": not_interpolated,
+}
