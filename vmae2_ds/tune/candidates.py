@@ -96,12 +96,12 @@ class Search:
         close = [candidate for candidate in close if candidate.time.device_s <= SAME_TIME * least_s]
         return min(close, key=lambda c: (c.complexity, c.memory.total), default=None)
 
-    @property
+    @cached_property
     def same_time_s(self) -> float:
         """Up to here a setting counts as fast as the fastest of those that are safe."""
         return SAME_TIME * min((candidate.time.total_s for candidate in self._pool), default=0.0)
 
-    @property
+    @cached_property
     def _pool(self) -> list[Candidate]:
         return [candidate for candidate in self.fitting if candidate.is_safe] or self.fitting
 
