@@ -55,7 +55,7 @@ DOORS = {
     "flash_attn": {"model.attention"},
     "flash_attn_interface": {"model.attention"},
     "timm": {"model.block", "data.clips.augment"},
-    "matplotlib": {"draw.charts", "draw.pictures"},
+    "matplotlib": {"draw.charts", "draw.pictures", "draw.sheet"},
     "transformers": set(),
     "fcntl": {"disk"},
 }

@@ -1,0 +1,331 @@
+"""A video's timeline: rows of truth and of predictions by class over the seconds, and frames under the axis.
+
+A kind of bar has a colour of Okabe and Ito's, told apart by people who are colour-blind, and a mark of its own shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vmae2_ds.draw.charts import BLACK, BLUE, GREEN, ORANGE
+from vmae2_ds.draw.sheet import Box, Line, Mark, Picture, Shape, Sheet, Text, text_width, wrapped
+
+Polygons = tuple[tuple[tuple[float, float], ...], ...]
+
+WIDTH = 1100.0
+EDGE, GAP = 12.0, 4.0
+"""Points around the drawing, and between what must not touch."""
+NAMES_AT_MOST = 0.19 * WIDTH
+FONT_SIZE, SMALL, TITLE_SIZE = 9.0, 8.0, 12.0
+LANE, BAR, MARK = 14.0, 9.0, 8.0
+"""Heights of a lane and of the bar in it, and the width of a mark."""
+THINNEST = 1.5
+"""Points that even the shortest bar is wide."""
+SOFT, FAINT, WHITE = "#5b6470", "#e3e7ec", "#ffffff"
+MOST_TICKS = 12
+STEPS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+TALLEST_FRAME = 110.0
+SCALE = 20.0
+"""Room of the axis with its times."""
+ROWS_WITH_TWO_SCALES = 6
+"""From more rows on the times stand above them too."""
+
+
+def _around(count: int, radius: float = 0.5, turn: float = 0.0) -> tuple[tuple[float, float], ...]:
+    angles = [2 * math.pi * (corner / count + turn) for corner in range(count)]
+    return tuple((radius * math.cos(angle), radius * math.sin(angle)) for angle in angles)
+
+
+_CROSS = tuple((x / 6, y / 6) for x, y in ((-3, -2), (-2, -3), (0, -1), (2, -3), (3, -2), (1, 0), (3, 2), (2, 3),
+                                           (0, 1), (-2, 3), (-3, 2), (-1, 0)))  # fmt: skip
+MARKS: dict[str, Polygons] = {
+    "": (),
+    "disc": (_around(16),),
+    "diamond": (_around(4, 0.6),),
+    "triangle": (_around(3, 0.6, turn=-0.25),),
+    "cross": (_CROSS,),
+    "two bars": tuple(((x, -0.5), (x + 0.3, -0.5), (x + 0.3, 0.5), (x, 0.5)) for x in (-0.45, 0.15)),
+    "ring": (_around(16), tuple(reversed(_around(16, 0.28)))),
+}
+"""Shapes of width 1 around the middle."""
+
+
+class Kind(NamedTuple):
+    """How bars of one kind look."""
+
+    colour: str
+    mark: str
+    """A key of MARKS."""
+    hollow: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "truth": Kind("#555555", ""),
+    "truth found": Kind(BLACK, ""),
+    "truth missed": Kind(BLACK, "ring", hollow=True),
+    "correct": Kind(GREEN, "disc"),
+    "double": Kind(BLUE, "two bars"),
+    "localisation": Kind("#E69F00", "triangle"),
+    "wrong label": Kind("#CC79A7", "diamond"),
+    "background": Kind(ORANGE, "cross"),
+    "prediction": Kind("#8a929c", ""),
+}
+"""Kinds of bars by name; plain "truth" and "prediction" have nothing to be compared with."""
+
+
+class Bar(NamedTuple):
+    """A stretch of time on a row."""
+
+    start_s: float
+    end_s: float
+    kind: str
+    """A key of KINDS."""
+    text: str = ""
+    """What is written beside it."""
+    about: str = ""
+    """What a page says where the pointer rests on it."""
+
+
+class ClassRow(NamedTuple):
+    """What is known of one class: its truth above, its predictions below, the first bars uppermost."""
+
+    name: str
+    truth: tuple[Bar, ...]
+    predictions: tuple[Bar, ...]
+
+
+class FrameStrip(NamedTuple):
+    """Frames of the video and where on the axis they belong."""
+
+    time_s: tuple[float, ...]
+    """The time of each frame."""
+    pixels_NHWC: np.ndarray
+    """uint8 (N, H, W, 3)."""
+
+
+class Timeline(NamedTuple):
+    """All that a timeline shows."""
+
+    title: str
+    notes: tuple[str, ...]
+    """Lines under the title."""
+    duration_s: float
+    rows: tuple[ClassRow, ...]
+    frames: FrameStrip | None = None
+
+    def bars(self) -> Iterator[Bar]:
+        """Every bar, row by row."""
+        for row in self.rows:
+            yield from (*row.truth, *row.predictions)
+
+
+def sheet_of(timeline: Timeline, *, titled: bool = True) -> Sheet:
+    """Lay a timeline out: what is where is decided here, for the picture and for a page alike.
+
+    `titled`: with title and notes; a page has them as text of its own.
+    """
+    shapes: list[Shape] = []
+    top = _head(timeline, shapes) if titled else EDGE
+    left = EDGE + _names_width(timeline.rows) + 2 * GAP
+    axis = _Axis(left, WIDTH - EDGE, max(timeline.duration_s, 1e-3))
+    ticks = list(_ticks(axis))
+    shapes_of_rows: list[Shape] = []
+    bottom = top = top + (SCALE if len(timeline.rows) > ROWS_WITH_TWO_SCALES else 0)
+    for row in timeline.rows:
+        bottom = _row(row, axis, bottom, shapes_of_rows)
+    for time_s, _ in ticks:  # under the bars
+        shapes.append(Line(axis.x(time_s), top, axis.x(time_s), bottom, FAINT))
+    shapes += shapes_of_rows
+    if len(timeline.rows) > ROWS_WITH_TWO_SCALES:
+        _scale(axis, ticks, top, -1, shapes)
+    _scale(axis, ticks, bottom, 1, shapes)
+    bottom += SCALE
+    if timeline.frames is not None:
+        bottom = _strip(timeline.frames, axis, bottom, shapes)
+    bottom = _legend([bar.kind for bar in timeline.bars()], bottom + GAP, shapes)
+    return Sheet(WIDTH, bottom + EDGE / 2, timeline.title, (Box(0, 0, WIDTH, bottom + EDGE / 2, WHITE), *shapes))
+
+
+def _scale(axis: _Axis, ticks: Sequence[tuple[float, str]], y: float, side: int, shapes: list[Shape]) -> None:
+    """Draw the axis at `y`, its times above it (side -1) or below (1)."""
+    shapes.append(Line(axis.left, y, axis.right, y, SOFT, 1.0))
+    for time_s, label in ticks:
+        shapes.append(Line(axis.x(time_s), y, axis.x(time_s), y + 4 * side, SOFT, 1.0))
+        middle = min(axis.x(time_s), WIDTH - GAP - text_width(label, SMALL) / 2)
+        shapes.append(Text(middle, y + 12 * side, label, SMALL, SOFT, "middle"))
+
+
+class _Axis(NamedTuple):
+    left: float
+    right: float
+    duration_s: float
+
+    def x(self, time_s: float) -> float:
+        """Where a time is, times beyond the axis at its ends."""
+        share = min(1.0, max(0.0, time_s / self.duration_s))
+        return self.left + share * (self.right - self.left)
+
+
+def _head(timeline: Timeline, shapes: list[Shape]) -> float:
+    y = EDGE + TITLE_SIZE / 2
+    room = WIDTH - 2 * EDGE
+    for line in wrapped(timeline.title, room, TITLE_SIZE, most=3, bold=True):
+        shapes.append(Text(EDGE, y, line, TITLE_SIZE, BLACK, bold=True))
+        y += 1.35 * TITLE_SIZE
+    for note in timeline.notes:
+        for line in wrapped(note, room, FONT_SIZE, most=3):
+            shapes.append(Text(EDGE, y, line, FONT_SIZE, SOFT))
+            y += 1.4 * FONT_SIZE
+    return y + GAP
+
+
+def _names_width(rows: Sequence[ClassRow]) -> float:
+    longest = max((text_width(row.name, FONT_SIZE) for row in rows), default=0.0)
+    return max(min(longest, NAMES_AT_MOST), text_width("predictions", SMALL))
+
+
+def _row(row: ClassRow, axis: _Axis, top: float, shapes: list[Shape]) -> float:
+    """Draw a class; returns where it ends."""
+    name = wrapped(row.name, axis.left - EDGE - 2 * GAP, FONT_SIZE, most=2)
+    y = top + GAP
+    shapes.append(Line(EDGE, top, axis.right, top, FAINT, 1.0))
+    for number, line in enumerate(name):
+        shapes.append(Text(EDGE, y + LANE / 2 + 1.25 * FONT_SIZE * number, line, FONT_SIZE, BLACK))
+    ends = y + LANE / 2 + 1.25 * FONT_SIZE * (len(name) - 0.4)
+    for bars in (row.truth, row.predictions):
+        placed = [_placed(bar, axis) for bar in bars]
+        lanes = lanes_of([(one.low, one.high) for one in placed])
+        for one, lane in zip(placed, lanes, strict=True):
+            _draw_bar(one, y + LANE * lane + LANE / 2, shapes)
+        y += LANE * (max(lanes, default=-1) + 1)
+    return max(y, ends) + GAP
+
+
+class _Placed(NamedTuple):
+    """A bar with what stands beside it, in points from the left."""
+
+    bar: Bar
+    start: float
+    end: float
+    mark: float
+    """The middle of its mark."""
+    text: float
+    """Where its text begins."""
+    low: float
+    high: float
+    """The room that all of it takes."""
+
+
+def _placed(bar: Bar, axis: _Axis) -> _Placed:
+    """Mark and text stand behind the bar; before it where the axis ends too soon; else on its end."""
+    start, end = axis.x(bar.start_s), axis.x(bar.end_s)
+    if end - start < THINNEST:
+        start = min(start, axis.right - THINNEST)
+        end = start + THINNEST
+    mark = MARK + 3.5 if KINDS[bar.kind].mark else 0.0
+    text = text_width(bar.text, SMALL) + 2 if bar.text else 0.0
+    beside = mark + text + (2 if mark or text else 0)
+    if end + beside <= WIDTH - GAP:
+        at, low, high = end + 2, start, end + beside
+    elif start - beside >= axis.left:
+        at, low, high = start - beside, start - beside, end
+    else:
+        at, low, high = max(start, end - beside - 2), start, max(end, start + beside)
+    return _Placed(bar, start, end, at + MARK / 2, at + mark, low - 1.5, high + 1.5)
+
+
+def lanes_of(extents: Sequence[tuple[float, float]]) -> list[int]:
+    """The lane of each stretch (low, high), in their order the uppermost in which it touches none before it."""
+    lanes: list[list[tuple[float, float]]] = []
+    found = []
+    for low, high in extents:
+        is_free = (all(high <= other[0] or low >= other[1] for other in taken) for taken in lanes)
+        lane = next((number for number, free in enumerate(is_free) if free), len(lanes))
+        if lane == len(lanes):
+            lanes.append([])
+        lanes[lane].append((low, high))
+        found.append(lane)
+    return found
+
+
+def _draw_bar(placed: _Placed, y: float, shapes: list[Shape]) -> None:
+    bar, kind = placed.bar, KINDS[placed.bar.kind]
+    width = placed.end - placed.start
+    if kind.hollow:
+        shapes.append(Box(placed.start, y - BAR / 2, width, BAR, WHITE, kind.colour, dashed=True, about=bar.about))
+    else:
+        shapes.append(Box(placed.start, y - BAR / 2, width, BAR, kind.colour, about=bar.about))
+    inside = placed.start <= placed.mark <= placed.end and bool(bar.text or kind.mark)
+    if inside:
+        beside = placed.text + text_width(bar.text, SMALL) - placed.mark + MARK / 2 + 2
+        shapes.append(Box(placed.mark - MARK / 2 - 1, y - BAR / 2 + 0.5, beside, BAR - 1, WHITE, about=bar.about))
+    _mark(kind, placed.mark, y, shapes, bar.about)
+    if bar.text:
+        shapes.append(Text(placed.text, y, bar.text, SMALL, BLACK))
+
+
+def _mark(kind: Kind, x: float, y: float, shapes: list[Shape], about: str = "") -> None:
+    polygons = tuple(
+        tuple((x + MARK * right, y + MARK * down) for right, down in corners) for corners in MARKS[kind.mark]
+    )
+    if polygons:
+        shapes.append(Mark(polygons, kind.colour, kind.colour, about))
+
+
+def _ticks(axis: _Axis) -> Iterator[tuple[float, str]]:
+    """Round times and what they are called; seconds below two minutes, then minutes:seconds and hours:minutes:seconds."""
+    step = next((step for step in STEPS_S if axis.duration_s / step <= MOST_TICKS), None)
+    if step is None:
+        step = 3600 * math.ceil(axis.duration_s / 3600 / MOST_TICKS)
+    for number in range(int(axis.duration_s / step + 1e-9) + 1):
+        yield number * step, time_text(number * step, axis.duration_s)
+
+
+def time_text(time_s: float, duration_s: float) -> str:
+    """A time as a video of that length has it: 12.5 s, 3:20, 1:02:30."""
+    if duration_s < 120:
+        return f"{round(time_s, 2):g} s"
+    minutes, seconds = divmod(round(time_s), 60)
+    if duration_s < 3600:
+        return f"{minutes}:{seconds:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _strip(frames: FrameStrip, axis: _Axis, top: float, shapes: list[Shape]) -> float:
+    """Draw the frames, each around its time but where a neighbour or the edge is in the way; returns where they end."""
+    number, height, width = frames.pixels_NHWC.shape[:3]
+    cell = (axis.right - axis.left) / number
+    shown_width = min(cell - GAP, TALLEST_FRAME * width / height)
+    shown_height = shown_width * height / width
+    for time_s, pixels_HWC in zip(frames.time_s, frames.pixels_NHWC, strict=True):
+        middle = axis.x(time_s)
+        left = min(max(middle - shown_width / 2, axis.left), axis.right - shown_width)
+        shapes.append(Line(middle, top - SCALE, middle, top, SOFT, 0.5))
+        about = f"frame at {time_text(time_s, axis.duration_s)}"
+        shapes.append(Picture(left, top, shown_width, shown_height, pixels_HWC, about))
+    return top + shown_height + GAP
+
+
+def _legend(kinds: Sequence[str], top: float, shapes: list[Shape]) -> float:
+    """How often each kind is drawn, with its colour and mark; returns where it ends."""
+    x, y = EDGE, top + LANE / 2
+    for name, kind in KINDS.items():
+        if name not in kinds:
+            continue
+        said = f"{name} {kinds.count(name)}"
+        needed = 16 + 4 + (MARK + 4 if kind.mark else 0) + text_width(said, FONT_SIZE) + 14
+        if x + needed > WIDTH - EDGE and x > EDGE:
+            x, y = EDGE, y + LANE
+        edge, fill = (kind.colour, WHITE) if kind.hollow else (None, kind.colour)
+        shapes.append(Box(x, y - BAR / 2, 16, BAR, fill, edge, dashed=kind.hollow))
+        at = x + 20
+        if kind.mark:
+            _mark(kind, at + MARK / 2, y, shapes)
+            at += MARK + 4
+        shapes.append(Text(at, y, said, FONT_SIZE, BLACK))
+        x += needed
+    return y + LANE / 2
