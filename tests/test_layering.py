@@ -90,6 +90,7 @@ WITHOUT_TORCH = (
     "downstream.features.windows",
     "downstream.tad.annotations",
     "downstream.tad.detections",
+    "downstream.tad.score",
 )
 """Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""
 

@@ -191,14 +191,14 @@ _CUT = "segments cut to the length of their video"
 def _trainable(video: AnnotatedVideo, labels: tuple[str, ...], told: dict[str, list[str]]) -> AnnotatedVideo:
     kept: list[Segment] = []
     length = math.inf if video.duration_s is None else video.duration_s
-    for start, end, label in video.segments:
+    for (start, end, label), is_copy in zip(video.segments, copies_among(video.segments), strict=True):
         if labels[label] == AMBIGUOUS:
             what = "Ambiguous segments left out"
         elif end <= start:
             what = _NO_LENGTH
         elif start >= length or end <= 0:
             what = _OUTSIDE
-        elif any(is_same(Segment(start, end, label), other) for other in kept):
+        elif is_copy:
             what = "copies of a segment left out"
         else:
             what = _CUT if end > length or start < 0 else ""
@@ -208,13 +208,17 @@ def _trainable(video: AnnotatedVideo, labels: tuple[str, ...], told: dict[str, l
     return replace(video, segments=tuple(kept))
 
 
-def is_same(one: Segment, other: Segment) -> bool:
-    """Whether two segments are one, for ActionFormer and OpenTAD."""
-    return (
-        one.label == other.label
-        and abs(one.start_s - other.start_s) <= SAME_S
-        and abs(one.end_s - other.end_s) <= SAME_S
-    )
+def copies_among(segments: Iterable[Segment]) -> list[bool]:
+    """Whether each segment is one of those before it that is none itself: same label, both ends within SAME_S."""
+    kept: dict[int, list[Segment]] = {}
+    found = []
+    for one in segments:
+        before = kept.setdefault(one.label, [])
+        is_copy = any(abs(one.start_s - s) <= SAME_S and abs(one.end_s - e) <= SAME_S for s, e, _ in before)
+        if not is_copy:
+            before.append(one)
+        found.append(is_copy)
+    return found
 
 
 def _entry(file: Path, name: str, entry: Any) -> dict[str, Any]:
