@@ -25,13 +25,13 @@ def pyramid_parameters(head: HeadConfig, input_width: int, num_classes: int) -> 
 def level_points(head: HeadConfig, length: int) -> tuple[int, ...]:
     """Points of each level for a sequence of `length` positions, which fills the pyramid's own length.
 
-    Any other is computed with `strides[-1]` positions more, of padding (pyramid.py).
+    A shorter one is computed with `strides[-1]` positions more, of padding, but no more than fill it (pyramid.py).
     """
     return tuple(-(-length // stride) for stride in head.strides)
 
 
 def pyramid_macs(head: HeadConfig, input_width: int, num_classes: int, length: int) -> int:
-    """Work of the forward pass of one sequence that fills the pyramid's own length; of another, give `strides[-1]` more."""
+    """Work of the forward pass of one sequence; for one that does not fill the pyramid, see `level_points`."""
     width = head.width
     points = level_points(head, length)
     embed = length * KERNEL * width * (input_width + (head.embed_convs - 1) * width)

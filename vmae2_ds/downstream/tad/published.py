@@ -50,9 +50,9 @@ def from_actionformer(state: Mapping[str, Tensor], pyramid: ActionPyramid) -> di
     if extra := [name for name in taken if name not in expected]:
         problems.append(f"without a place: {some(extra)}")
     if wrong := [
-        f"{name} {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-        for name, tensor in taken.items()
-        if name in expected and tensor.numel() != expected[name].numel()
+        f"{name} {tuple(taken[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in taken and taken[name].numel() != tensor.numel()
     ]:
         problems.append(f"of another shape: {some(wrong)}")
     if problems:

@@ -206,10 +206,10 @@ class ActionPyramid(nn.Module):
         return x_BTD.masked_fill(~is_real_BT[..., None], 0)
 
     def _followed_by_padding(self, x_BTD: Tensor, is_real_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """A sequence of another length than the pyramid's gets one position of padding on the coarsest level."""
-        if x_BTD.shape[1] == self.max_length:
-            return x_BTD, is_real_BT
-        after = self.config.strides[-1]
+        """One position more on the coarsest level, so that every level has padding, but where that leads beyond the length."""
+        length, after = x_BTD.shape[1], self.config.strides[-1]
+        if length <= self.max_length:
+            after = min(after, self.max_length - length)
         return F.pad(x_BTD, (0, 0, 0, after)), F.pad(is_real_BT, (0, after))
 
     def _positions(self, length: int, x_BTD: Tensor) -> Tensor:
