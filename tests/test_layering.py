@@ -86,6 +86,8 @@ WITHOUT_TORCH = (
     "weights.ours",
     "downstream.classify.evaluate",
     "downstream.classify.scores",
+    "downstream.features.arguments",
+    "downstream.features.extract",
     "downstream.features.sidecar",
     "downstream.features.windows",
     "downstream.tad.annotations",

@@ -21,6 +21,7 @@ from vmae2_ds.data.tools.synthetic import SynthArguments
 from vmae2_ds.doctor.doctor import DoctorArguments
 from vmae2_ds.downstream.classify.evaluate import EvaluateArguments
 from vmae2_ds.downstream.classify.predict import PredictArguments
+from vmae2_ds.downstream.features.arguments import ExtractArguments
 from vmae2_ds.downstream.probe.probe import ProbeArguments
 from vmae2_ds.downstream.visualize import VisualizeArguments
 from vmae2_ds.launch.doctor import HostDoctorsArguments
@@ -39,6 +40,7 @@ LINES: dict[str, str] = {
     "evaluate": "{file} --manifest {list}",
     "probe": "{file} --manifest {list}",
     "predict": "{file} {video}",
+    "extract": "{file} --manifest {list} --out {new}",
     "visualize": "{file} --manifest {list}",
     "data synth": "{new} --train-videos 4 --val-videos 4 --size 32",
     "data index": "{list} --out {new}",
@@ -64,6 +66,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "evaluate": EvaluateArguments,
     "probe": ProbeArguments,
     "predict": PredictArguments,
+    "extract": ExtractArguments,
     "visualize": VisualizeArguments,
     "data synth": SynthArguments,
     "data index": IndexArguments,

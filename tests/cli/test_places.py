@@ -13,6 +13,7 @@ from tests.cli.lines import answer, line_of, refusal
 from vmae2_ds.cli.main import VERBS
 
 FOLDERS = {
+    "extract": "--out",
     "visualize": "--out",
     "data synth": "",
     "data index": "--out",

@@ -82,6 +82,16 @@ def probe(args: list[str]) -> None:
     say(describe(call(run, ProbeArguments, "vmae2 probe", args)))
 
 
+def extract(args: list[str]) -> None:
+    """Features of long videos, a vector a window: vmae2 extract RUN_OR_FILE --manifest FILE --out FOLDER [--grid opentad]."""
+    from vmae2_ds.downstream.features.arguments import ExtractArguments, describe
+    from vmae2_ds.downstream.features.extract import extract as run
+
+    result = call(run, ExtractArguments, "vmae2 extract", args)
+    if os.environ.get("RANK", "0") == "0":
+        say(describe(result))
+
+
 def visualize(args: list[str]) -> None:
     """Draw clips of a run as its model sees and completes them: frames, both masks, reconstruction; PNG and animation."""
     from vmae2_ds.downstream.visualize import VisualizeArguments
@@ -259,6 +269,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": evaluate,
     "predict": predict,
     "probe": probe,
+    "extract": extract,
     "visualize": visualize,
     "data synth": data_synth,
     "data index": data_index,

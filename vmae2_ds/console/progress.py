@@ -42,6 +42,7 @@ class Ticker:
         clock: Seconds that only grow.
         draws: Whether a terminal gets the line over and over; else it has the log's lines.
         speaks: Whether anything is said at all: of several ranks one speaks.
+        also: What else is said each time, such as a rate.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class Ticker:
         *,
         draws: bool = True,
         speaks: bool = True,
+        also: Callable[[], str] | None = None,
     ) -> None:
         self._log, self._what, self._total, self._before, self._clock = log, what, total, done, clock
         self._done, self._draws, self._lock = done, draws, threading.Lock()
         self._told = self._began = clock()
-        self._is_drawn, self._part, self.speaks = False, "", speaks
+        self._is_drawn, self._part, self.speaks, self._also = False, "", speaks, also
 
     def tell(self, done: int, total: int | None = None) -> None:
         """`done` are done now, the earlier ones included."""
@@ -84,6 +86,8 @@ class Ticker:
             line = f"{self._done} of {self._total} {self._what}"
             if new := self._done - self._before:
                 line += f", {time_left((self._total - self._done) * (now - self._began) / new)}"
+        if self._also is not None and (also := self._also()):
+            line += f", {also}"
         if self._part:
             line += f"; of the next {self._part}"
         if on_terminal:

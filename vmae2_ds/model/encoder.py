@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class ClipEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, geometry: ClipGeometry) -> None:
         super().__init__()
         self.geometry = geometry
+        self.pixels: Callable[[Tensor], Tensor] = normalise_pixels
+        """What is done to the pixels, uint8 or in [0, 1]; the published extractor of features leaves them as `unit_pixels`."""
         is_pretrain = isinstance(config, ModelConfig)
         self.encoder = Encoder(config, geometry, final_norm=is_pretrain)
         self.norm = nn.Identity() if is_pretrain else nn.LayerNorm(config.encoder.width, eps=NORM_EPS)
@@ -60,4 +62,4 @@ class ClipEncoder(nn.Module):
 
     def tokens(self, clip_BTHWC: Tensor) -> Tensor:
         """Every token (B, N, D), behind pre-training's final norm, in front of the classifier's."""
-        return self.encoder(normalise_pixels(every_cube(clip_BTHWC, self.geometry)))
+        return self.encoder(self.pixels(every_cube(clip_BTHWC, self.geometry)))

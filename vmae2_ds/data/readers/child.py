@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from vmae2_ds.data.entry import ReadAs, VideoEntry
-from vmae2_ds.data.readers.storage import read_entry
+from vmae2_ds.data.readers.common import FrameCount
+from vmae2_ds.data.readers.storage import in_pieces, read_entry, stream_entry
 from vmae2_ds.errors import VideoError, Vmae2Error
 from vmae2_ds.host import die_with
 
@@ -55,6 +56,8 @@ class _Child:
             self._send_result(lambda: ("value", values[0](*values[1])))
         elif verb == "follow":
             self._send_result(lambda: ("value", self._follow(values[0](*values[1]))))
+        elif verb == "stream":
+            self._send_result(lambda: self._stream(*values))
         else:
             self._send_result(lambda: self._read(*values))
 
@@ -86,23 +89,46 @@ class _Child:
             self._share(frames)
         return "done", frames.dtype.str, frames.shape
 
+    def _stream(self, entry: VideoEntry, how: ReadAs) -> tuple[str, int]:
+        """Piece after piece, one decoded while the parent works on the one before."""
+        count, is_looked_at = FrameCount(), False
+        for piece in in_pieces(stream_entry(entry, how, self._ask_which, count)):
+            if is_looked_at:
+                self._heard()  # the memory is free again
+            room = self._room(len(piece) * piece[0].nbytes).reshape(len(piece), *piece[0].shape)
+            for place, frame in zip(room, piece, strict=True):
+                place[...] = frame
+            self.pipe.send(("piece", piece[0].dtype.str, room.shape, count.decoded))
+            is_looked_at = True
+        if is_looked_at:
+            self._heard()
+        return "end", count.decoded
+
     def _ask_which(self, length: int, fps: float) -> np.ndarray:
         """The parent's choice: its random draws stay with it."""
         self.pipe.send(("choose", length, fps))
-        try:
-            verb, *values = self.pipe.recv()
-        except (EOFError, ConnectionError):
-            sys.exit()
+        verb, *values = self._heard()
         if verb == "skip":
             self.pipe.send(("skipped",))
             raise _Skipped
         return np.array(values[0], np.int64)
 
+    def _heard(self) -> tuple[Any, ...]:
+        """The parent's next word; the end where there is no parent."""
+        try:
+            return tuple(self.pipe.recv())
+        except (EOFError, ConnectionError):
+            sys.exit()
+
     def _share(self, frames: np.ndarray) -> None:
-        if self._mapped is None or len(self._mapped) < frames.nbytes:
-            os.ftruncate(self._memory, frames.nbytes)
-            self._mapped = mmap.mmap(self._memory, frames.nbytes)
-        np.frombuffer(self._mapped, np.uint8, frames.size).reshape(frames.shape)[...] = frames
+        self._room(frames.nbytes).reshape(frames.shape)[...] = frames
+
+    def _room(self, size: int) -> np.ndarray:
+        """So many bytes of the memory that the parent sees."""
+        if self._mapped is None or len(self._mapped) < size:
+            os.ftruncate(self._memory, size)
+            self._mapped = mmap.mmap(self._memory, size)
+        return np.frombuffer(self._mapped, np.uint8, size)
 
 
 class _Skipped(BaseException):

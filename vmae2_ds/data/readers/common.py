@@ -6,7 +6,8 @@ import codecs
 import contextlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,25 @@ def choose_checked(choose: Choose, length: int, fps: float) -> list[int]:
     if not indices or min(indices) < 0 or max(indices) >= length:
         raise VideoError(f"frame {max(indices, default=0)} asked for; the video has {length} frames")
     return indices
+
+
+@dataclass
+class FrameCount:
+    """How many frames were decoded: those that came out of the decoder, also on the way to one that was asked for."""
+
+    decoded: int = 0
+
+
+def in_chosen_order(stream: Callable[[Choose], Iterable[np.ndarray]], choose: Choose) -> np.ndarray:
+    """The frames that `choose` picks, in its order: uint8 (T, H, W, 3), of a stream that gives each once, ascending."""
+    chosen: list[int] = []
+
+    def noted(length: int, fps: float) -> np.ndarray:
+        chosen.extend(choose_checked(choose, length, fps))
+        return np.unique(chosen)
+
+    frames = list(stream(noted))
+    return np.stack([frames[place] for place in np.searchsorted(np.unique(chosen), chosen)])
 
 
 def check_is_file(path: str) -> None:

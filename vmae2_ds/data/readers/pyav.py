@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from vmae2_ds.data.readers.common import Choose, Video, choose_checked
+from vmae2_ds.data.readers.common import Choose, FrameCount, Video, choose_checked, in_chosen_order
 from vmae2_ds.data.readers.frame_index import FrameIndex, in_order, index_frames, opened, steps
 from vmae2_ds.errors import VideoError
 
@@ -17,32 +18,39 @@ from vmae2_ds.errors import VideoError
 
 def read_pyav(video: Video, choose: Choose) -> np.ndarray:
     """Frames of one video: uint8 (T, H, W, 3); raises VideoError. Holds no more frames than it returns."""
+    return in_chosen_order(lambda noted: stream_pyav(video, noted), choose)
+
+
+def stream_pyav(video: Video, choose: Choose, count: FrameCount | None = None) -> Iterator[np.ndarray]:
+    """The frames chosen, each once and in their order: uint8 (H, W, 3) one by one, of which none is kept; raises VideoError.
+
+    Between them it goes on decoding, or from a later key frame where that is nearer. `count` learns how many were decoded.
+    """
+    count = count or FrameCount()
     with opened(video) as (container, stream):
         index = index_frames(video, container, stream)
         indices = choose_checked(choose, len(index.times), index.fps)
-        wanted = _Wanted(index, sorted(set(indices)))
+        wanted = _Wanted(index, sorted(set(indices)), count)
         if len(index.points):
-            wanted.find_by_seeking(container, stream)
+            yield from wanted.by_seeking(container, stream)
     if wanted.left:
-        wanted.find_from_the_start(video)
-    frames = [wanted.found[index] for index in indices]
-    if len({frame.shape for frame in frames}) > 1:
-        raise VideoError("its frame size changes on the way; re-encode it")
-    return np.stack(frames)
+        yield from wanted.from_the_start(video)
 
 
 class _Wanted:
-    """The frames of a video that are asked for, by number, and those that were found."""
+    """The frames of a video that are asked for, by number, and have not come yet."""
 
-    def __init__(self, index: FrameIndex, numbers: list[int]) -> None:
-        self.index, self.left = index, deque(numbers)
-        self.found: dict[int, np.ndarray] = {}
+    def __init__(self, index: FrameIndex, numbers: list[int], count: FrameCount) -> None:
+        self.index, self.left, self._count = index, deque(numbers), count
         self._points = index.points.tolist()
         self._turn = Upright()
+        self._shape: tuple[int, ...] | None = None
+        self._at = -1  # the frame that came last
+        self._points_up_to = 0
         self._look_for_the_next()
 
-    def find_by_seeking(self, container: Any, stream: Any) -> None:
-        """Decode each from a key frame before it.
+    def by_seeking(self, container: Any, stream: Any) -> Iterator[np.ndarray]:
+        """Each decoded from a key frame before it.
 
         Ends with some left where the container does not lead to frames as the index has them.
         """
@@ -68,7 +76,9 @@ class _Wanted:
                         if packet is None or packet.pts is None or packet.pts > self._time:
                             break
                         landed = packet.pts
-                    if not self._take(frames, landed):
+                    found, goes_on = self._take(frames, landed)
+                    yield from found
+                    if not goes_on:
                         break
             except av.FFmpegError as error:
                 where = None if packet is None else packet.dts
@@ -80,41 +90,55 @@ class _Wanted:
             elif failed_at is None:
                 back = 0
 
-    def find_from_the_start(self, video: Video) -> None:
-        """Decode the file up to the last one: by their times where these can be trusted, else by counting."""
+    def from_the_start(self, video: Video) -> Iterator[np.ndarray]:
+        """Each from a decode of the file up to the last one: by their times where these can be trusted, else by counting."""
         import av
 
         try:
-            for count, frame in enumerate(in_order(video)):
-                if frame.pts == self._time if self._points else count == self.left[0]:
-                    self._keep(frame)
+            for number, frame in enumerate(in_order(video)):
+                self._count.decoded += 1
+                if frame.pts == self._time if self._points else number == self.left[0]:
+                    yield self._upright(frame)
                     if not self.left:
                         return
         except av.FFmpegError as error:
             raise self._damaged(error) from None
         raise VideoError(f"frame {self.left[0]} of {len(self.index.times)} cannot be decoded")
 
-    def _take(self, frames: list[Any], landed: int) -> bool:
-        """Keep those of the decoded frames that are asked for; False where decoding on from here is of no use."""
+    def _take(self, frames: list[Any], landed: int) -> tuple[list[np.ndarray], bool]:
+        """Those of the decoded frames that are asked for, and whether decoding on from here is of any use."""
+        found: list[np.ndarray] = []
+        self._count.decoded += len(frames)
         for frame in frames:
             at = frame.pts
             if at is None or at < landed:
                 continue  # of an open GOP: its references lie before the place that was found
             if at > self._time or frame.is_corrupt:
-                return False
+                return found, False
             if at == self._time:
-                before = self._points_up_to
-                self._keep(frame)
-                if not self.left or self._points_up_to > before:
-                    return False  # done, or a later key frame is nearer to the next one
-        return True
+                found.append(self._upright(frame))
+                if not self.left or self._is_a_key_frame_nearer():
+                    return found, False
+        return found, True
 
-    def _keep(self, frame: Any) -> None:
-        self.found[self.left.popleft()] = self._turn.upright(frame)
+    def _is_a_key_frame_nearer(self) -> bool:
+        """Whether a seek to the key frame before the next one leaves out more frames than the decoder holds and would lose."""
+        if self._points_up_to == self._points_behind:
+            return False
+        key_frame = int(np.searchsorted(self.index.times, self._points[self._points_up_to - 1]))
+        return key_frame - self._at - 1 > self.index.depth
+
+    def _upright(self, frame: Any) -> np.ndarray:
+        pixels = self._turn.upright(frame)
+        if pixels.shape != (self._shape or pixels.shape):
+            raise VideoError("its frame size changes on the way; re-encode it")
+        self._shape, self._at = pixels.shape, self.left.popleft()
         self._look_for_the_next()
+        return pixels
 
     def _look_for_the_next(self) -> None:
         if self.left:
+            self._points_behind = self._points_up_to
             self._time = int(self.index.times[self.left[0]])
             self._points_up_to = bisect.bisect_right(self._points, self._time)
 

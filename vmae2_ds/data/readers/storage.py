@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from vmae2_ds.data.entry import ReadAs, VideoEntry
-from vmae2_ds.data.readers.common import Choose, Video, choose_checked
+from vmae2_ds.data.readers.common import Choose, FrameCount, Video, check_is_file, choose_checked, in_chosen_order
+from vmae2_ds.data.readers.pyav import stream_pyav
 from vmae2_ds.data.readers.table import read_clip
 from vmae2_ds.errors import ConfigError, VideoError
+
+PIECE_BYTES, PIECE_FRAMES = 16 << 20, 64
+"""A stream hands frames on in pieces no larger than this: a second of video, or a few frames of a large one."""
 
 
 def check_template(template: str) -> None:
@@ -31,8 +36,33 @@ def read_entry(entry: VideoEntry, how: ReadAs, choose: Choose) -> np.ndarray:
     Raises VideoError with a reason that does not name the video.
     """
     if how.kind == "frames":
-        return _read_folder(entry, how.template, choose)
+        return in_chosen_order(lambda noted: _stream_folder(entry, how.template, noted, FrameCount()), choose)
     return read_clip(fetch(entry), choose, how.reader)
+
+
+def stream_entry(entry: VideoEntry, how: ReadAs, choose: Choose, count: FrameCount) -> Iterator[np.ndarray]:
+    """The frames that `choose` picks, each once and in their order: uint8 (H, W, 3) one by one, of which none is kept.
+
+    Numbers and errors as `read_entry`; videos are read by PyAV, whatever `how` says. `count` learns what was decoded.
+    """
+    if how.kind == "frames":
+        return _stream_folder(entry, how.template, choose, count)
+    video = fetch(entry)
+    if isinstance(video, str):
+        check_is_file(video)
+    return stream_pyav(video, choose, count)
+
+
+def in_pieces(frames: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Frames in pieces of at most PIECE_BYTES, or of one."""
+    piece: list[np.ndarray] = []
+    for frame in frames:
+        piece.append(frame)
+        if (len(piece) + 1) * frame.nbytes > PIECE_BYTES or len(piece) == PIECE_FRAMES:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
 
 
 def fetch(entry: VideoEntry) -> Video:
@@ -72,7 +102,7 @@ def _read_url(url: str, start: int | None, end: int | None) -> bytes:
 # --- folders of frames -----------------------------------------------------------------------------------------------
 
 
-def _read_folder(entry: VideoEntry, template: str, choose: Choose) -> np.ndarray:
+def _stream_folder(entry: VideoEntry, template: str, choose: Choose, count: FrameCount) -> Iterator[np.ndarray]:
     from PIL import Image, UnidentifiedImageError
 
     if entry.frames is None:
@@ -80,20 +110,21 @@ def _read_folder(entry: VideoEntry, template: str, choose: Choose) -> np.ndarray
         end = entry.start + len(names)
     else:
         names, end = None, entry.start + entry.frames
-    indices = choose_checked(choose, end, float("nan"))
-    found: dict[int, np.ndarray] = {}
-    for index in sorted(set(indices)):
+    shape: tuple[int, ...] | None = None
+    for index in sorted(set(choose_checked(choose, end, float("nan")))):
         name = template.format(index) if names is None else names[index - entry.start]
         try:
             with Image.open(os.path.join(entry.path, name)) as image:
-                found[index] = np.asarray(image.convert("RGB"))
+                frame = np.asarray(image.convert("RGB"))
         except UnidentifiedImageError:
             raise VideoError(f"its frame {name} is no picture") from None
         except OSError as error:
             raise VideoError(f"its frame {name} cannot be read: {error.strerror or error}") from None
-    if len({frame.shape for frame in found.values()}) > 1:
-        raise VideoError("its frames have several sizes")
-    return np.stack([found[index] for index in indices])
+        if frame.shape != (shape or frame.shape):
+            raise VideoError("its frames have several sizes")
+        shape = frame.shape
+        count.decoded += 1
+        yield frame
 
 
 def frame_names(folder: str, template: str, start: int = 0) -> list[str]:

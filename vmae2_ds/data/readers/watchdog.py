@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from vmae2_ds.data.entry import ReadAs, VideoEntry
-from vmae2_ds.data.readers.common import Choose
-from vmae2_ds.data.readers.storage import read_entry
+from vmae2_ds.data.readers.common import Choose, FrameCount
+from vmae2_ds.data.readers.storage import in_pieces, read_entry, stream_entry
 from vmae2_ds.errors import VideoError
 
 CHILD = "vmae2_ds.data.readers.child"
@@ -56,19 +56,40 @@ class Watchdog:
         """
         tag, *answer = self._ask("read", entry, how)
         if tag == "choose":
-            try:
-                indices = [int(index) for index in choose(*answer)]
-            except VideoError:
-                self._ask("skip")
-                raise
-            except BaseException:
-                self.close()  # it still waits for a choice
-                raise
+            indices = self._choice(choose, *answer)
             tag, *answer = self._ask("frames", indices)
             if tag == "done":
                 return self._checked(answer, len(indices), how.reader)
             self.close()  # it waits for a second choice
         raise VideoError(f"the reader {how.reader} does not choose its frames once, as a reader has to")
+
+    def stream(self, entry: VideoEntry, how: ReadAs, choose: Choose, count: FrameCount) -> Iterator[np.ndarray]:
+        """Frames as `stream_entry` gives them, in pieces: uint8 (T, H, W, 3), in shared memory that the next one overwrites.
+
+        The time limit is for each piece, and the next one is decoded while this one is looked at. Raises as `read`.
+        """
+        _, *answer = self._ask("stream", entry, how)
+        tag, *answer = self._ask("frames", self._choice(choose, *answer))
+        try:
+            while tag == "piece":
+                *piece, count.decoded = answer
+                yield self._checked(piece, len(piece[1]) and piece[1][0], how.reader)
+                tag, *answer = self._ask("next")
+        except GeneratorExit:
+            self.close()  # it has more to tell
+            raise
+        count.decoded = answer[0]
+
+    def _choice(self, choose: Choose, length: int, fps: float) -> list[int]:
+        """What the child is told to read."""
+        try:
+            return [int(index) for index in choose(length, fps)]
+        except VideoError:
+            self._ask("skip")
+            raise
+        except BaseException:
+            self.close()  # it still waits for a choice
+            raise
 
     def call(self, function: Callable[..., Any], *values: Any) -> Any:
         """What a module-level function returns in the child, under the same limit; its own errors come back as they are."""
@@ -182,6 +203,20 @@ class GuardedReader:
         """Frames as `read_entry` gives them, valid until the next read. Raises VideoError."""
         if not self.timeout_s:
             return read_entry(entry, how, choose)
+        return self._mine().read(entry, how, choose)
+
+    def stream(self, entry: VideoEntry, how: ReadAs, choose: Choose, count: FrameCount) -> Iterator[np.ndarray]:
+        """Frames as `stream_entry` gives them, in pieces (T, H, W, 3), each valid until the next. Raises VideoError."""
+        if not self.timeout_s:
+            return map(np.stack, in_pieces(stream_entry(entry, how, choose, count)))
+        return self._mine().stream(entry, how, choose, count)
+
+    def close(self) -> None:
+        """End this process's child, where it has one."""
+        if self._watchdog is not None:
+            self._watchdog[1].close()
+
+    def _mine(self) -> Watchdog:
         if self._watchdog is None or self._watchdog[0] != os.getpid():
             self._watchdog = os.getpid(), Watchdog(self.timeout_s)
-        return self._watchdog[1].read(entry, how, choose)
+        return self._watchdog[1]

@@ -3,9 +3,11 @@ video is. A file counts once its `<video>.json` is there, which is written last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -13,12 +15,14 @@ from pydantic import Field, ValidationError
 
 from vmae2_ds.config.strict import ClipLength, Count, Edge, StrictModel, Whole
 from vmae2_ds.disk import whole_file, write_whole
-from vmae2_ds.downstream.features.windows import GridName
+from vmae2_ds.downstream.features.windows import GridName, WindowGrid
 from vmae2_ds.errors import ConfigError, DataError
 
 # R rows (windows) of a video, N tokens of a window, D width.
 
 INFO = "features.json"
+MISSING = "missing_files.txt"
+"""A line for each video that has no features, as OpenTAD names and reads it."""
 Pooling = Literal["window", "video", "tokens"]
 """window: the mean token of each window (R, D); video: their mean over the video (1, D); tokens: all of them (R, N, D)."""
 Model = TypeVar("Model", bound=StrictModel)
@@ -59,6 +63,11 @@ class FeatureInfo(StrictModel):
     """Width D of a feature."""
     made_by: Literal["extract", "others"] = "extract"
     """others: brought along, with nothing beside `<video>.npy`."""
+
+    @property
+    def window_grid(self) -> WindowGrid:
+        """Which frames a window has."""
+        return WindowGrid(self.grid, self.window, self.stride, self.interval)
 
     def differing(self, other: FeatureInfo) -> list[str]:
         """What keeps features of `other` from being used as ours, a phrase each: "stride 8, not 4"; empty: nothing does."""
@@ -113,9 +122,44 @@ def claim_folder(folder: Path, info: FeatureInfo) -> None:
 
 def write_features(folder: Path, name: str, array: np.ndarray, about: VideoFeatures) -> None:
     """`<name>.npy`, then `<name>.json`, each whole or not at all. Raises OSError."""
-    with whole_file(folder / f"{name}.npy") as part, part.open("wb") as file:
-        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    with FeatureFile(folder, name, array.shape, array.dtype) as file:
+        file.add(array)
+    declare_finished(folder, name, about)
+
+
+class FeatureFile:
+    """`<name>.npy`, filled from its first row to its last; whole once the block has ended well, and else not there.
+
+    No other process may write it: what a killed one left half is removed. Raises OSError.
+    """
+
+    def __init__(self, folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._stack, self._dtype = contextlib.ExitStack(), dtype
+        part = self._stack.enter_context(whole_file(folder / f"{name}.npy", alone=True))
+        self._file = self._stack.enter_context(part.open("wb"))
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def add(self, rows: np.ndarray) -> None:
+        """The next rows."""
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+
+    def __enter__(self) -> FeatureFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, at)
+
+
+def declare_finished(folder: Path, name: str, about: VideoFeatures) -> None:
+    """`<name>.json`, behind its `<name>.npy`."""
     write_whole(folder / f"{name}.json", about.model_dump_json() + "\n")
+
+
+def read_missing(folder: Path) -> tuple[str, ...]:
+    """The videos that the folder's missing_files.txt names, which have no features; none where there is no such file."""
+    file = folder / MISSING
+    return tuple(filter(None, map(str.strip, file.read_text().splitlines()))) if file.is_file() else ()
 
 
 def feature_names(folder: Path) -> list[str]:

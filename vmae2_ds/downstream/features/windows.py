@@ -46,13 +46,16 @@ class WindowGrid(NamedTuple):
         before = (self.window // 2) * self.interval if self.name == "opentad" else 0
         return row * self.stride - before
 
-    def indices(self, frames: int) -> np.ndarray:
-        """(R, W) int64: the frames of every window."""
-        first_R = self.first(0) + self.stride * np.arange(self.rows(frames), dtype=np.int64)
+    def indices(self, frames: int, first: int = 0, end: int | None = None) -> np.ndarray:
+        """(R, W) int64, ascending in both: the frames of windows first .. end - 1 of a video of `frames`; default: all."""
+        row_R = np.arange(first, self.rows(frames) if end is None else end, dtype=np.int64)
+        first_R = self.first(0) + self.stride * row_R
         return np.clip(first_R[:, None] + self.interval * np.arange(self.window), 0, frames - 1)
 
     def needed(self, frames: int) -> np.ndarray:
         """(n,) int64, ascending: the frames that any window has, each once."""
         is_needed = np.zeros(frames, bool)
-        is_needed[self.indices(frames)] = True
+        first_R = self.first(0) + self.stride * np.arange(self.rows(frames), dtype=np.int64)
+        for step in range(self.window):  # an hour's windows at once would be a thousand times as large as the answer
+            is_needed[np.clip(first_R + step * self.interval, 0, frames - 1)] = True
         return np.flatnonzero(is_needed)
