@@ -174,6 +174,8 @@ def test_gradients_of_the_ends(name: str) -> None:
     found, wanted = (4 * torch.rand(12, 2, generator=rng, dtype=torch.float64) + 0.1 for _ in range(2))
     assert torch.autograd.gradcheck(REGRESSION[name], (found.requires_grad_(), wanted))
     assert (REGRESSION[name](wanted, wanted).abs() < 1e-12).all()
+    nothing = torch.zeros(1, 2)
+    assert REGRESSION[name](nothing, nothing).tolist() == [1]
 
 
 @pytest.mark.parametrize("name", sorted(REGRESSION))

@@ -206,10 +206,12 @@ class ActionPyramid(nn.Module):
         return x_BTD.masked_fill(~is_real_BT[..., None], 0)
 
     def _followed_by_padding(self, x_BTD: Tensor, is_real_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """One position more on the coarsest level, so that every level has padding, but where that leads beyond the length."""
+        """One position more on the coarsest level, so that all levels have padding; but none beyond the pyramid's length."""
         length, after = x_BTD.shape[1], self.config.strides[-1]
         if length <= self.max_length:
             after = min(after, self.max_length - length)
+        if not after:
+            return x_BTD, is_real_BT
         return F.pad(x_BTD, (0, 0, 0, after)), F.pad(is_real_BT, (0, after))
 
     def _positions(self, length: int, x_BTD: Tensor) -> Tensor:
