@@ -140,12 +140,29 @@ class AskedBatch(NamedTuple):
         return AskedBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class TadBatch(NamedTuple):
+    """One micro batch of long videos, T positions in time each, and the actions in them, G at most."""
+
+    feature_BTD: Tensor
+    """Floating point features; what lies behind a video's end does not count."""
+    is_real_BT: Tensor
+    """bool: where a video has features."""
+    segment_BG2: Tensor
+    """float32 start and end of each action, in positions."""
+    label_BG: Tensor
+    """int64 class of each action; -1 where there is none."""
+
+    def to(self, device: torch.device | str) -> TadBatch:
+        """Copy to `device` without waiting."""
+        return TadBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class LossOutput(NamedTuple):
     """What an objective returns. `loss` is float32, averaged over what is supervised in the micro batch."""
 
     loss: Tensor
     num_supervised: Tensor
-    """Cubes, or labelled clips."""
+    """Cubes, labelled clips, or points that learn an action."""
     flat_loss: Tensor
     """The loss of knowing nothing: each cube's own mean colours (zeros, where the target is normalised), or equal chances."""
 

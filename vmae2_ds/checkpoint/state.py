@@ -27,6 +27,8 @@ class TrainState:
     spikes: int = 0
     recent: dict[str, list[float]] = field(default_factory=dict)
     """Values of the last good steps (guard: SpikeGuard), which the next step is compared with."""
+    normaliser: float | None = None
+    """Running number of what is supervised in a step, where the objective divides by one (train/normaliser.py)."""
     rollbacks: int = 0
     rolled_back_to: list[int] = field(default_factory=list)
     """Steps of the checkpoints that were gone back to, in order."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from torch import Tensor
+
 from vmae2_ds.checkpoint.whole import WHOLE, why_torn
-from vmae2_ds.checkpoint.zero_shards import ZeroShards, as_known
+from vmae2_ds.checkpoint.zero_shards import MASTER, MEAN, ZeroShards, as_known, mean_file
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.weights.layouts import StateDict
 from vmae2_ds.weights.lazy_state import StoredState
@@ -14,17 +16,21 @@ from vmae2_ds.weights.lazy_state import StoredState
 _PREFIX = "model."  # of an objective's model; what else it may have is not the model's
 
 
-def read_weights(target: Path) -> StateDict:
-    """All float32 weights of the checkpoint in `target` on the host; keys without `model.`. Errors as `open_weights`."""
-    return dict(open_weights(target))
+def read_weights(target: Path, *, mean: bool = False) -> StateDict:
+    """All float32 weights of the checkpoint in `target` on the host; keys without `model.`. As `open_weights`."""
+    return dict(open_weights(target, mean=mean))
 
 
-def open_weights(target: Path) -> StoredState:
+def open_weights(target: Path, *, mean: bool = False) -> StoredState:
     """The float32 weights of the checkpoint in `target`, each put together from its shards when it is asked for.
 
     The same values as DeepSpeed's zero_to_fp32 gives, which holds them all at once and runs what its files hold.
 
-    Raises CheckpointError where the checkpoint is not whole, or a file holds anything but plain data and tensors.
+    Args:
+        mean: take the running mean of those that learn.
+
+    Raises CheckpointError where the checkpoint is not whole, a file holds anything but plain data and tensors, or there is no
+    running mean.
     """
     with as_known(target):
         reason = why_torn(target)
@@ -37,4 +43,10 @@ def open_weights(target: Path) -> StoredState:
         for name, shape in (shards.shapes | shards.frozen_shapes).items()
         if name.startswith(_PREFIX)
     }
-    return StoredState(shapes, lambda name: shards.whole(_PREFIX + name))
+    if mean and not (target / mean_file(0)).is_file():
+        raise CheckpointError(f"{target} holds no running mean of the weights")
+
+    def read(name: str) -> Tensor:
+        return shards.whole(_PREFIX + name, MEAN if mean and _PREFIX + name in shards.shapes else MASTER)
+
+    return StoredState(shapes, read)

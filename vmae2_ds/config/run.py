@@ -120,6 +120,9 @@ class OptimConfig(StrictModel):
     """Batch in videos that --optim.base-lr and --optim.min-lr are given for."""
     warmup_epochs: Amount = 30
     """Length of the linear warm-up from learning rate 0, in passes over the data."""
+    schedule_epochs: Size | None = None
+    """Length of the whole schedule in passes over the data, where the run ends before its cosine does; default: that of the
+    run."""
     betas: tuple[PartBelow1, PartBelow1] = (0.9, 0.95)
     """AdamW's decay rates for the mean of the gradient and for the mean of its square."""
     eps: Size = 1e-8
@@ -192,9 +195,9 @@ class TrainConfig(StrictModel):
     """How many of the newest complete checkpoints to keep."""
     keep_every_hours: float = Field(0, ge=0, le=LONG_S / 3600, json_schema_extra=switched_off_by("0"))
     """Besides the newest checkpoints, keep one for every this many hours of wall time; 0 keeps no such extra ones."""
-    keep_best: Literal["loss", "val_loss", "val_top1", "val_top5"] | None = None
+    keep_best: Literal["loss", "val_loss", "val_top1", "val_top5", "val_map"] | None = None
     """Besides the newest checkpoints, keep the one with the best value of this logged metric (lowest loss, highest
-    accuracy)."""
+    accuracy or mAP)."""
     copy_to: str | None = None
     """Copy each checkpoint to this folder or fsspec URL (s3://...) in the background, and resume from the copy when the
     local checkpoint is gone."""

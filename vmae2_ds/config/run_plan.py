@@ -28,6 +28,8 @@ class RunPlan:
     lr_batch: int
     peak_lr: float
     min_lr: float
+    schedule_steps: int | None = None
+    """Steps of the learning rate's schedule, where it is longer than the run."""
 
     @property
     def videos_per_step(self) -> int:
@@ -54,7 +56,8 @@ class RunPlan:
             f"global batch {counted(self.global_batch, 'clip')} = micro_batch {counted(self.micro_batch, 'video')} x "
             f"accumulation {self.accumulation} x {counted(self.world_size, 'rank')} x {counted(self.views, 'view')}",
             f"peak learning rate {self.peak_lr:.4g} = base_lr {self.base_lr:g} x ({counted(self.global_batch, 'clip')} / "
-            f"{counted(self.views, 'view')}) / {self.lr_batch}; the end is {self.min_lr:.4g}",
+            f"{counted(self.views, 'view')}) / {self.lr_batch}; the end is {self.min_lr:.4g}"
+            + (f", at step {self.schedule_steps}, behind the run's" if self.schedule_steps else ""),
             f"{counted(self.num_steps, 'step')} ({self.warmup_steps} of warm-up) = "
             f"{counted(self.epochs, 'pass', 'passes')} over {counted(self.num_videos, 'video')}, "
             f"{self.epochs * self.views:.4g} with views",
@@ -102,6 +105,14 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
             f"--train.epochs {train.epochs:g} over {num_videos} videos is less than one step of {videos_per_step} videos; "
             "raise epochs, set --train.max-steps, or lower --train.global-batch"
         )
+    schedule_steps = None
+    if config.optim.schedule_epochs is not None:
+        schedule_steps = round(config.optim.schedule_epochs * steps_per_epoch)
+        if schedule_steps < num_steps:
+            raise ConfigError(
+                f"--optim.schedule-epochs {config.optim.schedule_epochs:g} is {counted(schedule_steps, 'step')}, and the run "
+                f"has {num_steps}: a schedule may be longer than its run, not shorter"
+            )
     warmup_steps = min(round(config.optim.warmup_epochs * steps_per_epoch), num_steps)
     scale = videos_per_step / config.optim.lr_batch  # views do not count (published: docs/PAPER.md#learning-rate)
     return RunPlan(
@@ -114,6 +125,7 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         warmup_steps=warmup_steps,
+        schedule_steps=schedule_steps,
         base_lr=config.optim.base_lr,
         lr_batch=config.optim.lr_batch,
         peak_lr=config.optim.base_lr * scale,

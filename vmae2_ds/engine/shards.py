@@ -96,7 +96,7 @@ class MasterShards:
             if step is not None and "step" not in state:
                 state["step"] = step.to(master.device, torch.float32, copy=True)
         self._take_over_frozen(weights)
-        self._refresh_working_weights()
+        self.refresh_working_weights()
 
     def whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each parameter's name and float32 master weight, put together from all ranks, which must ask for it together."""
@@ -121,7 +121,7 @@ class MasterShards:
             elif saved is not None:
                 parameter.copy_(saved.view_as(parameter))
 
-    def _refresh_working_weights(self) -> None:
+    def refresh_working_weights(self) -> None:
         """From the master weights, as after an update."""
         optimizer = self._deepspeed.optimizer
         if self._stage == 3:

@@ -71,6 +71,14 @@ class WeightAverage:
         return found if torch.distributed.get_rank() == 0 else None
 
     @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The model computes with the mean, and after that with the weights as they were, bit for bit. All ranks together."""
+        with self._in_place():
+            self._engine.shards.refresh_working_weights()
+            yield
+        self._engine.shards.refresh_working_weights()
+
+    @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
         """The mean where the master weights are, shard by shard, and back."""
         self._swap()

@@ -19,6 +19,7 @@ from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooMa
 from vmae2_ds.guard.spikes import Spike, SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.feed import Feed
+from vmae2_ds.train.normaliser import Normaliser
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
 from vmae2_ds.train.row import Interval, ModelFlops
 from vmae2_ds.train.tally import Agreed, StepTally, add_counts
@@ -40,6 +41,8 @@ class LoopSetup:
     reseed: bool
     """Seed torch's generator before every micro step from (seed, step, number of the micro batch in the global batch):
     stochastic depth then does not depend on where a run was cut, nor on how many ranks share the batch."""
+    normaliser: Normaliser | None = None
+    """What the objective's sums are divided by, where that runs on from step to step."""
 
 
 class LoopHooks(Protocol):
@@ -103,8 +106,10 @@ def train(
         rate = learning_rate(state.step, plan)
         set_learning_rate(engine.parameter_groups, rate)
         tally = StepTally(engine.device, plan.accumulation, setup.sources)
-        for micro_step in range(plan.accumulation):
-            loaded = next(feed)
+        batches_of_step: Iterator[LoadedBatch] = (next(feed) for _ in range(plan.accumulation))
+        if setup.normaliser is not None:
+            batches_of_step = setup.normaliser.counted(batches_of_step, engine, state, ranks)
+        for micro_step, loaded in enumerate(batches_of_step):
             if setup.reseed:
                 torch.manual_seed(seed_of(config.seed, state.step, micro_step * ranks.size + ranks.rank))
             out = engine.micro_step(hooks.prepare(loaded.batch))
@@ -121,6 +126,8 @@ def train(
                 hooks.save(state)
             raise LoaderFailed(str(feed.error or "the loader of another rank failed; it says why")) from None
         _count(state, agreed, result, plan)
+        if setup.normaliser is not None:
+            setup.normaliser.follow(state, agreed.supervised)
         if result.applied:
             hooks.updated()
         hooks.name_bad_files(tally.failures)

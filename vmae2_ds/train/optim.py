@@ -69,7 +69,7 @@ def learning_rate(step: int, plan: RunPlan) -> float:
     """
     if step < plan.warmup_steps:
         return plan.peak_lr * step / max(1, plan.warmup_steps - 1)
-    progress = (step - plan.warmup_steps) / max(1, plan.num_steps - plan.warmup_steps)
+    progress = (step - plan.warmup_steps) / max(1, (plan.schedule_steps or plan.num_steps) - plan.warmup_steps)
     return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + math.cos(math.pi * progress))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,7 @@ class _Session:
             stop=met.requests,
             flops=ModelFlops(flops_per_clip, ready.peak.flops if ready.peak else None),
             reseed=met.stage.has_draws,
+            normaliser=met.stage.normaliser,
         )
         self._actions = SpikeActions(
             opened.folder.path,
@@ -199,7 +200,8 @@ class _Hooks:
         self._hang.step(step)
         validation = self._ready.validation
         if validation is not None and validation.are_due(step):
-            with self._hang.slow("a validation"):
+            mean = self._mean if self._ready.met.stage.validates_mean else None
+            with self._hang.slow("a validation"), nullcontext() if mean is None else mean.in_use():
                 figures = validation.run(step, self._ready.built.engine)
             self._ready.saver.note(figures)
 

@@ -18,6 +18,7 @@ from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
 from vmae2_ds.model.kernel_support import AttentionShape
+from vmae2_ds.train.normaliser import Normaliser
 from vmae2_ds.train.validate import Validate
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -56,8 +57,12 @@ class Stage:
     """Whether a run that starts from random weights is warned of."""
     ema_decay: float = 0.0
     """Decay per step of the running mean of the weights; 0: none."""
+    normaliser: Normaliser | None = None
+    """What the objective's sums are divided by, where that runs on from step to step."""
     validation: Callable[[Manifest, Ranks], Validate] | None = None
     """What is done with the validation videos."""
+    validates_mean: bool = False
+    """Whether it is done with the running mean of the weights, where there is one."""
     validate_every: float = 1.0
     """Epochs between them."""
     extras: Callable[[Mixture, Ranks], Extras] = lambda mixture, ranks: Extras()

@@ -33,6 +33,8 @@ class Agreed(NamedTuple):
     """Videos of this step by source."""
     is_written: bool
     """All ranks have written their part of a checkpoint behind training, or failed to."""
+    supervised: float
+    """`LossOutput.num_supervised` over all micro batches of all ranks."""
 
 
 class StepTally:
@@ -44,6 +46,7 @@ class StepTally:
 
     def __init__(self, device: torch.device, accumulation: int, sources: tuple[str, ...]) -> None:
         self._loss, self._accumulation = torch.zeros((), device=device), accumulation
+        self._supervised = torch.zeros((), dtype=torch.float64, device=device)
         self._names = counted_names(sources)
         self._used: Counter[str] = Counter()
         self.failures: list[ReadFailure] = []
@@ -51,6 +54,7 @@ class StepTally:
     def add(self, loaded: LoadedBatch, out: LossOutput) -> None:
         """Take in one micro batch and its loss, which stays on the device."""
         self._loss += out.loss.detach() / self._accumulation
+        self._supervised += out.num_supervised.detach()
         self.failures += loaded.failures
         self._used.update(loaded.sources)
 
@@ -63,14 +67,14 @@ class StepTally:
         if self._loss.is_cuda:
             own = own.pin_memory()  # a copy out of other memory may wait for the device
         own = own.to(self._loss.device, non_blocking=True)
-        return ranks.add_up(torch.cat([own, guard.own_place(self._loss)]))
+        return ranks.add_up(torch.cat([own, self._supervised.view(1), guard.own_place(self._loss)]))
 
     def agreed(self, told: list[float]) -> Agreed:
         """What `tell` has come to on all ranks, once it is read."""
         bad, signalled, late, failed, unwritten, *rest = told
-        videos, losses = rest[: len(self._names)], rest[len(self._names) :]
+        videos, (supervised, *losses) = rest[: len(self._names)], rest[len(self._names) :]
         by_source = {name: int(count) for name, count in zip(self._names, videos, strict=True)}
-        return Agreed(int(bad), signalled > 0, late > 0, failed > 0, losses, by_source, not unwritten)
+        return Agreed(int(bad), signalled > 0, late > 0, failed > 0, losses, by_source, not unwritten, supervised)
 
 
 def counted_names(sources: tuple[str, ...]) -> tuple[str, ...]:
