@@ -92,6 +92,8 @@ WITHOUT_TORCH = (
     "downstream.features.windows",
     "downstream.tad.annotations",
     "downstream.tad.detections",
+    "downstream.tad.detect",
+    "downstream.tad.videos",
     "downstream.tad.score",
 )
 """Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""

@@ -23,6 +23,7 @@ from vmae2_ds.downstream.classify.evaluate import EvaluateArguments
 from vmae2_ds.downstream.classify.predict import PredictArguments
 from vmae2_ds.downstream.features.arguments import ExtractArguments
 from vmae2_ds.downstream.probe.probe import ProbeArguments
+from vmae2_ds.downstream.tad.detect import TadDetectArguments
 from vmae2_ds.downstream.visualize import VisualizeArguments
 from vmae2_ds.launch.doctor import HostDoctorsArguments
 from vmae2_ds.launch.hosts import HostsArguments
@@ -41,6 +42,8 @@ LINES: dict[str, str] = {
     "probe": "{file} --manifest {list}",
     "predict": "{file} {video}",
     "extract": "{file} --manifest {list} --out {new}",
+    "tad": "tad_desk --data.annotations {segments} --data.features {features}",
+    "tad detect": "{file} --out {new}.json",
     "visualize": "{file} --manifest {list}",
     "data synth": "{new} --train-videos 4 --val-videos 4 --size 32",
     "data index": "{list} --out {new}",
@@ -67,6 +70,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "probe": ProbeArguments,
     "predict": PredictArguments,
     "extract": ExtractArguments,
+    "tad detect": TadDetectArguments,
     "visualize": VisualizeArguments,
     "data synth": SynthArguments,
     "data index": IndexArguments,
@@ -91,7 +95,10 @@ MODELS: dict[str, type[BaseModel]] = {
 
 def line_of(verb: str, folder: Path) -> list[str]:
     """The words of a verb's line, with what it names made in `folder`."""
-    places = {name: folder / name for name in ("list.csv", "file.safetensors", "hosts", "new", "video.mp4")}
+    names = ["list.csv", "file.safetensors", "hosts", "new", "video.mp4", "segments.json", "features"]
+    places = {name: folder / name for name in names}
+    places["segments.json"].write_text('{"database": {}}')
+    places["features"].mkdir(exist_ok=True)
     places["list.csv"].write_text("path,label,source\nvideo.mp4,0,a\n")
     places["hosts"].write_text("node1 slots=8\nnode2 slots=8\n")
     for name in ("file.safetensors", "video.mp4"):

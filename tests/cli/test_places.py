@@ -31,12 +31,13 @@ FILES = {
     "import": ("--out", "x.safetensors"),
     "export": ("--out", "x.pth"),
     "probe": ("--out", "x.json"),
+    "tad detect": ("--out", "x.json"),
     "tune": ("--out", "x.json"),
     "launch slurm": ("--out", "x.sh"),
 }
 """Verbs that write a file, the option that names it, and a name that it could have."""
 WRITES_NOTHING = {"flops", "memory", "plan", "doctor", "launch hosts", "launch doctor"}
-WRITES_A_RUN = {"pretrain", "finetune", "distil"}
+WRITES_A_RUN = {"pretrain", "finetune", "distil", "tad"}
 """`train.run` is held, made and refused by open_run_folder: tests/runs/test_folder.py."""
 
 

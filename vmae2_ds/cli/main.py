@@ -95,7 +95,11 @@ def _do(args: list[str]) -> None:
         args = [*args[1:], "--help"]
     group = {name: verb for name, verb in VERBS.items() if name.startswith(f"{args[0]} ")}
     if group and (not args[1:] or args[1] in _HELP):
-        return say(_help(group, args[0]))
+        say(_help(group, args[0]))
+        if args[0] not in VERBS:
+            return None
+        say("")
+        args = [args[0], "--help"]  # a stage with verbs of its own: its recipes follow
     verb, rest = _find_verb(args)
     return verb(rest)
 

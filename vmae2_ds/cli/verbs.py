@@ -92,6 +92,16 @@ def extract(args: list[str]) -> None:
         say(describe(result))
 
 
+def tad_detect(args: list[str]) -> None:
+    """Find actions in long videos with a trained head, and write them for scorers: vmae2 tad detect RUN --out FILE.json."""
+    from vmae2_ds.downstream.tad.detect import TadDetectArguments
+    from vmae2_ds.downstream.tad.detect import tad_detect as run
+
+    result = call(run, TadDetectArguments, "vmae2 tad detect", args)
+    if os.environ.get("RANK", "0") == "0":
+        say(str(result))
+
+
 def visualize(args: list[str]) -> None:
     """Draw clips of a run as its model sees and completes them: frames, both masks, reconstruction; PNG and animation."""
     from vmae2_ds.downstream.visualize import VisualizeArguments
@@ -270,6 +280,7 @@ VERBS: dict[str, Verb] = {
     "predict": predict,
     "probe": probe,
     "extract": extract,
+    "tad detect": tad_detect,
     "visualize": visualize,
     "data synth": data_synth,
     "data index": data_index,

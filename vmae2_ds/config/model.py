@@ -149,7 +149,3 @@ class ClassifierConfig(EncoderConfig):
         """The published encoder called `size` (a key of SIZES), with fields changed."""
         encoder, _, patch = SIZES[size]
         return cls.model_validate({"encoder": encoder, "patch": patch, **changes})
-
-
-AnyModel = ModelConfig | ClassifierConfig
-"""What a file of weights can hold."""

@@ -21,6 +21,7 @@ from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.refusals import refused
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.strict import StrictModel
+from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.errors import ConfigError
 
 Run = TypeVar("Run", bound=RunConfig)
@@ -46,6 +47,10 @@ class StageEntry:
     """The stage's `train.stage.Training` (objective, parameter groups, data set, attention), written as `module:NAME`."""
     check: str | None = None
     """A function of the config that raises ConfigError for settings that cannot be, without torch. As `module:NAME`."""
+
+    videos: str | None = None
+    """A function of the config that opens a run's videos, (mixture, validation list or None), where something else lists them
+    than `data.manifest` and `data.mixture`; without torch. As `module:NAME`."""
 
     def recipe_functions(self) -> Mapping[str, RecipeFn]:
         """The stage's recipes by name."""
@@ -82,6 +87,15 @@ STAGES: dict[str, StageEntry] = {
         recipes="vmae2_ds.recipes.distil:DISTIL_RECIPES",
         training="vmae2_ds.train.distil.stage:DISTILLATION",
         check="vmae2_ds.config.distil:check_has_teacher",
+    ),
+    "tad": StageEntry(
+        TadConfig,
+        "temporal detection",
+        "Find actions in time: train a head on features: vmae2 tad RECIPE --data.annotations FILE --data.features FOLDER.",
+        recipes="vmae2_ds.recipes.tad:TAD_RECIPES",
+        training="vmae2_ds.downstream.tad.stage:TAD_TRAINING",
+        check="vmae2_ds.config.tad:check_is_named",
+        videos="vmae2_ds.downstream.tad.videos:open_videos",
     ),
 }
 """Every stage by its name."""

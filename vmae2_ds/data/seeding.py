@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     AUGMENT = 6
     ERASE = 7
     MIX = 8
+    STRETCH = 9
 
 
 def generator(

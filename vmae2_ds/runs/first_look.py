@@ -37,8 +37,10 @@ def first_look(config: RunConfig, *, learns: bool = True) -> Inputs | None:
     Without `learns` its videos are looked at by a teacher alone, and need no labels.
     """
     check_shapes(config)
-    check_videos_are_named(config.data)
-    STAGES[config.stage].check_settings(config)
+    entry = STAGES[config.stage]
+    if entry.videos is None:
+        check_videos_are_named(config.data)
+    entry.check_settings(config)
     ranks = map_rank_variables({**os.environ})
     if ranks.local_rank == 0:
         _warn_of_workers(config, _ranks_here(ranks, os.environ))

@@ -9,6 +9,7 @@ from typing import Any
 from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.stages import read_as_written
+from vmae2_ds.config.tad_head import DetectConfig
 from vmae2_ds.errors import ConfigError
 
 MAY_CHANGE = {
@@ -19,7 +20,8 @@ MAY_CHANGE = {
     | {"deterministic"}
     # how the same global batch and the same states are split: elastic.py goes on from there
     | {"micro_batch", "ds_config", "ds_zero_init"},
-    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels"},
+    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels", "val_subset", "val_tious", "overlap"},
+    "detect": set(DetectConfig.model_fields),
     "distil": {"teacher", "teacher_sharded", "cache", "cache_dtype"},
     "guard": set(GuardConfig.model_fields),
 }
@@ -51,10 +53,26 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
     }
     identity_now = {**identity, "ds_config": _beyond_splitting(identity["ds_config"])}
     identity_before["ds_config"] = _beyond_splitting(identity_before["ds_config"])
-    return different + [
-        f"{said.get(name, f'--data.mixture: {name}')} has changed"
-        for name in {**identity_before, **identity_now}
-        if identity_now.get(name) != identity_before.get(name)
+    named = getattr(config.data, "annotations", None)
+    if named is not None:
+        said["manifest"] = f"--data.annotations: what {named} says of the subset"
+    changed = [
+        name for name in {**identity_before, **identity_now} if identity_now.get(name) != identity_before.get(name)
+    ]
+    for name in changed:
+        if name == "features":
+            different += _fields(identity_before.get(name, {}), identity_now.get(name, {}))
+        else:
+            different.append(f"{said.get(name, f'--data.mixture: {name}')} has changed")
+    return different
+
+
+def _fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Which fields of what features are have changed."""
+    return [
+        f"--data.features: {key} was {before.get(key)}, now {now.get(key)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
     ]
 
 

@@ -131,6 +131,8 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
             f"{source} does not fit this model: {len(needed)} of the {len(shapes)} tensors are not there as needed; "
             f"{detail}{reading}"
         )
+    if not used:
+        raise CheckpointError(f"{source} does not fit this model: it has none of its {len(shapes)} tensors; {reading}")
     dropped = [*unused, *(name for name in found if name in shapes and name not in used)]
     return used, LoadReport(tuple(used), tuple(new), tuple(dropped))
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from vmae2_ds.config.finetune import HeadlessConfig
-from vmae2_ds.config.model import AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config.tad import AnyModel, TadModelConfig
 from vmae2_ds.errors import ConfigError
 
 TARGETS = ("normalised", "pixels")
@@ -85,7 +86,9 @@ def names_for(labels: object, model: AnyModel) -> tuple[str, ...] | None:
 
 def model_of_fields(fields: Mapping[str, Any]) -> AnyModel:
     """The model config that has these fields. Raises ConfigError, naming the first that is wrong."""
-    kind: type[ModelConfig] | type[ClassifierConfig] = ModelConfig if "decoder" in fields else ClassifierConfig
+    kind: type[AnyModel] = ModelConfig if "decoder" in fields else ClassifierConfig
+    if "head" in fields:
+        kind = TadModelConfig
     if kind is ClassifierConfig and fields.get("num_classes") == 0:
         kind = HeadlessConfig
     try:

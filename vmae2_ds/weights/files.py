@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vmae2_ds.config.finetune import HeadlessConfig
-from vmae2_ds.config.model import SIZES, AnyModel, ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config.tad import AnyModel
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.weights.about import AboutWeights, model_of_fields, read_about
@@ -121,7 +122,7 @@ def write_weights(
     check_ending(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
-        assert isinstance(config, ModelConfig | ClassifierConfig), f"a model of {type(config).__name__}"
+        assert isinstance(config, AnyModel), f"a model of {type(config).__name__}"
         save_safetensors(state, out, (about or AboutWeights())._replace(model=config).metadata())
         return
     with whole_file(out) as part, part.open("wb") as file:

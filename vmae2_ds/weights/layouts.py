@@ -7,6 +7,7 @@ versions 4 and 5, and mmaction2's and OpenTAD's VisionTransformer (vit_mae.py; d
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from vmae2_ds.config.finetune import HeadlessConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config.tad import TadModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.model.seeded import SeededModel
 from vmae2_ds.weights.lazy_state import Shape, StoredState, dtypes_of, shapes_of
 
 StateDict = dict[str, Tensor]
@@ -244,7 +247,11 @@ def _transformers(name: str, bias: str) -> TheirNames:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "published": Layout("VideoMAE V2's own", _published, (ModelConfig, ClassifierConfig, HeadlessConfig)),
+    "published": Layout(
+        "VideoMAE V2's own; nobody has published a detection head on it, which keeps its names here",
+        _published,
+        (ModelConfig, ClassifierConfig, HeadlessConfig, TadModelConfig),
+    ),
     "transformers": Layout(
         "Hugging Face transformers, versions 5.6 and newer",
         lambda name, classifier: _transformers(name, "{layer}.bias"),
@@ -260,9 +267,10 @@ LAYOUTS: dict[str, Layout] = {
 """Layouts by name."""
 
 
-_NO_PLACE = {
-    False: ("a masked autoencoder", "a classifier"),
-    True: ("an encoder without a head", "a classifier with one"),
+_NO_PLACE: dict[type[EncoderConfig], tuple[str, str]] = {
+    ModelConfig: ("a masked autoencoder", "a classifier"),
+    HeadlessConfig: ("an encoder without a head", "a classifier with one"),
+    TadModelConfig: ("a detection head", "a masked autoencoder or a classifier"),
 }
 
 
@@ -270,7 +278,7 @@ def _names(config: EncoderConfig, layout: str) -> dict[str, TheirNames]:
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown key layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     if type(config) not in LAYOUTS[layout].stages:
-        what, instead = _NO_PLACE[isinstance(config, ClassifierConfig)]
+        what, instead = _NO_PLACE[type(config)]
         raise ConfigError(f"the key layout {layout} has no place for {what}, only for {instead}")
     is_classifier = isinstance(config, ClassifierConfig)
     return {name: LAYOUTS[layout].names(name, is_classifier) for name in our_shapes(config)}
@@ -283,9 +291,11 @@ def our_shapes(config: EncoderConfig) -> dict[str, Shape]:
     own = {"positions": "own"} if isinstance(config, ClassifierConfig) else {}
     anywhere = config.model_copy(update={"attention": "sdpa", "positions_from": None, **own})
     with torch.device("meta"):
-        model: MaskedAutoencoder | Classifier
+        model: SeededModel
         if isinstance(anywhere, ClassifierConfig):
             model = Classifier(anywhere, geometry, seed=None)
+        elif isinstance(anywhere, TadModelConfig):
+            model = pkgutil.resolve_name(anywhere.made_by)(anywhere, geometry)
         else:
             assert isinstance(anywhere, ModelConfig), f"a model of {type(anywhere).__name__}"
             model = MaskedAutoencoder(anywhere, geometry, seed=None)

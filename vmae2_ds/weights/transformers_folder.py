@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config.tad import TadModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError
@@ -106,6 +107,9 @@ def describe(config: EncoderConfig) -> str:
     encoder = f"encoder {config.encoder.width}x{config.encoder.depth}"
     if isinstance(config, ModelConfig):
         return f"{encoder}, decoder {config.decoder.width}x{config.decoder.depth}, patch {config.patch}"
+    if isinstance(config, TadModelConfig):
+        head = f"detection head {config.head.width} wide, {config.head.levels} levels"
+        return f"{head}, {config.num_classes} classes, on features {config.encoder.width} wide"
     assert isinstance(config, ClassifierConfig), f"a model of {type(config).__name__}"
     classes = f"{config.num_classes} classes" if config.num_classes else "no head"
     return f"{encoder}, {classes}, patch {config.patch}"

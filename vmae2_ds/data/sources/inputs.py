@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
 from vmae2_ds.config.ds_config import read_policy
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.stages import STAGES
 from vmae2_ds.data.sources.class_names import ClassNames
 from vmae2_ds.data.sources.labels import check_names
 from vmae2_ds.data.sources.manifest import Manifest, read_manifest
@@ -36,10 +38,14 @@ class Inputs:
 
 def read_inputs(config: RunConfig) -> Inputs:
     """Read the files of a run; raises ConfigError or DataError, naming the one that cannot be used."""
+    policy = read_policy(config.train.ds_config)
+    opened = STAGES[config.stage].videos if config.stage in STAGES else None
+    if opened is not None:
+        return Inputs(policy, *pkgutil.resolve_name(opened)(config))
     form = form_of(config.data)
     check_names(config, form.names)
     validation = None
     if config.data.validation is not None:
         file, root = config.data.validation
         validation = read_manifest(file, root, form=form)
-    return Inputs(read_policy(config.train.ds_config), open_mixture(config.data, form), validation)
+    return Inputs(policy, open_mixture(config.data, form), validation)

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -133,11 +133,19 @@ def read_manifest(path: str | Path, root: str | Path | None = None, *, form: Lis
         manifest = _open_index(path, root)
     else:
         table, paths = bytearray(), bytearray()
-        rows = _write_rows(path, form, table.extend, paths.extend)
+        digest = hashlib.sha256()
+        rows = _write_rows(path, read_list(path, form, digest), digest, table.extend, paths.extend)
         where = str(path.parent if root is None else root)
         manifest = Manifest(str(path), where, rows, bytes(table), bytes(paths))
     _refuse_wrong_root(manifest)
     return manifest
+
+
+def manifest_of(file: Path, root: Path, videos: Iterable[ListedVideo], content: str) -> Manifest:
+    """The list of these videos, which something else than a list names: `file`, with `content` for what it says of them."""
+    table, paths = bytearray(), bytearray()
+    rows = _write_rows(file, videos, hashlib.sha256(content.encode()), table.extend, paths.extend)
+    return Manifest(str(file), str(root), rows, bytes(table), bytes(paths))
 
 
 def manifest_digest(path: str | Path) -> str | None:
@@ -153,15 +161,18 @@ def _join(root: str, path: str) -> str:
 
 
 def _write_rows(
-    path: Path, form: ListForm, add_row: Callable[[bytes], Any], add_path: Callable[[bytes], Any]
+    path: Path,
+    videos: Iterable[ListedVideo],
+    digest: hashlib._Hash,
+    add_row: Callable[[bytes], Any],
+    add_path: Callable[[bytes], Any],
 ) -> ManifestRows:
-    """Pack the rows of a list one by one into two sinks."""
+    """Pack the rows of a list one by one into two sinks; `digest` has the list's bytes once all of them are read."""
     sources: dict[str, int] = {}
     shards: dict[str, int] = {}
     count = end = 0
     ticker = Ticker(log, f"rows of {path} read", None, draws=False)
-    digest = hashlib.sha256()
-    for video in read_list(path, form, digest):
+    for video in videos:
         name = os.fsencode(video.path)
         if len(name) > _MAX_PATH:
             raise DataError(
@@ -225,7 +236,8 @@ def write_index(path: Path, out: Path, root: Path | None = None, *, form: ListFo
     out.mkdir(parents=True, exist_ok=True)
     with whole_file(out / "rows.bin") as rows_part, whole_file(out / "paths.bin") as paths_part:
         with rows_part.open("wb") as table, paths_part.open("wb") as paths:
-            rows = _write_rows(path, form, table.write, paths.write)
+            digest = hashlib.sha256()
+            rows = _write_rows(path, read_list(path, form, digest), digest, table.write, paths.write)
             sizes = {"rows_bytes": table.tell(), "paths_bytes": paths.tell()}
         (out / INDEX).unlink(missing_ok=True)
     where = str((path.parent if root is None else root).resolve())

@@ -1,0 +1,65 @@
+"""A trained head: its run, its weights, and the features that it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from vmae2_ds.checkpoint.zero_weights import read_weights
+from vmae2_ds.config.tad import TadConfig
+from vmae2_ds.dist import default_device
+from vmae2_ds.downstream.features.sidecar import FeatureInfo
+from vmae2_ds.downstream.tad.objective import DetectActions, tad_objective
+from vmae2_ds.downstream.tad.videos import feature_info
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.runs.folder import find_checkpoint
+from vmae2_ds.weights.layouts import StateDict
+
+
+class TrainedHead(NamedTuple):
+    """A run's head."""
+
+    config: TadConfig
+    weights: StateDict
+    checkpoint: Path
+
+    def check_features(self, config: TadConfig) -> None:
+        """Raises ConfigError where the features that `config` names are not of the kind that the head was trained on."""
+        folder = self.checkpoint.parent.parent
+        try:
+            said = json.loads((folder / "identity.json").read_text())["features"]
+            before = FeatureInfo.model_validate({"model": "", "made_by": "others", **said})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{folder}/identity.json does not say what features the head was trained on ({error})"
+            ) from None
+        if differing := before.differing(feature_info(config.data, config.model.encoder.width)):
+            raise ConfigError(
+                f"{config.data.features} holds other features than the head of {folder} was trained on: "
+                f"{'; '.join(differing)}; extract them as those were"
+            )
+
+
+def open_head(source: Path, mean: bool | None = None) -> TrainedHead:
+    """The head that `source` means: a run, the newest run in a folder, or a checkpoint.
+
+    `mean`: whether the running mean of its weights is taken; None: where the run keeps one.
+    Raises ConfigError or CheckpointError.
+    """
+    config, checkpoint = find_checkpoint(source)
+    if not isinstance(config, TadConfig):
+        raise ConfigError(f"{source} is a {config.stage} run, which finds no actions; train a head: vmae2 tad RECIPE")
+    if mean and not config.optim.ema_decay:
+        raise ConfigError(f"{source} keeps no running mean of its weights; leave out --weights ema")
+    mean = config.optim.ema_decay > 0 if mean is None else mean
+    return TrainedHead(config, read_weights(checkpoint, mean=mean), checkpoint)
+
+
+def detector_of(config: TadConfig, weights: StateDict) -> DetectActions:
+    """The objective with these weights, in the precision of `config`, on this process's device."""
+    objective = tad_objective(config)
+    objective.model.load_state_dict(weights)
+    if config.train.precision == "bf16":
+        objective.bfloat16()
+    return objective.to(default_device()).eval()

@@ -1,0 +1,135 @@
+"""The videos of a run, as the annotations' subsets name them, and what their features are."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmae2_ds.config.tad import TadConfig, TadDataConfig
+from vmae2_ds.data.sources.list_formats import ListedVideo
+from vmae2_ds.data.sources.manifest import Manifest, manifest_of
+from vmae2_ds.data.sources.mixture import Mixture
+from vmae2_ds.downstream.features.sidecar import INFO, PUBLISHED, FeatureInfo, read_feature_info
+from vmae2_ds.downstream.tad.annotations import (
+    AnnotatedVideo,
+    Annotations,
+    check_same_set,
+    read_annotations,
+    videos_to_train_on,
+)
+from vmae2_ds.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+MISSING = "missing_files.txt"
+"""In a folder of features: names of videos that have none, a line each, as OpenTAD's archives have it."""
+
+
+def open_videos(config: TadConfig) -> tuple[Mixture, Manifest | None]:
+    """The videos to train on and those to validate on.
+
+    Raises ConfigError or DataError: annotations that cannot be used, another number of classes than the model's, features that
+    are not those of the model, or of other videos.
+    """
+    data = config.data
+    annotations = annotations_of(data)
+    check_classes(annotations, config.model.num_classes)
+    feature_info(data, config.model.encoder.width)
+    train = training_videos(data, annotations)
+    validation = None
+    if data.val_subset:
+        validation = list_of(data, annotations, annotations.of_subset(data.val_subset))
+    return Mixture.of_manifest(list_of(data, annotations, train), "pyav"), validation
+
+
+def annotations_of(data: TadDataConfig) -> Annotations:
+    """The annotations that a run names."""
+    assert data.annotations is not None, "checked by check_is_named"
+    return read_annotations(data.annotations, data.classes)
+
+
+def training_videos(data: TadDataConfig, annotations: Annotations) -> list[AnnotatedVideo]:
+    """The videos of `data.subset` that have a segment, with those segments that can be learnt. Raises DataError."""
+    videos, left_out = videos_to_train_on(annotations, data.subset)
+    for line in left_out:
+        log.info("%s", line)
+    return [video for video in videos if video.segments]
+
+
+def list_of(data: TadDataConfig, annotations: Annotations, videos: Sequence[AnnotatedVideo]) -> Manifest:
+    """The list of these videos, without those that have no features by MISSING; its digest covers names, lengths and segments.
+
+    Raises DataError where there is none of their files.
+    """
+    folder = data.features
+    assert folder is not None, "checked by check_is_named"
+    missing = _missing(folder)
+    names = [video.name for video in videos if video.name not in missing]
+    if len(names) < len(videos):
+        log.info("%d of %d videos have no features by %s", len(videos) - len(names), len(videos), folder / MISSING)
+    if not any((folder / file_of(name)).is_file() for name in names):
+        have = sorted(path.name.removesuffix(".npy") for path in folder.glob("*.npy"))
+        check_same_set(annotations, have, f"--data.features {folder}")
+        raise DataError(
+            f"{folder} has features of none of the {len(videos)} videos of the subset, of {names[0] if names else 'any'!r} for "
+            "example; extract them, or name another --data.subset"
+        )
+    said = [[video.name, video.duration_s, video.fps, video.frames, *video.segments] for video in videos]
+    content = json.dumps([annotations.class_names, said])
+    return manifest_of(annotations.file, folder, [ListedVideo(file_of(name)) for name in names], content)
+
+
+def file_of(name: str) -> str:
+    """A video's file in a folder of features."""
+    return f"{name}.npy"
+
+
+def name_of(file: str) -> str:
+    """The video's name of such a file."""
+    return Path(file).name.removesuffix(".npy")
+
+
+def check_classes(annotations: Annotations, num_classes: int) -> None:
+    """Raises ConfigError where a model of so many classes cannot learn the labels; one class takes all of them."""
+    labels = annotations.class_names
+    if num_classes not in (1, len(labels)):
+        raise ConfigError(
+            f"--model.num-classes {num_classes}, and {annotations.file} has {len(labels)} labels "
+            f"({', '.join(labels[:3])}, ...): set --model.num-classes {len(labels)}, or 1 to tell actions from background alone"
+        )
+
+
+def feature_info(data: TadDataConfig, width: int) -> FeatureInfo:
+    """What the features of the run's folder are; raises ConfigError or DataError where nobody says, or they cannot be used."""
+    folder = data.features
+    assert folder is not None, "checked by check_is_named"
+    said = None if data.features_are is None else PUBLISHED[data.features_are]
+    if (folder / INFO).is_file():
+        info = read_feature_info(folder)
+        if said is not None and (differing := said.differing(info)):
+            raise ConfigError(
+                f"--data.features-are {data.features_are}: {folder / INFO} says {'; '.join(differing)}; leave the option out"
+            )
+    elif said is None:
+        raise ConfigError(
+            f"{folder} has no {INFO} to say when feature i is, and two kinds of the same name are about: --data.features-are "
+            "opengvlab_thumos (window i begins at frame 4i, (frames - 16) // 4 + 1 rows) or opentad_thumos (frame 4i is in its "
+            f"middle, frames / 4 rows); for others write {INFO}, or extract your own: vmae2 extract"
+        )
+    else:
+        info = said
+    if info.pooling != "window":
+        raise ConfigError(f"{folder} holds features by {info.pooling}, and a head needs one vector for each window")
+    if info.width != width:
+        raise ConfigError(
+            f"{folder} holds features of width {info.width}, and the recipe's encoder is {width} wide: set "
+            f"--model.encoder.width {info.width}, or name features of its model"
+        )
+    return info
+
+
+def _missing(folder: Path) -> set[str]:
+    file = folder / MISSING
+    return set(file.read_text().split()) if file.is_file() else set()
