@@ -25,6 +25,7 @@ from benchmarks.cases import (
     prediction,
     real_run,
     step_parts,
+    tad_score,
     zero,
 )
 
@@ -50,6 +51,7 @@ CASES: dict[str, Case] = {
     "loader": loader.CASE,
     "loader_rate": loader_rate.CASE,
     "guards": guards.CASE,
+    "tad_score": tad_score.CASE,
     "real_run": real_run.CASE,
 }
 """In the order of a full run."""
