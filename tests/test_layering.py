@@ -95,6 +95,7 @@ WITHOUT_TORCH = (
     "downstream.tad.detect",
     "downstream.tad.videos",
     "downstream.tad.score",
+    "downstream.tad.score_report",
 )
 """Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""
 

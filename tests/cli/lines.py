@@ -24,6 +24,7 @@ from vmae2_ds.downstream.classify.predict import PredictArguments
 from vmae2_ds.downstream.features.arguments import ExtractArguments
 from vmae2_ds.downstream.probe.probe import ProbeArguments
 from vmae2_ds.downstream.tad.detect import TadDetectArguments
+from vmae2_ds.downstream.tad.score_report import ScoreArguments
 from vmae2_ds.downstream.visualize import VisualizeArguments
 from vmae2_ds.launch.doctor import HostDoctorsArguments
 from vmae2_ds.launch.hosts import HostsArguments
@@ -45,6 +46,7 @@ LINES: dict[str, str] = {
     "tad": "tad_desk --data.annotations {segments} --data.features {features}",
     "tad detect": "{file} --out {new}.json",
     "visualize": "{file} --manifest {list}",
+    "tad score": "--gt {file} --pred {file}",
     "data synth": "{new} --train-videos 4 --val-videos 4 --size 32",
     "data index": "{list} --out {new}",
     "data check": "{list} --out {new}",
@@ -72,6 +74,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "extract": ExtractArguments,
     "tad detect": TadDetectArguments,
     "visualize": VisualizeArguments,
+    "tad score": ScoreArguments,
     "data synth": SynthArguments,
     "data index": IndexArguments,
     "data check": CheckArguments,

@@ -67,6 +67,7 @@ def test_what_a_first_look_refuses_needs_no_heavy_package(tmp_path: Path) -> Non
         "predict nowhere a.mp4",
         "probe nowhere --manifest x.csv",
         f"probe {tmp_path} --manifest {one} --kind linear",  # of one source, and nothing to test on
+        "tad score --gt nowhere.json --pred nowhere.json",
         "visualize nowhere",
         "import nowhere.pth --out x.safetensors",
         "export nowhere --out x.pth",

@@ -23,6 +23,7 @@ FOLDERS = {
     "data merge-kinetics": "",
     "evaluate": "--out",
     "predict": "--out",
+    "tad score": "--out",
     "distil-cache": "--distil.cache",
 }
 """Verbs that write a folder, and the option that names it; nothing: the first word."""

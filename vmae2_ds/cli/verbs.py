@@ -111,6 +111,16 @@ def visualize(args: list[str]) -> None:
     say(f"pictures: {folder}")
 
 
+def tad_score(args: list[str]) -> None:
+    """Score detections of actions in long videos: vmae2 tad score --gt FILE --pred FILE [--protocol NAME] [--json]."""
+    from vmae2_ds.downstream.tad.score_report import ScoreArguments, describe, score, scores_json
+
+    def shown(asked: ScoreArguments) -> Mapping[str, Any] | str:
+        return scores_json(score(asked)) if asked.json_ else describe(score(asked))
+
+    _show(call(shown, ScoreArguments, "vmae2 tad score", args))
+
+
 def data_synth(args: list[str]) -> None:
     """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
 
@@ -282,6 +292,7 @@ VERBS: dict[str, Verb] = {
     "extract": extract,
     "tad detect": tad_detect,
     "visualize": visualize,
+    "tad score": tad_score,
     "data synth": data_synth,
     "data index": data_index,
     "data check": data_check,

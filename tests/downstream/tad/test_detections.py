@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vmae2_ds.downstream.tad.detections import make_detections, read_detections, read_video_scores, write_detections
+from vmae2_ds.downstream.tad.annotations import (
+    AnnotatedVideo,
+    Annotations,
+    Segment,
+    read_annotations,
+    write_annotations,
+)
+from vmae2_ds.downstream.tad.detections import (
+    make_detections,
+    read_detections,
+    read_video_scores,
+    write_detections,
+    write_for_actionformer,
+)
 from vmae2_ds.errors import DataError
 
 ROWS = [(0, 0, 1.5, 4.0, 0.9), (0, 1, 2.0, 3.0, 0.5), (2, 0, 7.0, 6.0, 1e-3)]
@@ -37,6 +51,32 @@ def test_what_is_written_is_what_the_published_scorers_read_and_is_read_back(tmp
     assert (again.videos, again.labels) == (made.videos, made.labels)
     for name in ("video_N", "label_N", "start_N", "end_N", "score_N"):
         np.testing.assert_array_equal(getattr(again, name), getattr(made, name))
+
+
+def test_actionformers_form_is_read_as_it_is_written_with_the_numbers_of_the_annotations(tmp_path: Path) -> None:
+    segments = (Segment(0, 1, 1),)
+    truth = {
+        "v1": AnnotatedVideo("v1", "Test", 20.0, 30.0, 600, segments),
+        "v3": AnnotatedVideo("v3", "", None, None, None, ()),
+    }
+    annotations = Annotations(Path("made.json"), ("GolfSwing", "Diving"), (9, 7), truth)
+    write_annotations(annotations, tmp_path / "gt.json")
+    assert json.loads((tmp_path / "gt.json").read_text())["database"]["v1"] == {
+        **{"subset": "Test", "duration": 20.0, "fps": 30.0, "frame": 600},
+        "annotations": [{"segment": [0, 1], "label": "Diving", "label_id": 7}],
+    }
+    assert read_annotations(tmp_path / "gt.json").videos == {
+        "v1": replace(truth["v1"], segments=(Segment(0, 1, 0),)),  # GolfSwing has no segment and is not in the file
+        "v3": truth["v3"],
+    }
+    made = make_detections(["v1", "v2"], ["Diving", "GolfSwing", "Juggling"], [*ROWS[:2], (1, 2, 1, 2, 0.1)])
+    write_for_actionformer(made, annotations, tmp_path / "out.json")
+    database = json.loads((tmp_path / "out.json").read_text())["database"]
+    assert database["v1"][0] == {"segment": [1.5, 4.0], "label_id": 7, "scores": 0.9}
+    assert [row["label_id"] for rows in database.values() for row in rows] == [7, 9, 10]
+    again = read_detections(tmp_path / "out.json")
+    assert again.labels == ("7", "9", "10")
+    np.testing.assert_array_equal(again.score_N, made.score_N)
 
 
 def test_actionformers_columns_and_numbers_as_text_are_read(tmp_path: Path) -> None:

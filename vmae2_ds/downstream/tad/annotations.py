@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError
 
 AMBIGUOUS = "Ambiguous"
@@ -86,7 +87,7 @@ class Annotations:
         have = ", ".join(repr(subset) for subset in self.subsets) or "none at all"
         if names is None:
             if len(self.subsets) != 1:
-                raise DataError(f"{self.file} has the subsets {have}; say which is meant")
+                raise DataError(f"{self.file} has the subsets {have}; name the one that is meant")
             names = self.subsets
         wanted = [names] if isinstance(names, str) else list(names)
         for name in wanted or [""]:
@@ -145,6 +146,33 @@ def read_annotations(file: Path, classes: Path | None = None) -> Annotations:
     labels, label_ids = _ordered(ids, known)
     index = {label: i for i, label in enumerate(labels)}
     return Annotations(file, labels, label_ids, {name: _video(file, name, entries[name], index) for name in entries})
+
+
+def write_annotations(annotations: Annotations, file: Path) -> None:
+    """Write the form that ActivityNet's, OpenTAD's and ActionFormer's scorers read: seconds, `label` and `label_id`."""
+    ids = numbers_of(annotations)
+    database = {
+        video.name: {
+            "subset": video.subset,
+            **{
+                key: value
+                for key, value in (("duration", video.duration_s), ("fps", video.fps), ("frame", video.frames))
+                if value is not None
+            },
+            "annotations": [
+                {"segment": [start, end], "label": annotations.labels[label], "label_id": ids[label]}
+                for start, end, label in video.segments
+            ],
+        }
+        for video in annotations.videos.values()
+    }
+    write_whole(file, json.dumps({"version": "VERSION 1.3", "taxonomy": [], "database": database}) + "\n")
+
+
+def numbers_of(annotations: Annotations) -> list[int]:
+    """A number for each label: its own; where one label or more have none, its place."""
+    own = [number for number in annotations.label_ids if number is not None]
+    return own if len(own) == len(annotations.labels) else list(range(len(annotations.labels)))
 
 
 def videos_to_train_on(
@@ -293,7 +321,7 @@ def _video(file: Path, name: str, entry: dict[str, Any], index: dict[str, int]) 
             raise DataError(f"{at} ends at {end:g} s, before it starts at {start:g} s")
         label = str(row["label"])
         if label not in index:
-            raise DataError(f"{at} has the label {label!r}, which the list of classes ({len(index)}) does not have")
+            raise DataError(f"{at} has the label {label!r}, which the list of classes does not have")
         segments.append(Segment(start, end, index[label]))
     subset = str(entry.get("subset") or "")
     return AnnotatedVideo(name, subset, duration, fps, None if frames is None else round(frames), tuple(segments))

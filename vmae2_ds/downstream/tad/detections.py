@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae2_ds.disk import write_whole
-from vmae2_ds.downstream.tad.annotations import read_json
+from vmae2_ds.downstream.tad.annotations import Annotations, numbers_of, read_json
 from vmae2_ds.errors import DataError
 
 Ints = NDArray[np.int64]
@@ -54,7 +54,9 @@ def make_detections(
 
 
 def read_detections(file: Path) -> Detections:
-    """Detections of a JSON file: {"results": {video: [{"segment", "label", "score"}]}}, or ActionFormer's five columns.
+    """Detections of a JSON file: {"results": {video: [{"segment", "label", "score"}]}}, or what ActionFormer's scorer takes.
+
+    That are its five columns, or {"database": {video: [{"segment", "label_id", "scores"}]}}.
 
     Raises:
         DataError: One line with the file, the video and the detection: no such form, a field that is missing, a time or a
@@ -65,6 +67,9 @@ def read_detections(file: Path) -> Detections:
         return _from_results(file, found["results"])
     if isinstance(found, dict) and all(isinstance(found.get(column), list) for column in COLUMNS):
         return _from_columns(file, found)
+    database = found.get("database") if isinstance(found, dict) else None
+    if isinstance(database, dict) and database and all(isinstance(rows, list) for rows in database.values()):
+        return _from_results(file, database, "label_id", "scores")
     raise DataError(f'{file} has no "results" by video, and no columns {", ".join(COLUMNS)}: these are no detections')
 
 
@@ -111,35 +116,58 @@ def read_video_scores(file: Path) -> VideoScores:
 def write_detections(detections: Detections, file: Path, **about: Any) -> None:
     """Write {"results": {video: [{"segment", "label", "score"}]}}, which ActivityNet's and OpenTAD's scorers read.
 
-    ActionFormer's reads the same results. `about`: more keys beside "results", which scorers pass over.
+    `about`: more keys beside "results", which scorers pass over.
     """
-    results: dict[str, list[dict[str, Any]]] = {video: [] for video in detections.videos}
-    by_video = list(results.values())
-    columns = (detections.video_N, detections.label_N, detections.start_N, detections.end_N, detections.score_N)
-    for video, label, start, end, score in zip(*(column.tolist() for column in columns), strict=True):
-        by_video[video].append({"segment": [start, end], "label": detections.labels[label], "score": score})
+    results = _by_video(detections, detections.labels, "label", "score")
     write_whole(file, json.dumps({"version": "VERSION 1.3", "results": results, "external_data": {}, **about}) + "\n")
 
 
-def _from_results(file: Path, results: dict[str, Any]) -> Detections:
+def write_for_actionformer(detections: Detections, annotations: Annotations, file: Path) -> None:
+    """Write {"database": {video: [{"segment", "label_id", "scores"}]}}, which ActionFormer's scorer reads from a file.
+
+    Labels have the numbers that `write_annotations` gives them; those that are not annotated have numbers behind all others.
+    """
+    numbers = numbers_of(annotations)
+    unknown = iter(range(max(numbers, default=-1) + 1, 2**31))
+    known = annotations.label_of
+    ids = [numbers[known[label]] if label in known else next(unknown) for label in detections.labels]
+    write_whole(file, json.dumps({"database": _by_video(detections, ids, "label_id", "scores")}) + "\n")
+
+
+def _by_video(
+    detections: Detections, labels: Sequence[str | int], label_key: str, score_key: str
+) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {video: [] for video in detections.videos}
+    by_video = list(found.values())
+    columns = (detections.video_N, detections.label_N, detections.start_N, detections.end_N, detections.score_N)
+    for video, label, start, end, score in zip(*(column.tolist() for column in columns), strict=True):
+        by_video[video].append({"segment": [start, end], label_key: labels[label], score_key: score})
+    return found
+
+
+def _from_results(
+    file: Path, results: dict[str, Any], label_key: str = "label", score_key: str = "score"
+) -> Detections:
     for video, rows in results.items():
         if not isinstance(rows, list):
             raise DataError(f"{file}: the detections of video {video!r} are no list")
     counts = [len(rows) for rows in results.values()]
     rows = list(chain.from_iterable(results.values()))
     try:
-        label = list(map(itemgetter("label"), rows))
-        score = np.fromiter(map(itemgetter("score"), rows), np.float64, len(rows))
+        label = list(map(itemgetter(label_key), rows))
+        score = np.fromiter(map(itemgetter(score_key), rows), np.float64, len(rows))
         ends = np.fromiter(chain.from_iterable(map(itemgetter("segment"), rows)), np.float64)
         if any(type(row["segment"]) is not list or len(row["segment"]) != 2 for row in rows):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        score, ends, label = _row_by_row(file, results)
+        score, ends, label = _row_by_row(file, results, label_key, score_key)
     video_N = np.repeat(np.arange(len(results)), counts)
     return _checked(file, tuple(results), video_N, label, ends[0::2], ends[1::2], score)
 
 
-def _row_by_row(file: Path, results: dict[str, Any]) -> tuple[Floats, Floats, list[Any]]:
+def _row_by_row(
+    file: Path, results: dict[str, Any], label_key: str, score_key: str
+) -> tuple[Floats, Floats, list[Any]]:
     """Scores, ends and labels of rows that are not all alike: numbers as text are taken, the first that is none is named."""
     scores: list[float] = []
     ends: list[float] = []
@@ -150,8 +178,8 @@ def _row_by_row(file: Path, results: dict[str, Any]) -> tuple[Floats, Floats, li
                 if not isinstance(row["segment"], list):
                     raise TypeError
                 start, end = row["segment"]
-                values = float(start), float(end), float(row["score"])
-                labels.append(row["label"])
+                values = float(start), float(end), float(row[score_key])
+                labels.append(row[label_key])
             except KeyError as error:
                 raise DataError(f"{file}: video {video!r}, detection {number} has no {error}") from None
             except (TypeError, ValueError):
