@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -13,13 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.adapters import AdapterConfig
+from vmae2_ds.config.model import EncoderConfig, ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.cost.activations import AttentionKind
 from vmae2_ds.cost.traffic import ComputePrecision
 from vmae2_ds.masking import count_masks
+from vmae2_ds.model.adapters import AdaptedEncoder
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 
@@ -27,7 +33,7 @@ FAKE = FakeTensorMode()
 
 
 class Measured(NamedTuple):
-    """Bytes per clip."""
+    """Bytes, of a clip or of all."""
 
     held: float
     """At the end of the forward pass."""
@@ -105,6 +111,67 @@ def _build(config: ModelConfig, geometry: ClipGeometry, precision: ComputePrecis
     try:
         with FAKE, torch.device(device):
             return Reconstruct(MaskedAutoencoder(config, geometry, seed=None), ObjectiveConfig(), geometry)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all storages that are alive. Unlike MemTracker it takes frozen weights, and no time for what modules hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = WeakIdKeyDictionary()
+
+    def note(self, *tensors: Tensor) -> None:
+        """Count what was there before."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage not in self._seen:
+                self._seen[storage] = True
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+
+    def _freed(self, num_bytes: int) -> None:
+        self.now -= num_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.note(*(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)))
+        return out
+
+
+def measure_adapted(
+    model: EncoderConfig,
+    geometry: ClipGeometry,
+    adapters: AdapterConfig,
+    clips: int,
+    precision: ComputePrecision,
+    *,
+    backward: bool = False,
+) -> Measured:
+    """Bytes of a window of `clips` clips through a frozen encoder with adapters, without weights and their gradients.
+
+    On a fake GPU, or with `backward` on fake CPU tensors, as `measure`.
+    """
+    torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
+    try:
+        with FAKE, fused_attention(), torch.device("cpu" if backward else "cuda"):
+            module = AdaptedEncoder(model, geometry, adapters, seed=None)
+            window = torch.empty(1, clips * geometry.num_frames, geometry.height, geometry.width, 3, dtype=torch.uint8)
+            for parameter in module.parameters():
+                parameter.grad = torch.zeros_like(parameter) if backward and parameter.requires_grad else None
+            gradients = (parameter.grad for parameter in module.parameters() if parameter.grad is not None)
+            with LiveBytes() as live:
+                live.note(*module.parameters(), *module.buffers(), *gradients)
+                before = live.now
+                live.note(window)
+                out = module(window)
+                held = live.now
+                if backward:
+                    out.sum().backward()
+                return Measured(held - before, live.peak - before)
     finally:
         torch.set_default_dtype(torch.float32)
 

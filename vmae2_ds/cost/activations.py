@@ -17,7 +17,7 @@ from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
 # n tokens, d width, m hidden width, h heads of a block; V visible cubes, M decoded cubes, P values in a cube.
 
 
-class _TowerWidths(NamedTuple):
+class TowerWidths(NamedTuple):
     """Bytes of one value, by what it is saved for."""
 
     linear: int
@@ -33,14 +33,15 @@ class _TowerWidths(NamedTuple):
     """Bytes held during the softmax's backward pass: its output, the gradient of that, and the gradient it makes."""
 
 
-_WIDTHS: dict[ComputePrecision, _TowerWidths] = {
-    "bf16": _TowerWidths(2, 2, 2, 2, 2, 3 * 2),
-    "fp32": _TowerWidths(4, 4, 4, 4, 4, 3 * 4),
+WIDTHS: dict[ComputePrecision, TowerWidths] = {
+    "bf16": TowerWidths(2, 2, 2, 2, 2, 3 * 2),
+    "fp32": TowerWidths(4, 4, 4, 4, 4, 3 * 4),
     # Autocast runs norms and softmax in fp32 and casts their results down for the next product, which saves the copy
     # (softmax: 4 + 2). The embedding leaves 16 bit; joining the fp32 mask token makes the decoder's stream fp32.
-    "autocast": _TowerWidths(2, 4, 2, 4, 4 + 2, 3 * 4),
+    "autocast": TowerWidths(2, 4, 2, 4, 4 + 2, 3 * 4),
 }
-_STATISTICS = 4 + 4  # float32 mean and reciprocal deviation, which a layer norm saves per token
+STATISTICS = 4 + 4
+"""float32 mean and reciprocal deviation, which a layer norm saves per token."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def mae_activations(
     `published_loop` adds what the published code holds beside the same blocks: whole float32 clips, and an embedding of all
     cubes (VideoMAEv2 engine_for_pretraining.py:50-110, modeling_finetune.py PatchEmbed).
     """
-    width = _WIDTHS[precision]
+    width = WIDTHS[precision]
     tokens, predicted = visible + decode, decode * geometry.cube_values
     again, mode = model.recomputed_blocks, model.checkpointing
     encoder = _Tower(model.encoder, again[0], mode, visible, attention, width, width.encoder_stream)
@@ -101,9 +102,9 @@ def mae_activations(
     clip = geometry.num_frames * geometry.height * geometry.width * 3 + 8 * tokens + decode
     embed = width.linear * visible * geometry.cube_values  # the projection's input; adding positions saves nothing
     # Input of the final norm (the last block's output) and of the projection behind it.
-    bridge = visible * ((width.norm + width.linear) * model.encoder.width + _STATISTICS)
+    bridge = visible * ((width.norm + width.linear) * model.encoder.width + STATISTICS)
     # The norm reads the mask tokens as a slice, which keeps the last block's whole output alive.
-    head = (tokens * width.norm + decode * width.linear) * model.decoder.width + decode * _STATISTICS
+    head = (tokens * width.norm + decode * width.linear) * model.decoder.width + decode * STATISTICS
     # float32, the pixels once and its own gradient later, with a weight for each cube; the prediction goes with the objective.
     error = 4 * predicted + 4 * decode
     loss = error
@@ -143,7 +144,7 @@ class _Tower:
     checkpointing: CheckpointingName
     tokens: int
     attention: AttentionKind
-    width: _TowerWidths
+    width: TowerWidths
     stream: int
     """Bytes of one value of the residual stream."""
 
@@ -176,7 +177,7 @@ class _Tower:
             return mlp  # the fused backward makes dq, dk, dv: less, now that the MLP has given back 2nm
         # Softmax: what the MLP, the output projection and v saved is gone. Left are the input of the first norm, its
         # output, q and k; beside them the gradients of v and of the residual stream.
-        left = (norm + 3 * linear) * nd + _STATISTICS * self.tokens
+        left = (norm + 3 * linear) * nd + STATISTICS * self.tokens
         scores = self.width.score_backward * self._scores
         return max(mlp, left + (linear + self.stream) * nd + scores - self._saved())
 
@@ -184,7 +185,7 @@ class _Tower:
         """What autograd saves in a block that is not recomputed."""
         nd, nm = self._nd, self.tokens * self.config.mlp
         linear, norm = self.width.linear, self.width.norm
-        norms = 2 * (norm * nd + _STATISTICS * self.tokens)  # their inputs: the residual stream, before and after
+        norms = 2 * (norm * nd + STATISTICS * self.tokens)  # their inputs: the residual stream, before and after
         projections = (
             2 * linear * nd + 2 * linear * nm
         )  # inputs of qkv and fc1 (what the norms give), of GELU and of fc2

@@ -118,13 +118,13 @@ def count_parameters(model: ModelConfig) -> MaeParameters:
     encoder, decoder = model.encoder, model.decoder
     cube_values = 3 * model.tubelet * model.patch * model.patch
     return MaeParameters(
-        encoder=(cube_values + 1) * encoder.width + _tower_parameters(encoder),
-        decoder=_tower_parameters(decoder) + (decoder.width + 1) * cube_values,
+        encoder=(cube_values + 1) * encoder.width + tower_parameters(encoder),
+        decoder=tower_parameters(decoder) + (decoder.width + 1) * cube_values,
         link=encoder.width * decoder.width + decoder.width,
     )
 
 
-def _tower_parameters(tower: TowerConfig) -> int:
+def tower_parameters(tower: TowerConfig) -> int:
     """Blocks and final norm."""
     width, mlp = tower.width, tower.mlp
     qkv = 3 * width * width + 2 * width  # keys have no bias

@@ -1,4 +1,7 @@
-"""Parameters and work of the temporal detection head as closed forms: plain integers, no torch. A MAC as in cost/flops.py."""
+"""Parameters, work and kept memory of the temporal detection head as closed forms: plain integers, no torch.
+
+A MAC is one as in cost/flops.py.
+"""
 
 from __future__ import annotations
 
@@ -50,3 +53,33 @@ def _block_macs(width: int, points: int, window: int) -> int:
     chunk = attention_chunk(window, points)
     keys = points if chunk == points else chunk + 2 * (window // 2)
     return matrices + 2 * -(-points // chunk) * chunk * keys * width
+
+
+def pyramid_held(head: HeadConfig, input_width: int, length: int, value: int) -> int:
+    """Bytes that the forward pass of one sequence keeps for the backward pass, on a GPU with a fused kernel.
+
+    `value` is the bytes of an activation; `length` as in `level_points`. Some small tensors are left out.
+    """
+    width, points, windows = head.width, level_points(head, length), head.level_windows
+    # a convolution keeps its input, a norm its own, a ReLU its result
+    values = length * (input_width + 2 * head.embed_convs * width)
+    values += head.stem * _block_values(head, points[0], points[0], windows[0])
+    for before, after, window in zip(points, points[1:], windows[1:], strict=False):
+        values += _block_values(head, before, after, window)
+    values += points[-1] * width  # no block reads the last level
+    values += sum(points) * width * (1 + 2 * 2 * head.head_convs)
+    places = 8 * width * sum(points[1:])  # int64, of the largest of three
+    return value * values + places
+
+
+def _block_values(head: HeadConfig, before: int, points: int, window: int) -> int:
+    """Activations of a block from `before` points to `points`, in values."""
+    width = head.width
+    chunk = attention_chunk(window, points)
+    queries = -(-points // chunk) * chunk
+    keys = points if chunk == points else chunk + 2 * (window // 2)
+    # queries and results, each chunk's own keys and values, the mask as numbers
+    attention = 2 * queries * width + 2 * (queries // chunk) * keys * width + queries * keys
+    gains = 2 if head.layer_scale else 0
+    # both norms' inputs and results, those of q, k and v, the MLP's four widths before and after its GELU
+    return width * (2 * before + points * (2 + 3 * 2 + 2 * 4 + gains)) + attention
