@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.cost.gathers import Gathers, persistent, replay_gathers
-from vmae2_ds.cost.parameters import group_sizes, has_decay, parameter_shapes, parameter_sizes
+from vmae2_ds.cost.parameters import Model, all_shapes, group_sizes, has_decay, parameter_shapes, parameter_sizes
 from vmae2_ds.cost.states import PLAIN_BUCKET, WEIGHT_BYTES, StatePrecision, bucket_fills
 from vmae2_ds.cost.zero import ZeroPolicy
 
@@ -50,7 +49,7 @@ class CommBytes:
 
 
 def comm_bytes(
-    model: ModelConfig,
+    model: Model,
     policy: ZeroPolicy,
     *,
     world_size: int,
@@ -77,7 +76,7 @@ def comm_bytes(
 
 
 def _stage0_to_2(
-    model: ModelConfig, policy: ZeroPolicy, world_size: int, accumulation: int, precision: StatePrecision
+    model: Model, policy: ZeroPolicy, world_size: int, accumulation: int, precision: StatePrecision
 ) -> list[Collective]:
     """engine.py:allreduce_gradients and zero/stage_1_and_2.py:average_tensor, average-reduce of whole buckets.
 
@@ -102,7 +101,7 @@ def _stage0_to_2(
     ]
 
 
-def _owners_of_buckets(model: ModelConfig, bucket: int, world_size: int) -> int:
+def _owners_of_buckets(model: Model, bucket: int, world_size: int) -> int:
     """Ranks that own a part of each bucket, over all buckets: each gets a reduce of its own (average_tensor)."""
     groups = group_sizes(model)
     parts = [-(-sum(group) // (2 * world_size)) * 2 for group in groups]
@@ -120,7 +119,7 @@ def _owners_of_buckets(model: ModelConfig, bucket: int, world_size: int) -> int:
 
 
 def _stage3(
-    model: ModelConfig,
+    model: Model,
     policy: ZeroPolicy,
     world_size: int,
     num_nodes: int,
@@ -135,7 +134,7 @@ def _stage3(
     """
     size = WEIGHT_BYTES[precision]
     shapes = parameter_shapes(model)
-    shards = {name: -(-prod(shape) // world_size) for name, shape in shapes.items()}
+    shards = {name: -(-prod(shape) // world_size) for name, shape in all_shapes(model).items()}
     replay = replay_gathers(model, policy, world_size, accumulates=accumulation > 1)
     few = persistent(model, policy)
     collectives = [
@@ -145,7 +144,7 @@ def _stage3(
     if policy.quantized_gradients and num_nodes > 1:
         collectives += _quantized_reduction(shapes.values(), size, world_size, num_nodes, accumulation)
     else:
-        gradients = accumulation * size * world_size * sum(shards.values())
+        gradients = accumulation * size * world_size * sum(shards[name] for name in shapes)
         fills = bucket_fills(reversed(parameter_sizes(model)), policy.reduce_bucket)
         collectives.append(Collective("reduce_scatter", gradients, "world", "gradients", accumulation * len(fills)))
     return collectives

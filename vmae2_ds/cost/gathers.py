@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
-from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.cost.parameters import parameter_shapes
+from vmae2_ds.cost.module_calls import Call
+from vmae2_ds.cost.parameters import Model, all_shapes, module_tree, parameter_shapes
 from vmae2_ds.cost.zero import ZeroPolicy
 
 
@@ -35,13 +34,13 @@ class Gathers(NamedTuple):
     flat copy of a bucket of gradients while it is reduced."""
 
 
-def persistent(model: ModelConfig, policy: ZeroPolicy) -> frozenset[str]:
+def persistent(model: Model, policy: ZeroPolicy) -> frozenset[str]:
     """Weights small enough to stay gathered (parameter_offload.py:mark_persistent_parameters)."""
-    shapes = parameter_shapes(model)
+    shapes = all_shapes(model)
     return frozenset(name for name, shape in shapes.items() if prod(shape) <= policy.persistence_threshold)
 
 
-def replay_gathers(model: ModelConfig, policy: ZeroPolicy, world_size: int, *, accumulates: bool = False) -> Gathers:
+def replay_gathers(model: Model, policy: ZeroPolicy, world_size: int, *, accumulates: bool = False) -> Gathers:
     """One micro step at stage 3, from the third on."""
     read = ZeroPolicy(  # what a replay depends on: policies that differ elsewhere share one
         stage=3,
@@ -55,14 +54,14 @@ def replay_gathers(model: ModelConfig, policy: ZeroPolicy, world_size: int, *, a
 
 
 @lru_cache(maxsize=4096)
-def _replay(model: ModelConfig, policy: ZeroPolicy, world_size: int, accumulates: bool) -> Gathers:
+def _replay(model: Model, policy: ZeroPolicy, world_size: int, accumulates: bool) -> Gathers:
     """The third micro step.
 
     The first records the order of the calls. The second is the first to look ahead, and whether it releases a weight
     after a call is decided for ever (an lru_cache on __params_to_release). Where gradients accumulate no optimizer step
     lies between the two, so the persistent weights that the first released are gathered by the second as well.
     """
-    calls = [*_tree(model).forward(), *_tree(model).backward()]
+    calls = [*module_tree(model).forward(), *module_tree(model).backward()]
     order = [call.module for call in calls if call.enters]
     second = _Coordinator(model, policy, world_size, order)
     if accumulates:
@@ -73,81 +72,9 @@ def _replay(model: ModelConfig, policy: ZeroPolicy, world_size: int, accumulates
     return third.run(calls)
 
 
-def count_modules(model: ModelConfig) -> int:
+def count_modules(model: Model) -> int:
     """Modules that DeepSpeed puts hooks around."""
-    return sum(call.enters for call in _tree(model).forward())
-
-
-class _Call(NamedTuple):
-    """A module's hook before (`enters`) or after its forward or backward."""
-
-    module: str
-    enters: bool
-    is_backward: bool = False
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A module and its calls to children, in forward order. Modules without parameters count: each call prefetches."""
-
-    name: str
-    children: tuple[_Node, ...] = ()
-    recomputed: str = "no"
-
-    def forward(self) -> Iterator[_Call]:
-        yield _Call(self.name, True)
-        for child in self.children:
-            yield from child.forward()
-        yield _Call(self.name, False)
-
-    def backward(self) -> Iterator[_Call]:
-        if self.recomputed == "deepspeed":  # reentrant: the whole block first
-            yield from self.forward()
-        yield _Call(self.name, True, True)
-        for child in reversed(self.children):
-            yield from child.backward()
-        yield _Call(self.name, False, True)
-
-
-@dataclass(frozen=True)
-class _TorchRecomputed(_Node):
-    """A block under torch's checkpoint: recomputed when its last layer (fc2) asks for its input, up to that layer."""
-
-    def backward(self) -> Iterator[_Call]:
-        last = f"{self.name}.mlp.fc2"
-        for call in _Node(self.name, self.children).backward():
-            yield call
-            if call == _Call(last, True, True):
-                for again in self.forward():
-                    yield again
-                    if again == _Call(last, True):
-                        break  # early stop: an exception leaves fc2 and the block, and no hook runs after it
-
-
-def _tree(model: ModelConfig) -> _Node:
-    embed = _Node("encoder.embed", (_Node("encoder.embed.proj"),))
-    encoder = _Node("encoder", (embed, _blocks(model, "encoder", model.encoder), _Node("encoder.norm")))
-    last = (_Node("decoder.norm"), _Node("decoder.head"))
-    decoder = _Node("decoder", (_blocks(model, "decoder", model.decoder), *last))
-    return _Node("objective", (_Node("model", (encoder, _Node("bridge"), decoder)),))
-
-
-def _blocks(model: ModelConfig, tower_name: str, tower: TowerConfig) -> _Node:
-    recomputed = model.recomputed_blocks[0 if tower_name == "encoder" else 1]
-    blocks = []
-    for block in range(tower.depth):
-        name = f"{tower_name}.blocks.{block}"
-        drop_path = _Node(f"{name}.drop_path")
-        attention = _Node(f"{name}.attn", (_Node(f"{name}.attn.qkv"), _Node(f"{name}.attn.proj")))
-        mlp = _Node(f"{name}.mlp", (_Node(f"{name}.mlp.fc1"), _Node(f"{name}.mlp.fc2")))
-        children = (_Node(f"{name}.norm1"), attention, drop_path, _Node(f"{name}.norm2"), mlp, drop_path)
-        if block not in recomputed:
-            blocks.append(_Node(name, children))
-        elif model.checkpointing == "deepspeed":
-            blocks.append(_Node(name, children, "deepspeed"))
-        else:
-            blocks.append(_TorchRecomputed(name, children))
-    return _Node(f"{tower_name}.blocks", tuple(blocks))
+    return sum(call.enters for call in module_tree(model).forward())
 
 
 @dataclass
@@ -164,12 +91,13 @@ class _Handle:
 class _Coordinator:
     """PartitionedParameterCoordinator with a complete trace, on names instead of tensors."""
 
-    def __init__(self, model: ModelConfig, policy: ZeroPolicy, world_size: int, order: list[str]) -> None:
+    def __init__(self, model: Model, policy: ZeroPolicy, world_size: int, order: list[str]) -> None:
         self.policy = policy
         self.numel: dict[str, int] = {}
         self.padded: dict[str, int] = {}
         self.own: dict[str, list[str]] = {}
-        for name, shape in parameter_shapes(model).items():
+        self.learning = parameter_shapes(model)
+        for name, shape in all_shapes(model).items():
             numel = prod(shape)
             self.numel[name] = numel
             self.padded[name] = -(-numel // world_size) * world_size
@@ -188,13 +116,13 @@ class _Coordinator:
         for step, module in enumerate(order):
             self.uses.setdefault(module, []).append(step)
 
-    def run(self, calls: list[_Call]) -> Gathers:
+    def run(self, calls: list[Call]) -> Gathers:
         for call in calls:
             if call.enters:
                 self._fetch(call.module)
             else:
                 if call.is_backward:  # its gradients stand beside its weights
-                    self._note(sum(self.numel[name] for name in self.own.get(call.module, ())))
+                    self._note(sum(self.numel[name] for name in self._gradients(call.module)))
                 self._release(call.module)
                 if call.is_backward:
                     self._reduce(call.module)
@@ -281,11 +209,14 @@ class _Coordinator:
 
     def _reduce(self, module: str) -> None:
         """stage3.py:reduce_independent_p_g_buckets_and_remove_grads, coalesced_collectives.py:reduce_scatter_coalesced."""
-        for name in reversed(self.own.get(module, [])):
+        for name in reversed(self._gradients(module)):
             if self.filled and self.filled + self.numel[name] > self.policy.reduce_bucket:
                 self._note(self.filled + self.numel[name])  # the gradient that did not fit waits
                 self.filled = 0
             self.filled += self.padded[name]
+
+    def _gradients(self, module: str) -> list[str]:
+        return [name for name in self.own.get(module, ()) if name in self.learning]
 
     def _is_here(self, name: str) -> bool:
         return name in self.available or name in self.inflight

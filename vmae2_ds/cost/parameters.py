@@ -1,31 +1,75 @@
-"""Every parameter of the masked autoencoder by name, shape and weight-decay group: closed form, no torch."""
+"""Every parameter of a model by name, shape and weight-decay group, as ZeRO divides them: closed form, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from types import MappingProxyType
 
 from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.cost.module_calls import Node, mae_tree
 
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)  # one object for each model: what is worked out of it is kept by its identity
+class Parameters:
+    """A model as ZeRO sees it: what learns, what does not, and which modules are called."""
+
+    learning: Mapping[str, Shape]
+    """Name -> shape, in the model's order."""
+    frozen: Mapping[str, Shape]
+    """Name -> shape of what has weights alone."""
+    tree: Node
+
+    @property
+    def num_learning(self) -> int:
+        """Elements that an optimizer updates."""
+        return sum(map(prod, self.learning.values()))
+
+    @property
+    def num_frozen(self) -> int:
+        """Elements that stay as they are."""
+        return sum(map(prod, self.frozen.values()))
+
+
+Model = ModelConfig | Parameters
+"""A masked autoencoder, or any other model."""
+
+
+def all_shapes(model: Model) -> Mapping[str, Shape]:
+    """Name -> shape of what learns and of what does not."""
+    return {**model.frozen, **model.learning} if isinstance(model, Parameters) else parameter_shapes(model)
+
+
+def frozen_size(model: Model) -> int:
+    """Elements that do not learn."""
+    return model.num_frozen if isinstance(model, Parameters) else 0
+
+
+def module_tree(model: Model) -> Node:
+    """The modules that a micro step calls."""
+    return model.tree if isinstance(model, Parameters) else mae_tree(model)
+
+
 @lru_cache(maxsize=64)
-def parameter_shapes(model: ModelConfig) -> Mapping[str, Shape]:
-    """Name -> shape, in the order of `MaskedAutoencoder.named_parameters()`."""
+def parameter_shapes(model: Model) -> Mapping[str, Shape]:
+    """Name -> shape of what learns, in the order of the model's `named_parameters()`."""
+    if isinstance(model, Parameters):
+        return model.learning
     encoder, decoder = model.encoder, model.decoder
     cube_values = 3 * model.tubelet * model.patch * model.patch
     shapes = {
         "encoder.embed.proj.weight": (encoder.width, cube_values),
         "encoder.embed.proj.bias": (encoder.width,),
-        **dict(_blocks("encoder", encoder)),
+        **dict(block_shapes("encoder", encoder)),
         "encoder.norm.weight": (encoder.width,),
         "encoder.norm.bias": (encoder.width,),
         "bridge.weight": (decoder.width, encoder.width),
         "decoder.mask_token": (1, 1, decoder.width),
-        **dict(_blocks("decoder", decoder)),
+        **dict(block_shapes("decoder", decoder)),
         "decoder.norm.weight": (decoder.width,),
         "decoder.norm.bias": (decoder.width,),
         "decoder.head.weight": (cube_values, decoder.width),
@@ -35,13 +79,13 @@ def parameter_shapes(model: ModelConfig) -> Mapping[str, Shape]:
 
 
 @lru_cache(maxsize=64)
-def parameter_sizes(model: ModelConfig) -> tuple[int, ...]:
-    """Elements of every parameter, in the model's order; gradients are ready in about the reverse."""
+def parameter_sizes(model: Model) -> tuple[int, ...]:
+    """Elements of every parameter that learns, in the model's order; gradients are ready in about the reverse."""
     return tuple(prod(shape) for shape in parameter_shapes(model).values())
 
 
 @lru_cache(maxsize=64)
-def group_sizes(model: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def group_sizes(model: Model) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Elements of each parameter, in order, in the optimizer's two groups: with weight decay, and without.
 
     DeepSpeed flattens, pads and divides every group of the optimizer by itself (`train.optim.parameter_groups`).
@@ -57,7 +101,8 @@ def has_decay(name: str, shape: Shape) -> bool:
     return len(shape) > 1 and not name.endswith(("bias", "mask_token"))
 
 
-def _blocks(tower_name: str, tower: TowerConfig) -> Iterator[tuple[str, Shape]]:
+def block_shapes(tower_name: str, tower: TowerConfig) -> Iterator[tuple[str, Shape]]:
+    """Name and shape of every parameter of a tower's blocks, in order."""
     width, mlp = tower.width, tower.mlp
     for block in range(tower.depth):
         prefix = f"{tower_name}.blocks.{block}"

@@ -14,9 +14,8 @@ from itertools import accumulate, chain
 from math import prod
 from typing import Literal
 
-from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.cost.gathers import persistent, replay_gathers
-from vmae2_ds.cost.parameters import group_sizes, parameter_shapes, parameter_sizes
+from vmae2_ds.cost.parameters import Model, all_shapes, frozen_size, group_sizes, parameter_shapes, parameter_sizes
 from vmae2_ds.cost.zero import ZeroPolicy
 
 StatePrecision = Literal["bf16", "fp32"]
@@ -76,7 +75,7 @@ class StateBytes:
 
 
 def state_bytes(
-    model: ModelConfig, policy: ZeroPolicy, world_size: int, *, precision: StatePrecision, accumulation: int = 1
+    model: Model, policy: ZeroPolicy, world_size: int, *, precision: StatePrecision, accumulation: int = 1
 ) -> StateBytes:
     """Memory of the states under `policy` on `world_size` ranks, `accumulation` micro steps to an optimizer step."""
     assert policy.stage > 0 or precision == "fp32", "bf16 at stage 0 is refused (train.ds_config.resolve_ds_config)"
@@ -101,7 +100,7 @@ def bucket_fills(sizes: Iterable[int], bucket: int) -> list[int]:
     return fills
 
 
-def _stage0(model: ModelConfig, size: int) -> StateBytes:
+def _stage0(model: Model, size: int) -> StateBytes:
     """engine.py:allreduce_no_retain and allreduce_bucket: one flat copy of all gradients, on a single rank too."""
     sizes = parameter_sizes(model)
     total = size * sum(sizes)
@@ -112,7 +111,7 @@ def _stage0(model: ModelConfig, size: int) -> StateBytes:
         if filled > PLAIN_BUCKET:
             filled = 0
     return StateBytes(
-        weights=total,
+        weights=total + size * frozen_size(model),
         gradients=total,
         master=0,
         moments=2 * total,
@@ -125,7 +124,7 @@ def _stage0(model: ModelConfig, size: int) -> StateBytes:
     )
 
 
-def _stage1_and_2(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, accumulation: int) -> StateBytes:
+def _stage1_and_2(model: Model, policy: ZeroPolicy, world_size: int, size: int, accumulation: int) -> StateBytes:
     """zero/stage_1_and_2.py, DeepSpeedZeroOptimizer.
 
     __init__: each group flat, padded to 2 x ranks; a float32 copy of this rank's part, in float32 training too.
@@ -168,7 +167,7 @@ def _stage1_and_2(model: ModelConfig, policy: ZeroPolicy, world_size: int, size:
         update = size * owned + size * first + (MASTER_BYTES * first if size != MASTER_BYTES else 0)
         host = 0
     return StateBytes(
-        weights=size * sum(padded),
+        weights=size * (sum(padded) + frozen_size(model)),
         gradients=size * gradients,
         master=master,
         moments=moments,
@@ -192,7 +191,7 @@ def _owned(groups: Sequence[Sequence[int]], padded: list[int], world_size: int) 
     return max(owned)
 
 
-def _stage3(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, accumulation: int) -> StateBytes:
+def _stage3(model: Model, policy: ZeroPolicy, world_size: int, size: int, accumulation: int) -> StateBytes:
     """zero/stage3.py, DeepSpeedZeroOptimizer_Stage3. Every weight is divided by itself, rounded up.
 
     _create_fp16_partitions_with_defragmentation: the shards. _create_fp32_partitions: float32 copies. (In float32 the
@@ -201,9 +200,9 @@ def _stage3(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, 
     overlap_comm does not double it. _prepare_fp32_grad_for_sub_group: a sub-group's gradient flat, then in float32.
     partition_parameters.py:_partition_param_sec: hpZ. Gathered weights and the bucket's flat copy: gathers.py.
     """
-    shapes = parameter_shapes(model)
-    shards = {name: -(-prod(shape) // world_size) for name, shape in shapes.items()}
-    shard = sum(shards.values())
+    shards = {name: -(-prod(shape) // world_size) for name, shape in all_shapes(model).items()}
+    learning = [shards[name] for name in parameter_shapes(model)]
+    shard, learnt = sum(shards.values()), sum(learning)
     few = persistent(model, policy)
     whole = size * world_size * sum(shards[name] for name in few) if world_size > 1 else 0
     bucket = size * policy.reduce_bucket if policy.contiguous_gradients else 0
@@ -213,15 +212,15 @@ def _stage3(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, 
     divided = world_size * (shard - sum(shards[name] for name in few))
     secondary = size * divided // policy.hpz if policy.hpz > 1 else 0
 
-    weights, gradients = size * shard, size * shard
+    weights, gradients = size * shard, size * learnt
     replay = replay_gathers(model, policy, world_size, accumulates=accumulation > 1)
-    norm = 8 * max(shards.values()) if policy.offload_optimizer else 0  # _constant_buffered_norm2, in float64
-    master, moments = MASTER_BYTES * shard, 2 * MASTER_BYTES * shard
+    norm = 8 * max(learning) if policy.offload_optimizer else 0  # _constant_buffered_norm2, in float64
+    master, moments = MASTER_BYTES * learnt, 2 * MASTER_BYTES * learnt
     group = _largest_sub_group(model, world_size, policy.sub_group)
     update = size * group + (MASTER_BYTES * group if size != MASTER_BYTES else 0)
     host = 0
     if policy.offload_optimizer:  # with float32 gradients, beside those of the flat shard
-        host += master + moments + MASTER_BYTES * shard + gradients
+        host += master + moments + MASTER_BYTES * learnt + gradients
         master = moments = gradients = update = 0
     if policy.offload_param:
         host += weights + secondary
@@ -240,7 +239,7 @@ def _stage3(model: ModelConfig, policy: ZeroPolicy, world_size: int, size: int, 
     )
 
 
-def _largest_sub_group(model: ModelConfig, world_size: int, limit: int) -> int:
+def _largest_sub_group(model: Model, world_size: int, limit: int) -> int:
     """Shard elements of the largest sub-group (stage3.py:_create_fp16_sub_groups)."""
     largest = 0
     for group in group_sizes(model):
