@@ -157,6 +157,20 @@ class TadBatch(NamedTuple):
         return TadBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class TadFramesBatch(NamedTuple):
+    """What `TadBatch` holds, with frames in place of features, F for the T positions of each window."""
+
+    window_BFHWC: Tensor
+    """uint8 pixels, or float pixels in [0, 1]; behind a video's end its last frame."""
+    is_real_BT: Tensor
+    segment_BG2: Tensor
+    label_BG: Tensor
+
+    def to(self, device: torch.device | str) -> TadFramesBatch:
+        """Copy to `device` without waiting."""
+        return TadFramesBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class LossOutput(NamedTuple):
     """What an objective returns. `loss` is float32, averaged over what is supervised in the micro batch."""
 

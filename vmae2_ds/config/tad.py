@@ -8,6 +8,8 @@ from typing import Literal
 import tyro
 from pydantic import Field, model_validator
 
+from vmae2_ds.config.adapters import AdapterConfig
+from vmae2_ds.config.finetune import Areas, Sides
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from vmae2_ds.config.strict import Amount, Count, Part, PartBelow1, Size, switched_off_by
@@ -27,13 +29,29 @@ class TadModelConfig(EncoderConfig):
     of whole videos (--data.video-scores of `vmae2 tad detect`)."""
     head: HeadConfig = HeadConfig()
     """The pyramid on top of the features."""
-    checkpointing: Literal["none", "every_k", "all"] = "none"
-    """Which of the encoder's blocks are recomputed in the backward pass; without an encoder that learns, none."""
+    adapters: AdapterConfig = AdapterConfig()
+    """What learns in a frozen encoder, end to end; without adapters the head learns alone, from features in files."""
+
+    @model_validator(mode="after")
+    def _has_those_blocks(self) -> TadModelConfig:
+        self.adapters.numbers(self.encoder.depth)
+        return self
+
+    @property
+    def is_end_to_end(self) -> bool:
+        """Whether frames go in, and features are made on the way."""
+        return bool(self.adapters.numbers(self.encoder.depth))
+
+    @property
+    def checkpointing(self) -> Literal["none", "all"]:
+        """All blocks that are in a graph are computed again in the backward pass."""
+        return "all" if self.is_end_to_end else "none"
 
     @property
     def made_by(self) -> str:
         """The class of this model, called with (config, geometry), as `module:NAME`."""
-        return "vmae2_ds.downstream.tad.objective:FeatureDetector"
+        kind = "end_to_end:EndToEndDetector" if self.is_end_to_end else "objective:FeatureDetector"
+        return f"vmae2_ds.downstream.tad.{kind}"
 
 
 AnyModel = ModelConfig | ClassifierConfig | TadModelConfig
@@ -63,6 +81,17 @@ class TadDataConfig(DataConfig):
     """What features without a features.json are: opengvlab_thumos or opengvlab_fineaction, from the archives of OpenGVLab
     (windows begin at frame stride x i); opentad_thumos, from OpenTAD's (windows have frame 4 x i in their middle). Taken for
     each other they shift all segments by 6 frames."""
+    videos: Path | None = None
+    """Folder of the videos themselves, NAME.mp4 or with another ending, for an encoder with adapters."""
+    frames_per_position: Count = 1
+    """With --data.videos: frames for each position of the head. A window has --data.length times as many, --data.stride
+    apart in the video, and is cut into clips of --data.num-frames."""
+    crop_area: Areas = (0.08, 1.0)
+    """With --data.videos, random resized crop of a whole window: smallest and largest share of the picture's area."""
+    crop_aspect: Sides = (0.75, 4 / 3)
+    """With --data.videos, random resized crop: smallest and largest ratio of width to height."""
+    flip: Part = 0.5
+    """With --data.videos: share of windows mirrored left to right. Set it to 0 where left and right carry meaning."""
     subset: Subsets = ("training",)
     """Subsets of the annotations to train on."""
     val_subset: Subsets = ()
@@ -93,7 +122,33 @@ class TadDataConfig(DataConfig):
             )
         if self.reader == "auto" and self.features is not None:
             raise ValueError("reader=auto times readers of videos, and features are no videos; leave it out")
+        if self.videos is not None:
+            self._check_windows()
         return self
+
+    def _check_windows(self) -> None:
+        if self.features is not None:
+            raise ValueError(
+                f"features={self.features} and videos={self.videos} both name what the head sees; keep one"
+            )
+        if self.reader != "pyav":
+            raise ValueError(f"reader={self.reader}: the frames of long videos are read by pyav; leave it out")
+        if self.fit != "windows":
+            raise ValueError(f"fit={self.fit}: frames are seen in windows of one length; set fit=windows")
+        if self.window_frames % self.num_frames:
+            raise ValueError(
+                f"a window of length={self.length} x frames_per_position={self.frames_per_position} = {self.window_frames} "
+                f"frames is not a multiple of num_frames={self.num_frames}, the frames of a clip"
+            )
+        for name in ("crop_area", "crop_aspect"):
+            smallest, largest = getattr(self, name)
+            if smallest > largest:
+                raise ValueError(f"{name}={smallest:g} {largest:g}: the smallest comes first")
+
+    @property
+    def window_frames(self) -> int:
+        """F, frames of a window, where the head sees frames."""
+        return self.length * self.frames_per_position
 
 
 class TadOptimConfig(OptimConfig):
@@ -159,12 +214,28 @@ class TadConfig(RunConfig):
         """Files and folders that a start reads."""
         data = self.data
         own = {"--data.annotations": data.annotations, "--data.classes": data.classes, "--data.features": data.features}
-        return {**super().read_at_the_start, **own}
+        return {**super().read_at_the_start, **own, "--data.videos": data.videos}
 
 
 def check_is_named(config: TadConfig) -> None:
-    """Raises ConfigError where annotations or features are not named."""
+    """Raises ConfigError where annotations are not named, or not what the model sees: features, or with adapters videos."""
     if config.data.annotations is None:
         raise ConfigError("no annotations named: give --data.annotations FILE, whose --data.subset lists the videos")
+    if config.model.is_end_to_end:
+        if config.data.features is not None:
+            raise ConfigError(
+                f"--data.features {config.data.features}: an encoder with adapters makes its features itself: name "
+                "--data.videos FOLDER instead, or set --model.adapters.blocks none"
+            )
+        if config.data.videos is None:
+            raise ConfigError(
+                "no videos named: give --data.videos FOLDER, which holds NAME.mp4 for each annotated video"
+            )
+        return
+    if config.data.videos is not None:
+        raise ConfigError(
+            f"--data.videos {config.data.videos}: this recipe's head sees features in files (vmae2 extract makes them: "
+            "--data.features FOLDER); for videos its encoder needs adapters (--model.adapters.blocks all)"
+        )
     if config.data.features is None:
         raise ConfigError("no features named: give --data.features FOLDER (vmae2 extract makes one)")

@@ -10,6 +10,7 @@ from vmae2_ds.config.model import SIZES, TowerConfig
 from vmae2_ds.config.stages import RecipeFn
 from vmae2_ds.config.tad import TadConfig, TadDataConfig, TadModelConfig, TadOptimConfig, TadTrainConfig
 from vmae2_ds.config.tad_head import DetectConfig, HeadConfig, HeadLossConfig
+from vmae2_ds.recipes.tad_adapters import TAD_ADAPTER_RECIPES
 
 GIANT, _, PATCH = SIZES["giant"]
 ACTIVITYNET_TIOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -129,6 +130,7 @@ def tad_desk() -> TadConfig:
 
 
 TAD_RECIPES: dict[str, RecipeFn] = {
-    recipe.__name__: recipe for recipe in (thumos14_v2g, thumos14_v2g_opentad, fineaction_v2g, tad_desk)
+    **{recipe.__name__: recipe for recipe in (thumos14_v2g, thumos14_v2g_opentad, fineaction_v2g, tad_desk)},
+    **TAD_ADAPTER_RECIPES,
 }
 """Recipes by name."""

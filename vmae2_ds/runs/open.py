@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +34,8 @@ from vmae2_ds.weights.transformers_folder import is_weights_folder, weights_in
 
 log = logging.getLogger(__name__)
 
+MANY_NAMES = 16
+"""Names that a warning still lists."""
 HEAD = ("head.weight", "head.bias")
 Data = TypeVar("Data", bound=DataConfig)
 
@@ -67,10 +70,18 @@ def initial_weights(config: RunConfig) -> StateDict:
     weights, report = load_for(config.train.init, config.model, head_map)
     log.info("%s: %s", config.train.init, report)
     if report.new:
-        log.warning("%s does not have these; they are newly drawn: %s", config.train.init, ", ".join(report.new))
+        log.warning("%s does not have these; they are newly drawn: %s", config.train.init, _by_part(report.new))
     if (other := _other_clip(config)) is not None:
         log.info("%s: %s", config.train.init, other)
     return weights
+
+
+def _by_part(names: Sequence[str]) -> str:
+    """All of them; of many how many there are in each part of the model."""
+    if len(names) <= MANY_NAMES:
+        return ", ".join(names)
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{part} ({counted(count, 'tensor')})" for part, count in counts.items())
 
 
 def _other_clip(config: RunConfig) -> str | None:

@@ -109,7 +109,10 @@ def describe(config: EncoderConfig) -> str:
         return f"{encoder}, decoder {config.decoder.width}x{config.decoder.depth}, patch {config.patch}"
     if isinstance(config, TadModelConfig):
         head = f"detection head {config.head.width} wide, {config.head.levels} levels"
-        return f"{head}, {config.num_classes} classes, on features {config.encoder.width} wide"
+        below = f"features {config.encoder.width} wide"
+        if adapted := config.adapters.numbers(config.encoder.depth):
+            below = f"{encoder} with adapters behind {len(adapted)} of {config.encoder.depth} blocks"
+        return f"{head}, {config.num_classes} classes, on {below}"
     assert isinstance(config, ClassifierConfig), f"a model of {type(config).__name__}"
     classes = f"{config.num_classes} classes" if config.num_classes else "no head"
     return f"{encoder}, {classes}, patch {config.patch}"

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import DataConfig, RunConfig
+from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks
@@ -26,6 +27,8 @@ SHM = Path("/dev/shm")
 WHOLE_FRAME = (320, 568)
 """Height and width taken for a video's own frames, which travel whole with --data.crop-on device: a short side of 320, as
 Kinetics is kept, at 16:9."""
+ACTIONS = 100
+"""Actions taken for a stretch of a long video, of whose bytes they are the least."""
 _INDEX, _FLOAT = 8, 4  # bytes
 MIB = 2**20
 
@@ -113,6 +116,8 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
     data, videos = config.data, config.train.micro_batch
     clips = videos * data.views
     cut = [clips * _clip_bytes(data)]
+    if isinstance(config, TadConfig):
+        return _of_windows(config)
     if not isinstance(config, PretrainConfig):
         return [*cut, clips * _INDEX, _FLOAT, _FLOAT]
     counts = count_masks(config.mask, config.geometry)
@@ -121,6 +126,16 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
         height, width = whole_frame
         return [data.num_frames * height * width * 3] * videos + masks
     return cut + masks
+
+
+def _of_windows(config: TadConfig) -> list[int]:
+    """Features or frames, where they are real, the actions' ends and their labels."""
+    data, windows = config.data, config.train.micro_batch
+    seen = data.length * config.model.encoder.width * _FLOAT
+    if config.model.is_end_to_end:
+        seen = data.window_frames * data.size**2 * 3
+    actions = windows * ACTIONS
+    return [windows * seen, windows * data.length, 2 * actions * _FLOAT, actions * _INDEX]
 
 
 def _clip_bytes(data: DataConfig) -> int:

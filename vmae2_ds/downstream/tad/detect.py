@@ -40,6 +40,8 @@ class TadDetectArguments(StrictModel):
     """Folder of features of the same model, grid and stride as those that the head was trained on; default: the run's."""
     features_are: Published | None = None
     """What features without a features.json are; default: what those of the run were."""
+    videos: Path | None = None
+    """Folder of videos, for a head that was trained end to end; default: the run's."""
     annotations: Path | None = None
     """File that names the videos, and their segments where they are known; default: the run's."""
     subset: tuple[str, ...] | None = None
@@ -109,8 +111,7 @@ def tad_detect(asked: TadDetectArguments) -> Detected:
 
     from vmae2_ds.downstream.tad.annotations import AMBIGUOUS
     from vmae2_ds.downstream.tad.detections import write_detections
-    from vmae2_ds.downstream.tad.detector import detect_videos
-    from vmae2_ds.downstream.tad.features_data import feature_files
+    from vmae2_ds.downstream.tad.detector import detect_videos, files_of
     from vmae2_ds.downstream.tad.stage import of_one_class, scores_of
     from vmae2_ds.downstream.tad.trained import detector_of, open_head
     from vmae2_ds.downstream.tad.videos import annotations_of, list_of, name_of
@@ -129,7 +130,7 @@ def tad_detect(asked: TadDetectArguments) -> Detected:
     ranks = start_ranks()
     ranks.from_first(lambda: _check_out(asked, config))
     of = None if scores is None else scores.score_of
-    files = feature_files(config, annotations.videos)
+    files = files_of(config, annotations.videos)
     found = detect_videos(detector_of(config, run.weights), files, names, labels, config, ranks, of)
 
     def write() -> Detected:
@@ -162,6 +163,7 @@ def _as_asked(config: TadConfig, asked: TadDetectArguments) -> TadConfig:
         "annotations": asked.annotations,
         "features": asked.features,
         "features_are": asked.features_are,
+        "videos": asked.videos,
         "val_subset": asked.subset,
     }
     if asked.features is not None and asked.features_are is None and (asked.features / INFO).is_file():

@@ -1,9 +1,9 @@
-"""Every video of a list before the head, shared by the ranks: from features to detections in seconds."""
+"""Every video of a list before the model, shared by the ranks: from features or frames to detections in seconds."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -13,14 +13,23 @@ from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.console.progress import Ticker, heard
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.dist import Ranks
+from vmae2_ds.downstream.tad.annotations import AnnotatedVideo
 from vmae2_ds.downstream.tad.decode import candidates_of, detections_of, merged
 from vmae2_ds.downstream.tad.detections import Detections, make_detections
-from vmae2_ds.downstream.tad.features_data import FeatureFiles, fitted, padded, window_starts, windows_of
+from vmae2_ds.downstream.tad.features_data import FeatureFiles
 from vmae2_ds.downstream.tad.objective import DetectActions
 from vmae2_ds.downstream.tad.suppress import Candidates, Floats
+from vmae2_ds.downstream.tad.video_data import VideoFiles
 from vmae2_ds.errors import VideoError
 
 log = logging.getLogger(__name__)
+
+
+def files_of(config: TadConfig, videos: Mapping[str, AnnotatedVideo]) -> FeatureFiles | VideoFiles:
+    """What a run's model is shown: features in files, or end to end the videos themselves. Errors as `feature_info`."""
+    if config.model.is_end_to_end:
+        return VideoFiles(config.data, videos)
+    return FeatureFiles(config.data, config.model.encoder.width, videos)
 
 
 class Found(NamedTuple):
@@ -28,13 +37,13 @@ class Found(NamedTuple):
 
     detections: Detections
     failures: list[ReadFailure]
-    """Videos whose features could not be read: they have no detections."""
+    """Videos that, or whose features, could not be read: they have no detections."""
 
 
 @torch.no_grad()
 def detect_videos(
     objective: DetectActions,
-    files: FeatureFiles,
+    files: FeatureFiles | VideoFiles,
     names: Sequence[str],
     labels: Sequence[str],
     config: TadConfig,
@@ -50,9 +59,8 @@ def detect_videos(
         video_scores: how likely each class is for a whole video, for a head that has one class.
     """
     device = next(objective.parameters()).device
-    data, at_once = config.data, config.train.micro_batch
-    mine = names[ranks.rank :: ranks.size]
-    passes = sum(-(-len(window_starts(count, data)) // at_once) for count in map(files.rows, mine) if count)
+    at_once, mine = config.train.micro_batch, names[ranks.rank :: ranks.size]
+    passes = sum(-(-files.num_windows(name) // at_once) for name in mine) if ranks.size > 1 else 0
     longest, done = int(ranks.max(passes)[0]), 0
     rows: list[tuple[int, int, float, float, float]] = []
     failures: list[ReadFailure] = []
@@ -60,8 +68,7 @@ def detect_videos(
     def candidates(windows: Iterator[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, Candidates]]:
         nonlocal done
         while batch := list(islice(windows, at_once)):
-            feature_BTD, is_real_BT = padded([feature_TD for _, feature_TD in batch], data.length)
-            output = objective.output(feature_BTD.to(device), is_real_BT.to(device))
+            output = objective.output(*(x.to(device) for x in files.batch([window for _, window in batch])))
             done += 1
             yield from zip(
                 (start for start, _ in batch), candidates_of(output, config.model.head, config.detect), strict=True
@@ -73,21 +80,20 @@ def detect_videos(
     with heard(ticker):
         for number, name in enumerate(mine):
             try:
-                track = fitted(files.read(name), data)
+                windows = files.windows(name)
+                found = merged(candidates(iter(windows)))
             except VideoError as error:
                 failures.append(ReadFailure(name, str(error)))
                 continue
-            found = merged(candidates(windows_of(track, data)))
             scores_C = None if video_scores is None else video_scores.get(name)
-            found = detections_of(found, config.detect, track.grid, scores_C)
+            found = detections_of(found, config.detect, windows.grid, scores_C)
             video = ranks.rank + number * ranks.size
             rows += [
                 (video, label, *ends, score) for ends, score, label in zip(*(x.tolist() for x in found), strict=True)
             ]
             ticker.tell(min((number + 1) * ranks.size, len(names)))  # the other ranks are about as far
-        blank = torch.zeros(1, data.length, config.model.encoder.width, device=device)
         for _ in range(longest - done):
-            objective.output(blank, torch.ones(1, data.length, dtype=torch.bool, device=device))
+            objective.output(*(x.to(device) for x in files.blank()))
     objective.train(was_training)
     parts = ranks.gather((rows, failures))
     if parts is None:

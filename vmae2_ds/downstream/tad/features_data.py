@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.seeding import Purpose
 from vmae2_ds.data.sources.mixture import Mixture, Source
 from vmae2_ds.data.sources.order import SampleKey
-from vmae2_ds.downstream.features.sidecar import FeatureInfo, read_features
+from vmae2_ds.downstream.features.sidecar import read_features
 from vmae2_ds.downstream.tad.annotations import AnnotatedVideo
 from vmae2_ds.downstream.tad.decode import TimeGrid
 from vmae2_ds.downstream.tad.videos import annotations_of, feature_info, name_of, training_videos
@@ -58,14 +57,32 @@ def positions_of(second_N: np.ndarray, grid: TimeGrid) -> np.ndarray:
 class FeatureFiles:
     """The features of a run's videos, with the time of their rows."""
 
-    def __init__(self, folder: Path, info: FeatureInfo, videos: Mapping[str, AnnotatedVideo]) -> None:
-        """`videos` say the frame rates that no file of features says."""
-        self.folder, self.info, self._videos = folder, info, videos
+    def __init__(self, data: TadDataConfig, width: int, videos: Mapping[str, AnnotatedVideo]) -> None:
+        """`videos` say the frame rates that no file of features says. Errors as `feature_info`."""
+        assert data.features is not None, "checked by check_is_named"
+        self.data, self.folder, self.info, self._videos = data, data.features, feature_info(data, width), videos
 
     @property
     def half_window(self) -> float:
         """Positions from a feature to the end of the window that it was made of."""
         return self.info.window * self.info.interval / 2 / self.info.stride
+
+    def num_windows(self, name: str) -> int:
+        """How many windows a test makes of a video; 0 where its file cannot be used."""
+        rows = self.rows(name)
+        return len(window_starts(rows, self.data)) if rows else 0
+
+    def windows(self, name: str) -> FeatureWindows:
+        """The windows of a test. Errors as `read`."""
+        return FeatureWindows(fitted(self.read(name), self.data), self.data)
+
+    def batch(self, windows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """What the model takes of some of them, and where it is real."""
+        return padded(windows, self.data.length)
+
+    def blank(self) -> tuple[Tensor, Tensor]:
+        """A window of nothing."""
+        return self.batch([torch.zeros(self.data.length, self.info.width)])
 
     def rows(self, name: str) -> int:
         """How many a video has; 0 where its file cannot be used."""
@@ -109,7 +126,7 @@ class FeaturesDataset(VideoDataset[TadSample]):
         super().__init__(config.data, config.train.seed, mixture)
         self.data, self._num_classes = config.data, config.model.num_classes
         self._videos = {video.name: video for video in training_videos(config.data, annotations_of(config.data))}
-        self.files = feature_files(config, self._videos)
+        self.files = FeatureFiles(config.data, config.model.encoder.width, self._videos)
         self._now: Track | None = None
 
     def _read(self, entry: VideoEntry, source: Source, name: str, key: SampleKey, attempt: int) -> np.ndarray:
@@ -124,35 +141,60 @@ class FeaturesDataset(VideoDataset[TadSample]):
         """A stretch of the features that were read last."""
         del frames_THWC
         assert self._now is not None, "read just now"
-        video, data = self._videos[name_of(entry.path)], self.data
-        track = fitted(self._now, data)
-        second_G2, label_G = _learnt(video, data.min_segment_share)
-        segment_G2, rows = positions_of(second_G2, track.grid), len(track.feature_RD)
+        video, track = self._videos[name_of(entry.path)], fitted(self._now, self.data)
         rng = self._generator(Purpose.STRETCH, key)
-        start, end = draw_stretch(rows, segment_G2, data, self.files.half_window, rng)
-        if end - start < rows:
-            near_G2, is_kept_G = near(segment_G2, start, end, self.files.half_window, data.keep_share)
-            segment_G2, label_G = near_G2[is_kept_G] - start, label_G[is_kept_G]
-        feature_TD = torch.from_numpy(np.array(track.feature_RD[start:end], np.float32))
-        return TadSample(feature_TD, segment_G2, np.minimum(label_G, self._num_classes - 1), failures, source)
+        at = stretch_of(video, len(track.feature_RD), track.grid, self.data, self.files.half_window, rng)
+        feature_TD = torch.from_numpy(np.array(track.feature_RD[at.start : at.end], np.float32))
+        return TadSample(feature_TD, at.segment_G2, np.minimum(at.label_G, self._num_classes - 1), failures, source)
 
     def collate(self, samples: list[TadSample]) -> TadBatch:
         """Features padded to `data.length`: the batch's shape does not change but for the number of actions."""
-        features = [sample.feature_TD for sample in samples]
-        most = max(1, *(len(sample.label_G) for sample in samples))
-        segment_BG2 = torch.zeros(len(samples), most, 2)
-        label_BG = torch.full((len(samples), most), -1)
-        for at, sample in enumerate(samples):
-            count = len(sample.label_G)
-            segment_BG2[at, :count] = torch.from_numpy(sample.segment_G2)
-            label_BG[at, :count] = torch.from_numpy(sample.label_G)
-        return TadBatch(*padded(features, self.data.length), segment_BG2, label_BG)
+        features, segments, labels, *_ = map(list, zip(*samples, strict=True))
+        return TadBatch(*padded(features, self.data.length), *padded_actions(segments, labels))
 
 
-def feature_files(config: TadConfig, videos: Mapping[str, AnnotatedVideo]) -> FeatureFiles:
-    """Those that a run names. Errors as `feature_info`."""
-    assert config.data.features is not None, "checked by check_is_named"
-    return FeatureFiles(config.data.features, feature_info(config.data, config.model.encoder.width), videos)
+class FeatureWindows:
+    """What a test shows the head of a fitted video: first position of each window, and its features (T, D)."""
+
+    def __init__(self, track: Track, data: TadDataConfig) -> None:
+        self.grid, self._track, self._data = track.grid, track, data
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        return windows_of(self._track, self._data)
+
+
+def padded_actions(segments: list[np.ndarray], labels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """The actions of each sample of a micro batch: float32 (B, G, 2), and int64 (B, G), -1 where there is none."""
+    most = max(1, *map(len, labels))
+    segment_BG2, label_BG = torch.zeros(len(labels), most, 2), torch.full((len(labels), most), -1)
+    for at, (segment_G2, label_G) in enumerate(zip(segments, labels, strict=True)):
+        segment_BG2[at, : len(label_G)] = torch.from_numpy(segment_G2)
+        label_BG[at, : len(label_G)] = torch.from_numpy(label_G)
+    return segment_BG2, label_BG
+
+
+class Stretch(NamedTuple):
+    """What is taken of a video in training."""
+
+    start: int
+    """First position."""
+    end: int
+    segment_G2: np.ndarray
+    """The actions in it, in positions from its start."""
+    label_G: np.ndarray
+
+
+def stretch_of(
+    video: AnnotatedVideo, rows: int, grid: TimeGrid, data: TadDataConfig, half_window: float, rng: np.random.Generator
+) -> Stretch:
+    """A stretch of a video of so many positions, and its actions; `half_window` as in `FeatureFiles`."""
+    second_G2, label_G = _learnt(video, data.min_segment_share)
+    segment_G2 = positions_of(second_G2, grid)
+    start, end = draw_stretch(rows, segment_G2, data, half_window, rng)
+    if end - start < rows:
+        near_G2, is_kept_G = near(segment_G2, start, end, half_window, data.keep_share)
+        segment_G2, label_G = near_G2[is_kept_G] - start, label_G[is_kept_G]
+    return Stretch(start, end, segment_G2, label_G)
 
 
 def _learnt(video: AnnotatedVideo, least_share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vmae2_ds.config.tad import TadConfig, TadModelConfig
-from vmae2_ds.contracts import ClipGeometry, LossOutput, TadBatch
+from vmae2_ds.contracts import ClipGeometry, LossOutput, TadBatch, TadFramesBatch
+from vmae2_ds.downstream.tad.end_to_end import EndToEndDetector
 from vmae2_ds.downstream.tad.losses import loss_sums
 from vmae2_ds.downstream.tad.points import assign, points_of
 from vmae2_ds.downstream.tad.pyramid import ActionPyramid, PyramidOutput
@@ -57,19 +58,20 @@ class DetectActions(nn.Module):
         self.normaliser: Tensor | float = config.loss.normaliser_start
         """Set anew in each step (train/normaliser.py)."""
 
-    def forward(self, batch: TadBatch) -> LossOutput:
+    def forward(self, batch: TadBatch | TadFramesBatch) -> LossOutput:
         """Loss of one micro batch; `flat_loss` is what first weights would lose, were no end of theirs near the truth."""
-        output = self.output(batch.feature_BTD, batch.is_real_BT)
-        sums = loss_sums(output, batch.segment_BG2, batch.label_BG, self.config.head, self.loss)
+        seen, is_real_BT, segment_BG2, label_BG = batch
+        output = self.output(seen, is_real_BT)
+        sums = loss_sums(output, segment_BG2, label_BG, self.config.head, self.loss)
         share = self.micro_steps / self.normaliser
         flat = self._flat(output, sums.num_positive) * share
         return LossOutput((sums.loss(1.0, self.loss) * share).float(), sums.num_positive, flat.float())
 
-    def output(self, feature_BTD: Tensor, is_real_BT: Tensor) -> PyramidOutput:
-        """What every point says."""
-        return self.model(feature_BTD, is_real_BT)
+    def output(self, seen: Tensor, is_real_BT: Tensor) -> PyramidOutput:
+        """What every point says of features (B, T, D), or end to end of windows of frames (B, F, H, W, 3)."""
+        return self.model(seen, is_real_BT)
 
-    def count(self, batch: TadBatch) -> Tensor:
+    def count(self, batch: TadBatch | TadFramesBatch) -> Tensor:
         """How many points of a micro batch learn an action: () int64, of the truth alone."""
         config = self.config
         is_real_LBT = [batch.is_real_BT[:, ::stride] for stride in config.head.strides]
@@ -89,5 +91,6 @@ class DetectActions(nn.Module):
 
 def tad_objective(config: TadConfig) -> DetectActions:
     """The objective on a head whose weights are not drawn yet."""
-    model = FeatureDetector(config.model, config.geometry, config.data.length)
+    kind = EndToEndDetector if config.model.is_end_to_end else FeatureDetector
+    model = kind(config.model, config.geometry, config.data.length)
     return DetectActions(model, config)

@@ -10,15 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from vmae2_ds.config.tad import TadConfig, TadDataConfig
-from vmae2_ds.contracts import Movable, TadBatch
+from vmae2_ds.contracts import Movable, TadBatch, TadFramesBatch
 from vmae2_ds.cost.pyramid import pyramid_macs
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
 from vmae2_ds.downstream.tad.annotations import AMBIGUOUS, Annotations
 from vmae2_ds.downstream.tad.detections import Detections
-from vmae2_ds.downstream.tad.detector import Found, detect_videos
-from vmae2_ds.downstream.tad.features_data import FeaturesDataset, feature_files
+from vmae2_ds.downstream.tad.detector import Found, detect_videos, files_of
+from vmae2_ds.downstream.tad.end_to_end import end_to_end
+from vmae2_ds.downstream.tad.features_data import FeaturesDataset
 from vmae2_ds.downstream.tad.losses import next_normaliser
 from vmae2_ds.downstream.tad.objective import DetectActions, tad_objective
 from vmae2_ds.downstream.tad.score import TadScores, score_detections
@@ -46,7 +47,7 @@ def tad_stage(config: TadConfig) -> Stage:
         about = f"features of {config.data.features}: {info.model}, {info.grid} grid, {info.window} frames every {info.stride}"
         return Extras(identity={"features": info.model_dump(mode="json", exclude={"model", "made_by"})}, about=(about,))
 
-    return Stage(
+    stage = Stage(
         dataset=lambda mixture: FeaturesDataset(config, mixture),
         attention_shapes=lambda plan: (),
         forward_macs=macs,
@@ -60,12 +61,13 @@ def tad_stage(config: TadConfig) -> Stage:
         validate_every=config.train.validate_every,
         extras=extras,
     )
+    return end_to_end(stage, config) if config.model.is_end_to_end else stage
 
 
 def count(objective: nn.Module, batch: Movable) -> Tensor:
     """Points of a micro batch that learn an action."""
     assert isinstance(objective, DetectActions), "the objective of this stage"
-    assert isinstance(batch, TadBatch), "what its data set collates"
+    assert isinstance(batch, TadBatch | TadFramesBatch), "what its data set collates"
     return objective.count(batch)
 
 
@@ -77,7 +79,7 @@ class MapValidation:
         annotations = annotations_of(config.data)
         self._annotations = of_one_class(annotations) if config.model.num_classes == 1 else annotations
         self._names = [name_of(entry.path) for entry in manifest]
-        self._files = feature_files(config, annotations.videos)
+        self._files = files_of(config, annotations.videos)
 
     def run(self, engine: Engine) -> dict[str, Any]:
         """Figures over all videos of the subset, the same on every rank; those that could not be read have no detections."""
@@ -116,8 +118,27 @@ def of_one_class(annotations: Annotations) -> Annotations:
 
 
 def groups(objective: nn.Module, config: TadConfig) -> list[dict[str, Any]]:
-    """Parameter groups with and without weight decay: biases, norms, gains and scales of levels have none, as published."""
-    return parameter_groups(objective, config.optim.weight_decay)
+    """Parameter groups with and without weight decay: biases, norms, gains and scales of levels have none, as published.
+
+    Adapters have groups and a learning rate of their own.
+    """
+    found = parameter_groups(objective, config.optim.weight_decay)
+    return [part for group in found for part in _adapters_apart(group, config.model.adapters.lr_scale)]
+
+
+def _adapters_apart(group: dict[str, Any], scale: float) -> list[dict[str, Any]]:
+    parts = []
+    for is_adapter in (False, True):
+        pairs = [
+            pair
+            for pair in zip(group["param_names"], group["params"], strict=True)
+            if pair[0].startswith("model.adapters.") == is_adapter
+        ]
+        if pairs:
+            names, parameters = map(list, zip(*pairs, strict=True))
+            lr_scale = group["lr_scale"] * (scale if is_adapter else 1)
+            parts.append({**group, "params": parameters, "param_names": names, "lr_scale": lr_scale})
+    return parts
 
 
 def loss_words(config: TadConfig) -> LossWords:

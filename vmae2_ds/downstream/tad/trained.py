@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae2_ds.checkpoint.zero_weights import read_weights
-from vmae2_ds.config.tad import TadConfig
+from vmae2_ds.config.tad import TadConfig, check_is_named
 from vmae2_ds.dist import default_device
 from vmae2_ds.downstream.features.sidecar import FeatureInfo
 from vmae2_ds.downstream.tad.objective import DetectActions, tad_objective
@@ -25,7 +25,13 @@ class TrainedHead(NamedTuple):
     checkpoint: Path
 
     def check_features(self, config: TadConfig) -> None:
-        """Raises ConfigError where the features that `config` names are not of the kind that the head was trained on."""
+        """Raises ConfigError where the features that `config` names are not of the kind that the head was trained on.
+
+        A model that is shown videos makes them itself.
+        """
+        check_is_named(config)
+        if config.model.is_end_to_end:
+            return
         folder = self.checkpoint.parent.parent
         try:
             said = json.loads((folder / "identity.json").read_text())["features"]

@@ -36,7 +36,8 @@ def open_videos(config: TadConfig) -> tuple[Mixture, Manifest | None]:
     data = config.data
     annotations = annotations_of(data)
     check_classes(annotations, config.model.num_classes)
-    feature_info(data, config.model.encoder.width)
+    if not config.model.is_end_to_end:
+        feature_info(data, config.model.encoder.width)
     train = training_videos(data, annotations)
     validation = None
     if data.val_subset:
@@ -61,34 +62,51 @@ def training_videos(data: TadDataConfig, annotations: Annotations) -> list[Annot
 def list_of(data: TadDataConfig, annotations: Annotations, videos: Sequence[AnnotatedVideo]) -> Manifest:
     """The list of these videos, without those that have no features by MISSING; its digest covers names, lengths and segments.
 
+    A file that is not there is listed as well: it is named when it is to be read.
+
     Raises DataError where there is none of their files.
     """
-    folder = data.features
-    assert folder is not None, "checked by check_is_named"
-    missing = _missing(folder)
-    names = [video.name for video in videos if video.name not in missing]
-    if len(names) < len(videos):
-        log.info("%d of %d videos have no features by %s", len(videos) - len(names), len(videos), folder / MISSING)
-    if not any((folder / file_of(name)).is_file() for name in names):
-        have = sorted(path.name.removesuffix(".npy") for path in folder.glob("*.npy"))
-        check_same_set(annotations, have, f"--data.features {folder}")
+    if data.videos is not None:
+        folder, files = data.videos, video_files(data.videos)
+        names = [video.name for video in videos]
+        what, remedy = "none of", "name the folder that holds them"
+    else:
+        assert data.features is not None, "checked by check_is_named"
+        folder, missing = data.features, _missing(data.features)
+        files = {path.name.removesuffix(".npy"): path.name for path in folder.glob("*.npy")}
+        names = [video.name for video in videos if video.name not in missing]
+        if len(names) < len(videos):
+            log.info("%d of %d videos have no features by %s", len(videos) - len(names), len(videos), folder / MISSING)
+        what, remedy = "features of none of", "extract them"
+    if not any(name in files for name in names):
+        check_same_set(annotations, sorted(files), f"--data.{'features' if data.videos is None else 'videos'} {folder}")
         raise DataError(
-            f"{folder} has features of none of the {len(videos)} videos of the subset, of {names[0] if names else 'any'!r} for "
-            "example; extract them, or name another --data.subset"
+            f"{folder} has {what} the {len(videos)} videos of the subset, of {names[0] if names else 'any'!r} for "
+            f"example; {remedy}, or name another --data.subset"
         )
     said = [[video.name, video.duration_s, video.fps, video.frames, *video.segments] for video in videos]
     content = json.dumps([annotations.class_names, said])
-    return manifest_of(annotations.file, folder, [ListedVideo(file_of(name)) for name in names], content)
+    listed = [ListedVideo(files.get(name, f"{name}.{'npy' if data.videos is None else 'mp4'}")) for name in names]
+    return manifest_of(annotations.file, folder, listed, content)
 
 
-def file_of(name: str) -> str:
-    """A video's file in a folder of features."""
-    return f"{name}.npy"
+def video_files(folder: Path) -> dict[str, str]:
+    """The file of each video in a folder of videos, by its name without ending.
+
+    Raises DataError where two files have the name of one video.
+    """
+    files: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file() or path.suffix in (".json", ".txt", ".csv", ".npy"):
+            continue
+        if (other := files.setdefault(path.stem, path.name)) != path.name:
+            raise DataError(f"{folder} has {other} and {path.name}, both of video {path.stem!r}; move one of them away")
+    return files
 
 
 def name_of(file: str) -> str:
-    """The video's name of such a file."""
-    return Path(file).name.removesuffix(".npy")
+    """The video's name of a file of it, or of its features."""
+    return Path(file).stem
 
 
 def check_classes(annotations: Annotations, num_classes: int) -> None:
