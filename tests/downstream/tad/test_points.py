@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from vmae2_ds.config.tad_head import HeadConfig, HeadLossConfig
 from vmae2_ds.downstream.tad.losses import REGRESSION, diou_loss, loss_sums, next_normaliser
 from vmae2_ds.downstream.tad.points import Targets, assign, points_of
-from vmae2_ds.downstream.tad.pyramid import PyramidOutput
+from vmae2_ds.downstream.tad.pyramid import ActionPyramid, PyramidOutput
 
 HEAD = HeadConfig(width=16, heads=2, ranges=(4, 8))
 LENGTHS = (64, 32, 16)
@@ -176,6 +177,18 @@ def test_gradients_of_the_ends(name: str) -> None:
     assert (REGRESSION[name](wanted, wanted).abs() < 1e-12).all()
     nothing = torch.zeros(1, 2)
     assert REGRESSION[name](nothing, nothing).tolist() == [1]
+
+
+def test_a_step_of_training_asks_nothing_of_the_device() -> None:
+    # a fake one has no values: a shape that depends on them, or a number read back, would raise
+    with FakeTensorMode(), torch.device("cuda"):
+        pyramid = ActionPyramid(8, 3, HEAD.model_copy(update={"windows": (5,)}), 64)
+        output = pyramid(torch.empty(2, 64, 8), torch.empty(2, 64, dtype=torch.bool))
+        segments, labels = torch.empty(2, 5, 2), torch.empty(2, 5, dtype=torch.long)
+        sums = loss_sums(output, segments, labels, HEAD, HeadLossConfig())
+        loss = sums.loss(next_normaliser(torch.empty(()), sums.num_positive, HeadLossConfig()), HeadLossConfig())
+    assert loss.device.type == "cuda"
+    assert loss.requires_grad
 
 
 @pytest.mark.parametrize("name", sorted(REGRESSION))
