@@ -28,6 +28,12 @@ def test_every_number_is_kept_under_any_wrapper() -> None:
         assert torch.equal(*numbers)
 
 
+def test_numbers_of_levels_are_in_their_order() -> None:
+    scales = {f"reg_head.scale.{level}.scale": torch.tensor(float(level)) for level in (3, 0, 2, 1)}
+    others = {name: tensor for name, tensor in STATE.items() if name not in scales}
+    assert from_actionformer({**scales, **others}, pyramid())["offset_scale_L"].tolist() == [0, 1, 2, 3]
+
+
 def test_gains_have_a_place_where_there_are_some() -> None:
     model = pyramid(layer_scale=1e-4)
     gains = {
