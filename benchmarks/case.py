@@ -66,7 +66,7 @@ class Options(StrictModel):
     interconnect: str = ""
     """What links the GPUs and hosts, for the rows: nothing here can ask for it ("NVLink 4, 8 x 400 Gb/s InfiniBand")."""
     videos: Path | None = None
-    """Manifest of real videos for the case `pipeline`; without it, videos are drawn."""
+    """Manifest of real videos for the cases `pipeline` and `extraction`; without it, videos are drawn."""
     quick: bool = False
     """ViT-S in bf16 with 3 rounds: to see that everything runs; not for figures."""
 

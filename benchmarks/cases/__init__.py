@@ -13,6 +13,7 @@ from benchmarks.cases import (
     decoder_masking,
     dual_masking,
     embed,
+    extraction,
     fp8,
     guards,
     loader,
@@ -51,6 +52,7 @@ CASES: dict[str, Case] = {
     "loader": loader.CASE,
     "loader_rate": loader_rate.CASE,
     "guards": guards.CASE,
+    "extraction": extraction.CASE,
     "tad_score": tad_score.CASE,
     "real_run": real_run.CASE,
 }
