@@ -272,10 +272,9 @@ def test_the_first_10000_samples_are_the_same_for_any_ranks_and_workers(
     order = mixture.order(seed=5)
     expected = np.array([order.key_at(position) for position in range(STEPS * VIDEOS_PER_STEP)])
     assert len(expected) >= 10_000
-    for ranks in (1, 2, 3, 8):
-        for workers in (0, 1, 4):
-            config = make_config(micro_batch=VIDEOS_PER_STEP // ranks, seed=5, workers=workers)
-            assert np.array_equal(sequence(config, mixture, ranks, 0, STEPS), expected), (ranks, workers)
+    for ranks, workers in ((1, 0), (1, 4), (2, 1), (3, 4), (8, 0), (8, 1)):
+        config = make_config(micro_batch=VIDEOS_PER_STEP // ranks, seed=5, workers=workers)
+        assert np.array_equal(sequence(config, mixture, ranks, 0, STEPS), expected), (ranks, workers)
     shares = [source.share for source in mixture.sources]
     seen = np.stack([expected[:, 2] == source for source in range(5)], axis=1).cumsum(axis=0)
     used_up = int(np.flatnonzero(seen[:, 2] == 100)[0])  # then the others take ava's share
