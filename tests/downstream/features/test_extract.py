@@ -206,6 +206,31 @@ def test_a_bad_video_costs_itself_alone_and_is_named(source: Path, videos: Path,
     assert (out / "b.npy").read_bytes() == kept
 
 
+def test_a_video_that_breaks_off_on_the_way_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    """The eightieth picture is none: the model has seen windows of the first piece when it is met."""
+    pictures = tmp_path / "torn"
+    pictures.mkdir()
+    for number in range(90):
+        Image.new("RGB", (40, 24), (number, 90, 0)).save(pictures / f"{number:03}.png")
+    (pictures / "080.png").write_bytes(b"no picture")
+    manifest, out = write_list(tmp_path / "list.csv", [str(pictures)]), tmp_path / "out"
+    result = extract(arguments(source, manifest, out, frame_folders="{:03}.png", max_bad_share=1))
+    assert "080.png is no picture" in result.failures[0]
+    names = {".extract.lock", "bad_files.jsonl", "features.json", "missing_files.txt"}
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_reading_ahead_in_children_changes_no_bit(source: Path, tmp_path: Path) -> None:
+    """Frames of the window's own size are not resized: what the model sees lay in the memory that the child writes over."""
+    for seed in range(3):
+        write_video(tmp_path / f"v{seed}.mp4", 150 + seed, seed, edges=(SIZE, SIZE))
+    manifest = write_list(tmp_path / "list.csv", [f"v{seed}.mp4" for seed in range(3)])
+    for workers in (0, 2):
+        extract(arguments(source, manifest, tmp_path / f"by{workers}", workers=workers))
+    for path in sorted((tmp_path / "by0").glob("v*")):
+        assert path.read_bytes() == (tmp_path / "by2" / path.name).read_bytes()
+
+
 def test_a_folder_of_other_features_is_refused_and_stays_as_it_is(source: Path, manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     extract(arguments(source, manifest, out))
