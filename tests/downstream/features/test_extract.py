@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -19,11 +20,12 @@ from vmae2_ds.data.clips.crops import CropBox, crop_resize
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.storage import read_entry
 from vmae2_ds.data.readers.table import read_clip
+from vmae2_ds.data.tools.pack import PackArguments, pack_manifest
 from vmae2_ds.downstream.features.arguments import ExtractArguments, Extracted, describe
 from vmae2_ds.downstream.features.extract import extract, info_of
-from vmae2_ds.downstream.features.sidecar import read_feature_info, read_features, read_missing
+from vmae2_ds.downstream.features.sidecar import FeatureFile, read_feature_info, read_features, read_missing
 from vmae2_ds.downstream.features.video_windows import extract_video
-from vmae2_ds.errors import ConfigError, DataError, TooManyBadFiles
+from vmae2_ds.errors import ConfigError, DataError, TooManyBadFiles, Vmae2Error
 
 LENGTHS = {"a": 50, "b": 31, "c": 17}
 
@@ -151,6 +153,55 @@ def test_parts_of_videos_and_folders_of_frames(source: Path, videos: Path, tmp_p
     array, about = read_features(tmp_path / "folders", "a")
     assert (about.frames, about.fps) == (50, None)
     np.testing.assert_allclose(array, every, rtol=1e-5, atol=1e-5)
+
+
+def test_members_of_shards_are_read_as_files_are(source: Path, videos: Path, manifest: Path, tmp_path: Path) -> None:
+    pack_manifest(PackArguments(manifest=manifest, out=tmp_path / "shards"))
+    packed = tmp_path / "shards" / "manifest.csv"
+    for where, place in ((manifest, "files"), (packed, "shards_out")):
+        extract(arguments(source, where, tmp_path / place))
+    for name in LENGTHS:
+        assert (tmp_path / "files" / f"{name}.npy").read_bytes() == (
+            tmp_path / "shards_out" / f"{name}.npy"
+        ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"window": 7}, "--window 7 is not a positive multiple of the cube's 2"),
+        ({"size": 20}, "--size 20 is not a positive multiple of the cube's 8"),
+        ({"frame_folders": "img.jpg"}, "gives every frame one name"),
+        ({"source": Path("nowhere")}, "nowhere: there is no such file"),
+        ({"manifest": Path("nowhere.csv")}, "nowhere.csv: there is no such file"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_one_line_before_anything_is_written(
+    source: Path, manifest: Path, tmp_path: Path, words: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Vmae2Error, match=said) as refused:
+        extract(arguments(source, manifest, tmp_path / "out").model_copy(update=words))
+    assert "\n" not in str(refused.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_file(
+    source: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, written = FeatureFile.add, []
+
+    def add(self: FeatureFile, rows: np.ndarray) -> None:
+        written.append(len(rows))
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(self, rows)
+
+    monkeypatch.setattr(FeatureFile, "add", add)
+    with pytest.raises(OSError, match="No space left"):
+        extract(arguments(source, manifest, tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".extract.lock", "features.json"}
+    monkeypatch.setattr(FeatureFile, "add", plain)
+    assert extract(arguments(source, manifest, tmp_path / "out")).videos == 3
 
 
 def test_an_hour_of_video_holds_no_more_frames_than_a_minute(source: Path, tmp_path: Path) -> None:

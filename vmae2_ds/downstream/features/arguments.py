@@ -65,8 +65,9 @@ class ExtractArguments(StrictModel):
     workers: Workers = 2
     """Number of videos that each rank reads at the same time, each in a process of its own; 0 reads in the main process,
     where a hanging reader cannot be stopped."""
-    read_timeout_s: ReadLimit = 30
-    """Seconds after which the next frames of a video are given up, its reader is killed and the video counts as bad."""
+    timeout_s: ReadLimit = 300
+    """Seconds after which opening a video, or its next frames, are given up: its reader is killed and the video counts as
+    bad. To open one is to go through the file once."""
     missing: Literal["retry", "skip"] = "retry"
     """What to do with videos that missing_files.txt in the folder names, which could not be read before."""
     max_bad_share: Part = 0.0
@@ -98,7 +99,7 @@ class Extracted(NamedTuple):
     decoded: int
     """Frames that came out of decoders."""
     size: int
-    """Bytes of the videos done now."""
+    """Bytes of the videos done now; 0 of folders of frames."""
     seconds: float
 
 
@@ -120,7 +121,7 @@ def describe(result: Extracted) -> str:
     if result.failures:
         line += f"; {len(result.failures)} could not be used"
     rates = f"{result.videos / seconds:.3g} videos/s, {result.windows / seconds:.4g} windows/s"
-    rates += f", {megabytes(result.size / seconds)}/s"
+    rates += f", {megabytes(result.size / seconds)}/s" if result.size else ""
     frames = f"{counted(result.decoded, 'frame')} decoded of {result.frames}"
     return f"{line}; {frames}; {result.seconds:.1f} s, {rates}; {result.folder}"
 

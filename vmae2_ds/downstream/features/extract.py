@@ -17,7 +17,7 @@ from vmae2_ds.disk import check_out_folder, check_there
 from vmae2_ds.downstream.features.arguments import LOCK, ExtractArguments, Extracted, Listed
 from vmae2_ds.downstream.features.sidecar import INFO, FeatureInfo, Pooling
 from vmae2_ds.downstream.features.windows import WindowGrid
-from vmae2_ds.errors import DataError, TooManyBadFiles
+from vmae2_ds.errors import ConfigError, DataError, TooManyBadFiles
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
     from vmae2_ds.config.stages import RunConfig
@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the sig
 log = logging.getLogger(__name__)
 
 WHAT: dict[str, Pooling] = {"windows": "window", "video": "video", "tokens": "tokens"}
-LONGEST_WAIT_S = 14 * 86400.0
-"""Ranks that have done their videos wait for those that have longer ones: two weeks at most."""
+LONGEST_WAIT_S = 3 * 86400.0
+"""Ranks that have done their videos wait for those that have longer ones: three days at most."""
 
 
 def extract(asked: ExtractArguments) -> Extracted:
@@ -57,8 +57,12 @@ def extract(asked: ExtractArguments) -> Extracted:
 
     run, weights, checkpoint = open_model(asked.source, given=read_given(asked.config))
     clip = {"num_frames": asked.window, "size": asked.size, "stride": asked.interval}
-    run = with_options(run, data=clip, train={"precision": asked.precision})
-    module = encoder_of(run, weights)
+    try:
+        run = with_options(run, data=clip, train={"precision": asked.precision})
+        module = encoder_of(run, weights)
+    except ConfigError as error:  # by the names that these options have elsewhere
+        told = str(error).replace("--data.num-frames", "--window").replace("--data.size", "--size")
+        raise ConfigError(told) from None
     del weights
     ranks = start_ranks(meet_ranks()._replace(timeout_s=LONGEST_WAIT_S))
     if not is_alone:

@@ -33,7 +33,7 @@ from vmae2_ds.downstream.features.sidecar import (
     read_missing,
 )
 from vmae2_ds.downstream.features.video_windows import Pooled, VideoWindows
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.errors import ConfigError, DataError, Vmae2Error
 from vmae2_ds.model.embed import unit_pixels
 from vmae2_ds.model.encoder import ClipEncoder
 
@@ -60,6 +60,9 @@ def extract_into(
             missing = set(read_missing(folder)) if asked.missing == "skip" else set()
             done = [is_finished(folder, one.name) for one in listed]
             todo = [row for row, one in enumerate(listed) if not done[row] and one.name not in missing]
+            todo.sort(
+                key=lambda row: -_bytes_of(listed[row].entry)
+            )  # ranks have about as much, and end with the short ones
             return todo, sum(done), len(listed) - len(todo) - sum(done)
 
         todo, before, left_out = ranks.from_first(begin)
@@ -67,7 +70,14 @@ def extract_into(
             log.info("%s: %d of %s are done, %d left out", folder, before, counted(len(listed), "video"), left_out)
         part = _Part(encoder_for(module, info), info, asked, ranks)
         mine = [listed[row] for row in todo[ranks.rank :: ranks.size]]
-        part.run(mine, len(todo))
+        error = None
+        try:
+            part.run(mine, len(todo))
+        except (OSError, Vmae2Error) as found:  # said to all: the others would wait for this rank
+            error = found
+        said = ranks.first_said(None if error is None else f"rank {ranks.rank}: {error}")
+        if said is not None:
+            raise error or DataError(f"stopped with {said}")
         parts = ranks.gather((part.counts, part.failures))
 
         def end() -> Extracted:
@@ -102,7 +112,7 @@ class _Part:
         self._module, self._info, self._asked, self._ranks = module, info, asked, ranks
         self._ledger = BadFileLedger(asked.out / "bad_files.jsonl")
         self._open: dict[int, tuple[FeatureFile, Pooled]] = {}
-        self._began = time.monotonic()
+        self._began, self._windows = time.monotonic(), 0
         self.counts = [0, 0, 0, 0, 0]
         """Videos, windows, frames, frames decoded, bytes of the videos."""
         self.failures: list[str] = []
@@ -119,7 +129,7 @@ class _Part:
             return None if item.batch is None else item.batch.windows(device)
 
         ticker = Ticker(log, "videos extracted", total, speaks=self._ranks.rank == 0, also=self._rates)
-        workers, timeout_s = self._asked.workers, self._asked.read_timeout_s
+        workers, timeout_s = self._asked.workers, self._asked.timeout_s
         items = read_videos(open_video, len(listed), workers, timeout_s, pinned=device.type == "cuda")
         try:
             with heard(ticker), torch.inference_mode(), contextlib.closing(items):
@@ -148,6 +158,7 @@ class _Part:
                 self._open[item.number] = file, Pooled(self._info)
             file, pooled = self._open[item.number]
             rows = pooled.add(answers[0])
+            self._windows += len(rows)
             if self._info.pooling != "video":
                 file.add(rows)
             return
@@ -169,9 +180,12 @@ class _Part:
         self.counts = [counted_ + more for counted_, more in zip(self.counts, found, strict=True)]
 
     def _rates(self) -> str:
-        """Videos and bytes a second of all ranks, as far as this one can tell: the others are about as fast."""
+        """Speeds of all ranks, as far as this one can tell: the others are about as fast."""
         seconds = max(time.monotonic() - self._began, 1e-9) / self._ranks.size
-        return f"{self.counts[0] / seconds:.3g} videos/s, {megabytes(self.counts[-1] / seconds)}/s"
+        return (
+            f"{self.counts[0] / seconds:.3g} videos/s, {self._windows / seconds:.4g} windows/s, "
+            f"{megabytes(self.counts[-1] / seconds)}/s"
+        )
 
 
 class _Abandoned(Exception):
