@@ -134,8 +134,9 @@ class DetectConfig(StrictModel):
     by_class: bool = True
     """Whether only candidates of the same class suppress each other."""
     voting: Part = 0.7
-    """Where candidates of all classes suppress each other: each detection's ends become the mean, weighted by score, of all
-    candidates that overlap it by as much, or more; 0 leaves them as they are. It has no effect by class (as published)."""
+    """Where candidates of all classes suppress each other: each detection's ends become the mean, weighted by score x
+    overlap, of all candidates that overlap it by as much, or more; 0 leaves them as they are. It has no effect by class (as
+    published)."""
     external_top_k: Whole = 2
     """Classes that each detection is given out of a file of scores for whole videos, where there is one; its score becomes the
     root of its own times the video's."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from vmae2_ds.config.tad_head import HeadConfig, HeadLossConfig
-from vmae2_ds.downstream.tad.points import assign, points_of
+from vmae2_ds.downstream.tad.points import targets_of
 from vmae2_ds.downstream.tad.pyramid import PyramidOutput
 
 # B videos, P points of all levels, G segments, C classes; N of anything.
@@ -42,10 +42,9 @@ def loss_sums(
     """
     logits_BPC, offset_BP2, is_real_BP = (torch.cat(levels, dim=1) for levels in output)
     logits_BPC, offset_BP2 = logits_BPC.float(), offset_BP2.float()
-    points = points_of([level.shape[1] for level in output.is_real_LBT], head, like=logits_BPC)
     num_classes = logits_BPC.shape[-1]
-    targets = assign(points, segment_BG2, label_BG, num_classes, config.centre_radius)
-    is_positive_BP = targets.is_positive_BP & is_real_BP
+    targets = targets_of(output.is_real_LBT, segment_BG2, label_BG, head, num_classes, config.centre_radius)
+    is_positive_BP = targets.is_positive_BP
     # spread over one class more, as if there were one for the background: docs/PAPER.md#detection-head
     smooth = config.label_smoothing
     target_BPC = targets.present_BPC * (1 - smooth) + smooth / (num_classes + 1)

@@ -11,7 +11,7 @@ from vmae2_ds.config.tad import TadConfig, TadModelConfig
 from vmae2_ds.contracts import ClipGeometry, LossOutput, TadBatch, TadFramesBatch
 from vmae2_ds.downstream.tad.end_to_end import EndToEndDetector
 from vmae2_ds.downstream.tad.losses import loss_sums
-from vmae2_ds.downstream.tad.points import assign, points_of
+from vmae2_ds.downstream.tad.points import targets_of
 from vmae2_ds.downstream.tad.pyramid import ActionPyramid, PyramidOutput
 from vmae2_ds.model.seeded import SeededModel
 
@@ -75,9 +75,10 @@ class DetectActions(nn.Module):
         """How many points of a micro batch learn an action: () int64, of the truth alone."""
         config = self.config
         is_real_LBT = [batch.is_real_BT[:, ::stride] for stride in config.head.strides]
-        points = points_of([level.shape[1] for level in is_real_LBT], config.head, like=batch.segment_BG2)
-        found = assign(points, batch.segment_BG2, batch.label_BG, config.num_classes, self.loss.centre_radius)
-        return (found.is_positive_BP & torch.cat(is_real_LBT, dim=1)).sum()
+        targets = targets_of(
+            is_real_LBT, batch.segment_BG2, batch.label_BG, config.head, config.num_classes, self.loss.centre_radius
+        )
+        return targets.is_positive_BP.sum()
 
     def _flat(self, output: PyramidOutput, num_positive: Tensor) -> Tensor:
         """Every class as likely as the prior everywhere, one class a positive point, and ends that lose 1 each."""

@@ -54,6 +54,20 @@ class Targets(NamedTuple):
     """Whether it learns an action."""
 
 
+def targets_of(
+    is_real_LBT: Sequence[Tensor],
+    segment_BG2: Tensor,
+    label_BG: Tensor,
+    head: HeadConfig,
+    num_classes: int,
+    centre_radius: float,
+) -> Targets:
+    """What the points of all levels learn, as `assign`, and none of them in padding."""
+    points = points_of([is_real_BT.shape[1] for is_real_BT in is_real_LBT], head, like=segment_BG2)
+    targets = assign(points, segment_BG2, label_BG, num_classes, centre_radius)
+    return targets._replace(is_positive_BP=targets.is_positive_BP & torch.cat([*is_real_LBT], dim=1))
+
+
 @torch.no_grad()
 def assign(points: Points, segment_BG2: Tensor, label_BG: Tensor, num_classes: int, centre_radius: float) -> Targets:
     """The action of each point: of those around it, within reach of their middle and in its level's range, the shortest.
