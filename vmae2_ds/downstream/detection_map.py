@@ -20,9 +20,16 @@ def precision_recall(is_hit_TN: Hits, num_truths: int) -> tuple[Floats, Floats]:
     return hits_TN / np.arange(1, is_hit_TN.shape[1] + 1), hits_TN / num_truths
 
 
-def all_points(is_hit_TN: Hits, num_truths: int) -> Floats:
-    """Area under the precision that no later point exceeds, (T,): VOC 2011, ActivityNet, AVA."""
-    precision_TN, _ = precision_recall(is_hit_TN, num_truths)
+def all_points(is_hit_TN: Hits, num_truths: int, as_if: float | None = None) -> Floats:
+    """Area under the precision that no later point exceeds, (T,): VOC 2011, ActivityNet, AVA.
+
+    as_if: normalised precision, of a class that had so many truths at the same recall, so that classes and parts of a set
+    with few and with many truths can be compared (Hoiem et al., 2012).
+    """
+    precision_TN, recall_TN = precision_recall(is_hit_TN, num_truths)
+    if as_if is not None:
+        hits_TN, false_TN = recall_TN * as_if, np.cumsum(~is_hit_TN, axis=1)
+        precision_TN = hits_TN / np.maximum(hits_TN + false_TN, 1e-300)
     envelope_TN = np.maximum.accumulate(precision_TN[:, ::-1], axis=1)[:, ::-1]
     return np.asarray(
         (envelope_TN * is_hit_TN).sum(axis=1) / num_truths

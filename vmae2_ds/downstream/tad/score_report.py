@@ -15,6 +15,8 @@ from vmae2_ds.console.tables import table
 from vmae2_ds.disk import check_out_folder
 from vmae2_ds.downstream.tad.annotations import AMBIGUOUS, read_annotations, write_annotations
 from vmae2_ds.downstream.tad.detections import read_detections, write_detections, write_for_actionformer
+from vmae2_ds.downstream.tad.mistakes import Mistakes, find_mistakes
+from vmae2_ds.downstream.tad.mistakes_report import describe_mistakes, mistakes_json
 from vmae2_ds.downstream.tad.protocols import PROTOCOLS, ProtocolName
 from vmae2_ds.downstream.tad.score import TadScores, score_detections
 
@@ -76,6 +78,9 @@ class ScoreArguments(StrictModel):
     """Labels that are taken out of annotations and detections first, such as Ambiguous."""
     drop_unknown: bool = False
     """Leave out detections of labels that have no true segment, where the protocol (activitynet) stops at them."""
+    mistakes: bool = False
+    """Tell what went wrong as well: false positives and missed true segments by kind and what each costs, and how short and
+    long ones fare."""
     out: Path | None = None
     """Folder to write annotations.json, detections.json and detections_actionformer.json into, in the forms that the
     published scorers read; default: nothing is written."""
@@ -90,6 +95,7 @@ class Scored(NamedTuple):
     subset: tuple[str, ...]
     num_detections: int
     """All of the file."""
+    mistakes: Mistakes | None
 
 
 def score(asked: ScoreArguments) -> Scored:
@@ -115,7 +121,8 @@ def score(asked: ScoreArguments) -> Scored:
         write_annotations(annotations, truth)
         write_detections(detections, found)
         write_for_actionformer(detections, annotations, for_actionformer)
-    return Scored(scores, asked.subset or annotations.subsets, len(detections))
+    mistakes = find_mistakes(annotations, scores) if asked.mistakes else None
+    return Scored(scores, asked.subset or annotations.subsets, len(detections), mistakes)
 
 
 def scores_json(scored: Scored) -> dict[str, Any]:
@@ -142,6 +149,7 @@ def scores_json(scored: Scored) -> dict[str, Any]:
         "reversed_detections": tables.reversed,
         "detections_counted_under_another_class": tables.renumbered,
         "ambiguous_regions": len(tables.regions.row),
+        **({} if scored.mistakes is None else {"mistakes": mistakes_json(scored.mistakes)}),
     }
 
 
@@ -161,6 +169,7 @@ def describe(scored: Scored) -> str:
         table("percent at each tIoU", head, [(name, *_percent(values)) for name, values in rows]),
         "",
         table("average precision by class", head, [(name, *_percent(values)) for name, values in by_class]),
+        *([] if scored.mistakes is None else ["", describe_mistakes(scored.mistakes)]),
     ]
     return "\n".join(told)
 
