@@ -103,6 +103,8 @@ def test_a_file_that_is_missing_or_no_json_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "gone.json").endswith("gone.json: there is no such file")
     (tmp_path / "torn.json").write_text('{"database": {"v": ')
     assert "torn.json is no JSON: Expecting value: line 1 column 20" in refusal(tmp_path / "torn.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    assert "deep.json is no JSON" in refusal(tmp_path / "deep.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00\x81")
     assert "bytes.json is no JSON" in refusal(tmp_path / "bytes.json")
     classes = tmp_path / "classes.txt"

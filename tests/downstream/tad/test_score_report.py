@@ -89,6 +89,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     classes = tmp_path / "category_idx.txt"
     classes.write_text("Diving\n")
     assert "the list of classes does not have" in said("--gt", GT, "--pred", PRED, "--classes", str(classes))
+    assert "--without Divving: neither" in said("--gt", GT, "--pred", PRED, "--subset", "Test", "--without", "Divving")
     assert "no video in common" in said(
         "--gt", GT, "--pred", str(GOLDEN / "tad" / "map_pred.json"), "--subset", "Validation"
     )

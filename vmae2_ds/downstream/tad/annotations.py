@@ -104,7 +104,7 @@ def read_json(file: Path) -> Any:
         raise DataError(f"{file}: there is no such file") from None
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
-    except ValueError as error:  # bad JSON, and bytes that are no text
+    except (ValueError, RecursionError) as error:  # bad JSON, bytes that are no text, brackets in brackets without end
         raise DataError(f"{file} is no JSON: {error}") from None
 
 

@@ -89,6 +89,9 @@ def make_tables(
         f"subset {', '.join(repr(name) for name in sorted({video.subset for video in videos}))} of {annotations.file}"
     )
     _check_in_common(annotations, videos, detections, asked)
+    for label in without:
+        if label not in (*annotations.labels, *detections.labels, AMBIGUOUS):
+            raise DataError(f"--without {label}: neither {annotations.file} nor the detections have that label")
     kept = _truths_that_count(annotations, videos, protocol, without)
     if not len(kept.truths.row):
         raise DataError(f"{asked} has no true segment to score; {len(videos)} videos are in it")
