@@ -42,14 +42,14 @@ def test_each_kind_of_mistake_is_what_it_says() -> None:
             (0, 0, 11, 20, 0.8),  # on the same truth
             (0, 0, 40, 49, 0.7),  # on a truth of label b
             (0, 0, 14, 30, 0.6),  # 6 of 20 s in common
-            (0, 0, 47, 57, 0.5),  # 3 of 17 s with label b
+            (0, 0, 47, 57, 0.5),  # 3 of 17 s with label b, nothing with its own
             (0, 0, 69.5, 79.5, 0.4),  # 0.5 of 19.5 s in common
             (0, 0, 30, 35, 0.3),
             (0, 1, 80, 92, 0.2),
         ],
     )
     assert kinds == [
-        *("correct", "double", "wrong label", "localisation", "confusion", "background", "background", "correct")
+        *("correct", "double", "wrong label", "localisation", "background", "background", "background", "correct")
     ]
     assert missed == ["correct", "wrong label", "nothing near", "correct"]
 
@@ -66,7 +66,7 @@ def test_where_labels_share_a_segment_a_detection_is_judged_by_its_own() -> None
 def test_a_truth_is_missed_for_what_is_near_it() -> None:
     segments = [Segment(10, 20, 0), Segment(11, 20, 0), Segment(40, 50, 0), Segment(60, 70, 1), Segment(80, 90, 1)]
     rows = [(0, 0, 10, 20, 0.9), (0, 0, 46, 56, 0.8), (0, 0, 66, 76, 0.7), (0, 1, 1, 2, 0.1)]
-    assert look(segments, rows)[1] == ["correct", "taken", "localisation", "confusion", "nothing near"]
+    assert look(segments, rows)[1] == ["correct", "taken", "localisation", "nothing near", "nothing near"]
 
 
 def some(detections: Detections, kept: np.ndarray) -> Detections:

@@ -1,6 +1,6 @@
 """What went wrong in a file of detections: a kind for each false positive and each missed truth, what each kind costs, lengths.
 
-The kinds of false positives are those of Alwassel et al. (docs/PAPER.md#scorers-of-temporal-detection).
+The kinds of false positives are after Alwassel et al. (docs/PAPER.md#scorers-of-temporal-detection).
 N detections, G truths, T thresholds of tIoU.
 """
 
@@ -21,24 +21,22 @@ from vmae2_ds.downstream.tad.score import Matches, TadScores, average_precisions
 from vmae2_ds.downstream.tad.tables import Tables
 
 LOWEST_TIOU = 0.1
-"""Below that overlap with every truth a detection is on background (Alwassel et al.)."""
+"""Overlap with truth of its label from which on a detection is one of it, badly placed (Alwassel et al.)."""
 CORRECT, NOT_COUNTED = "correct", "not counted"
 FALSE_KINDS = {
     "double": "on a true segment of its label that another detection found",
     "wrong label": "on a true segment of another label",
-    "localisation": "too far off the true segment of its label that it overlaps most",
-    "confusion": "too far off a true segment of another label",
-    "background": f"overlaps no true segment by {LOWEST_TIOU:g}",
+    "localisation": f"overlaps a true segment of its label by {LOWEST_TIOU:g} at least, and too little",
+    "background": "none of these",
 }
-"""Kinds of false positives: by the true segment, of any label, that a detection overlaps most; of equals one of its label."""
+"""Kinds of false positives: each is the first of these that it can be called."""
 MISSED_KINDS = {
     "taken": "a detection of its label is on it, and found another true segment",
-    "wrong label": "only detections of other labels are on it",
-    "localisation": "detections of its label are near, and too far off",
-    "confusion": "only detections of other labels are near",
-    "nothing near": f"no detection overlaps it by {LOWEST_TIOU:g}",
+    "wrong label": "detections of other labels are on it",
+    "localisation": f"a detection of its label overlaps it by {LOWEST_TIOU:g} at least, and too little",
+    "nothing near": "none of these",
 }
-"""Kinds of missed truths."""
+"""Kinds of missed truths: each is the first of these that it can be called."""
 DETECTION_KINDS = (CORRECT, *FALSE_KINDS, NOT_COUNTED)
 TRUTH_KINDS = (CORRECT, *MISSED_KINDS)
 SIZES = ("XS", "S", "M", "L", "XL")
@@ -138,29 +136,20 @@ def overlaps_of(tables: Tables) -> Overlaps:
 
 def kinds_of_detections(overlaps: Overlaps, truth_N: Ints, tiou: float) -> Kinds:
     """What each detection is, given the truth that it finds or -1: an index into DETECTION_KINDS, (N,)."""
-    is_own_N = overlaps.same_N >= overlaps.other_N
-    best_N = np.maximum(overlaps.same_N, overlaps.other_N)
-    is_kind = {
-        CORRECT: truth_N >= 0,
-        "background": best_N < LOWEST_TIOU,
-        "double": is_own_N & (best_N >= tiou),
-        "wrong label": best_N >= tiou,
-        "localisation": is_own_N,
-    }
-    return _first_that_holds(is_kind, DETECTION_KINDS, "confusion")
+    is_kind = {CORRECT: truth_N >= 0, **_by_overlap(overlaps.same_N, overlaps.other_N, tiou, "double")}
+    return _first_that_holds(is_kind, DETECTION_KINDS, "background")
 
 
 def _kinds_of_truths(overlaps: Overlaps, truth_N: Ints, tiou: float) -> Kinds:
     is_found_G = np.zeros(len(overlaps.same_G), np.bool_)
     is_found_G[truth_N[truth_N >= 0]] = True
-    is_kind = {
-        CORRECT: is_found_G,
-        "taken": overlaps.same_G >= tiou,
-        "wrong label": overlaps.other_G >= tiou,
-        "localisation": overlaps.same_G >= LOWEST_TIOU,
-        "confusion": overlaps.other_G >= LOWEST_TIOU,
-    }
+    is_kind = {CORRECT: is_found_G, **_by_overlap(overlaps.same_G, overlaps.other_G, tiou, "taken")}
     return _first_that_holds(is_kind, TRUTH_KINDS, "nothing near")
+
+
+def _by_overlap(same: Floats, other: Floats, tiou: float, matched: str) -> dict[str, Bools]:
+    """The kinds that overlaps tell: `matched` is what overlaps one of its label enough."""
+    return {matched: same >= tiou, "wrong label": other >= tiou, "localisation": same >= LOWEST_TIOU}
 
 
 def _first_that_holds(is_kind: dict[str, Bools], kinds: tuple[str, ...], otherwise: str) -> Kinds:
