@@ -138,11 +138,11 @@ def test_training_leaves_out_what_it_cannot_learn_and_says_how_much(tmp_path: Pa
     assert all(found.labels[segment.label] in found.class_names for segment in kept.segments)
     file = found.file
     assert told == [
-        f"{file}: 1 segments without length left out, the first of v at 50 to 50 s",
-        f"{file}: 1 segments outside of their video left out, the first of v at 200 to 210 s",
-        f"{file}: 2 segments cut to the length of their video, the first of v at 95 to 120 s",
-        f"{file}: 1 copies of a segment left out, the first of v at 3.0005 to 3.5005 s",
-        f"{file}: 1 Ambiguous segments left out, the first of v at 60 to 70 s",
+        f"{file}: 1 segment without length left out, the first of v at 50 to 50 s",
+        f"{file}: 1 segment outside of the video left out, the first of v at 200 to 210 s",
+        f"{file}: 2 segments cut to the length of the video, the first of v at 95 to 120 s",
+        f"{file}: 1 segment left out as a copy of another, the first of v at 3.0005 to 3.5005 s",
+        f"{file}: 1 segment of label Ambiguous left out, the first of v at 60 to 70 s",
     ]
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import DataError
 
@@ -198,7 +199,9 @@ def videos_to_train_on(
         )
     if not num:
         raise DataError(f"{annotations.file}: no segment of the subset can be learnt from")
-    return videos, [f"{annotations.file}: {len(at)} {kind}, the first of {at[0]}" for kind, at in told.items()]
+    return videos, [
+        f"{annotations.file}: {counted(len(at), 'segment')} {kind}, the first of {at[0]}" for kind, at in told.items()
+    ]
 
 
 def check_same_set(annotations: Annotations, names: Iterable[str], of: str) -> None:
@@ -211,9 +214,9 @@ def check_same_set(annotations: Annotations, names: Iterable[str], of: str) -> N
         )
 
 
-_NO_LENGTH = "segments without length left out"
-_OUTSIDE = "segments outside of their video left out"
-_CUT = "segments cut to the length of their video"
+_NO_LENGTH = "without length left out"
+_OUTSIDE = "outside of the video left out"
+_CUT = "cut to the length of the video"
 
 
 def _trainable(video: AnnotatedVideo, labels: tuple[str, ...], told: dict[str, list[str]]) -> AnnotatedVideo:
@@ -221,13 +224,13 @@ def _trainable(video: AnnotatedVideo, labels: tuple[str, ...], told: dict[str, l
     length = math.inf if video.duration_s is None else video.duration_s
     for (start, end, label), is_copy in zip(video.segments, copies_among(video.segments), strict=True):
         if labels[label] == AMBIGUOUS:
-            what = "Ambiguous segments left out"
+            what = "of label Ambiguous left out"
         elif end <= start:
             what = _NO_LENGTH
         elif start >= length or end <= 0:
             what = _OUTSIDE
         elif is_copy:
-            what = "copies of a segment left out"
+            what = "left out as a copy of another"
         else:
             what = _CUT if end > length or start < 0 else ""
             kept.append(Segment(max(start, 0.0), min(end, length), label))
