@@ -56,7 +56,7 @@ class Overlaps(NamedTuple):
     other_G: Floats
 
 
-class Sizes(NamedTuple):
+class LengthFifths(NamedTuple):
     """Fifths of the true segments, by one measure of length."""
 
     bounds: dict[str, tuple[float, float]]
@@ -84,9 +84,9 @@ class Mistakes:
     """Kind of false positives -> what mAP gains where there are none of it, (T,)."""
     missed_gain_of: dict[str, Floats]
     """Kind of missed truths -> what mAP gains where they are no truths, (T,)."""
-    seconds: Sizes
+    seconds: LengthFifths
     """Fifths by length in seconds."""
-    share: Sizes | None
+    share: LengthFifths | None
     """Fifths by the share of its video that a true segment lasts; None where no duration is known."""
 
 
@@ -179,7 +179,7 @@ def _without_truths(matches: Matches, how: Protocol, is_kind_TG: Bools) -> Float
     return np.array(maps)
 
 
-def _sizes(matches: Matches, length_G: Floats) -> Sizes:
+def _sizes(matches: Matches, length_G: Floats) -> LengthFifths:
     """How each fifth of the truths fares: those of unknown length are in none."""
     tables, known = matches.tables, length_G[~np.isnan(length_G)]
     edges = np.quantile(known, np.arange(1, len(SIZES)) / len(SIZES))
@@ -194,7 +194,7 @@ def _sizes(matches: Matches, length_G: Floats) -> Sizes:
             hit_TG = np.stack([np.isin(np.flatnonzero(is_mine_G), truth_N) for truth_N in matches.truth_TN])
             found[name] = hit_TG.mean(axis=1)
             normalised[name] = _map_of_some(matches, is_mine_G, mean_truths)
-    return Sizes(bounds, truths, found, normalised)
+    return LengthFifths(bounds, truths, found, normalised)
 
 
 def _map_of_some(matches: Matches, is_mine_G: Bools, mean_truths: float) -> Floats:

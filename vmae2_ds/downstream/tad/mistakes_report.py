@@ -14,8 +14,8 @@ from vmae2_ds.downstream.tad.mistakes import (
     MISSED_KINDS,
     NOT_COUNTED,
     TRUTH_KINDS,
+    LengthFifths,
     Mistakes,
-    Sizes,
     counts_of,
 )
 
@@ -70,7 +70,7 @@ def describe_mistakes(found: Mistakes) -> str:
     return "\n".join([*parts, "normalised mAP: precision as if each class had the mean number of true segments"])
 
 
-def _by_size(title: str, sizes: Sizes) -> str:
+def _by_size(title: str, sizes: LengthFifths) -> str:
     head = ["", "from", "to", "segments", "found", "normalised mAP"]
     rows = []
     for size, count in sizes.truths.items():
@@ -80,7 +80,7 @@ def _by_size(title: str, sizes: Sizes) -> str:
     return table(f"{title}, percent, means over tIoU", head, rows)
 
 
-def _sizes_json(sizes: Sizes) -> dict[str, Any]:
+def _sizes_json(sizes: LengthFifths) -> dict[str, Any]:
     return {
         size: {
             "from": sizes.bounds[size][0],
