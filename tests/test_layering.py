@@ -96,6 +96,7 @@ WITHOUT_TORCH = (
     "downstream.tad.videos",
     "downstream.tad.score",
     "downstream.tad.score_report",
+    "downstream.tad.show",
 )
 """Modules that answer `--help` and planning questions at once: importing them must not pull in torch."""
 

@@ -25,6 +25,7 @@ from vmae2_ds.downstream.features.arguments import ExtractArguments
 from vmae2_ds.downstream.probe.probe import ProbeArguments
 from vmae2_ds.downstream.tad.detect import TadDetectArguments
 from vmae2_ds.downstream.tad.score_report import ScoreArguments
+from vmae2_ds.downstream.tad.show import ShowArguments
 from vmae2_ds.downstream.visualize import VisualizeArguments
 from vmae2_ds.launch.doctor import HostDoctorsArguments
 from vmae2_ds.launch.hosts import HostsArguments
@@ -47,6 +48,7 @@ LINES: dict[str, str] = {
     "tad detect": "{file} --out {new}.json",
     "visualize": "{file} --manifest {list}",
     "tad score": "--gt {file} --pred {file}",
+    "tad show": "{video} --pred {file} --out {new}.png",
     "data synth": "{new} --train-videos 4 --val-videos 4 --size 32",
     "data index": "{list} --out {new}",
     "data check": "{list} --out {new}",
@@ -75,6 +77,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "tad detect": TadDetectArguments,
     "visualize": VisualizeArguments,
     "tad score": ScoreArguments,
+    "tad show": ShowArguments,
     "data synth": SynthArguments,
     "data index": IndexArguments,
     "data check": CheckArguments,

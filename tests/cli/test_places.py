@@ -33,6 +33,7 @@ FILES = {
     "export": ("--out", "x.pth"),
     "probe": ("--out", "x.json"),
     "tad detect": ("--out", "x.json"),
+    "tad show": ("--out", "x.png"),
     "tune": ("--out", "x.json"),
     "launch slurm": ("--out", "x.sh"),
 }

@@ -121,6 +121,14 @@ def tad_score(args: list[str]) -> None:
     _show(call(shown, ScoreArguments, "vmae2 tad score", args))
 
 
+def tad_show(args: list[str]) -> None:
+    """Timelines of truth and detections: a picture of a video, or a page of a set, the worst first: vmae2 tad show [VIDEO]."""
+    from vmae2_ds.downstream.tad.show import ShowArguments
+    from vmae2_ds.downstream.tad.show import show as run
+
+    say(str(call(run, ShowArguments, "vmae2 tad show", args)))
+
+
 def data_synth(args: list[str]) -> None:
     """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
 
@@ -293,6 +301,7 @@ VERBS: dict[str, Verb] = {
     "tad detect": tad_detect,
     "visualize": visualize,
     "tad score": tad_score,
+    "tad show": tad_show,
     "data synth": data_synth,
     "data index": data_index,
     "data check": data_check,

@@ -17,9 +17,11 @@ from vmae2_ds.draw.sheet import Box, Line, Mark, Picture, Shape, Sheet, Text, te
 Polygons = tuple[tuple[tuple[float, float], ...], ...]
 
 WIDTH = 1100.0
+"""Points of a picture; on a page, which stretches it, fewer make letters larger."""
 EDGE, GAP = 12.0, 4.0
 """Points around the drawing, and between what must not touch."""
-NAMES_AT_MOST = 0.19 * WIDTH
+NAMES_AT_MOST = 0.19
+"""Share of the width that names of classes take at most."""
 FONT_SIZE, SMALL, TITLE_SIZE = 9.0, 8.0, 12.0
 LANE, BAR, MARK = 14.0, 9.0, 8.0
 """Heights of a lane and of the bar in it, and the width of a mark."""
@@ -123,15 +125,15 @@ class Timeline(NamedTuple):
             yield from (*row.truth, *row.predictions)
 
 
-def sheet_of(timeline: Timeline, *, titled: bool = True) -> Sheet:
+def sheet_of(timeline: Timeline, width: float = WIDTH, *, titled: bool = True) -> Sheet:
     """Lay a timeline out: what is where is decided here, for the picture and for a page alike.
 
-    `titled`: with title and notes; a page has them as text of its own.
+    `width`: in points; `titled`: with title and notes, which a page has as text of its own.
     """
     shapes: list[Shape] = []
-    top = _head(timeline, shapes) if titled else EDGE
-    left = EDGE + _names_width(timeline.rows) + 2 * GAP
-    axis = _Axis(left, WIDTH - EDGE, max(timeline.duration_s, 1e-3))
+    top = _head(timeline, width - 2 * EDGE, shapes) if titled else EDGE
+    left = EDGE + _names_width(timeline.rows, NAMES_AT_MOST * width) + 2 * GAP
+    axis = _Axis(left, width - EDGE, max(timeline.duration_s, 1e-3))
     ticks = list(_ticks(axis))
     shapes_of_rows: list[Shape] = []
     bottom = top = top + (SCALE if len(timeline.rows) > ROWS_WITH_TWO_SCALES else 0)
@@ -146,8 +148,8 @@ def sheet_of(timeline: Timeline, *, titled: bool = True) -> Sheet:
     bottom += SCALE
     if timeline.frames is not None:
         bottom = _strip(timeline.frames, axis, bottom, shapes)
-    bottom = _legend([bar.kind for bar in timeline.bars()], bottom + GAP, shapes)
-    return Sheet(WIDTH, bottom + EDGE / 2, timeline.title, (Box(0, 0, WIDTH, bottom + EDGE / 2, WHITE), *shapes))
+    bottom = _legend([bar.kind for bar in timeline.bars()], bottom + GAP, axis.right, shapes) + EDGE / 2
+    return Sheet(width, bottom, timeline.title, (Box(0, 0, width, bottom, WHITE), *shapes))
 
 
 def _scale(axis: _Axis, ticks: Sequence[tuple[float, str]], y: float, side: int, shapes: list[Shape]) -> None:
@@ -155,7 +157,7 @@ def _scale(axis: _Axis, ticks: Sequence[tuple[float, str]], y: float, side: int,
     shapes.append(Line(axis.left, y, axis.right, y, SOFT, 1.0))
     for time_s, label in ticks:
         shapes.append(Line(axis.x(time_s), y, axis.x(time_s), y + 4 * side, SOFT, 1.0))
-        middle = min(axis.x(time_s), WIDTH - GAP - text_width(label, SMALL) / 2)
+        middle = min(axis.x(time_s), axis.right + EDGE - GAP - text_width(label, SMALL) / 2)
         shapes.append(Text(middle, y + 12 * side, label, SMALL, SOFT, "middle"))
 
 
@@ -170,9 +172,8 @@ class _Axis(NamedTuple):
         return self.left + share * (self.right - self.left)
 
 
-def _head(timeline: Timeline, shapes: list[Shape]) -> float:
+def _head(timeline: Timeline, room: float, shapes: list[Shape]) -> float:
     y = EDGE + TITLE_SIZE / 2
-    room = WIDTH - 2 * EDGE
     for line in wrapped(timeline.title, room, TITLE_SIZE, most=3, bold=True):
         shapes.append(Text(EDGE, y, line, TITLE_SIZE, BLACK, bold=True))
         y += 1.35 * TITLE_SIZE
@@ -183,9 +184,9 @@ def _head(timeline: Timeline, shapes: list[Shape]) -> float:
     return y + GAP
 
 
-def _names_width(rows: Sequence[ClassRow]) -> float:
+def _names_width(rows: Sequence[ClassRow], most: float) -> float:
     longest = max((text_width(row.name, FONT_SIZE) for row in rows), default=0.0)
-    return max(min(longest, NAMES_AT_MOST), text_width("predictions", SMALL))
+    return max(min(math.ceil(longest), most), text_width("predictions", SMALL))
 
 
 def _row(row: ClassRow, axis: _Axis, top: float, shapes: list[Shape]) -> float:
@@ -229,7 +230,7 @@ def _placed(bar: Bar, axis: _Axis) -> _Placed:
     mark = MARK + 3.5 if KINDS[bar.kind].mark else 0.0
     text = text_width(bar.text, SMALL) + 2 if bar.text else 0.0
     beside = mark + text + (2 if mark or text else 0)
-    if end + beside <= WIDTH - GAP:
+    if end + beside <= axis.right + EDGE - GAP:
         at, low, high = end + 2, start, end + beside
     elif start - beside >= axis.left:
         at, low, high = start - beside, start - beside, end
@@ -304,13 +305,13 @@ def _strip(frames: FrameStrip, axis: _Axis, top: float, shapes: list[Shape]) -> 
     for time_s, pixels_HWC in zip(frames.time_s, frames.pixels_NHWC, strict=True):
         middle = axis.x(time_s)
         left = min(max(middle - shown_width / 2, axis.left), axis.right - shown_width)
-        shapes.append(Line(middle, top - SCALE, middle, top, SOFT, 0.5))
+        shapes.append(Line(middle, top - 4, middle, top, SOFT, 1.0))
         about = f"frame at {time_text(time_s, axis.duration_s)}"
         shapes.append(Picture(left, top, shown_width, shown_height, pixels_HWC, about))
     return top + shown_height + GAP
 
 
-def _legend(kinds: Sequence[str], top: float, shapes: list[Shape]) -> float:
+def _legend(kinds: Sequence[str], top: float, right: float, shapes: list[Shape]) -> float:
     """How often each kind is drawn, with its colour and mark; returns where it ends."""
     x, y = EDGE, top + LANE / 2
     for name, kind in KINDS.items():
@@ -318,14 +319,23 @@ def _legend(kinds: Sequence[str], top: float, shapes: list[Shape]) -> float:
             continue
         said = f"{name} {kinds.count(name)}"
         needed = 16 + 4 + (MARK + 4 if kind.mark else 0) + text_width(said, FONT_SIZE) + 14
-        if x + needed > WIDTH - EDGE and x > EDGE:
+        if x + needed > right and x > EDGE:
             x, y = EDGE, y + LANE
-        edge, fill = (kind.colour, WHITE) if kind.hollow else (None, kind.colour)
-        shapes.append(Box(x, y - BAR / 2, 16, BAR, fill, edge, dashed=kind.hollow))
-        at = x + 20
-        if kind.mark:
-            _mark(kind, at + MARK / 2, y, shapes)
-            at += MARK + 4
-        shapes.append(Text(at, y, said, FONT_SIZE, BLACK))
+        _sample(kind, x, y, shapes)
+        shapes.append(Text(x + 20 + (MARK + 4 if kind.mark else 0), y, said, FONT_SIZE, BLACK))
         x += needed
     return y + LANE / 2
+
+
+def icon_of(kind: str) -> Sheet:
+    """A small drawing of how a kind of KINDS looks, for tables."""
+    shapes: list[Shape] = []
+    _sample(KINDS[kind], 1, LANE / 2, shapes)
+    return Sheet(20 + MARK + 4, LANE, kind, tuple(shapes))
+
+
+def _sample(kind: Kind, x: float, y: float, shapes: list[Shape]) -> None:
+    """Draw a piece of a bar, and its mark behind it."""
+    edge, fill = (kind.colour, WHITE) if kind.hollow else (None, kind.colour)
+    shapes.append(Box(x, y - BAR / 2, 16, BAR, fill, edge, dashed=kind.hollow))
+    _mark(kind, x + 20 + MARK / 2, y, shapes)

@@ -1,0 +1,198 @@
+"""The page of `vmae2 tad show`: figures of a set, and the timelines of its videos, those with most mistakes first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vmae2_ds.console.progress import counted
+from vmae2_ds.disk import write_whole
+from vmae2_ds.downstream.tad.annotations import AMBIGUOUS
+from vmae2_ds.downstream.tad.score import TadScores
+from vmae2_ds.downstream.tad.shown_set import Files, ShownSet
+from vmae2_ds.downstream.tad.thumbnails import Thumbnails
+from vmae2_ds.downstream.tad.timelines import Drawn, ShownVideo, key_of, number_text, said_of, timeline_of
+from vmae2_ds.draw.pages import templates_of
+from vmae2_ds.draw.sheet import readable, svg_of_sheet
+from vmae2_ds.draw.timeline import KINDS, icon_of, sheet_of
+from vmae2_ds.errors import VideoError
+
+WIDTH = 860.0
+"""Points of a timeline, which fills the page."""
+MARK = "Written by vmae2 tad show."
+FALSE_KINDS = ("wrong label", "localisation", "background", "double")
+ABOUT_KINDS = (
+    "Wrong label: on truth of another label. Localisation: on truth of its label, too loosely. Double: that truth was found by "
+    "a prediction with a higher score. Background: none of these."
+)
+
+
+class Figure(NamedTuple):
+    """One figure of the set."""
+
+    name: str
+    value: str
+    note: str
+
+
+class TableRow(NamedTuple):
+    """A line of a table, with a bar where it has a share."""
+
+    name: str
+    values: Sequence[str]
+    share: float | None = None
+    colour: str = ""
+    icon: str = ""
+    """An SVG element."""
+
+
+class PageTable(NamedTuple):
+    """A table of the page."""
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[TableRow]
+
+    @property
+    def has_bars(self) -> bool:
+        """Whether its lines have bars."""
+        return any(row.share is not None for row in self.rows)
+
+
+def is_our_page(path: Path) -> bool:
+    """Whether a file is a page that `write_page` wrote."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 13)
+    return head.startswith(b"<!doctype html>") and MARK.encode() in head
+
+
+class Page(NamedTuple):
+    """All that a page says; its videos apart, which are drawn one after the other."""
+
+    title: str
+    status: str
+    figures: Sequence[Figure]
+    tables: Sequence[PageTable]
+    order: str
+    """What the videos are sorted by."""
+    left_out: str
+
+
+def write_page(
+    files: Files,
+    shown: ShownSet,
+    videos: Sequence[ShownVideo],
+    drawn: Drawn,
+    thumbnails: Mapping[str, Thumbnails | VideoError],
+    path: Path,
+) -> None:
+    """Write the page with the timelines of `videos`, in their order; it needs no other file."""
+    page = (
+        templates_of("vmae2_ds.downstream.tad")
+        .get_template("page.html")
+        .render(
+            **page_of(files, shown, drawn, len(videos))._asdict(),
+            mark=MARK,
+            videos=[_entry(video, drawn, thumbnails.get(video.name)) for video in videos],
+        )
+    )
+    write_whole(path, page.encode("utf-8", "replace"))
+
+
+def page_of(files: Files, shown: ShownSet, drawn: Drawn, num_videos: int) -> Page:
+    """What a page says that has so many of the videos."""
+    scores = shown.scores
+    assert scores is not None, "a page has truth and predictions"
+    assert files.annotations is not None, "a page has truth"
+    assert files.pred is not None, "a page has predictions"
+    left_out = len(shown.videos) - num_videos
+    return Page(
+        title=f"What went wrong: {files.pred.name}",
+        status=(
+            f"{files.pred} beside {files.annotations.file}, subset {', '.join(map(repr, shown.subsets))}; protocol "
+            f"{scores.protocol}{', without Ambiguous' if AMBIGUOUS in files.annotations.labels else ''}."
+        ),
+        figures=_figures(shown, scores, drawn),
+        tables=[_map_table(scores), _kinds_table(shown, drawn), _class_table(shown, scores, drawn)],
+        order=(
+            f"Sorted by the number of mistakes: truth missed, and predictions of a score of at least "
+            f"{number_text(drawn.min_score)} that are right about nothing. {key_of(drawn, is_compared=True)}"
+        ),
+        left_out=f"{counted(left_out, 'video')} with as many mistakes or fewer left out; --most-videos sets how many are shown."
+        if left_out
+        else "",
+    )
+
+
+def _entry(video: ShownVideo, drawn: Drawn, found: Thumbnails | VideoError | None) -> dict[str, object]:
+    frames = found.frames if isinstance(found, Thumbnails) else None
+    duration_s = found.duration_s if isinstance(found, Thumbnails) else video.length_s
+    notes = [said_of(video, drawn, duration_s)]
+    if isinstance(found, VideoError):
+        notes.append(f"No frames: {found}.")
+    sheet = sheet_of(timeline_of(video, drawn, duration_s, frames), WIDTH, titled=False)
+    mistakes = counted(video.badness(drawn.min_score)[0], "mistake")
+    return {"name": readable(video.name), "mistakes": mistakes, "notes": notes, "svg": svg_of_sheet(sheet)}
+
+
+def _figures(shown: ShownSet, scores: TadScores, drawn: Drawn) -> list[Figure]:
+    videos, least = shown.videos.values(), drawn.min_score
+    truths = sum(len(video.countable) for video in videos)
+    found = truths - sum(len(video.missed(least)) for video in videos)
+    above = sum(one.score >= least for video in videos for one in video.predictions)
+    given = sum(len(video.predictions) for video in videos)
+    silent = sum(not video.predictions for video in videos)
+    return [
+        Figure(
+            "Average mAP", f"{scores.average_map:.2%}", f"over tIoU {', '.join(f'{tiou:g}' for tiou in scores.map_of)}"
+        ),
+        Figure("Videos", str(len(shown.videos)), f"{silent} without a prediction"),
+        Figure(
+            "Truth found", f"{found} of {truths}", f"at tIoU {drawn.tiou:g} by scores of {number_text(least)} and above"
+        ),
+        Figure("Predictions right", f"{found} of {above}", f"with such scores; {given} in all"),
+    ]
+
+
+def _map_table(scores: TadScores) -> PageTable:
+    rows = [TableRow(f"{tiou:g}", [f"{value:.2%}"], value) for tiou, value in scores.map_of.items()]
+    note = f"Mean over {counted(len(scores.ap_of), 'class', 'classes')} of the average precision."
+    return PageTable("mAP by tIoU", note, ["tIoU", "mAP"], rows)
+
+
+def _kinds_table(shown: ShownSet, drawn: Drawn) -> PageTable:
+    kinds = Counter(
+        one.kind for video in shown.videos.values() for one in video.predictions if one.score >= drawn.min_score
+    )
+    kinds["truth missed"] = sum(len(video.missed(drawn.min_score)) for video in shown.videos.values())
+    most = max(1, *kinds.values())
+    rows = [
+        TableRow(kind, [str(kinds[kind])], kinds[kind] / most, KINDS[kind].colour, svg_of_sheet(icon_of(kind)))
+        for kind in ("correct", *FALSE_KINDS, "truth missed")
+    ]
+    note = (
+        f"Of predictions with a score of at least {number_text(drawn.min_score)}, at tIoU {drawn.tiou:g}. {ABOUT_KINDS}"
+    )
+    return PageTable("What went wrong", note, ["kind", "number"], rows)
+
+
+def _class_table(shown: ShownSet, scores: TadScores, drawn: Drawn) -> PageTable:
+    truths, missed, predicted = Counter[str](), Counter[str](), Counter[str]()
+    for video in shown.videos.values():
+        truths.update(one.label for one in video.countable)
+        missed.update(one.label for one in video.missed(drawn.min_score))
+        predicted.update(one.label for one in video.predictions if one.score >= drawn.min_score)
+    average = {name: sum(of.values()) / len(of) for name, of in scores.ap_of.items()}
+    rows = [
+        TableRow(
+            name,
+            [f"{average[name]:.2%}", str(truths[name]), str(missed[name]), str(predicted[name])],
+            average[name],
+        )
+        for name in sorted(average, key=lambda name: average[name])
+    ]
+    columns = ["class", "average AP", "truths", "missed", "predictions"]
+    return PageTable("Classes, the worst first", "Average precision, averaged over tIoU.", columns, rows)
