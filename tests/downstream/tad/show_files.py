@@ -27,7 +27,7 @@ PREDICTIONS: dict[str, list[tuple[str, float, float, float]]] = {
     "good": [("run", 10, 20, 0.95)],
     "идти <b>": [],
 }
-KINDS = ["correct", "double", "correct", "wrong label", "localisation", "background", "correct"]
+HAND_MADE_KINDS = ["correct", "double", "correct", "wrong label", "localisation", "background", "correct"]
 """What the predictions of the first video are."""
 
 

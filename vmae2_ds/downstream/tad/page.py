@@ -10,10 +10,20 @@ from typing import NamedTuple
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import write_whole
 from vmae2_ds.downstream.tad.annotations import AMBIGUOUS
+from vmae2_ds.downstream.tad.mistakes import (
+    CORRECT,
+    FALSE_KINDS,
+    MISSED_KINDS,
+    TRUTH_KINDS,
+    Mistakes,
+    counts_of,
+    find_mistakes,
+)
 from vmae2_ds.downstream.tad.score import TadScores
 from vmae2_ds.downstream.tad.shown_set import Files, ShownSet
 from vmae2_ds.downstream.tad.thumbnails import Thumbnails
 from vmae2_ds.downstream.tad.timelines import Drawn, ShownVideo, key_of, number_text, said_of, timeline_of
+from vmae2_ds.draw.charts import BLUE
 from vmae2_ds.draw.pages import templates_of
 from vmae2_ds.draw.sheet import readable, svg_of_sheet
 from vmae2_ds.draw.timeline import KINDS, icon_of, sheet_of
@@ -22,11 +32,8 @@ from vmae2_ds.errors import VideoError
 WIDTH = 860.0
 """Points of a timeline, which fills the page."""
 MARK = "Written by vmae2 tad show."
-FALSE_KINDS = ("wrong label", "localisation", "background", "double")
-ABOUT_KINDS = (
-    "Wrong label: on truth of another label. Localisation: on truth of its label, too loosely. Double: that truth was found by "
-    "a prediction with a higher score. Background: none of these."
-)
+MOST_CLASSES = 100
+"""Classes in the table of classes."""
 
 
 class Figure(NamedTuple):
@@ -38,12 +45,15 @@ class Figure(NamedTuple):
 
 
 class TableRow(NamedTuple):
-    """A line of a table, with a bar where it has a share."""
+    """A line of a table, with a bar."""
 
     name: str
     values: Sequence[str]
-    share: float | None = None
-    colour: str = ""
+    share: float
+    """Length of the bar."""
+    about: str = ""
+    """What the name means."""
+    colour: str = BLUE
     icon: str = ""
     """An SVG element."""
 
@@ -57,9 +67,9 @@ class PageTable(NamedTuple):
     rows: Sequence[TableRow]
 
     @property
-    def has_bars(self) -> bool:
-        """Whether its lines have bars."""
-        return any(row.share is not None for row in self.rows)
+    def is_explained(self) -> bool:
+        """Whether its lines say what their names mean."""
+        return any(row.about for row in self.rows)
 
 
 def is_our_page(path: Path) -> bool:
@@ -109,6 +119,7 @@ def page_of(files: Files, shown: ShownSet, drawn: Drawn, num_videos: int) -> Pag
     assert files.annotations is not None, "a page has truth"
     assert files.pred is not None, "a page has predictions"
     left_out = len(shown.videos) - num_videos
+    mistakes = find_mistakes(files.annotations, scores)
     return Page(
         title=f"What went wrong: {files.pred.name}",
         status=(
@@ -116,7 +127,13 @@ def page_of(files: Files, shown: ShownSet, drawn: Drawn, num_videos: int) -> Pag
             f"{scores.protocol}{', without Ambiguous' if AMBIGUOUS in files.annotations.labels else ''}."
         ),
         figures=_figures(shown, scores, drawn),
-        tables=[_map_table(scores), _kinds_table(shown, drawn), _class_table(shown, scores, drawn)],
+        tables=[
+            _map_table(scores),
+            _kinds_table(shown, mistakes, drawn),
+            *_missed_tables(mistakes, drawn),
+            _length_table(mistakes),
+            _class_table(shown, scores, drawn),
+        ],
         order=(
             f"Sorted by the number of mistakes: truth missed, and predictions of a score of at least "
             f"{number_text(drawn.min_score)} that are right about nothing. {key_of(drawn, is_compared=True)}"
@@ -142,7 +159,7 @@ def _figures(shown: ShownSet, scores: TadScores, drawn: Drawn) -> list[Figure]:
     videos, least = shown.videos.values(), drawn.min_score
     truths = sum(len(video.countable) for video in videos)
     found = truths - sum(len(video.missed(least)) for video in videos)
-    above = sum(one.score >= least for video in videos for one in video.predictions)
+    above = found + sum(len(video.false(least)) for video in videos)
     given = sum(len(video.predictions) for video in videos)
     silent = sum(not video.predictions for video in videos)
     return [
@@ -163,20 +180,59 @@ def _map_table(scores: TadScores) -> PageTable:
     return PageTable("mAP by tIoU", note, ["tIoU", "mAP"], rows)
 
 
-def _kinds_table(shown: ShownSet, drawn: Drawn) -> PageTable:
-    kinds = Counter(
+def _kinds_table(shown: ShownSet, mistakes: Mistakes, drawn: Drawn) -> PageTable:
+    counts = Counter(
         one.kind for video in shown.videos.values() for one in video.predictions if one.score >= drawn.min_score
     )
-    kinds["truth missed"] = sum(len(video.missed(drawn.min_score)) for video in shown.videos.values())
-    most = max(1, *kinds.values())
+    missed = sum(len(video.missed(drawn.min_score)) for video in shown.videos.values())
+    most = max(1, missed, *counts.values())
+
+    def row(kind: str, number: int, gain: str, about: str) -> TableRow:
+        icon = svg_of_sheet(icon_of(kind))
+        return TableRow(kind, [str(number), gain], number / most, about, KINDS[kind].colour, icon)
+
+    gains = {kind: f"{100 * float(gain_T.mean()):+.2f}" for kind, gain_T in mistakes.gain_of.items()}
     rows = [
-        TableRow(kind, [str(kinds[kind])], kinds[kind] / most, KINDS[kind].colour, svg_of_sheet(icon_of(kind)))
-        for kind in ("correct", *FALSE_KINDS, "truth missed")
+        row(CORRECT, counts[CORRECT], "", "the first on a true segment of its label"),
+        *(row(kind, counts[kind], gains[kind], about) for kind, about in FALSE_KINDS.items()),
+        row("truth missed", missed, "", "a true segment that no prediction with such a score is right about"),
     ]
     note = (
-        f"Of predictions with a score of at least {number_text(drawn.min_score)}, at tIoU {drawn.tiou:g}. {ABOUT_KINDS}"
+        f"Predictions with a score of at least {number_text(drawn.min_score)}, right from a tIoU of {drawn.tiou:g} on. "
+        "Gain: points of average mAP more if there were none of a kind, with any score."
     )
-    return PageTable("What went wrong", note, ["kind", "number"], rows)
+    return PageTable("What went wrong", note, ["kind", "number", "gain"], rows)
+
+
+def _missed_tables(mistakes: Mistakes, drawn: Drawn) -> list[PageTable]:
+    """Why truth was missed, for a tIoU that the scores are of; else nothing."""
+    if drawn.tiou not in mistakes.tious:
+        return []
+    counts = counts_of(mistakes.missed_TG[[mistakes.tious.index(drawn.tiou)]], TRUTH_KINDS)
+    most = max(1, *(counts[kind][0] for kind in MISSED_KINDS))
+    rows = [
+        TableRow(kind, [str(counts[kind][0])], counts[kind][0] / most, about) for kind, about in MISSED_KINDS.items()
+    ]
+    note = f"True segments that no prediction of any score is right about at tIoU {drawn.tiou:g}, by what is there."
+    return [PageTable("Truth that was never found", note, ["kind", "number"], rows)]
+
+
+def _length_table(mistakes: Mistakes) -> PageTable:
+    rows = []
+    for size, number in mistakes.seconds.truths.items():
+        found, normalised = (
+            float(mistakes.seconds.found[size].mean()),
+            float(mistakes.seconds.normalised_map[size].mean()),
+        )
+        low, high = mistakes.seconds.bounds[size]
+        rows.append(
+            TableRow(size, [f"{low:.3g} to {high:.3g} s", str(number), f"{found:.1%}", f"{normalised:.1%}"], found)
+        )
+    note = (
+        "Fifths of the true segments by length; means over tIoU. Found: by a prediction of any score. Normalised mAP: "
+        "precision as if each class had the mean number of true segments, so that fifths can be compared."
+    )
+    return PageTable("Sensitivity to length", note, ["size", "length", "truths", "found", "normalised mAP"], rows)
 
 
 def _class_table(shown: ShownSet, scores: TadScores, drawn: Drawn) -> PageTable:
@@ -192,7 +248,8 @@ def _class_table(shown: ShownSet, scores: TadScores, drawn: Drawn) -> PageTable:
             [f"{average[name]:.2%}", str(truths[name]), str(missed[name]), str(predicted[name])],
             average[name],
         )
-        for name in sorted(average, key=lambda name: average[name])
+        for name in sorted(average, key=lambda name: average[name])[:MOST_CLASSES]
     ]
+    more = f" The {len(rows)} worst of {len(average)}." if len(rows) < len(average) else ""
     columns = ["class", "average AP", "truths", "missed", "predictions"]
-    return PageTable("Classes, the worst first", "Average precision, averaged over tIoU.", columns, rows)
+    return PageTable("Classes, the worst first", f"Average precision, averaged over tIoU.{more}", columns, rows)

@@ -55,6 +55,10 @@ def _check_tious(text: str) -> str:
     return text
 
 
+TiouList = Annotated[str, AfterValidator(_check_tious)]
+"""Thresholds as `tious_of` takes them."""
+
+
 class ScoreArguments(StrictModel):
     """Mean average precision and recall of temporal detections, counted as one of the published scorers does."""
 
@@ -68,7 +72,7 @@ class ScoreArguments(StrictModel):
     thumos14 and thumos14_2015: the kits of THUMOS14, where each true segment takes its closest detection."""
     subset: tuple[str, ...] = ()
     """Names of the subsets to score; default: the only one that the annotations have."""
-    tiou: Annotated[str, AfterValidator(_check_tious)] = "0.3:0.7:0.1"
+    tiou: TiouList = "0.3:0.7:0.1"
     """Thresholds of temporal overlap, first:last:step or numbers with commas. THUMOS14: 0.3:0.7:0.1; ActivityNet and
     FineAction: 0.5:0.95:0.05."""
     classes: Path | None = None

@@ -17,7 +17,7 @@ from vmae2_ds.console.progress import Ticker, heard
 from vmae2_ds.data.readers.watchdog import Watchdog
 from vmae2_ds.disk import check_out_file, check_there
 from vmae2_ds.downstream.tad.page import is_our_page, write_page
-from vmae2_ds.downstream.tad.score import THUMOS14_TIOUS
+from vmae2_ds.downstream.tad.score_report import TiouList, tious_of
 from vmae2_ds.downstream.tad.shown_set import ShownSet, read_files
 from vmae2_ds.downstream.tad.thumbnails import Thumbnails, VideoFolder, read_thumbnails
 from vmae2_ds.downstream.tad.timelines import Drawn, ShownVideo, timeline_of
@@ -34,7 +34,7 @@ class ShowArguments(StrictModel):
     """Draw what happens when: with VIDEO its timeline as a picture, without it a page of all videos, the worst first.
 
     A timeline has rows of truth and of predictions by class. A prediction has its score, its tIoU with the truth that it
-    overlaps most, and a colour and a mark for what it is: correct, wrong label, localisation, background or double.
+    overlaps most, and a colour and a mark for what it is: correct, or false and of which kind (vmae2 tad score).
     Returns the file.
     """
 
@@ -53,8 +53,11 @@ class ShowArguments(StrictModel):
     """Text file with one class name per line, in the order of their numbers; default: the names in --gt."""
     subset: tuple[str, ...] | None = None
     """Subsets of --gt that a page shows; default: those that have predictions."""
+    tiou: TiouList = "0.3:0.7:0.1"
+    """Thresholds of temporal overlap that a page gives mAP at, first:last:step or numbers with commas. THUMOS14:
+    0.3:0.7:0.1; ActivityNet and FineAction: 0.5:0.95:0.05."""
     right_at: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Overlap with truth (temporal intersection over union) from which on a prediction is right."""
+    """Overlap with truth (temporal intersection over union) from which on a prediction that is drawn is right."""
     min_score: Amount | None = None
     """Lowest score of a prediction that is drawn, and that truth is found by. Default: the score from which on the
     predictions of the whole subset have the largest F1; without truth, all are drawn."""
@@ -81,10 +84,10 @@ def show(asked: ShowArguments) -> Path:
     files = read_files(asked.gt, asked.pred, asked.classes)
     if asked.video is not None:
         name = files.find(asked.video)
-        shown = files.around(name).shown(files.subsets_of([name]), THUMOS14_TIOUS, asked.right_at)
+        shown = files.around(name).shown(files.subsets_of([name]), tious_of(asked.tiou), asked.right_at)
         _draw(asked, shown, shown.videos[name], folder)
     else:
-        shown = files.shown(asked.subset, THUMOS14_TIOUS, asked.right_at)
+        shown = files.shown(asked.subset, tious_of(asked.tiou), asked.right_at)
         drawn = _drawn(asked, shown)
         some = shown.worst(drawn.min_score)[: asked.most_videos]
         write_page(files, shown, some, drawn, _read_all(asked, some, folder), asked.out)

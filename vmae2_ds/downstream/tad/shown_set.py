@@ -14,11 +14,10 @@ import numpy as np
 
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.downstream.tad.annotations import AMBIGUOUS, AnnotatedVideo, Annotations, check_same_set, read_annotations
-from vmae2_ds.downstream.tad.detections import Detections, Ints, read_detections
-from vmae2_ds.downstream.tad.matching import pairs_of
+from vmae2_ds.downstream.tad.detections import Detections, read_detections
+from vmae2_ds.downstream.tad.mistakes import DETECTION_KINDS, NOT_COUNTED, kinds_of_detections, overlaps_of
 from vmae2_ds.downstream.tad.protocols import PROTOCOLS
 from vmae2_ds.downstream.tad.score import TadScores, match_all, score_detections
-from vmae2_ds.downstream.tad.tables import Tables
 from vmae2_ds.downstream.tad.timelines import Prediction, ShownVideo, Truth
 from vmae2_ds.errors import DataError
 
@@ -101,7 +100,7 @@ class Files:
         found, known = self.detections, self.annotations
         if known is None or found is None:
             truth = known.videos if known is not None else {}
-            predicted = _by_video(found, ["prediction"] * len(found), known) if found is not None else {}
+            predicted = _by_video(found, [NOT_COUNTED] * len(found), known) if found is not None else {}
             names = dict.fromkeys([*truth, *predicted])
             labels = known.labels if known is not None else ()
             return ShownSet({name: _alone(name, truth.get(name), predicted.get(name, []), labels) for name in names})
@@ -112,8 +111,10 @@ class Files:
         scores = score_detections(known, found, subset=asked, tious=tious, without=without, drop_unknown=True)
         tables = scores.matches.tables
         truth_N = match_all(tables, (right_at,), PROTOCOLS[scores.protocol]).truth_TN[0]
-        kinds = np.full(len(found), "prediction", dtype=object)
-        kinds[tables.detections.row] = _kinds(tables, truth_N, right_at)
+        kinds = np.full(len(found), NOT_COUNTED, dtype=object)
+        kinds[tables.detections.row] = np.array(DETECTION_KINDS)[
+            kinds_of_detections(overlaps_of(tables), truth_N, right_at)
+        ]
         predicted = _by_video(found, kinds.tolist(), known)
         hits = np.flatnonzero(truth_N >= 0)
         found_at = dict(zip(tables.truths.row[truth_N[hits]].tolist(), tables.score_N[hits].tolist(), strict=True))
@@ -162,24 +163,3 @@ def _alone(name: str, video: AnnotatedVideo | None, predictions: list[Prediction
 def _shown(name: str, duration_s: float | None, truth: list[Truth], predictions: list[Prediction]) -> ShownVideo:
     in_time = sorted(truth, key=lambda one: (one.start_s, one.end_s))
     return ShownVideo(name, duration_s, tuple(in_time), tuple(sorted(predictions, key=lambda one: -one.score)))
-
-
-LOWEST_TIOU = 0.1
-"""Overlap with truth of the same label from which on a prediction is one of it, badly placed."""
-
-
-def _kinds(tables: Tables, truth_N: Ints, tiou: float) -> list[str]:
-    """What each detection of the tables is, given the truth that it finds (or -1)."""
-    best_same_N, best_other_N = np.zeros(len(truth_N)), np.zeros(len(truth_N))
-    found, truths = tables.detections, tables.truths
-    for pairs in pairs_of(found, truths, found.video, truths.video):
-        is_same_P = found.klass[pairs.detection_P] == truths.klass[pairs.truth_P]
-        tiou_P = np.nan_to_num(pairs.tiou_P)
-        np.maximum.at(best_same_N, pairs.detection_P[is_same_P], tiou_P[is_same_P])
-        np.maximum.at(best_other_N, pairs.detection_P[~is_same_P], tiou_P[~is_same_P])
-    kinds = np.select(
-        [truth_N >= 0, best_same_N >= tiou, best_other_N >= tiou, best_same_N >= LOWEST_TIOU],
-        ["correct", "double", "wrong label", "localisation"],
-        "background",
-    )
-    return [str(kind) for kind in kinds]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmae2_ds.console.progress import counted
+from vmae2_ds.downstream.tad.mistakes import FALSE_KINDS, NOT_COUNTED
 from vmae2_ds.draw.timeline import Bar, ClassRow, FrameStrip, Timeline
 
 
@@ -30,8 +31,8 @@ class Prediction(NamedTuple):
     end_s: float
     label: str
     score: float
-    kind: str = "prediction"
-    """What it is beside the truth: a kind of draw/timeline.py; prediction: not compared."""
+    kind: str = NOT_COUNTED
+    """What it is beside the truth, one of DETECTION_KINDS; not counted: there is nothing to compare it with."""
 
 
 class ShownVideo(NamedTuple):
@@ -68,7 +69,7 @@ class ShownVideo(NamedTuple):
 
     def false(self, min_score: float) -> list[Prediction]:
         """Predictions of at least that score that are right about nothing."""
-        return [one for one in self.predictions if one.score >= min_score and one.kind not in ("correct", "prediction")]
+        return [one for one in self.predictions if one.score >= min_score and one.kind in FALSE_KINDS]
 
     def badness(self, min_score: float) -> tuple[int, float]:
         """What pages are sorted by: the number of mistakes at that score, then the scores of the false positives, summed."""
@@ -137,8 +138,8 @@ def key_of(drawn: Drawn, is_compared: bool) -> str:
     if not is_compared:
         return "Beside a prediction: its score."
     return (
-        "Beside a prediction: its score · its tIoU with the truth that it overlaps most, of whichever label. "
-        f"Right from a tIoU of {drawn.tiou:g} on."
+        "Beside a prediction: its score · its tIoU with the truth that it overlaps most, of whichever label; "
+        f"right from a tIoU of {drawn.tiou:g} on. Beside missed truth: the lower score at which it is found."
     )
 
 
@@ -161,8 +162,8 @@ def _truth_bar(truth: Truth, min_score: float) -> Bar:
         is_missed = truth.found_at is None or truth.found_at < min_score
         kind = "truth missed" if is_missed else "truth found"
         if is_missed and truth.found_at is not None:
-            text = f"found at {number_text(truth.found_at)} only"
-    about = f"{_where(truth)}: {kind}{f', {text}' if text else ''}"
+            text = f"at {number_text(truth.found_at)}"
+    about = f"{_where(truth)}: {kind}{f', found {text} only' if text else ''}"
     return Bar(truth.start_s, truth.end_s, kind, text, about)
 
 
@@ -175,9 +176,9 @@ def _prediction_bar(one: Prediction, truth: Sequence[Truth] | None) -> Bar:
         of_best = overlaps[best] if truth else 0.0
         text += f" · {number_text(of_best)}"
         nearest = f"tIoU {of_best:.3g} with {_where(truth[best])}" if of_best > 0 else "no truth where it is"
-        about += f": {'not counted' if one.kind == 'prediction' else one.kind}, {nearest}"
+        about += f": {one.kind}, {nearest}"
     start, end = sorted((one.start_s, one.end_s))
-    return Bar(start, end, one.kind, text, about)
+    return Bar(start, end, "prediction" if one.kind == NOT_COUNTED else one.kind, text, about)
 
 
 def overlap(one: Truth | Prediction, other: Truth | Prediction) -> float:
