@@ -207,7 +207,8 @@ def test_a_video_is_found_by_its_name_or_by_its_file(files: Files, video: str, n
 
 def test_a_video_of_neither_file_is_one_line_with_what_may_be_meant(files: Files) -> None:
     with pytest.raises(
-        DataError, match=r"goood.*no video 'goood'; did you mean 'good'\? they have 4: two words, good, "
+        DataError,
+        match=r"goood.*no video 'goood' in .*gt.json and .*pred.json; did you mean 'good'\? there are 4: two words, good, ",
     ):
         files.find("goood")
 

@@ -79,7 +79,7 @@ class Files:
                 return name
         some = ", ".join(list(known)[:3])
         guess = did_you_mean(stem, known)
-        raise DataError(f"{video}: {self.said} know no video {stem!r}; {guess}they have {len(known)}: {some}, ...")
+        raise DataError(f"{video}: no video {stem!r} in {self.said}; {guess}there are {len(known)}: {some}, ...")
 
     def subsets_of(self, names: Sequence[str]) -> tuple[str, ...]:
         """The subsets that annotated videos of these names are of."""
