@@ -15,6 +15,7 @@ from vmae2_ds.draw.timeline import (
     MARKS,
     THINNEST,
     Bar,
+    ChangeStrip,
     ClassRow,
     FrameStrip,
     Timeline,
@@ -177,6 +178,26 @@ def test_frames_lie_around_their_times_in_their_own_shape() -> None:
         assert picture.width / picture.height == pytest.approx(160 / 90)
     assert pictures[1].x + pictures[1].width / 2 == pytest.approx(axis.x + axis.width / 2)
     assert pictures[2].x + pictures[2].width == pytest.approx(axis.x + axis.width)  # kept on the sheet
+
+
+def test_a_strip_of_change_is_dark_where_much_changes_and_white_where_nothing_is_known() -> None:
+    change = ChangeStrip(np.array([10.0, 30.0, 50.0]), np.array([0.0, 1.0, 0.5]))
+    sheet = sheet_of(Timeline("", (), 100, (ClassRow("x", (Bar(0, 100, "truth", "", "a"),), ()),), None, change))
+    (strip,) = [shape for shape in sheet.shapes if isinstance(shape, Picture)]
+    axis = bars_on(sheet)[0]
+    assert (strip.x, strip.width) == (axis.x, axis.width)
+    blue_1X = strip.pixels_HWC[0, :, 0]  # red is what blue has none of
+    at = {time_s: int(blue_1X[round(time_s / 100 * len(blue_1X))]) for time_s in (5, 15, 25, 35, 45, 55, 65, 95)}
+    assert at == {5: 255, 15: 255, 25: 0, 35: 0, 45: 128, 55: 128, 65: 255, 95: 255}
+
+
+def test_the_largest_of_many_changes_in_one_column_is_seen() -> None:
+    change = np.zeros(100_000)
+    change[50_000] = 1.0
+    strip = ChangeStrip((np.arange(100_000) + 0.5) / 1000, change)
+    sheet = sheet_of(Timeline("", (), 100, (), None, strip))
+    (picture,) = [shape for shape in sheet.shapes if isinstance(shape, Picture)]
+    assert picture.pixels_HWC[0, :, 0].min() == 0
 
 
 def test_both_files_are_written_and_show_something(tmp_path: Path) -> None:

@@ -109,6 +109,15 @@ class FrameStrip(NamedTuple):
     """uint8 (N, H, W, 3)."""
 
 
+class ChangeStrip(NamedTuple):
+    """How much something changes along time."""
+
+    time_S: np.ndarray
+    """Seconds, ascending."""
+    change_S: np.ndarray
+    """0 to 1."""
+
+
 class Timeline(NamedTuple):
     """All that a timeline shows."""
 
@@ -118,6 +127,7 @@ class Timeline(NamedTuple):
     duration_s: float
     rows: tuple[ClassRow, ...]
     frames: FrameStrip | None = None
+    change: ChangeStrip | None = None
 
     def bars(self) -> Iterator[Bar]:
         """Every bar, row by row."""
@@ -139,6 +149,8 @@ def sheet_of(timeline: Timeline, width: float = WIDTH, *, titled: bool = True) -
     bottom = top = top + (SCALE if len(timeline.rows) > ROWS_WITH_TWO_SCALES else 0)
     for row in timeline.rows:
         bottom = _row(row, axis, bottom, shapes_of_rows)
+    if timeline.change is not None:
+        bottom = _change(timeline.change, axis, bottom, shapes_of_rows)
     for time_s, _ in ticks:  # under the bars
         shapes.append(Line(axis.x(time_s), top, axis.x(time_s), bottom, FAINT))
     shapes += shapes_of_rows
@@ -309,6 +321,27 @@ def _strip(frames: FrameStrip, axis: _Axis, top: float, shapes: list[Shape]) -> 
         about = f"frame at {time_text(time_s, axis.duration_s)}"
         shapes.append(Picture(left, top, shown_width, shown_height, pixels_HWC, about))
     return top + shown_height + GAP
+
+
+def _change(change: ChangeStrip, axis: _Axis, top: float, shapes: list[Shape]) -> float:
+    """Draw a strip that is the darker the more changes, white where nothing is known; returns where it ends."""
+    columns = math.ceil(axis.right - axis.left)
+    middle_S = (change.time_S[1:] + change.time_S[:-1]) / 2
+    half = np.diff(change.time_S).min() / 2 if len(middle_S) else axis.duration_s / columns
+    edges = [change.time_S[0] - half, *middle_S, change.time_S[-1] + half]
+    at = np.clip(np.array(edges) / axis.duration_s, 0, 1) * columns
+    largest_X = np.zeros(columns)
+    for low, high, value in zip(
+        np.floor(at[:-1]).astype(int), np.ceil(at[1:]).astype(int), change.change_S, strict=True
+    ):
+        largest_X[low:high] = np.maximum(largest_X[low:high], value)
+    blue = np.array([int(BLUE[place : place + 2], 16) for place in (1, 3, 5)])
+    pixels_1XC = (255 + largest_X[None, :, None] * (blue - 255)).round().astype(np.uint8)
+    shapes.append(Line(EDGE, top, axis.right, top, FAINT, 1.0))
+    shapes.append(Text(EDGE, top + GAP + LANE / 2, "change", FONT_SIZE, SOFT))
+    about = "how much features change from window to window: one less their cosine, as a share of the largest here"
+    shapes.append(Picture(axis.left, top + GAP, axis.right - axis.left, LANE, pixels_1XC, about))
+    return top + LANE + 2 * GAP
 
 
 def _legend(kinds: Sequence[str], top: float, right: float, shapes: list[Shape]) -> float:

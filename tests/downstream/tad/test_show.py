@@ -16,7 +16,9 @@ from tests.data.odd_videos import encoded, number_of
 from tests.data.stand_in import StandInReader
 from tests.downstream.tad.show_files import Written, write_files
 from vmae2_ds.data.readers.watchdog import Watchdog
+from vmae2_ds.downstream.features.sidecar import FeatureInfo, VideoFeatures, claim_folder, write_features
 from vmae2_ds.downstream.tad import show as show_module
+from vmae2_ds.downstream.tad.feature_change import read_change
 from vmae2_ds.downstream.tad.page import page_of
 from vmae2_ds.downstream.tad.show import show
 from vmae2_ds.downstream.tad.shown_set import read_files
@@ -124,6 +126,42 @@ def test_truth_alone_and_predictions_alone_are_drawn(files: Written, tmp_path: P
         picture = Image.open(tmp_path / name).convert("RGB")
         assert picture.width == 2200
         assert len(picture.reduce(4).getcolors(1 << 20)) > 10
+
+
+def feature_folder(folder: Path, rows: np.ndarray, fps: float | None = 10.0, **more: Any) -> Path:
+    """Features of the video "two words": windows of 16 frames, 4 frames apart."""
+    told = {
+        "model": "m", "weights": "w", "grid": "opengvlab", "window": 16, "stride": 4, "interval": 1, "offset_frames": 8,
+        "pixels": "imagenet", "resize": "crop", "size": 32, "precision": "fp32", "width": 2,
+    }  # fmt: skip
+    folder.mkdir()
+    claim_folder(folder, FeatureInfo(**{**told, **more}))
+    write_features(folder, "two words", rows.astype(np.float32), VideoFeatures(frames=100, fps=fps, rows=len(rows)))
+    return folder
+
+
+def test_the_change_of_features_is_one_less_their_cosine_between_their_times(tmp_path: Path) -> None:
+    rows = np.array([[1, 0], [2, 0], [0, 1], [1, 1]])  # no change, a right angle, half of one
+    change = read_change(feature_folder(tmp_path / "f", rows), "two words", 100.0)
+    np.testing.assert_allclose(change.time_S, [(2 + 8) / 10, (6 + 8) / 10, (10 + 8) / 10])
+    np.testing.assert_allclose(change.change_S, [0, 1, 1 - np.sqrt(0.5)], atol=1e-6)
+    spread = read_change(feature_folder(tmp_path / "g", rows, fps=None), "two words", 100.0)
+    np.testing.assert_allclose(spread.time_S, [25, 50, 75])
+
+
+def test_features_lie_under_a_picture_and_bad_ones_are_one_line(
+    files: Written, tmp_path: Path, sheets: list[Sheet]
+) -> None:
+    folder = feature_folder(tmp_path / "f", np.eye(2))
+    show(files.asking(tmp_path / "x.png", "two words", features=folder))
+    assert "change" in [text.text for text in sheets[0].texts]
+    with pytest.raises(DataError, match="there are no features of this video"):
+        show(files.asking(tmp_path / "x.png", "good", features=folder))
+    with pytest.raises(ConfigError, match="name a VIDEO"):
+        show(files.asking(tmp_path / "x.html", features=folder))
+    one = feature_folder(tmp_path / "one", np.eye(2)[:1])
+    with pytest.raises(DataError, match="has 1 features, of which none follows another"):
+        show(files.asking(tmp_path / "x.png", "two words", features=one))
 
 
 def test_a_video_of_which_nothing_is_known_is_refused_until_its_length_is(

@@ -16,6 +16,7 @@ from vmae2_ds.config.strict import Amount, ReadLimit, StrictModel
 from vmae2_ds.console.progress import Ticker, heard
 from vmae2_ds.data.readers.watchdog import Watchdog
 from vmae2_ds.disk import check_out_file, check_there
+from vmae2_ds.downstream.tad.feature_change import read_change
 from vmae2_ds.downstream.tad.page import is_our_page, write_page
 from vmae2_ds.downstream.tad.score_report import TiouList, tious_of
 from vmae2_ds.downstream.tad.shown_set import ShownSet, read_files
@@ -65,6 +66,9 @@ class ShowArguments(StrictModel):
     """Largest number of predictions drawn of a video, those with the highest scores."""
     frames: Annotated[int, Field(ge=0, le=40)] = 10
     """Number of frames under a timeline, at even times; 0 opens no video."""
+    features: Path | None = None
+    """Folder of features, as vmae2 extract writes it, for a strip under the rows of a picture: how much they change from
+    window to window; default: no strip."""
     most_videos: Annotated[int, Field(ge=1, le=1000)] = 50
     """Largest number of videos on a page."""
     reader: ReaderName = "pyav"
@@ -108,6 +112,8 @@ def _check(asked: ShowArguments) -> None:
         raise ConfigError("nothing to draw: give --gt FILE, --pred FILE, or both")
     if not alone and (asked.gt is None or asked.pred is None):
         raise ConfigError("a page tells what went wrong, for which it takes both --gt and --pred; or name a VIDEO")
+    if not alone and asked.features is not None:
+        raise ConfigError("--features is drawn under one video; name a VIDEO")
     for path in inputs:
         check_there(path)
 
@@ -139,7 +145,9 @@ def _draw(asked: ShowArguments, shown: ShownSet, video: ShownVideo, folder: Vide
             f"{video.name}: nothing is known of it, not even how long it is; name its file, or give --videos"
         )
     frames = None if found is None else found.frames
-    write_sheet(sheet_of(timeline_of(video, _drawn(asked, shown), duration_s, frames)), asked.out, SOFTWARE)
+    change = None if asked.features is None else read_change(asked.features, video.name, duration_s)
+    timeline = timeline_of(video, _drawn(asked, shown), duration_s, frames, change)
+    write_sheet(sheet_of(timeline), asked.out, SOFTWARE)
 
 
 def _read_all(

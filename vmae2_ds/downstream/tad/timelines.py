@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vmae2_ds.console.progress import counted
 from vmae2_ds.downstream.tad.mistakes import FALSE_KINDS, NOT_COUNTED
-from vmae2_ds.draw.timeline import Bar, ClassRow, FrameStrip, Timeline
+from vmae2_ds.draw.timeline import Bar, ChangeStrip, ClassRow, FrameStrip, Timeline
 
 
 class Truth(NamedTuple):
@@ -88,7 +88,13 @@ class Drawn(NamedTuple):
     """From which overlap on a prediction of the right label is right."""
 
 
-def timeline_of(video: ShownVideo, drawn: Drawn, duration_s: float, frames: FrameStrip | None = None) -> Timeline:
+def timeline_of(
+    video: ShownVideo,
+    drawn: Drawn,
+    duration_s: float,
+    frames: FrameStrip | None = None,
+    change: ChangeStrip | None = None,
+) -> Timeline:
     """The timeline of a video that is `duration_s` long."""
     truth_of: dict[str, list[Bar]] = defaultdict(list)
     predicted_of: dict[str, list[Bar]] = defaultdict(list)
@@ -103,7 +109,7 @@ def timeline_of(video: ShownVideo, drawn: Drawn, duration_s: float, frames: Fram
     notes = [said_of(video, drawn, duration_s)]
     if predicted_of:
         notes.append(key_of(drawn, video.is_compared))
-    return Timeline(video.name, tuple(notes), duration_s, rows, frames)
+    return Timeline(video.name, tuple(notes), duration_s, rows, frames, change)
 
 
 def _above(video: ShownVideo, min_score: float) -> list[Prediction]:
