@@ -61,6 +61,7 @@ def test_a_file_cut_short_is_refused_with_one_line(folder: Path, bytes_left: int
     with pytest.raises(DataError, match=r"one\.npy is cut short") as refused:
         read_features(folder, "one")
     assert "\n" not in str(refused.value)
+    assert not is_finished(folder, "one"), "the same command makes it again"
 
 
 def test_what_is_not_there_or_not_as_the_folder_says_is_refused(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,21 +127,28 @@ def test_windows_of_a_test_overlap_by_half_and_cover_the_video(tmp_path: Path, r
 
 
 def test_bad_files_are_named_and_others_taken(tmp_path: Path) -> None:
-    annotations, features = write_set(tmp_path, videos=4, validation=1)
+    annotations, features = write_set(tmp_path, videos=16, validation=1)
     whole = (features / "video_000.npy").read_bytes()
     (features / "video_000.npy").write_bytes(whole[: len(whole) // 2])
     (features / "video_001.npy").unlink()
     np.save(features / "video_002.npy", np.zeros((64, 3), np.float32))
+    array = np.load(features / "video_003.npy")
+    array[7, 2] = np.nan
+    np.save(features / "video_003.npy", array)
+    about = json.loads((features / "video_004.json").read_text())
+    (features / "video_004.json").write_text(json.dumps({**about, "fps": about["fps"] * 1.25}))
     dataset = dataset_of(made_up_config(tmp_path, (annotations, features)))
     said = {}
-    for row in range(3):
+    for row in range(5):
         sample = dataset[SampleKey(0, row)]
         for failure in sample.failures:
             said[Path(failure.path).stem] = failure.reason
-    assert set(said) == {"video_000", "video_001", "video_002"}
+    assert set(said) == {f"video_00{number}" for number in range(5)}
     assert "cut short" in said["video_000"]
     assert "no features of this video" in said["video_001"]
     assert "(64, 3)" in said["video_002"]
+    assert "video_003.npy: row 7 is not finite" in said["video_003"]
+    assert re.search(r"annotations say that it has 9 s, and its features are of 7\.2 s.*frame rate", said["video_004"])
 
 
 def refused(config: TadConfig) -> str:

@@ -17,9 +17,10 @@ from vmae2_ds.downstream.tad.annotations import read_annotations
 from vmae2_ds.downstream.tad.detect import TadDetectArguments, tad_detect
 from vmae2_ds.downstream.tad.detections import read_detections
 from vmae2_ds.downstream.tad.score import score_detections
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.errors import ConfigError, TooManyBadFiles
 from vmae2_ds.json_lines import rows_of
 from vmae2_ds.runs.folder import find_checkpoint
+from vmae2_ds.runs.ready import load_encoder
 from vmae2_ds.train.session import train_run
 
 STEPS = 48
@@ -120,6 +121,23 @@ def test_other_features_are_refused_with_what_differs(run: Path, the_set: Any, t
     (folder / "features.json").write_text(INFO.model_copy(update={"stride": 8}).model_dump_json())
     with pytest.raises(ConfigError, match=r"--data.features: stride was 4, now 8"):
         train_run(config)
+
+
+def test_detect_ends_with_77_where_videos_cannot_be_read_and_writes_the_others(
+    run: Path, the_set: Any, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "cut", tmp_path / "found.json"
+    shutil.copytree(the_set[1], folder)
+    file = folder / "video_012.npy"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(TooManyBadFiles, match=r"1 of 6 videos could not be used.*video_012.*cut short.*has the others"):
+        tad_detect(TadDetectArguments(source=run, out=out, features=folder))
+    assert len(set(read_detections(out).video_N.tolist())) == 5
+
+
+def test_a_head_has_no_encoder_to_load(run: Path) -> None:
+    with pytest.raises(ConfigError, match="a run of temporal detection, which has no encoder"):
+        load_encoder(run)
 
 
 def test_a_head_starts_from_another_s_weights(run: Path, the_set: Any, tmp_path: Path) -> None:

@@ -173,8 +173,14 @@ def feature_names(folder: Path) -> list[str]:
 
 
 def is_finished(folder: Path, name: str) -> bool:
-    """Whether the features of a video are there, as far as their names say."""
-    return (folder / f"{name}.json").is_file() and (folder / f"{name}.npy").is_file()
+    """Whether the features of a video are there, as many as are said; a file that was cut short since is not."""
+    if not (folder / f"{name}.json").is_file():
+        return False
+    try:
+        read_features(folder, name)
+    except DataError:
+        return False
+    return True
 
 
 def read_features(folder: Path, name: str, info: FeatureInfo | None = None) -> tuple[np.ndarray, VideoFeatures]:

@@ -18,7 +18,7 @@ from vmae2_ds.config.tad_head import DetectConfig
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import check_out_file, check_there
 from vmae2_ds.downstream.features.sidecar import INFO
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.errors import ConfigError, TooManyBadFiles
 
 if TYPE_CHECKING:
     from vmae2_ds.downstream.tad.annotations import Annotations
@@ -103,7 +103,7 @@ def tad_detect(asked: TadDetectArguments) -> Detected:
     """Write the detections on rank 0, and return what came of it on every rank.
 
     Raises ConfigError, DataError or CheckpointError where run, features, annotations or scores are of no use, or not of each
-    other.
+    other; TooManyBadFiles, after writing, where more of the videos than the run's max_bad_share could not be read.
     """
     check_there(asked.source)
     if os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: below, for all of them together
@@ -154,6 +154,11 @@ def tad_detect(asked: TadDetectArguments) -> Detected:
 
     result = ranks.from_first(write)
     stop_ranks(ranks)
+    if len(result.unreadable) > config.data.max_bad_share * result.videos:
+        raise TooManyBadFiles(
+            f"{len(result.unreadable)} of {counted(result.videos, 'video')} could not be used, more than the run's "
+            f"data.max_bad_share {config.data.max_bad_share:g}; the first: {result.unreadable[0]}; {asked.out} has the others"
+        )
     return result
 
 

@@ -29,6 +29,8 @@ from vmae2_ds.errors import DataError, VideoError
 
 TRIES = 200
 """Stretches of a long video that are drawn until one has an action (docs/PAPER.md#detection-recipes)."""
+MAX_LENGTH_OFF = 0.1
+"""Share by which lengths of a video in annotations and features may differ: copies are cut and encoded anew a little."""
 
 
 class Track(NamedTuple):
@@ -103,7 +105,19 @@ class FeatureFiles:
             raise VideoError(f"neither {name}.json nor the annotations say its frame rate")
         if not len(array_RD):
             raise VideoError("has no feature: it is shorter than a window")
-        duration_s = (video and video.duration_s) or about.duration_s or math.inf
+        if not (is_finite_R := np.isfinite(array_RD).all(axis=1)).all():
+            raise VideoError(f"{self.folder / name}.npy: row {is_finite_R.argmin()} is not finite; extract it again")
+        told_s = (video and video.duration_s) or None
+        if (
+            told_s
+            and about.duration_s
+            and abs(told_s - about.duration_s) > MAX_LENGTH_OFF * max(told_s, about.duration_s)
+        ):
+            raise VideoError(
+                f"the annotations say that it has {told_s:g} s, and its features are of {about.duration_s:g} s: they are of "
+                "another video, or one of both has a wrong frame rate"
+            )
+        duration_s = told_s or about.duration_s or math.inf
         return Track(array_RD, TimeGrid(self.info.stride, self.info.offset_frames, fps, duration_s))
 
 
