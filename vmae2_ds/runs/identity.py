@@ -27,6 +27,8 @@ MAY_CHANGE = {
 }
 """Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is, and what the classes
 are called, is in its identity."""
+MAY_CHANGE_INSIDE = {"adapters": {"clips_at_once"}}
+"""The same, of settings that are sections themselves."""
 
 
 def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:
@@ -42,7 +44,7 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
         for section, values in now.items()
         if isinstance(values, dict)
         for key, value in values.items()
-        if key not in MAY_CHANGE.get(section, set()) and before[section][key] != value
+        if key not in MAY_CHANGE.get(section, set()) and _settled(key, before[section][key]) != _settled(key, value)
     ]
     said = {
         "manifest": f"--data.manifest: the content of {config.data.manifest}",
@@ -65,6 +67,12 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
         else:
             different.append(f"{said.get(name, f'--data.mixture: {name}')} has changed")
     return different
+
+
+def _settled(key: str, value: Any) -> Any:
+    """A setting without what may change in it."""
+    loose = MAY_CHANGE_INSIDE.get(key)
+    return value if loose is None else {name: inner for name, inner in value.items() if name not in loose}
 
 
 def _fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
