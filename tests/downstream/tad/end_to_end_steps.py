@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,13 +117,13 @@ def engine_steps(config: TadConfig, ranks: Ranks) -> tuple[list[float], dict[str
     return losses, last
 
 
-def run_policies(asked: dict[str, str], ranks: Ranks) -> dict[str, list[float]]:
+def run_policies(asked: dict[str, Any], ranks: Ranks) -> dict[str, list[float]]:
     """Losses by policy; rank 0 writes weights to POLICY.pt in the folder."""
     results = {}
-    for policy in asked["policies"].split():
+    for policy in asked["policies"]:
         results[policy], last = engine_steps(steps_config(policy), ranks)
         if ranks.rank == 0:
-            torch.save(last, Path(asked["folder"]) / f"{policy}.pt")
+            torch.save(last, Path(asked["folder"]) / f"{Path(policy).stem}.pt")
     return results
 
 
