@@ -91,7 +91,8 @@ STAGES: dict[str, StageEntry] = {
     "tad": StageEntry(
         TadConfig,
         "temporal detection",
-        "Find actions in time: train a head on features: vmae2 tad RECIPE --data.annotations FILE --data.features FOLDER.",
+        "Find actions in time: train a head on features, or adapters and a head on videos: vmae2 tad RECIPE --data.annotations "
+        "FILE --data.features FOLDER (or --data.videos FOLDER --train.init WEIGHTS).",
         recipes="vmae2_ds.recipes.tad:TAD_RECIPES",
         training="vmae2_ds.downstream.tad.stage:TAD_TRAINING",
         check="vmae2_ds.config.tad:check_is_named",

@@ -18,6 +18,7 @@ from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.config.pretrain import ObjectiveConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import DataConfig, RunConfig
 from vmae2_ds.config.stages import read_run_config
+from vmae2_ds.config.tad import TadModelConfig
 from vmae2_ds.console.progress import counted
 from vmae2_ds.data.sources.class_names import read_class_names
 from vmae2_ds.dist import default_device
@@ -27,6 +28,7 @@ from vmae2_ds.model.embed import is_resized
 from vmae2_ds.objectives import Classify
 from vmae2_ds.runs.folder import NAMES, find_checkpoint
 from vmae2_ds.weights.about import CLIP_FIELDS, AboutWeights, read_about
+from vmae2_ds.weights.adapters import from_opentad
 from vmae2_ds.weights.files import named, read_published
 from vmae2_ds.weights.layouts import StateDict, guess_layout, our_shapes, some
 from vmae2_ds.weights.source import FoundWeights, find_weights
@@ -128,7 +130,9 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
         state = read_published(weights_in(source) if source.is_dir() else source)
         with named(source):
             read = guess_layout(state, config)
-        found, unused = read.state, list(read.unused)
+            adapters = from_opentad(state) if isinstance(config, TadModelConfig) else {}
+        found = read.state | adapters
+        unused = [name for name in read.unused if not adapters or ".adapter." not in name]
         reading = read.describe()
     if head_map is not None:
         found = found | mapped_head(found, head_map, source)
