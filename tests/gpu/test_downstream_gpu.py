@@ -55,6 +55,7 @@ def after(out: Path, tuned: Path, seen: Path, videos: SyntheticSet) -> list[str]
         f"evaluate {tuned} --manifest {videos.train} {DOWNSTREAM} --out {out / 'scores'}",
         f"predict {tuned} {videos.val} {DOWNSTREAM} --out {out / 'named'}",
         f"probe {seen} --manifest {videos.train} --val-manifest {videos.val} --cache {out / 'cache'}",
+        f"extract {tuned} --manifest {videos.train} --grid opentad --precision fp32 --batch 3 --out {out / 'features'}",
         f"visualize {seen} --clips 2 --out {out / 'pictures'}",
     ]
 
@@ -95,6 +96,15 @@ def test_features_of_a_probe_are_those_of_a_cpu(folders: tuple[Path, Path]) -> N
     """Of the run, of a random encoder and of the pixels; the random one's weights are drawn on the host."""
     here, there = ({path.name: np.load(path) for path in (folder / "cache").glob("*.npy")} for folder in folders)
     assert len(here) == 6  # three kinds of two lists
+    assert here.keys() == there.keys()
+    for name, features in here.items():
+        np.testing.assert_allclose(features, there[name], atol=1e-2, rtol=1e-3)
+
+
+def test_features_of_windows_are_those_of_a_cpu(folders: tuple[Path, Path]) -> None:
+    """Frames out of pinned memory, answers one batch behind."""
+    here, there = ({path.name: np.load(path) for path in (folder / "features").glob("*.npy")} for folder in folders)
+    assert len(here) == 8
     assert here.keys() == there.keys()
     for name, features in here.items():
         np.testing.assert_allclose(features, there[name], atol=1e-2, rtol=1e-3)

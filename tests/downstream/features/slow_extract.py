@@ -1,7 +1,12 @@
-"""vmae2 whose extract stops in the middle of a rank's third video: `python -m tests.downstream.features.slow_extract WORDS`."""
+"""vmae2 whose extract meets trouble in a rank's third video: `python -m tests.downstream.features.slow_extract WORDS`.
+
+It stands still in the middle of the file; with FULL_DISK=R in the environment rank R finds its disk full instead.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 
@@ -16,10 +21,13 @@ if __name__ == "__main__":
     def add(self: FeatureFile, rows: np.ndarray) -> None:
         if self not in made:
             made.append(self)
-        plain(self, rows)
-        if len(made) == 3:
+        if len(made) == 3 and "FULL_DISK" not in os.environ:
+            plain(self, rows)
             self._file.flush()
             time.sleep(600)
+        if len(made) == 3 and os.environ["FULL_DISK"] == os.environ["RANK"]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.npy")
+        plain(self, rows)
 
     FeatureFile.add = add  # type: ignore[method-assign]
     main(sys.argv[1:])
