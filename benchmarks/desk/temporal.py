@@ -19,7 +19,14 @@ from benchmarks.desk.pixel_windows import write_pixel_windows
 from benchmarks.desk.stages import StageFailed
 from benchmarks.record import Row, append_rows, provenance
 from vmae2_ds.config.tad_head import DetectConfig
-from vmae2_ds.downstream.features.sidecar import read_feature_info
+from vmae2_ds.downstream.features.sidecar import (
+    claim_folder,
+    feature_names,
+    is_finished,
+    read_feature_info,
+    read_features,
+    write_features,
+)
 from vmae2_ds.downstream.features.windows import WindowGrid
 from vmae2_ds.downstream.tad.annotations import Annotations, read_annotations
 from vmae2_ds.downstream.tad.decode import Candidates
@@ -44,7 +51,10 @@ ADAPTERS = (
 )
 """Windows of 192 frames, 4 apart, in clips of 8."""
 TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
-MODELS = ("pre-trained", "random encoder", "pixels", "pre-trained, adapters", "random encoder, adapters")
+KINDS = ("pre-trained", "random encoder", "pixels")
+MODELS = (*KINDS, *(f"{kind}, standardised" for kind in KINDS), *(f"{kind}, adapters" for kind in KINDS[:2]))
+"""Standardised: each value less its mean and by its deviation, over the windows of the training videos. What a pre-trained
+encoder says of one window differs little from what it says of another, beside what all have in common."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class TemporalDesk:
     """Seeds of heads and adapters; a random encoder is drawn anew for each."""
     models: tuple[str, ...] = MODELS
     """What to train."""
-    epochs: int = 60
+    epochs: int = 120
     """Passes over the training videos."""
     adapter_epochs: int = 12
     """The same with adapters."""
@@ -114,14 +124,16 @@ def _measure(asked: TemporalDesk, known: set[tuple[str, int]]) -> Iterator[Row]:
         for model in asked.models:
             if (model, seed) in known:
                 continue
-            made_of, _, adapted = model.partition(", ")
+            made_of, _, how = model.partition(", ")
             name = f"{model.replace(', ', '_').replace(' ', '_')}_seed{seed}"
             data = ["--data.annotations", truth, "--train.seed", seed]
-            if adapted:
+            if how == "adapters":
                 words = [ADAPTERS, *data, "--data.videos", temporal / "videos", "--train.init", sources[made_of]()]
                 run = _train(asked.out, name, [*words, "--train.epochs", asked.adapter_epochs])
             else:
                 folder = _features(asked, made_of, seed, videos, listed, sources)
+                if how == "standardised":
+                    folder = _standardised(folder, truth)
                 width = read_feature_info(folder).width
                 words = [
                     HEAD,
@@ -156,6 +168,21 @@ def _features(
         ["extract", sources[made_of](), "--manifest", listed, "--out", folder, *WINDOWS.split()],
     )
     return folder
+
+
+def _standardised(folder: Path, truth: Path) -> Path:
+    """A folder of the same features, with mean 0 and deviation 1 over the windows of the training videos."""
+    made, info = folder.with_name(f"{folder.name}_standardised"), read_feature_info(folder)
+    made.mkdir(exist_ok=True)
+    claim_folder(made, info.model_copy(update={"weights": f"{info.weights} standardised"}))
+    names = [video.name for video in read_annotations(truth).of_subset("training")]
+    rows_RD = np.concatenate([read_features(folder, name)[0] for name in names])
+    mean_D, deviation_D = rows_RD.mean(axis=0), rows_RD.std(axis=0) + 1e-6
+    for name in feature_names(folder):
+        array, about = read_features(folder, name)
+        if not is_finished(made, name):
+            write_features(made, name, ((array - mean_D) / deviation_D).astype(np.float32), about)
+    return made
 
 
 def _random_encoder(asked: TemporalDesk, seed: int) -> Path:
