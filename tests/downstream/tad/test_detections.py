@@ -123,12 +123,20 @@ def test_what_is_no_detection_is_refused_in_one_line(name: str, tmp_path: Path) 
     assert "\n" not in str(refused.value)
 
 
-def test_scores_of_whole_videos_are_read_in_both_forms(tmp_path: Path) -> None:
+def test_scores_of_whole_videos_are_read_in_every_form(tmp_path: Path) -> None:
     found = read_video_scores(written(tmp_path, {"results": {"a": [0.1, 0.9], "b": [[0.5, 0.5]]}, "class": ["x", "y"]}))
     assert found.classes == ("x", "y")
     assert {video: scores.tolist() for video, scores in found.score_of.items()} == {"a": [0.1, 0.9], "b": [0.5, 0.5]}
     assert read_video_scores(written(tmp_path, {"a": [0.1, 0.9]})).classes is None
+    rows = {"a": [{"label": "y", "score": 0.9}, {"label": "x", "score": 0.1}], "b": [{"label": "z", "score": 0.5}]}
+    by_label = read_video_scores(written(tmp_path, {"results": rows}))
+    assert by_label.classes == ("x", "y", "z")
+    assert {video: scores.tolist() for video, scores in by_label.score_of.items()} == {
+        "a": [0.1, 0.9, 0],
+        "b": [0, 0, 0.5],
+    }
     for content, said in (
+        ({"results": {"a": [{"label": "x"}]}}, "video 'a' has no list of scores"),
         ({"a": [0.1, 0.9], "b": [1.0]}, "video 'b' has 1 scores, where 2 classes have one each"),
         ({"a": [0.1, "x"]}, "video 'a' has no list of scores"),
         ([], "no scores by video"),

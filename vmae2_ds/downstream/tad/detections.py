@@ -86,7 +86,8 @@ class VideoScores:
 def read_video_scores(file: Path) -> VideoScores:
     """Scores of whole videos (external scores): {"results": {video: [C scores]}, "class": [C names]}, or the inner map alone.
 
-    A list in a list is taken as the inner one (ActionFormer's postprocessing).
+    A list in a list is taken as the inner one (ActionFormer's postprocessing). ActivityNet's {"results": {video: [{"label",
+    "score"}]}} is read too: a class that a video does not list has score 0 there.
 
     Raises:
         DataError: No such form, or a video with another number of scores than the others, or one that is no number.
@@ -96,6 +97,9 @@ def read_video_scores(file: Path) -> VideoScores:
     names = found.get("class") if isinstance(found, dict) and "results" in found else None
     if not isinstance(results, dict) or not results:
         raise DataError(f"{file} has no scores by video: these are no scores of a classifier")
+    rows = [row for rows in results.values() for row in _as_list(rows)]
+    if rows and all(isinstance(row, dict) for row in rows):
+        results, names = _in_columns(results)
     score_of: dict[str, Floats] = {}
     width = None if names is None else len(names)
     for video, scores in results.items():
@@ -111,6 +115,19 @@ def read_video_scores(file: Path) -> VideoScores:
             raise DataError(f"{file}: video {video!r} has {len(score_C)} scores, where {width} classes have one each")
         score_of[str(video)] = score_C
     return VideoScores(None if names is None else tuple(map(str, names)), score_of)
+
+
+def _as_list(rows: Any) -> list[Any]:
+    return rows if isinstance(rows, list) else [rows]
+
+
+def _in_columns(results: dict[str, Any]) -> tuple[dict[str, list[Any]], list[str]]:
+    """Scores by class from rows with a label and a score, and the classes, in the order of the alphabet."""
+    by_video = {
+        video: {str(row.get("label")): row.get("score") for row in _as_list(rows)} for video, rows in results.items()
+    }
+    names = sorted({label for scores in by_video.values() for label in scores})
+    return {video: [scores.get(name, 0.0) for name in names] for video, scores in by_video.items()}, names
 
 
 def write_detections(detections: Detections, file: Path, **about: Any) -> None:
