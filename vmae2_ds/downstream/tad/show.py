@@ -39,7 +39,7 @@ class ShowArguments(StrictModel):
     Returns the file.
     """
 
-    video: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="VIDEO")] = None
+    video: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[VIDEO]")] = None
     """Video to draw: its file, from which frames are shown, or its name in --gt or --pred. Default: all, on a page."""
     gt: Path | None = None
     """Annotations, in the form of ActivityNet, THUMOS14, OpenTAD or ActionFormer. A picture can do without."""
