@@ -89,12 +89,19 @@ class FeatureFiles:
     def rows(self, name: str) -> int:
         """How many a video has; 0 where its file cannot be used."""
         try:
-            return len(self.read(name).feature_RD)
+            return len(self._mapped(name).feature_RD)
         except VideoError:
             return 0
 
     def read(self, name: str) -> Track:
         """All features of a video, mapped from the file. Raises VideoError with what is wrong with it."""
+        track = self._mapped(name)
+        if not (is_finite_R := np.isfinite(track.feature_RD).all(axis=1)).all():
+            raise VideoError(f"{self.folder / name}.npy: row {is_finite_R.argmin()} is not finite; extract it again")
+        return track
+
+    def _mapped(self, name: str) -> Track:
+        """The same, of which no row is looked at."""
         try:
             array_RD, about = read_features(self.folder, name, self.info)
         except DataError as error:
@@ -105,8 +112,6 @@ class FeatureFiles:
             raise VideoError(f"neither {name}.json nor the annotations say its frame rate")
         if not len(array_RD):
             raise VideoError("has no feature: it is shorter than a window")
-        if not (is_finite_R := np.isfinite(array_RD).all(axis=1)).all():
-            raise VideoError(f"{self.folder / name}.npy: row {is_finite_R.argmin()} is not finite; extract it again")
         told_s = (video and video.duration_s) or None
         if (
             told_s
