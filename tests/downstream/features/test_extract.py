@@ -16,6 +16,7 @@ from PIL import Image
 
 import vmae2_ds
 from tests.downstream.features.made_source import SIZE, WIDTH, WINDOW, write_encoder, write_list, write_video
+from tests.golden_data import GOLDEN
 from vmae2_ds.data.clips.crops import CropBox, crop_resize
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.storage import read_entry
@@ -26,6 +27,7 @@ from vmae2_ds.downstream.features.extract import extract, info_of
 from vmae2_ds.downstream.features.sidecar import FeatureFile, read_feature_info, read_features, read_missing
 from vmae2_ds.downstream.features.video_windows import extract_video
 from vmae2_ds.errors import ConfigError, DataError, TooManyBadFiles, Vmae2Error
+from vmae2_ds.runs.export import ExportArguments, export_weights
 
 LENGTHS = {"a": 50, "b": 31, "c": 17}
 
@@ -153,6 +155,22 @@ def test_parts_of_videos_and_folders_of_frames(source: Path, videos: Path, tmp_p
     array, about = read_features(tmp_path / "folders", "a")
     assert (about.frames, about.fps) == (50, None)
     np.testing.assert_allclose(array, every, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_its_published_file_and_its_transformers_folder_are_one_model(manifest: Path, tmp_path: Path) -> None:
+    """Features of one may be completed by another: the hash of the weights is the same, and so are the features."""
+    run, out = GOLDEN / "run_743b256" / "finetune", tmp_path / "out"
+    sources = {"file": tmp_path / "weights.safetensors", "transformers": tmp_path / "folder"}
+    for layout, place in (("published", sources["file"]), ("transformers", sources["transformers"])):
+        export_weights(ExportArguments(source=run, out=place, layout=layout))
+    extract(arguments(run, manifest, out, window=None, size=None))
+    whole = {path.name: path.read_bytes() for path in out.glob("*.npy")}
+    for source in sources.values():
+        (out / "a.npy").unlink()
+        clip = read_feature_info(out)
+        result = extract(arguments(source, manifest, out, window=clip.window, size=clip.size))
+        assert (result.videos, result.before) == (1, 2)
+        assert {path.name: path.read_bytes() for path in out.glob("*.npy")} == whole
 
 
 def test_members_of_shards_are_read_as_files_are(source: Path, videos: Path, manifest: Path, tmp_path: Path) -> None:
