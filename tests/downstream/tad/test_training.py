@@ -50,7 +50,8 @@ def test_a_head_finds_what_it_was_shown(run: Path) -> None:
         sum(checks[-1][f"val_map_{t:.2f}"] for t in (0.3, 0.4, 0.5, 0.6, 0.7)) / 5
     )
     assert (run / "ema.safetensors").is_file()
-    assert "val_map" in (run / "report.html").read_text() or "mAP" in (run / "report.html").read_text()
+    assert "Average mAP on the validation videos" in (run / "report.html").read_text()
+    assert find_checkpoint(run)[1].name == "step00000048"
 
 
 def test_what_detect_writes_scores_as_the_last_validation_did(run: Path, the_set: Any, tmp_path: Path) -> None:
@@ -69,36 +70,15 @@ def test_what_detect_writes_scores_as_the_last_validation_did(run: Path, the_set
 
 
 def test_cut_at_half_and_gone_on_is_the_same_run(run: Path, the_set: Any, tmp_path: Path) -> None:
-    """Losses, last weights and their mean, to the bit: order, stretches, stochastic depth and the running normaliser go on."""
+    """Losses, last weights and their mean, to the bit: order, stretches, stochastic depth and the running normaliser go on, and
+    more validations in between, with the mean of the weights in their place, change nothing."""
     for stop in (STEPS // 2, None):
-        train_run(config_of(tmp_path, the_set, keep_best="val_map", validate_every=10, stop_after_steps=stop))
+        train_run(config_of(tmp_path, the_set, validate_every=4, stop_after_steps=stop))
     whole, cut = (list(rows_of(folder / "metrics.jsonl")) for folder in (run, tmp_path / "run"))
     assert [row["loss"] for row in cut] == [row["loss"] for row in whole]
     for mean in (False, True):
         expected, found = (read_weights(find_checkpoint(folder)[1], mean=mean) for folder in (run, tmp_path / "run"))
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_a_validation_in_between_changes_nothing(run: Path, the_set: Any, tmp_path: Path) -> None:
-    """It computes with the mean of the weights, which then go back to their place."""
-    train_run(config_of(tmp_path, the_set, validate_every=1))
-    often, seldom = (list(rows_of(folder / "metrics.jsonl")) for folder in (tmp_path / "run", run))
-    assert [row["loss"] for row in often] == [row["loss"] for row in seldom]
-
-
-def test_the_normaliser_is_that_of_the_whole_batch_and_of_this_step(run: Path, the_set: Any, tmp_path: Path) -> None:
-    """flat_loss is (positives x what each loses + points x what each loses) / normaliser: from the rows of two splits of one
-    batch, one in which it runs on and one in which it stays, follows how it runs."""
-    del run
-    found = {}
-    for micro_batch in (1, 4):
-        config = config_of(tmp_path / str(micro_batch), the_set, micro_batch=micro_batch, max_steps=3)
-        model = config.model.model_copy(update={"head": config.model.head.model_copy(update={"drop_path": 0.0})})
-        train_run(config.model_copy(update={"model": model}))
-        found[micro_batch] = list(rows_of(tmp_path / str(micro_batch) / "run" / "metrics.jsonl"))
-    for one, four in zip(found[1], found[4], strict=True):
-        assert one["loss"] == pytest.approx(four["loss"], abs=1e-6)
-        assert one["flat_loss"] == pytest.approx(four["flat_loss"], abs=1e-6)
 
 
 def other_features(the_set: tuple[Path, Path], folder: Path, **changes: Any) -> Path:
