@@ -1,5 +1,5 @@
-"""Training a detection head on one or two ranks, at ZeRO stages 0, 1 and 3, equals plain PyTorch: stretches, stochastic depth,
-accumulation, the running normaliser of the whole batch, clipping, weight decay, EMA."""
+"""`vmae2 tad` on one and on two ranks equals plain PyTorch on the samples of its order: stretches, stochastic depth, batches in
+parts, the running number of the whole batch, clipping, weight decay, EMA. test_tad_equals_plain.py has every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def run(zygote: Zygote, words: list[str], folder: Path, ranks: int) -> Steps:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("policy", "ranks"), [("zero0", 1), ("zero1", 2), ("zero3", 2)])
+@pytest.mark.parametrize(("policy", "ranks"), [("zero0", 1), ("zero3", 2)])
 def test_losses_weights_and_their_mean_are_equal(
     policy: str, ranks: int, words: list[str], plain: Steps, zygote: Zygote, tmp_path: Path
 ) -> None:

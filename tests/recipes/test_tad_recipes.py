@@ -18,7 +18,7 @@ def plan_of(name: str, videos: int) -> RunPlan:
     return plan_run(TAD_RECIPES[name](), videos, 1)
 
 
-@pytest.mark.parametrize("name", sorted(TAD_RECIPES))
+@pytest.mark.parametrize("name", ["thumos14_v2g", "thumos14_v2g_opentad", "fineaction_v2g", "tad_desk"])
 def test_a_recipe_says_how_to_start_it_and_what_has_run_it(name: str) -> None:
     told = describe_recipe(TAD_RECIPES[name])
     assert f"vmae2 tad {name} " in told

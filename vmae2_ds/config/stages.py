@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -56,6 +56,11 @@ class StageEntry:
         """The stage's recipes by name."""
         found: Mapping[str, RecipeFn] = pkgutil.resolve_name(self.recipes)
         return found
+
+    def open_videos(self, config: RunConfig) -> Any:
+        """What `videos` gives, of a stage that has it."""
+        assert self.videos is not None, "asked of a stage that opens its videos itself"
+        return pkgutil.resolve_name(self.videos)(config)
 
     def check_settings(self, config: RunConfig) -> None:
         """Raises ConfigError as `check` says; nothing where the stage has none."""

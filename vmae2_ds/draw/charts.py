@@ -29,7 +29,7 @@ BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity of metrics.jsonl over the steps of a run."""
+    """One quantity of metrics.jsonl or validation.jsonl over the steps of a run."""
 
     key: str
     title: str
@@ -48,6 +48,8 @@ CURVES: dict[str, Curve] = {
     curve.key: curve
     for curve in (
         Curve("loss", "Loss (mean squared error)", from_zero=False, beside="flat_loss", beside_label="flat cubes"),
+        Curve("val_map", "Average mAP on the validation videos (%)", factor=100, smooth=False),
+        Curve("val_top1", "Top-1 accuracy on the validation videos (%)", factor=100, smooth=False),
         Curve("lr", "Learning rate", smooth=False),
         Curve("grad_norm", "Gradient norm before clipping", log_scale=True),
         Curve("clips_per_s", "Clips per second, all ranks"),
@@ -55,7 +57,7 @@ CURVES: dict[str, Curve] = {
         Curve("mfu", "Model FLOP/s as a share of the peak (%)", factor=100),
     )
 }
-"""Curves by their key in metrics.jsonl."""
+"""Curves by their key in metrics.jsonl or validation.jsonl."""
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

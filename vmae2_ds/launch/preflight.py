@@ -25,10 +25,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def check_run(config: RunConfig, ranks: int) -> list[str]:
     """What the run will be, a line each; raises ConfigError or DataError where it cannot start on `ranks` ranks."""
     check_shapes(config)
-    STAGES[config.stage].check_settings(config)
-    lists = [path for path in (config.data.manifest, config.data.mixture) if path is not None]
+    entry = STAGES[config.stage]
+    entry.check_settings(config)
+    lists = [config.data.manifest, config.data.mixture] if entry.videos is None else config.read_at_the_start.values()
     absent = [path for path in lists if isinstance(path, Path) and not path.exists()]
-    mixture = None if absent else open_mixture(config.data)
+    mixture = None if absent else open_mixture(config.data) if entry.videos is None else entry.open_videos(config)[0]
     videos = UNKNOWN_VIDEOS if mixture is None else mixture.num_videos
     plan = plan_run(config, videos, ranks)
     resolve_ds_config(config, plan, on_cpu=False)

@@ -116,7 +116,7 @@ def tad_desk() -> TadConfig:
     return TadConfig(
         recipe="tad_desk",
         model=TadModelConfig(
-            encoder=TowerConfig(width=192, depth=12, heads=3, mlp=768),
+            encoder=TowerConfig(width=192, depth=12, heads=1, mlp=768),  # of which a head takes the width alone
             num_classes=20,
             head=HeadConfig(width=64, heads=4, ranges=(4, 8, 16), windows=(9,), stem=1, head_convs=1, drop_path=0.1),
         ),

@@ -178,17 +178,28 @@ def open_model(
         run, checkpoint = find_checkpoint(source)
         if given is not None:
             raise ConfigError(f"--config is for files: the run {source} says what its model is; leave it out")
+        _refuse_detector(source, run.model)
         return OpenedModel(run, read_weights(checkpoint), checkpoint)
     file = source
     if not source.is_dir() and (source.parent / "run.json").is_file():  # a run's own mean of the weights
         run = read_run_config(source.parent)
+        _refuse_detector(source, run.model)
     else:
         found = find_weights(source, given)
+        _refuse_detector(source, found.model)
         file, run = found.file, _run_of(found, data)
     weights, report = load_for(file, run.model)
     if report.new:
         raise CheckpointError(f"{source} does not hold the whole model: {report}")
     return OpenedModel(run, weights, file)
+
+
+def _refuse_detector(source: Path, model: EncoderConfig) -> None:
+    if isinstance(model, TadModelConfig):
+        raise ConfigError(
+            f"{source} is a head for temporal detection, which vmae2 tad detect takes; give the model whose features it was "
+            "trained on"
+        )
 
 
 def _run_of(found: FoundWeights, data: LabelledDataConfig | None) -> RunConfig:

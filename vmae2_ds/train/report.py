@@ -30,6 +30,8 @@ MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8
 
 NOTES = {
     "loss": "Averaged over ranks and over the steps between two rows.",
+    "val_map": "Over --data.val-tious, as ActivityNet's scorer counts it; of the weights' running mean, where there is one.",
+    "val_top1": "Of one clip from the middle of each video.",
     "lr": "Peak = base rate x videos per step / --optim.lr-batch.",
     "grad_norm": "Over all parameters and ranks.",
     "clips_per_s": "Clips, not videos: each video gives --data.views of them.",
@@ -52,10 +54,11 @@ def write_report(folder: Path) -> Path:
     All but run.json may be missing or torn: a run that was killed has a report too.
     """
     config = read_run_config(folder)
-    rows = list(rows_of(folder / "metrics.jsonl"))
+    rows, validations = (list(rows_of(folder / f"{name}.jsonl")) for name in ("metrics", "validation"))
     bad_files = list(rows_of(folder / "bad_files.jsonl"))
     events = list(rows_of(folder / EVENTS))
     environment = _read_json(folder / "env.json")
+    drawn = [*rows, *validations]
     marks = [row["step"] for row in events if row.get("limit") is not None]
     page = (
         templates_of("vmae2_ds.train")
@@ -69,9 +72,9 @@ def write_report(folder: Path) -> Path:
             sources=_sources(rows),
             facts=_facts(config, rows, environment),
             curves=[
-                {"title": curve.title, "svg": curve_svg(rows, curve, marks), "note": _note(curve, environment)}
+                {"title": curve.title, "svg": curve_svg(drawn, curve, marks), "note": _note(curve, environment)}
                 for curve in curves_of(config)
-                if has_values(rows, curve)
+                if has_values(drawn, curve)
             ],
             pictures=[_picture(path) for path in _picture_files(folder)],
             bad_files=[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +38,9 @@ class Inputs:
 def read_inputs(config: RunConfig) -> Inputs:
     """Read the files of a run; raises ConfigError or DataError, naming the one that cannot be used."""
     policy = read_policy(config.train.ds_config)
-    opened = STAGES[config.stage].videos if config.stage in STAGES else None
-    if opened is not None:
-        return Inputs(policy, *pkgutil.resolve_name(opened)(config))
+    entry = STAGES.get(config.stage)
+    if entry is not None and entry.videos is not None:
+        return Inputs(policy, *entry.open_videos(config))
     form = form_of(config.data)
     check_names(config, form.names)
     validation = None

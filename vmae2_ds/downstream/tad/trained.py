@@ -14,6 +14,7 @@ from vmae2_ds.downstream.tad.objective import DetectActions, tad_objective
 from vmae2_ds.downstream.tad.videos import feature_info
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.runs.folder import find_checkpoint
+from vmae2_ds.runs.open import is_run
 from vmae2_ds.weights.layouts import StateDict
 
 
@@ -53,6 +54,11 @@ def open_head(source: Path, mean: bool | None = None) -> TrainedHead:
     `mean`: whether the running mean of its weights is taken; None: where the run keeps one.
     Raises ConfigError or CheckpointError.
     """
+    if not is_run(source):
+        raise ConfigError(
+            f"{source} is not a run: a file of weights does not say what features its head was trained on; give the run, or "
+            f"start another one from it: --train.init {source}"
+        )
     config, checkpoint = find_checkpoint(source)
     if not isinstance(config, TadConfig):
         raise ConfigError(f"{source} is a {config.stage} run, which finds no actions; train a head: vmae2 tad RECIPE")
