@@ -27,6 +27,7 @@ from vmae2_ds.cli.options import model_at
 from vmae2_ds.config.distil import DistilConfig
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.recipes.distil import DISTIL_RECIPES
 from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
 from vmae2_ds.recipes.pretrain import RECIPES
@@ -37,7 +38,7 @@ PAGES = sorted(
     + [ROOT / folder / "README.md" for folder in ("hostfiles", "ds_configs", "tests/golden")]
 )
 TOP = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", "build", "dist")}
-KINDS: tuple[type[BaseModel], ...] = (PretrainConfig, FinetuneConfig, DistilConfig)
+KINDS: tuple[type[BaseModel], ...] = (PretrainConfig, FinetuneConfig, DistilConfig, TadConfig)
 SECTIONS = {name for kind in KINDS for name in kind.model_fields if model_at(kind, (name,)) is not None}
 
 SPAN = re.compile(r"`([^`\n]+)`")

@@ -34,7 +34,8 @@ LAYERS = (
     {"data.feed", "data.tools"},
     {"doctor", "guard", "runs"},
     {"downstream.classify", "downstream.detection_map", "downstream.features", "launch", "train"},
-    {"downstream", "downstream.probe", "downstream.tad", "train.distil", "tune"},
+    {"downstream", "downstream.probe", "downstream.tad", "train.distil"},
+    {"tune"},
     {"cli"},
     {"__main__"},
 )

@@ -32,7 +32,8 @@ from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.readers.table import installed_readers, read_clip
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.recipes import get_recipe
-from vmae2_ds.tune.setting_cost import Setting, attention_kind, data_core_s, predict_time
+from vmae2_ds.tune.setting_cost import Setting, attention_kind, predict_time
+from vmae2_ds.tune.workload import workload_of
 
 HEIGHTS = (240, 480, 720)
 GOPS = (16, 250)
@@ -94,7 +95,7 @@ def measure_loader(bench: Bench, height: int, gop: int) -> list[Row]:
             variants.append(Variant(f"views {views}", partial(loader_step, config), described | details))
         rows = _timed(variants, bench, variants[0].name, clips=clips)
     for views, row in zip(VIEWS, rows, strict=True):
-        predicted_s = data_core_s(loader_config(manifest, views, clips), Assumptions()) / views
+        predicted_s = workload_of(loader_config(manifest, views, clips), "flash").core_s(Assumptions()) / views
         row["predicted"] = {
             "time_s": predicted_s,
             "source": "cost.assumptions, decode_core_s and transform_core_s: 340x256",

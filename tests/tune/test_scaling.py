@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmae2_ds.cost.hardware import get_accelerator
-from vmae2_ds.tune.scaling import COUNTS, RECIPE_OF_SIZE, activations_table, cell, hours_table, markers
+from vmae2_ds.tune.scaling import COUNTS, RECIPE_OF_SIZE, activations_table, adapters_table, cell, hours_table, markers
 
 TEXT = (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text()
 HINT = "run: python -m vmae2_ds.tune.scaling docs/SCALING.md"
@@ -22,6 +22,10 @@ def between(name: str) -> str:
 def test_tables_on_the_paper_are_up_to_date() -> None:
     assert between("memory") == activations_table(), HINT
     assert between("hours") == hours_table(), HINT
+
+
+def test_table_of_adapters_is_up_to_date() -> None:
+    assert between("adapters") == adapters_table(), HINT
 
 
 @pytest.mark.parametrize(

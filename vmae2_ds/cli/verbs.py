@@ -219,12 +219,13 @@ def memory(args: list[str]) -> None:
 
 
 def plan(args: list[str]) -> None:
-    """What a run will be: batch, memory, time, cost, what binds: vmae2 plan RECIPE --gpus N --gpu NAME [--nodes M]."""
+    """What a run of pre-training or temporal detection will be: batch, memory, time, cost, what binds: vmae2 plan RECIPE ..."""
     from vmae2_ds.tune.arguments import PlanArguments
     from vmae2_ds.tune.forecast import check_fits, describe_forecast, forecast_json, make_forecast
+    from vmae2_ds.tune.workload import PLANNED, planned
 
-    asked, config, _, _ = ask(PlanArguments, "vmae2 plan", args, ["pretrain"])
-    made = make_forecast(pretraining("vmae2 plan", config), asked)
+    asked, config, _, _ = ask(PlanArguments, "vmae2 plan", args, list(PLANNED))
+    made = make_forecast(planned(config), asked)
     _show(forecast_json(made) if asked.json_ else describe_forecast(made), fits=True)
     check_fits(made)
 

@@ -8,25 +8,28 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from vmae2_ds.config.pretrain import PretrainConfig, StrictModel
-from vmae2_ds.config.strict import LONG_S, Count, Machines, Whole
+from vmae2_ds.config.strict import LONG_S, Count, Machines, StrictModel, Whole
+from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.cost.assumptions import Assumptions, Range, read_assumptions
 from vmae2_ds.cost.cluster import CPU_KEY, Cluster, make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.this_cpu import CPU_ASSUMPTIONS, this_cpu
+from vmae2_ds.tune.workload import Planned
 
 Given = Annotated[float, Field(ge=1e-3, le=1e6)] | None
 """An amount that the command line may say: GiB, Gbit/s, cores."""
 HYBRID_VIDEOS = 1_348_000
 """Clips of UnlabeledHybrid, which the *_hybrid recipes are made for (docs/PAPER.md#data)."""
+THUMOS14_VIDEOS = 200
+"""Videos of THUMOS14 that are trained on, its validation set with actions in time (docs/PAPER.md#temporal-adapters)."""
 
 
 class PlanArguments(StrictModel):
     """Predict batch, memory, time and cost of a recipe on these machines; options of the recipe may follow.
 
-    `vmae2 pretrain --help` lists the recipes, `vmae2 pretrain RECIPE --help` their options.
+    `vmae2 pretrain --help` and `vmae2 tad --help` list the recipes, `vmae2 pretrain RECIPE --help` their options.
 
     Example: vmae2 plan vit_g_pretrain_hybrid --gpus 64 --gpu a100-80g --train.micro-batch 16
     """
@@ -48,7 +51,8 @@ class PlanArguments(StrictModel):
     host_memory: Given = None
     """Host memory per GPU in GiB, for offload; default: 128, with bounds of 64 and 256."""
     videos: Count | None = None
-    """Number of videos in the data set; default: counted in --data.manifest, or 1,348,000 for the hybrid recipes."""
+    """Number of videos in the data set; default: counted in --data.manifest or --data.annotations, or 1,348,000 for the
+    hybrid recipes and 200 for those of THUMOS14."""
     calibration: Path | None = None
     """JSON file of assumptions (efficiencies, overheads), as `vmae2 tune --measure` writes it; default: built-in
     estimates."""
@@ -99,13 +103,26 @@ def cluster_of(arguments: PlanArguments, assumptions: Assumptions) -> Cluster:
     return make_cluster(gpu, arguments.gpus, arguments.nodes, arguments.memory, assumptions.usable_memory)
 
 
-def count_videos(arguments: PlanArguments, config: PretrainConfig) -> tuple[int, str]:
+def count_videos(arguments: PlanArguments, config: Planned) -> tuple[int, str]:
     """Videos in the data set, and where the number comes from. Raises ConfigError where nobody says."""
     if arguments.videos is not None:
         return arguments.videos, "--videos"
+    if isinstance(config, TadConfig):
+        return _count_annotated(config)
     if config.data.manifest is not None or config.data.mixture is not None:
         mixture = open_mixture(config.data)
         return mixture.num_videos, mixture.name
     if config.recipe.endswith(("_hybrid", "_plan")):
         return HYBRID_VIDEOS, "UnlabeledHybrid"
     raise ConfigError(f"how many videos? recipe {config.recipe} names none: give --videos N or --data.manifest FILE")
+
+
+def _count_annotated(config: TadConfig) -> tuple[int, str]:
+    """Videos with actions to learn, as the annotations list them."""
+    if config.data.annotations is not None:
+        from vmae2_ds.downstream.tad.videos import annotations_of, training_videos
+
+        return len(training_videos(config.data, annotations_of(config.data))), str(config.data.annotations)
+    if config.recipe.startswith("thumos14"):
+        return THUMOS14_VIDEOS, "THUMOS14"
+    raise ConfigError(f"how many videos? recipe {config.recipe} names none: give --videos N or --data.annotations FILE")

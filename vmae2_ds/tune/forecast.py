@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmae2_ds.config.ds_config import fill_policy, read_policy
-from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run_plan import RunPlan, plan_run
+from vmae2_ds.console.progress import counted
 from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.cluster import Cluster
-from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.masking import count_masks
 from vmae2_ds.tune.arguments import PlanArguments, assumptions_of, cluster_of, count_videos
 from vmae2_ds.tune.search_space import micro_batches
 from vmae2_ds.tune.setting_cost import (
@@ -22,8 +20,6 @@ from vmae2_ds.tune.setting_cost import (
     Setting,
     StepTime,
     attention_kind,
-    data_core_s,
-    model_flops,
     notes_on,
     predict_memory,
     predict_time,
@@ -31,6 +27,7 @@ from vmae2_ds.tune.setting_cost import (
     traffic_of,
 )
 from vmae2_ds.tune.tables import duration, hours, scaled, table
+from vmae2_ds.tune.workload import Planned, Workload
 
 ENDS: tuple[End, ...] = ("best", "expected", "worst")
 
@@ -46,6 +43,11 @@ class Forecast:
     assumptions: Assumptions
     memory: dict[End, GpuMemory]
     time: dict[End, StepTime]
+
+    @property
+    def asks(self) -> Workload:
+        """What the run asks of a GPU."""
+        return self.setting.workload(self.cluster.on_cpu)
 
     @property
     def margin_gib(self) -> float:
@@ -72,16 +74,16 @@ class Forecast:
         assert peak is not None, "predict_time refuses a precision without a peak"
         clips = self.run.global_batch / self.cluster.num_gpus
         seconds = self.time[end].total_s
-        without, with_recompute = model_flops(self.setting.config)
+        without, with_recompute = self.asks.flops
         return clips * without / seconds / peak, clips * with_recompute / seconds / peak
 
     def cores_needed(self, end: End) -> float:
         """CPU cores for each GPU that keep it fed at the speed of its own work."""
         videos_s = self.run.videos_per_step / self.cluster.num_gpus / self.time[end].device_s
-        return videos_s * data_core_s(self.setting.config, self.assumptions.at(end))
+        return videos_s * self.asks.core_s(self.assumptions.at(end))
 
 
-def make_forecast(config: PretrainConfig, arguments: PlanArguments) -> Forecast:
+def make_forecast(config: Planned, arguments: PlanArguments) -> Forecast:
     """Predict `config` as it stands. Raises ConfigError where it could not run at all."""
     assumptions = assumptions_of(arguments)
     cluster = cluster_of(arguments, assumptions)
@@ -125,28 +127,25 @@ def largest_micro_batch(forecast: Forecast) -> int | None:
 
 def check_fits(forecast: Forecast) -> None:
     """Raises ConfigError where the forecast needs more memory than each GPU has, with the way out."""
+    asks = forecast.asks
     if forecast.margin_gib < 0:
         raise ConfigError(
             f"does not fit: {forecast.memory['expected'].total_gib:.1f} GiB expected on each {forecast.cluster.one}, "
-            f"{forecast.cluster.memory_gib:.1f} GiB usable; the activations of {forecast.setting.clips} clips take "
-            f"{forecast.memory['expected'].parts['activations'] / GIB:.1f} of them; "
-            f"vmae2 tune {forecast.setting.config.recipe} with the same options finds what does"
+            f"{forecast.cluster.memory_gib:.1f} GiB usable; the activations of {counted(forecast.setting.clips, asks.unit)} "
+            f"take {forecast.memory['expected'].parts['activations'] / GIB:.1f} of them; {asks.way_out}"
         )
     if forecast.host_margin_gib < 0:
         raise ConfigError(
             f"does not fit: {forecast.memory['expected'].host_gib:.0f} GiB of host memory for each {forecast.cluster.one}, "
             f"{forecast.assumptions.host_memory_gib.value:g} expected to be there; say --host-memory where there is more, or "
-            f"vmae2 tune {forecast.setting.config.recipe} with the same options finds what does"
+            f"{asks.way_out}"
         )
 
 
 def forecast_json(forecast: Forecast) -> dict[str, Any]:
     """Everything as plain values."""
-    config, counts = (
-        forecast.setting.config,
-        count_masks(forecast.setting.config.mask, forecast.setting.config.geometry),
-    )
-    without, with_recompute = model_flops(config)
+    config, asks = forecast.setting.config, forecast.asks
+    without, with_recompute = asks.flops
     comm = traffic_of(forecast.setting, forecast.cluster)
     return {
         "recipe": config.recipe,
@@ -167,8 +166,9 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
             "videos": forecast.run.num_videos,
             "peak_lr": forecast.run.peak_lr,
         },
-        "tokens": {"encoder": counts.visible, "decoder": counts.visible + counts.decode},
-        "params": count_parameters(config.model).total,
+        "tokens": asks.counts,
+        "params": asks.num_parameters,
+        "params_learning": asks.num_learning,
         "flops_per_clip": {"model": without, "hardware": with_recompute},
         "flops_per_step": {
             "model": without * forecast.run.global_batch,
@@ -207,21 +207,21 @@ def describe_forecast(forecast: Forecast) -> str:
 
 def _run_lines(forecast: Forecast) -> list[str]:
     config, run = forecast.setting.config, forecast.run
-    counts = count_masks(config.mask, config.geometry)
-    without, with_recompute = model_flops(config)
+    asks = forecast.asks
+    without, with_recompute = asks.flops
     named = config.model.attention
     kernel = attention_kind(config, forecast.cluster.on_cpu) if named == "auto" else named
     checkpointing = config.model.checkpointing
+    of_clip = f"{without / 1e9:.1f} GFLOP" if without < 1e13 else scaled(without, "FLOP")
+    learning = "" if asks.num_learning == asks.num_parameters else f" ({scaled(asks.num_learning)} learn)"
     return [
         f"{config.recipe} on {forecast.cluster}",
-        f"{scaled(count_parameters(config.model).total)} parameters, {config.train.product_format}, {kernel} attention, "
+        f"{scaled(asks.num_parameters)} parameters{learning}, {config.train.product_format}, {kernel} attention, "
         f"checkpointing {checkpointing}, ZeRO policy {config.train.ds_config}",
-        f"clip of {config.data.num_frames}x{config.data.size}x{config.data.size}: the encoder sees {counts.visible} tokens, "
-        f"the decoder {counts.visible + counts.decode}; mask {config.mask.encoder} + {config.mask.decoder}, "
-        f"{config.mask.decoder_tokens} tokens",
+        asks.about,
         *run.lines(),
         f"videos from {forecast.videos_from}",
-        f"work: {without / 1e9:.1f} GFLOP a clip, {scaled(without * run.global_batch, 'FLOP')} a step, "
+        f"work: {of_clip} a {asks.unit}, {scaled(without * run.global_batch, 'FLOP')} a step, "
         f"{scaled(without * run.global_batch * run.num_steps, 'FLOP')} in all"
         + (
             f"; recomputation makes it {with_recompute / without:.2f} times as much" if with_recompute > without else ""
@@ -237,7 +237,7 @@ def _memory_table(forecast: Forecast) -> str:
     rows.append(["total", *(f"{forecast.memory[end].total_gib:.2f}" for end in ENDS)])
     rows.append(["usable", *[f"{forecast.cluster.memory_gib:.2f}"] * 3])
     rows.append(["host memory", *(f"{forecast.memory[end].host_gib:.2f}" for end in ENDS)])
-    title = f"Memory of one {forecast.cluster.one}, GiB ({forecast.setting.clips} clips a micro step)"
+    title = f"Memory of one {forecast.cluster.one}, GiB ({counted(forecast.setting.clips, forecast.asks.unit)} a micro step)"
     return table(title, ["part", *ENDS], rows)
 
 
@@ -253,6 +253,7 @@ def _time_table(forecast: Forecast) -> str:
     def row(name: str, of: str) -> list[str]:
         return [name, *(duration(getattr(forecast.time[end], of)) for end in ENDS)]
 
+    asks = forecast.asks
     rows = [
         row("forward and backward", "compute_s"),
         row("communication, not hidden", "network_s"),
@@ -262,10 +263,15 @@ def _time_table(forecast: Forecast) -> str:
         row("step", "total_s"),
         ["whole recipe", *(duration(3600 * forecast.hours(end)) for end in ENDS)],
         [f"{forecast.cluster.one} hours", *(hours(forecast.hours(end) * forecast.cluster.num_gpus) for end in ENDS)],
-        ["clips a second", *(f"{forecast.run.global_batch / forecast.time[end].total_s:,.0f}" for end in ENDS)],
+        [f"{asks.unit}s a second", *(hours(forecast.run.global_batch / forecast.time[end].total_s) for end in ENDS)],
         ["MFU / HFU", *("{:.1%} / {:.1%}".format(*forecast.utilisation(end)) for end in ENDS)],
         [f"CPU cores to feed a {forecast.cluster.one}", *(f"{forecast.cores_needed(end):.1f}" for end in ENDS)],
     ]
+    if frames := asks.counts.get("frames"):
+        videos_s = (
+            forecast.run.videos_per_step / forecast.cluster.num_gpus / forecast.time[end].total_s for end in ENDS
+        )
+        rows.append([f"frames a second for a {forecast.cluster.one}", *(f"{frames * each:,.0f}" for each in videos_s)])
     return table("Time of one optimizer step", ["part", *ENDS], rows)
 
 
@@ -291,7 +297,8 @@ def _verdict(forecast: Forecast) -> list[str]:
         reading = reading_cores(forecast.setting.config, forecast.assumptions)
         lines.append(
             f"  the {gpu}s wait for videos: {needed:.1f} cores a {gpu} are needed, {reading:g} read; --data.workers, "
-            "--data.views, short GOPs or more cores help (docs/DATA.md)"
+            + ("--data.views, " if forecast.run.views > 1 else "")
+            + "short GOPs or more cores help (docs/DATA.md)"
         )
     return lines
 

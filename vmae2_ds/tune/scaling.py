@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmae2_ds.config.model import SizeName
+from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
@@ -17,10 +18,13 @@ from vmae2_ds.cost.paper_hours import compare_with_paper
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes.pretrain import RECIPES
+from vmae2_ds.recipes.tad_adapters import PUBLISHED
+from vmae2_ds.tune.arguments import PlanArguments
 from vmae2_ds.tune.candidates import Candidate, search
+from vmae2_ds.tune.forecast import make_forecast
 from vmae2_ds.tune.memory_table import MemoryArguments, memory
-from vmae2_ds.tune.setting_cost import accumulation
-from vmae2_ds.tune.tables import duration, markdown
+from vmae2_ds.tune.setting_cost import GIB, accumulation
+from vmae2_ds.tune.tables import duration, hours, markdown, scaled
 
 RECIPE_OF_SIZE = {
     "S": "vit_s_pretrain_hybrid",
@@ -112,7 +116,45 @@ def hours_table() -> str:
     return markdown(["paper", "published", "low", "expected", "high", "residual of expected"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"memory": activations_table, "hours": hours_table, "tune": scaling_tables}
+def adapters_table() -> str:
+    """Detection end to end on two H100: each published recipe as it is, and with adapters behind the other blocks."""
+    rows = [_adapted(run.build(), blocks) for run in PUBLISHED for blocks in ("all", "last_half")]
+    header = [
+        "recipe",
+        "adapters behind",
+        "learns",
+        "activations, GiB",
+        "a GPU, GiB",
+        "step",
+        "GPU hours",
+        "cores a GPU",
+    ]
+    return markdown(header, rows)
+
+
+def _adapted(config: TadConfig, blocks: str) -> list[str]:
+    as_published = config.model.adapters.blocks == blocks
+    adapters = config.model.adapters.model_copy(update={"blocks": blocks})
+    plan = make_forecast(config.changed(model={"adapters": adapters}), PlanArguments(gpus=2, gpu="h100"))
+    memory = plan.memory["expected"]
+    return [
+        f"**{config.recipe}**" if as_published else config.recipe,
+        blocks.replace("_", " "),
+        scaled(plan.asks.num_learning),
+        f"{memory.parts['activations'] / GIB:.2f}",
+        f"{memory.total_gib:.1f}",
+        duration(plan.time["expected"].total_s),
+        hours(2 * plan.hours("expected")),
+        f"{plan.cores_needed('expected'):.1f}",
+    ]
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "memory": activations_table,
+    "hours": hours_table,
+    "adapters": adapters_table,
+    "tune": scaling_tables,
+}
 
 
 def main(path: Path) -> None:

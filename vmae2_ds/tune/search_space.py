@@ -11,6 +11,7 @@ from itertools import product
 
 from vmae2_ds.config.model import CheckpointingName
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -54,7 +55,7 @@ def all_settings(config: PretrainConfig, cluster: Cluster, *, quantized: bool, o
             yield Setting(config.changed(model=model, train=train), policy)
 
 
-def micro_batches(config: PretrainConfig, num_gpus: int) -> list[int]:
+def micro_batches(config: RunConfig, num_gpus: int) -> list[int]:
     """Videos per GPU and micro step: the divisors of what one GPU sees in a step."""
     views, global_batch = config.data.views, config.train.global_batch
     if global_batch % (views * num_gpus):

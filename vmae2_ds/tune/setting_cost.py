@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from vmae2_ds.config.model import ModelConfig
-from vmae2_ds.config.pretrain import PretrainConfig
-from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.comm import CommBytes, comm_bytes
-from vmae2_ds.cost.compute_time import DeviceRates, micro_step_work, optimizer_time, rates_of, time_of
-from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs, training_flops
+from vmae2_ds.cost.compute_time import DeviceRates, optimizer_time, rates_of, time_of
 from vmae2_ds.cost.gathers import count_modules
-from vmae2_ds.cost.states import StateBytes, state_bytes
+from vmae2_ds.cost.states import MASTER_BYTES, WEIGHT_BYTES, StateBytes, state_bytes
 from vmae2_ds.cost.traffic import ATTENTION_KINDS, AttentionKind
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.masking import count_masks
+from vmae2_ds.tune.workload import Planned, Workload, workload_of
 
 GIB = 2**30
 OVERHEAD = ("fragmentation", "context", "workspaces")
@@ -98,7 +94,7 @@ class StepTime:
 class Setting(NamedTuple):
     """What the tuner varies, complete: the run config with its policy beside it."""
 
-    config: PretrainConfig
+    config: Planned
     policy: ZeroPolicy
 
     @property
@@ -106,8 +102,12 @@ class Setting(NamedTuple):
         """Clips one GPU holds in a micro step."""
         return self.config.train.micro_batch * self.config.data.views
 
+    def workload(self, on_cpu: bool) -> Workload:
+        """What the run asks of a GPU."""
+        return workload_of(self.config, attention_kind(self.config, on_cpu), zero_stage=self.policy.stage)
 
-def attention_kind(config: PretrainConfig, on_cpu: bool) -> AttentionKind:
+
+def attention_kind(config: Planned, on_cpu: bool) -> AttentionKind:
     """What the kernel that runs counts as.
 
     What `auto` will measure to be fastest: in bf16 flash on a GPU, math on a CPU; in fp32 sdpa.
@@ -136,36 +136,24 @@ def notes_on(setting: Setting, cluster: Cluster) -> list[str]:
 def predict_memory(setting: Setting, cluster: Cluster, assumptions: Assumptions) -> GpuMemory:
     """Bytes at the worst moment of a step; `.value` of every assumption is used (see `Assumptions.at`)."""
     config, policy = setting
-    precision = config.train.precision
+    asked, precision = setting.workload(cluster.on_cpu), config.train.precision
     states = _states(
-        _as_zero_sees(setting),
+        asked.zero_model,
         policy,
         cluster.num_gpus,
         precision=precision,
         accumulation=accumulation(config, cluster),
     )
-    counts = count_masks(config.mask, config.geometry)
-    kind = attention_kind(config, cluster.on_cpu)
-    activation = _activations(
-        config.model,
-        config.geometry,
-        counts.visible,
-        counts.decode,
-        attention=kind,
-        precision=precision,
-    )
-    found = add_up(states, setting.clips * activation.peak, assumptions)
-    found = _or_start(found, config)
+    found = add_up(states, asked.activations(setting.clips), assumptions, asked.mean_bytes(cluster.num_gpus, policy))
+    whole = 0 if config.train.ds_zero_init else asked.num_parameters
+    found = _or_start(found, WEIGHT_BYTES[precision] * whole)
     # A model that is not built partitioned stands whole, in float32, in every rank's host memory while it is built.
-    built = 0 if config.train.ds_zero_init else 4 * count_parameters(config.model).total
-    return GpuMemory(found.parts, max(found.host, built))
+    return GpuMemory(found.parts, max(found.host, MASTER_BYTES * whole))
 
 
-def _or_start(memory: GpuMemory, config: PretrainConfig) -> GpuMemory:
+def _or_start(memory: GpuMemory, whole: int) -> GpuMemory:
     """The larger of a step's memory and the start's: the whole model on the GPU before ZeRO divides it, unless built
     divided."""
-    size = 2 if config.train.precision == "bf16" else 4
-    whole = 0 if config.train.ds_zero_init else size * count_parameters(config.model).total
     if whole <= memory.tensors:
         return memory
     overhead = {part: value for part, value in memory.parts.items() if part in OVERHEAD}
@@ -173,9 +161,14 @@ def _or_start(memory: GpuMemory, config: PretrainConfig) -> GpuMemory:
     return GpuMemory(nothing | {"weights": whole} | overhead, memory.host)
 
 
-def add_up(states: StateBytes, activations: float, assumptions: Assumptions) -> GpuMemory:
-    """States and activations at the worst moment of a step, with what the process and the allocator take on top."""
+def add_up(states: StateBytes, activations: float, assumptions: Assumptions, mean: float = 0) -> GpuMemory:
+    """States and activations at the worst moment of a step, with what the process and the allocator take on top.
+
+    `mean`: bytes of a running mean of the weights.
+    """
     tensors: dict[str, float] = {"weights": states.weights, "master weights": states.master, "moments": states.moments}
+    if mean:
+        tensors["mean of weights"] = mean
     if states.backward + activations >= states.step:
         tensors |= {
             "gradients": states.gradients,
@@ -207,8 +200,8 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
     """
     config = setting.config
     micro_steps = accumulation(config, cluster)
-    counts = count_masks(config.mask, config.geometry)
-    filled = 1 / (1 + assumptions.half_rate_tokens.value / (counts.visible * setting.clips))
+    asked = setting.workload(cluster.on_cpu)
+    filled = 1 / (1 + assumptions.half_rate_tokens.value / (asked.tokens * setting.clips))
     rates = rates_of(
         cluster.gpu,
         config.train.precision,
@@ -216,18 +209,10 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
         memory_efficiency=assumptions.memory_efficiency.value,
         tf32=config.train.tf32,
     )
-    work = _work(
-        config.model,
-        config.geometry,
-        counts.visible,
-        counts.decode,
-        setting.clips,
-        attention=attention_kind(config, cluster.on_cpu),
-        precision=config.train.precision,
-    )
+    work = asked.work(setting.clips)
     host_s = work.kernels * assumptions.launch_s.value
     if setting.policy.stage == 3:
-        host_s += _modules(config.model) * assumptions.zero3_module_s.value
+        host_s += _modules(asked.zero_model) * assumptions.zero3_module_s.value
     busy_s = time_of(work, rates).total_s
     # A GPU computes while the host starts the next operation; a CPU does one after the other.
     compute_s = micro_steps * (busy_s + host_s if cluster.on_cpu else max(busy_s, host_s))
@@ -236,42 +221,27 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
         compute_s=compute_s,
         network_s=network_s,
         hidden_s=hidden_s,
-        optimizer_s=_optimizer_s(setting, cluster, assumptions, rates),
-        data_s=data_core_s(config, assumptions) * config.train.global_batch
+        optimizer_s=_optimizer_s(setting, asked.num_learning, cluster, assumptions, rates),
+        data_s=asked.core_s(assumptions) * config.train.global_batch
         / (config.data.views * cluster.num_gpus * reading_cores(config, assumptions)),
     )  # fmt: skip
 
 
-def accumulation(config: PretrainConfig, cluster: Cluster) -> int:
+def accumulation(config: Planned, cluster: Cluster) -> int:
     """Micro steps of one optimizer step."""
     return config.train.global_batch // (config.train.micro_batch * config.data.views * cluster.num_gpus)
 
 
-def reading_cores(config: PretrainConfig, assumptions: Assumptions) -> float:
+def reading_cores(config: Planned, assumptions: Assumptions) -> float:
     """Cores that read for one GPU: one for each loader worker, which decodes in one thread, as far as there are cores."""
     return min(assumptions.cores_per_gpu.value, max(1, config.data.workers))
-
-
-def data_core_s(config: PretrainConfig, assumptions: Assumptions) -> float:
-    """CPU core seconds to read one video and cut its views."""
-    frames = config.data.num_frames / 16
-    pixels = frames * config.data.size**2 / 224**2
-    transforms = config.data.views * pixels * assumptions.transform_core_s.value
-    return frames * assumptions.decode_core_s.value + transforms
-
-
-def model_flops(config: PretrainConfig) -> tuple[int, int]:
-    """Training FLOPs of one clip: without recomputation (MFU) and with it (HFU)."""
-    counts = count_masks(config.mask, config.geometry)
-    macs = mae_macs(config.model, config.geometry, counts.visible, counts.decode).total
-    return training_flops(macs), training_flops(macs, recomputed_macs(config.model, counts.visible, counts.decode))
 
 
 def traffic_of(setting: Setting, cluster: Cluster) -> CommBytes:
     """What the ranks exchange in one optimizer step."""
     config, policy = setting
     return _comm(
-        _as_zero_sees(setting),
+        setting.workload(cluster.on_cpu).zero_model,
         policy,
         world_size=cluster.num_gpus,
         num_nodes=cluster.num_nodes,
@@ -311,10 +281,9 @@ def _network(
     return hidden_s, total_s - hidden_s
 
 
-def _optimizer_s(setting: Setting, cluster: Cluster, assumptions: Assumptions, rates: DeviceRates) -> float:
+def _optimizer_s(setting: Setting, total: int, cluster: Cluster, assumptions: Assumptions, rates: DeviceRates) -> float:
     """AdamW on this rank's part; under offload on the host's cores, with gradients down and weights up over PCIe."""
     config, policy = setting
-    total = count_parameters(config.model).total
     share = total if policy.stage == 0 else -(-total // cluster.num_gpus)
     if not policy.offload_optimizer:
         return optimizer_time(share, rates, precision=config.train.precision)
@@ -332,20 +301,7 @@ def _optimizer_s(setting: Setting, cluster: Cluster, assumptions: Assumptions, r
     return moved / (assumptions.host_link_gb_s.value * 1e9) + update_s
 
 
-def _as_zero_sees(setting: Setting) -> ModelConfig:
-    """Below stage 3 recomputation changes neither states nor traffic: such settings share one price."""
-    model = setting.config.model
-    return model if setting.policy.stage == 3 else _without_recomputation(model)
-
-
-@lru_cache(maxsize=64)
-def _without_recomputation(model: ModelConfig) -> ModelConfig:
-    return model.model_copy(update={"checkpointing": "none", "checkpoint_every": 2})
-
-
 # One layout is priced with hundreds of micro batches and buckets: each closed form is evaluated once per argument.
 _states = lru_cache(maxsize=4096)(state_bytes)
 _comm = lru_cache(maxsize=4096)(comm_bytes)
-_work = lru_cache(maxsize=4096)(micro_step_work)
 _modules = lru_cache(maxsize=64)(count_modules)
-_activations = lru_cache(maxsize=4096)(mae_activations)

@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 def hours(value: float) -> str:
-    """Hours that are paid for: whole ones, and parts of a few."""
+    """Hours that are paid for, or clips a second: whole ones, and parts of a few."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 

@@ -1,0 +1,193 @@
+"""What a run asks of a GPU and of the cores beside it, by its stage: all that plans need to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.tad import TadConfig
+from vmae2_ds.cost.activations import mae_activations
+from vmae2_ds.cost.adapters import AdaptedShape
+from vmae2_ds.cost.assumptions import Assumptions
+from vmae2_ds.cost.compute_time import Work, micro_step_work
+from vmae2_ds.cost.detection import DetectorShape, detector_activations, detector_macs, detector_parameters
+from vmae2_ds.cost.detection_work import detector_work
+from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs, training_flops
+from vmae2_ds.cost.parameters import Model
+from vmae2_ds.cost.states import MASTER_BYTES
+from vmae2_ds.cost.traffic import AttentionKind
+from vmae2_ds.cost.zero import ZeroPolicy
+from vmae2_ds.errors import ConfigError
+from vmae2_ds.masking import count_masks
+
+Planned = PretrainConfig | TadConfig
+"""Configs of the stages that can be planned: those of PLANNED."""
+PLANNED = ("pretrain", "tad")
+FEATURE_BYTES_S = 1e9
+"""Bytes of features in files that a core reads and pads in a second; a guess that never binds."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run, as far as plans tell runs apart. A clip is what `train.global_batch` counts: of detection a whole window."""
+
+    zero_model: Model
+    """What ZeRO divides and gathers; below stage 3 recomputation makes no difference to it."""
+    num_parameters: int
+    """All of the model's."""
+    num_learning: int
+    """The parameters that an optimizer updates."""
+    tokens: int
+    """Tokens of a clip that go through the encoder: what fills a GPU's products."""
+    flops: tuple[int, int]
+    """FLOPs of a clip, forward and backward: without recomputation (MFU) and with it (HFU)."""
+    activations: Callable[[int], float]
+    """Bytes at the worst moment of a micro step with so many clips."""
+    work: Callable[[int], Work]
+    """What a micro step with so many clips has to do."""
+    core_s: Callable[[Assumptions], float]
+    """Seconds of a CPU core for one video."""
+    unit: str
+    """The word for a clip."""
+    way_out: str
+    """What helps where memory does not do."""
+    about: str
+    """What goes through the model, in words."""
+    counts: dict[str, int]
+    """The same in numbers, of a clip."""
+    keeps_mean: bool = False
+    """Whether a running mean of what learns is kept."""
+
+    def mean_bytes(self, num_ranks: int, policy: ZeroPolicy) -> float:
+        """The running mean in float32, divided as the optimizer's states are (train/ema.py)."""
+        return self.keeps_mean * MASTER_BYTES * self.num_learning / (num_ranks if policy.stage else 1)
+
+
+def planned(config: RunConfig) -> Planned:
+    """The config where it is of one of PLANNED, as its recipe was asked for."""
+    assert isinstance(config, PretrainConfig | TadConfig), f"{config.stage} is none of {PLANNED}"
+    return config
+
+
+def workload_of(config: Planned, attention: AttentionKind, *, zero_stage: int = 3) -> Workload:
+    """What a run with this config asks, whose attention is of this kind."""
+    if isinstance(config, PretrainConfig):
+        return _pretraining(config, attention, zero_stage)
+    return _detection(config, attention)
+
+
+def _pretraining(config: PretrainConfig, attention: AttentionKind, zero_stage: int) -> Workload:
+    counts, precision = count_masks(config.mask, config.geometry), config.train.precision
+    visible, decode = counts.visible, counts.decode
+    macs = mae_macs(config.model, config.geometry, visible, decode).total
+    total = count_parameters(config.model).total
+    size, frames = config.data.size, config.data.num_frames
+
+    def activations(clips: int) -> float:
+        one = _activations(config.model, config.geometry, visible, decode, attention=attention, precision=precision)
+        return clips * one.peak
+
+    def work(clips: int) -> Work:
+        return _work(config.model, config.geometry, visible, decode, clips, attention=attention, precision=precision)
+
+    return Workload(
+        zero_model=config.model if zero_stage == 3 else _without_recomputation(config.model),
+        num_parameters=total,
+        num_learning=total,
+        tokens=visible,
+        flops=(training_flops(macs), training_flops(macs, recomputed_macs(config.model, visible, decode))),
+        activations=activations,
+        work=work,
+        core_s=lambda assumed: _reading_core_s(frames, size, config.data.views, assumed),
+        unit="clip",
+        way_out=f"vmae2 tune {config.recipe} with the same options finds what does",
+        about=f"clip of {frames}x{size}x{size}: the encoder sees {visible} tokens, the decoder {visible + decode}; mask "
+        f"{config.mask.encoder} + {config.mask.decoder}, {config.mask.decoder_tokens} tokens",
+        counts={"encoder": visible, "decoder": visible + decode},
+    )
+
+
+def _reading_core_s(frames: float, size: int, views: int, assumed: Assumptions, spread: float = 1.0) -> float:
+    """CPU core seconds to read frames and cut them to size. `spread`: the video that is decoded for them, in that of a clip of
+    pre-training, which takes every 4th frame."""
+    clips = frames / 16
+    transforms = views * clips * size**2 / 224**2 * assumed.transform_core_s.value
+    return spread * clips * assumed.decode_core_s.value + transforms
+
+
+def detector_shape(config: TadConfig) -> DetectorShape:
+    """The shape of the model of a run. Raises ConfigError for a window that is no whole number of clips."""
+    model, data = config.model, config.data
+    encoder, clips = None, 0
+    if model.is_end_to_end:
+        tower, adapters = model.encoder, model.adapters
+        numbers = adapters.numbers(tower.depth)
+        encoder = AdaptedShape(tower, config.geometry, numbers, adapters.hidden(tower.width), adapters.clips_at_once)
+        clips, rest = divmod(data.window_frames, data.num_frames)
+        if rest:
+            raise ConfigError(
+                f"a window of --data.length {data.length} x --data.frames-per-position {data.frames_per_position} = "
+                f"{data.window_frames} frames is no whole number of clips of --data.num-frames {data.num_frames}; try "
+                f"--data.length {(clips or 1) * data.num_frames}"
+            )
+    return DetectorShape(model.head, model.encoder.width, model.num_classes, data.length, encoder, clips)
+
+
+def _detection(config: TadConfig, attention: AttentionKind) -> Workload:
+    shape, precision, data = detector_shape(config), config.train.precision, config.data
+    parameters, macs = detector_parameters(shape), detector_macs(shape)
+    without = 2 * (macs.forward + macs.backward)
+    encoder = shape.encoder
+    counts = {"positions": shape.length}
+    if encoder is None:
+        tokens, about = shape.length, f"features of width {shape.width} from files"
+        way_out = "--train.micro-batch or --data.length lower takes less"
+    else:
+        counts |= {"frames": data.window_frames, "clips": shape.clips, "encoder": shape.clips * encoder.clip.num_cubes}
+        tokens = counts["encoder"]
+        way_out = (
+            "--model.adapters.blocks last_half, --model.adapters.clips-at-once or --train.micro-batch lower takes less"
+        )
+        about = (
+            f"{data.window_frames} frames of {data.size}x{data.size}, {data.stride} apart in the video, as {shape.clips} clips "
+            f"of {encoder.clip.num_cubes} tokens, {encoder.clips_at_once} at once; adapters behind {len(encoder.numbers)} of "
+            f"{encoder.tower.depth} blocks"
+        )
+
+    def core_s(assumed: Assumptions) -> float:
+        if encoder is None:
+            return shape.length * shape.width * 4 / FEATURE_BYTES_S
+        return _reading_core_s(data.window_frames, data.size, 1, assumed, data.stride / 4)
+
+    def activations(windows: int) -> float:
+        return detector_activations(shape, windows, attention=attention, precision=precision).peak
+
+    return Workload(
+        zero_model=parameters,
+        num_parameters=parameters.num_learning + parameters.num_frozen,
+        num_learning=parameters.num_learning,
+        tokens=tokens,
+        flops=(without, without + 2 * macs.recomputed),
+        activations=activations,
+        work=lambda windows: detector_work(shape, windows, attention=attention, precision=precision),
+        core_s=core_s,
+        unit="window",
+        way_out=way_out,
+        about=f"window of {shape.length} positions: {about}; {shape.num_classes} classes",
+        counts=counts,
+        keeps_mean=config.optim.ema_decay > 0,
+    )
+
+
+@lru_cache(maxsize=64)
+def _without_recomputation(model: ModelConfig) -> ModelConfig:
+    return model.model_copy(update={"checkpointing": "none", "checkpoint_every": 2})
+
+
+# One layout is priced with hundreds of micro batches and buckets: each closed form is evaluated once per argument.
+_work = lru_cache(maxsize=4096)(micro_step_work)
+_activations = lru_cache(maxsize=4096)(mae_activations)
