@@ -21,11 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.distributed.ranks import answer, of_all
 from tests.distributed.steps import NUM_VIDEOS, make_clips
+from tests.downstream.tad.end_to_end_steps import make_batch, steps_config
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.config.run_plan import plan_run
+from vmae2_ds.config.tad import TadConfig
+from vmae2_ds.config.tad_head import HeadConfig
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.dist import Ranks
 from vmae2_ds.train.build import build_engine
@@ -33,7 +36,11 @@ from vmae2_ds.train.build import build_engine
 UNLEARNED = 2  # micro steps in which stage 3 learns the order of the modules
 FLAGS = 16
 """Bytes; smaller messages are flags and norms."""
-LARGE = 8 << 20  # an allocation worth a look at what is alive, in bytes
+LARGE = {
+    "wide": 8 << 20,
+    "small": 8 << 20,
+    "detector": 1 << 20,
+}  # an allocation worth a look at what is alive, in bytes
 
 MODELS = {
     "wide": ModelConfig(  # ViT-B's shapes, 52 M parameters
@@ -49,10 +56,27 @@ MODELS = {
 }
 
 
+def detector_config() -> TadConfig:
+    """A frozen encoder with adapters and a pyramid on top: 13 M parameters, a fifth of which learn."""
+    made = steps_config()
+    tower = TowerConfig(width=384, depth=6, heads=6, mlp=1536)
+    head = HeadConfig.model_validate(made.model.head.model_dump() | {"width": 256})
+    return made.changed(model={"encoder": tower, "head": head})
+
+
 def make_config(
     model: str, policy_file: Path, world_size: int, precision: str, accumulation: int, checkpointing: str
-) -> PretrainConfig:
-    """One clip of 32 tokens to a micro step: activations weigh nothing beside the states."""
+) -> PretrainConfig | TadConfig:
+    """One clip of 32 tokens to a micro step, or a window of 32: activations weigh little beside the states."""
+    if model == "detector":
+        return detector_config().changed(
+            train={
+                "global_batch": world_size * accumulation,
+                "max_steps": UNLEARNED + 1,
+                "precision": precision,
+                "ds_config": str(policy_file),
+            }
+        )
     return PretrainConfig(
         model=MODELS[model].model_copy(update={"checkpointing": checkpointing}),
         data=PretrainDataConfig(num_frames=4, size=64, views=1),
@@ -79,9 +103,9 @@ class Watch(TorchDispatchMode):
         "allgather_": ("all_gather", 1),
     }
 
-    def __init__(self, ignored: set[int]) -> None:
+    def __init__(self, ignored: set[int], large: int) -> None:
         super().__init__()
-        self.ignored = ignored
+        self.ignored, self.large = ignored, large
         self.peak = 0
         self.sent: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
@@ -96,7 +120,7 @@ class Watch(TorchDispatchMode):
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             self.sent[kind] += size
             self.calls[kind] += size > FLAGS
-        elif name in self.ALLOCATES and out.numel() * out.element_size() >= LARGE:
+        elif name in self.ALLOCATES and out.numel() * out.element_size() >= self.large:
             self.look()
         return out
 
@@ -158,7 +182,10 @@ def measure(variant: dict[str, Any], world_size: int, rank: int) -> dict[str, An
             variant.get("checkpointing", "none"),
         )  # fmt: skip
         plan = plan_run(config, NUM_VIDEOS, world_size)
-        batches = [make_clips(config, step, rank, 1) for step in range(accumulation)]
+        batches: list[Any] = [
+            make_batch(config, step, rank) if isinstance(config, TadConfig) else make_clips(config, step, rank, 1)
+            for step in range(accumulation)
+        ]
         engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=True))
         known = [*engine.objective.buffers(), *(tensor for batch in batches for tensor in batch)]
         ignored = {tensor.untyped_storage().data_ptr() for tensor in known if isinstance(tensor, torch.Tensor)}
@@ -167,7 +194,7 @@ def measure(variant: dict[str, Any], world_size: int, rank: int) -> dict[str, An
                 engine.micro_step(batch)
             assert engine.update().applied
         comms_logger.comms_dict.clear()
-        backward, step = Watch(ignored), Watch(ignored)
+        backward, step = (Watch(ignored, LARGE[variant["model"]]) for _ in range(2))
         with backward:
             for batch in batches:
                 engine.micro_step(batch)

@@ -9,17 +9,21 @@ from typing import Any
 import pytest
 
 from tests.distributed.ranks import run_ranks
-from tests.distributed.state_bytes import MODELS
+from tests.distributed.state_bytes import MODELS, detector_config
 from vmae2_ds.cost.comm import comm_bytes
+from vmae2_ds.cost.detection import detector_parameters
+from vmae2_ds.cost.parameters import Model
 from vmae2_ds.cost.states import StateBytes, state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
+from vmae2_ds.tune.workload import detector_shape
 
 pytestmark = pytest.mark.slow
 
 STATES_TOLERANCE = 0.02  # activations of 32 tokens, and which gradient stands where when a bucket is full
-OFFLOAD_TOLERANCE = {
-    "bf16 stage 1 offload": 0.03
-}  # the share that is on its way to the host while gradients accumulate
+WIDER_TOLERANCE = {
+    "bf16 stage 1 offload": 0.03,  # the share that is on its way to the host while gradients accumulate
+    "bf16 stage 3 adapters": 0.05,  # blocks run in several parts, between which more stays gathered than is replayed
+}
 COMM_TOLERANCE = 1e-3  # flags and norms: some bytes a step
 
 BUCKET = 20_000_000  # below the 52 M parameters: several reductions
@@ -41,6 +45,18 @@ def small(precision: str, stage: int, accumulation: int, checkpointing: str = "n
     return variant | {"checkpointing": checkpointing}
 
 
+def adapted(stage: int, **policy: Any) -> dict[str, Any]:
+    read_ahead = {"prefetch_bucket": 1_000_000, "max_live": 4_000_000, "max_reuse": 4_000_000} if stage == 3 else {}
+    policy = {"stage": stage, "reduce_bucket": 2_000_000, **read_ahead, **policy}
+    return {"model": "detector", "precision": "bf16", "accumulation": 1, "policy": policy}
+
+
+def model_of(variant: dict[str, Any], checkpointing: str = "none") -> Model:
+    if variant["model"] == "detector":
+        return detector_parameters(detector_shape(detector_config()))
+    return MODELS[variant["model"]].model_copy(update={"checkpointing": checkpointing})
+
+
 STATES = {
     "fp32 stage 0": wide("fp32", 0),
     "bf16 stage 1": wide("bf16", 1, overlap_comm=False),
@@ -51,6 +67,7 @@ STATES = {
     "fp32 stage 3": wide("fp32", 3),
     "bf16 stage 3 offload": wide("bf16", 3, offload_optimizer=True, offload_param=True),
     "bf16 stage 3 hpZ": wide("bf16", 3, hpz=2),
+    **{f"bf16 stage {stage} adapters": adapted(stage) for stage in (1, 2, 3)},
 }
 ON_ONE_RANK = ("fp32 stage 0", "bf16 stage 2", "bf16 stage 3")
 
@@ -62,6 +79,7 @@ COMM = {
     "bf16 stage 2 reduced to the owners": small("bf16", 2, 1, multi_rank_allreduce=False),
     "fp32 stage 3 x2": small("fp32", 3, 2, **HELD_LITTLE),
     "bf16 stage 3 hpZ": small("bf16", 3, 2, **HELD_LITTLE, hpz=2),
+    **{f"bf16 stage {stage} adapters": adapted(stage) for stage in (1, 2)},
     **{
         f"bf16 stage 3 checkpointing {mode}": small("bf16", 3, 1, checkpointing=mode, **HELD_LITTLE)
         for mode in ("every_k", "all", "deepspeed")
@@ -69,11 +87,16 @@ COMM = {
 }
 
 
+def measured_as(name: str) -> str:
+    """What a variant of COMM is measured under: one that is in STATES as well is run once."""
+    return name if STATES.get(name) == COMM[name] else f"comm {name}"
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """World size -> variant -> every rank's measurements."""
     folder: Path = tmp_path_factory.mktemp("bytes")
-    both = STATES | {f"comm {name}": variant for name, variant in COMM.items()}
+    both = STATES | {measured_as(name): variant for name, variant in COMM.items()}
     # hpZ goes last: its process group is global, and every later engine of the process would keep a second copy too
     both = dict(sorted(both.items(), key=lambda item: item[1]["policy"].get("hpz", 1)))
     variants = {1: {name: STATES[name] for name in ON_ONE_RANK}, 2: both}
@@ -85,7 +108,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, li
 
 def predicted(variant: dict[str, Any], world_size: int) -> StateBytes:
     return state_bytes(
-        MODELS[variant["model"]],
+        model_of(variant),
         ZeroPolicy(**variant["policy"]),
         world_size,
         precision=variant["precision"],
@@ -101,7 +124,7 @@ def test_bytes_alive(measured: dict[int, dict[str, Any]], world_size: int, name:
     states = predicted(STATES[name], world_size)
     fullest = max(rank[moment] for rank in measured[world_size][name])
     # a rank's GPU is host memory here
-    tolerance = OFFLOAD_TOLERANCE.get(name, STATES_TOLERANCE)
+    tolerance = WIDER_TOLERANCE.get(name, STATES_TOLERANCE)
     assert getattr(states, moment) + states.host == pytest.approx(fullest, rel=tolerance)
 
 
@@ -109,7 +132,7 @@ def test_bytes_alive(measured: dict[int, dict[str, Any]], world_size: int, name:
 def test_bytes_sent(measured: dict[int, dict[str, Any]], name: str) -> None:
     variant = COMM[name]
     comm = comm_bytes(
-        MODELS[variant["model"]].model_copy(update={"checkpointing": variant["checkpointing"]}),
+        model_of(variant, variant.get("checkpointing", "none")),
         ZeroPolicy(**variant["policy"]),
         world_size=2,
         num_nodes=1,
@@ -121,7 +144,7 @@ def test_bytes_sent(measured: dict[int, dict[str, Any]], name: str) -> None:
     for collective in comm.collectives:
         expected[collective.kind] += collective.payload
         expected_calls[collective.kind] += collective.calls
-    for rank in measured[2][f"comm {name}"]:
+    for rank in measured[2][measured_as(name)]:
         sent = {kind: total for kind, total in rank["sent"].items() if total > 1000}
         assert sent == pytest.approx(dict(expected), rel=COMM_TOLERANCE)
         assert {kind: calls for kind, calls in rank["calls"].items() if calls} == dict(expected_calls)

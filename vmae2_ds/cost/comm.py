@@ -13,7 +13,7 @@ from math import prod
 from typing import Literal
 
 from vmae2_ds.cost.gathers import Gathers, persistent, replay_gathers
-from vmae2_ds.cost.parameters import Model, all_shapes, group_sizes, has_decay, parameter_shapes, parameter_sizes
+from vmae2_ds.cost.parameters import Model, all_shapes, group_of, group_sizes, parameter_shapes, parameter_sizes
 from vmae2_ds.cost.states import PLAIN_BUCKET, WEIGHT_BYTES, StatePrecision, bucket_fills
 from vmae2_ds.cost.zero import ZeroPolicy
 
@@ -108,7 +108,7 @@ def _owners_of_buckets(model: Model, bucket: int, world_size: int) -> int:
     filled, owners, total = 0, set[int](), 0
     ends = [sum(group) for group in groups]
     for name, shape in reversed(list(parameter_shapes(model).items())):
-        numel, group = prod(shape), 0 if has_decay(name, shape) else 1
+        numel, group = prod(shape), group_of(model, name, shape)
         if filled and filled + numel > bucket:
             total, filled, owners = total + len(owners), 0, set()
         filled += numel

@@ -97,7 +97,9 @@ def detector_parameters(shape: DetectorShape) -> Parameters:
         }
         learning = dict(_adapter_shapes(shape.encoder))
         nodes = (*_encoder_calls(shape.encoder, shape.clips), *nodes)
-    return Parameters({**learning, **pyramid}, frozen, Node("objective", (Node("model", nodes),)))
+    tree = Node("objective", (Node("model", nodes),))
+    parts = ("pyramid.", "adapters.") if learning else ("",)
+    return Parameters({**learning, **pyramid}, frozen, tree, parts)
 
 
 def _adapter_shapes(encoder: AdaptedShape) -> Iterator[tuple[str, Shape]]:

@@ -23,6 +23,8 @@ class Parameters:
     frozen: Mapping[str, Shape]
     """Name -> shape of what has weights alone."""
     tree: Node
+    parts: tuple[str, ...] = ("",)
+    """What names begin with that have groups of the optimizer to themselves, in the groups' order."""
 
     @property
     def num_learning(self) -> int:
@@ -85,15 +87,25 @@ def parameter_sizes(model: Model) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=64)
-def group_sizes(model: Model) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Elements of each parameter, in order, in the optimizer's two groups: with weight decay, and without.
+def group_sizes(model: Model) -> tuple[tuple[int, ...], ...]:
+    """Elements of each parameter, in order, in the optimizer's groups: each part with weight decay, then each without.
 
     DeepSpeed flattens, pads and divides every group of the optimizer by itself (`train.optim.parameter_groups`).
     """
-    groups: tuple[list[int], list[int]] = ([], [])
-    for name, shape in parameter_shapes(model).items():
-        groups[0 if has_decay(name, shape) else 1].append(prod(shape))
-    return tuple(groups[0]), tuple(groups[1])
+    shapes = parameter_shapes(model)
+    groups: dict[int, list[int]] = {
+        number: [] for number in sorted({group_of(model, *each) for each in shapes.items()})
+    }
+    for name, shape in shapes.items():
+        groups[group_of(model, name, shape)].append(prod(shape))
+    return tuple(map(tuple, groups.values()))
+
+
+def group_of(model: Model, name: str, shape: Shape) -> int:
+    """The number of a parameter's group."""
+    parts = model.parts if isinstance(model, Parameters) else ("",)
+    part = next(number for number, prefix in enumerate(parts) if name.startswith(prefix))
+    return part + len(parts) * (not has_decay(name, shape))
 
 
 def has_decay(name: str, shape: Shape) -> bool:
