@@ -238,12 +238,7 @@ def load_autoencoder(
 
 
 def encoder_of(run: RunConfig, weights: StateDict) -> ClipEncoder:
-    """The encoder with these weights, on the host. Raises ConfigError for a run whose encoder is no model of single clips."""
-    if run.stage == "tad":
-        raise ConfigError(
-            "this is a run of temporal detection, which has no encoder, or one that is adapted to whole windows; name the "
-            "model that its features are of, or that it started from (--train.init)"
-        )
+    """The encoder with these weights, on the host."""
     encoder = ClipEncoder(run.model, run.geometry)
     encoder.take(weights)
     return encoder

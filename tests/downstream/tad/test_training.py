@@ -116,7 +116,7 @@ def test_detect_ends_with_77_where_videos_cannot_be_read_and_writes_the_others(
 
 
 def test_a_head_has_no_encoder_to_load(run: Path) -> None:
-    with pytest.raises(ConfigError, match="a run of temporal detection, which has no encoder"):
+    with pytest.raises(ConfigError, match="a head for temporal detection, which vmae2 tad detect takes"):
         load_encoder(run)
 
 
