@@ -7,15 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tests.downstream.tad.made_up import INFO, made_up_config, write_set
+from tests.downstream.tad.made_up import FPS, INFO, made_up_config, write_set
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.config.tad import TadConfig
-from vmae2_ds.downstream.tad.annotations import read_annotations
+from vmae2_ds.downstream.tad.annotations import Annotations, read_annotations
 from vmae2_ds.downstream.tad.detect import TadDetectArguments, tad_detect
-from vmae2_ds.downstream.tad.detections import read_detections
+from vmae2_ds.downstream.tad.detections import Detections, read_detections
 from vmae2_ds.downstream.tad.score import score_detections
 from vmae2_ds.errors import ConfigError, TooManyBadFiles
 from vmae2_ds.json_lines import rows_of
@@ -63,10 +64,23 @@ def test_what_detect_writes_scores_as_the_last_validation_did(run: Path, the_set
     assert score_detections(truth, read_detections(out), subset="validation").average_map == pytest.approx(
         found.average_map
     )
+    assert abs(median_shift_s(truth, read_detections(out))) < 0.5 * INFO.stride / FPS
     few = tad_detect(TadDetectArguments(source=run, out=out, most=3, weights="last"))
     assert few.detections == 3 * few.videos
     with pytest.raises(ConfigError, match="file of something else"):
         tad_detect(TadDetectArguments(source=run, out=the_set[0]))
+
+
+def median_shift_s(truth: Annotations, found: Detections) -> float:
+    """How much later than the middle of an action the middle of the best detection around it is."""
+    shifts = []
+    for video, name in enumerate(found.videos):
+        middles = ((found.start_N + found.end_N) / 2)[found.video_N == video]
+        scores = found.score_N[found.video_N == video]
+        for start, end, _ in truth.videos[name].segments:
+            inside = (middles > start) & (middles < end)
+            shifts.append(middles[inside][scores[inside].argmax()] - (start + end) / 2)
+    return float(np.median(shifts))
 
 
 def test_cut_at_half_and_gone_on_is_the_same_run(run: Path, the_set: Any, tmp_path: Path) -> None:
