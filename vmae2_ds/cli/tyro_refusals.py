@@ -87,6 +87,7 @@ def _of_tyro(event: tyro_errors.ParseErrorEvent, args: Sequence[str]) -> str:
             return f"{argument.display_name()}: {counted(int(argument.lowered.nargs or 1), 'value')} needed"
         case tyro_errors.InstantiationFailure(argument=argument) if argument is not None:
             name, kind = argument.display_name(), str(argument.lowered.metavar).removeprefix("{None}|").strip("{}")
+            kind = kind.replace("}|{", " or ").replace("[INT [INT ...]]", "whole numbers")  # of several kinds
             return f"{name}: '{_given(name, args)}' is not {_KINDS.get(kind, kind)}"
     return str(event)  # of a kind that no model here can bring about
 

@@ -133,8 +133,6 @@ class TadDataConfig(DataConfig):
             )
         if self.reader != "pyav":
             raise ValueError(f"reader={self.reader}: the frames of long videos are read by pyav; leave it out")
-        if self.fit != "windows":
-            raise ValueError(f"fit={self.fit}: frames are seen in windows of one length; set fit=windows")
         if self.window_frames % self.num_frames:
             raise ValueError(
                 f"a window of length={self.length} x frames_per_position={self.frames_per_position} = {self.window_frames} "
@@ -230,6 +228,10 @@ def check_is_named(config: TadConfig) -> None:
         if config.data.videos is None:
             raise ConfigError(
                 "no videos named: give --data.videos FOLDER, which holds NAME.mp4 for each annotated video"
+            )
+        if config.data.fit != "windows":
+            raise ConfigError(
+                f"--data.fit {config.data.fit}: frames are seen in windows of one length; set --data.fit windows"
             )
         return
     if config.data.videos is not None:

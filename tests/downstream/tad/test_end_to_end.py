@@ -137,7 +137,7 @@ def test_cut_at_half_and_gone_on_is_the_same_run_also_by_other_chunks(
 def test_what_detect_writes_scores_as_the_last_validation_did(run: Path, the_set: Any, tmp_path: Path) -> None:
     found = tad_detect(TadDetectArguments(source=run, out=tmp_path / "found.json", videos=the_set[1]))
     assert found.average_map == pytest.approx(list(rows_of(run / "validation.jsonl"))[-1]["val_map"], abs=1e-9)
-    with pytest.raises(ConfigError, match="both name what the head sees; keep one"):
+    with pytest.raises(ConfigError, match=r"makes its features itself: name --data\.videos"):
         tad_detect(TadDetectArguments(source=run, out=tmp_path / "found.json", features=the_set[1]))
 
 
@@ -159,6 +159,7 @@ def test_a_recipe_for_features_and_one_for_videos_are_told_apart() -> None:
         ({"videos": None, "features": Path("f")}, (1, 2), "makes its features itself"),
         ({}, "none", "for videos its encoder needs adapters"),
         ({"videos": None}, "none", "no features named"),
+        ({"fit": "pad"}, (1, 2), "set --data.fit windows"),
     ):
         adapters = config.model.adapters.model_copy(update={"blocks": blocks})
         with pytest.raises(ConfigError, match=said):

@@ -168,7 +168,6 @@ def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises((ConfigError, DataError), match="empty"):
         open_videos(config.changed(data={"videos": tmp_path / "empty"}))
     for changes, said in (
-        ({"fit": "pad"}, "set fit=windows"),
         ({"length": 18, "num_frames": 4}, "18 frames is not a multiple of num_frames=4"),
         ({"features": tmp_path}, "keep one"),
         ({"reader": "decord"}, "read by pyav"),

@@ -173,6 +173,8 @@ def _as_asked(config: TadConfig, asked: TadDetectArguments) -> TadConfig:
     }
     if asked.features is not None and asked.features_are is None and (asked.features / INFO).is_file():
         config = config.changed(data={"features_are": None})
+    if asked.features is not None or asked.videos is not None:  # what the run was shown is not what is shown now
+        config = config.changed(data={"features": None, "videos": None})
     config = with_options(
         config,
         data=data,
