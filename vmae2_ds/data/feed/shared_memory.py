@@ -114,8 +114,6 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
         whole_frame: height and width of the videos, for --data.crop-on device.
     """
     data, videos = config.data, config.train.micro_batch
-    if isinstance(config, TadConfig):  # features, where they are real; a page each for the actions
-        return [videos * config.data.length * config.model.encoder.width * _FLOAT, videos * config.data.length, 1, 1]
     clips = videos * data.views
     cut = [clips * _clip_bytes(data)]
     if isinstance(config, TadConfig):
