@@ -289,6 +289,21 @@ def test_a_video_that_breaks_off_on_the_way_leaves_nothing(source: Path, tmp_pat
     assert {path.name for path in out.iterdir()} == names
 
 
+def test_a_video_that_breaks_off_costs_none_that_its_child_reads_behind_it(source: Path, tmp_path: Path) -> None:
+    for name, frames in (("torn", 90), ("whole", 30), ("long", 150)):
+        (tmp_path / name).mkdir()
+        for number in range(frames):
+            Image.new("RGB", (40, 24), (number, 90, 0)).save(tmp_path / name / f"{number:03}.png")
+    (tmp_path / "torn" / "080.png").write_bytes(b"no picture")
+    manifest = write_list(tmp_path / "list.csv", ["torn", "whole", "long"])
+    for workers in (0, 1):
+        settings = {"frame_folders": "{:03}.png", "max_bad_share": 1, "workers": workers}
+        result = extract(arguments(source, manifest, tmp_path / f"by{workers}", **settings))
+        assert (result.videos, len(result.failures)) == (2, 1)
+    for name in ("whole", "long"):
+        assert (tmp_path / "by1" / f"{name}.npy").read_bytes() == (tmp_path / "by0" / f"{name}.npy").read_bytes()
+
+
 def test_reading_ahead_in_children_changes_no_bit(source: Path, tmp_path: Path) -> None:
     """Frames of the window's own size are not resized: what the model sees lay in the memory that the child writes over."""
     for seed in range(3):

@@ -92,16 +92,19 @@ class _Child:
     def _stream(self, entry: VideoEntry, how: ReadAs) -> tuple[str, int]:
         """Piece after piece, one decoded while the parent works on the one before."""
         count, is_looked_at = FrameCount(), False
-        for piece in in_pieces(stream_entry(entry, how, self._ask_which, count)):
-            if is_looked_at:
-                self._heard()  # the memory is free again
-            room = self._room(len(piece) * piece[0].nbytes).reshape(len(piece), *piece[0].shape)
-            for place, frame in zip(room, piece, strict=True):
-                place[...] = frame
-            self.pipe.send(("piece", piece[0].dtype.str, room.shape, count.decoded))
-            is_looked_at = True
-        if is_looked_at:
-            self._heard()
+        try:
+            for piece in in_pieces(stream_entry(entry, how, self._ask_which, count)):
+                if is_looked_at:
+                    self._heard()  # the memory is free again
+                    is_looked_at = False
+                room = self._room(len(piece) * piece[0].nbytes).reshape(len(piece), *piece[0].shape)
+                for place, frame in zip(room, piece, strict=True):
+                    place[...] = frame
+                self.pipe.send(("piece", piece[0].dtype.str, room.shape, count.decoded))
+                is_looked_at = True
+        finally:
+            if is_looked_at:  # an error is told when the parent asks, or its question is taken for the next request
+                self._heard()
         return "end", count.decoded
 
     def _ask_which(self, length: int, fps: float) -> np.ndarray:
