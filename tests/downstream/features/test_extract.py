@@ -30,6 +30,8 @@ from vmae2_ds.errors import ConfigError, DataError, TooManyBadFiles, Vmae2Error
 from vmae2_ds.runs.export import ExportArguments, export_weights
 
 LENGTHS = {"a": 50, "b": 31, "c": 17}
+PARTS = {"0,20": "", "20,20": "frames 20 to 39", "0,30": "frames 0 to 29", "0,": "all from frame 0 on"}
+"""Part of a video as a list says it -> what it is called beside frames 0 to 19."""
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +348,33 @@ def test_two_videos_of_one_name_are_refused_before_the_work(source: Path, videos
     manifest = write_list(tmp_path / "list.csv", [f"{videos}/a.mp4", f"{tmp_path}/deep/a.mp4"])
     with pytest.raises(DataError, match=r"would both be written to a\.npy"):
         extract(arguments(source, manifest, tmp_path / "out"))
+
+
+def test_a_finished_part_is_not_taken_for_another_part_of_its_video(
+    source: Path, videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def listed(path: str, part: str) -> Path:
+        return write_list(tmp_path / "list.csv", [f"{path},{part}"], "path,start,frames")
+
+    out = tmp_path / "out"
+    extract(arguments(source, listed(f"{videos}/a.mp4", "0,20"), out))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for part, said in PARTS.items():
+        if said:
+            with pytest.raises(
+                ConfigError, match=f"a.npy holds frames 0 to 19 of its video, and the list names {said};"
+            ):
+                extract(arguments(source, listed(f"{videos}/a.mp4", part), out))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    shutil.copy(videos / "a.mp4", tmp_path / "a.mp4")
+    with caplog.at_level("WARNING"):
+        assert extract(arguments(source, listed(f"{videos}/a.mp4", "0,20"), out)).before == 1
+        assert not caplog.messages
+        assert extract(arguments(source, listed("a.mp4", "0,20"), out)).before == 1
+    assert "1 finished video was read from another place" in caplog.text
+    (out / "missing_files.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"missing_files\.txt cannot be read: .* remove it"):
+        extract(arguments(source, listed(f"{videos}/a.mp4", "0,20"), out))
 
 
 def test_the_line_of_a_result() -> None:

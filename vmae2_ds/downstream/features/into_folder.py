@@ -27,8 +27,10 @@ from vmae2_ds.downstream.features.sidecar import (
     MISSING,
     FeatureFile,
     FeatureInfo,
+    VideoFeatures,
     claim_folder,
     declare_finished,
+    finished_video,
     is_finished,
     read_missing,
 )
@@ -45,7 +47,8 @@ def extract_into(
 ) -> Extracted:
     """Write what is not there yet of the features of `listed` into `asked.out`; rank r does every ranks-th of them.
 
-    Raises ConfigError where the folder holds other features, or another job writes into it.
+    Raises ConfigError where the folder holds other features, also of another part of a video under the same name, or another
+    job writes into it.
     """
     folder, began = asked.out, time.monotonic()
     with contextlib.ExitStack() as held:
@@ -57,8 +60,11 @@ def extract_into(
                 )
             held.enter_context(lock)
             claim_folder(folder, info)
-            missing = set(read_missing(folder)) if asked.missing == "skip" else set()
-            done = [is_finished(folder, one.name) for one in listed]
+            unreadable = read_missing(folder)
+            missing = set(unreadable) if asked.missing == "skip" else set()
+            found = [finished_video(folder, one.name) for one in listed]
+            _check_same_videos(folder, listed, found)
+            done = [about is not None for about in found]
             todo = [row for row, one in enumerate(listed) if not done[row] and one.name not in missing]
             todo.sort(
                 key=lambda row: -_bytes_of(listed[row].entry)
@@ -186,6 +192,34 @@ class _Part:
             f"{self.counts[0] / seconds:.3g} videos/s, {self._windows / seconds:.4g} windows/s, "
             f"{megabytes(self.counts[-1] / seconds)}/s"
         )
+
+
+def _check_same_videos(folder: Path, listed: Sequence[Listed], found: Sequence[VideoFeatures | None]) -> None:
+    """Refuse features of another part of a video than the list names; tell of those that were read from another place."""
+    moved: list[str] = []
+    for (name, entry), about in zip(listed, found, strict=True):
+        if about is None:
+            continue
+        if (about.start, about.asked_frames) != (entry.start, entry.frames):
+            there, asked = _part(about.start, about.asked_frames), _part(entry.start, entry.frames)
+            raise ConfigError(
+                f"{folder / name}.npy holds {there} of its video, and the list names {asked}; give another --out, or one list "
+                "with all parts"
+            )
+        if about.video not in ("", entry.name):
+            moved.append(f"{name} of {about.video}, now {entry.name}")
+    if moved:
+        log.warning(
+            "%s: %s read from another place than the list says, and are kept, the first %s; if these are other videos of the "
+            "same names, give another --out",
+            folder, counted(len(moved), "finished video was", "finished videos were"), moved[0],
+        )  # fmt: skip
+
+
+def _part(start: int, frames: int | None) -> str:
+    if frames is None:
+        return f"all from frame {start} on"
+    return f"frames {start} to {start + frames - 1}"
 
 
 class _Abandoned(Exception):

@@ -97,6 +97,8 @@ class VideoFeatures(StrictModel):
     """Where it was read from."""
     start: Whole = 0
     """First frame of the part that the list names."""
+    asked_frames: Whole | None = None
+    """Frames of that part as the list says; None: to the end of the video."""
 
     @property
     def duration_s(self) -> float | None:
@@ -157,9 +159,17 @@ def declare_finished(folder: Path, name: str, about: VideoFeatures) -> None:
 
 
 def read_missing(folder: Path) -> tuple[str, ...]:
-    """The videos that the folder's missing_files.txt names, which have no features; none where there is no such file."""
+    """The videos that the folder's missing_files.txt names, which have no features; none where there is no such file.
+
+    Raises DataError where it is no text.
+    """
     file = folder / MISSING
-    return tuple(filter(None, map(str.strip, file.read_text().splitlines()))) if file.is_file() else ()
+    try:
+        return tuple(filter(None, map(str.strip, file.read_text().splitlines()))) if file.is_file() else ()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} cannot be read: {_line(error)}; remove it, and the next extraction writes it"
+        ) from None
 
 
 def feature_names(folder: Path) -> list[str]:
@@ -174,13 +184,17 @@ def feature_names(folder: Path) -> list[str]:
 
 def is_finished(folder: Path, name: str) -> bool:
     """Whether the features of a video are there, as many as are said; a file that was cut short since is not."""
+    return finished_video(folder, name) is not None
+
+
+def finished_video(folder: Path, name: str) -> VideoFeatures | None:
+    """What is known of a video whose features are there, as `is_finished` says; None of others."""
     if not (folder / f"{name}.json").is_file():
-        return False
+        return None
     try:
-        read_features(folder, name)
+        return read_features(folder, name)[1]
     except DataError:
-        return False
-    return True
+        return None
 
 
 def read_features(folder: Path, name: str, info: FeatureInfo | None = None) -> tuple[np.ndarray, VideoFeatures]:

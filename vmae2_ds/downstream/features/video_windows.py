@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmae2_ds.console.progress import counted
 from vmae2_ds.data.clips.crops import CropBox, crop_resize, view_crops
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.common import FrameCount
@@ -65,8 +66,10 @@ class VideoWindows:
     def about(self) -> VideoFeatures:
         """What goes beside the features."""
         fps = self.fps if self.fps > 0 else None
-        start = self.entry.start
-        return VideoFeatures(frames=self.frames, fps=fps, rows=self.rows, video=self.entry.name, start=start)
+        of = self.entry
+        return VideoFeatures(
+            frames=self.frames, fps=fps, rows=self.rows, video=of.name, start=of.start, asked_frames=of.frames
+        )
 
     def __iter__(self) -> Iterator[WindowBatch]:
         held, first, row = deque[Tensor](), 0, 0  # frames, the place of the first among those needed, the next window
@@ -100,8 +103,8 @@ class VideoWindows:
         self.rows, self.fps = self.grid.rows(self.frames), fps
         if not self.rows:
             raise VideoError(
-                f"{self.frames} frames, and a window of --grid {self.grid.name} has {self.grid.span}; --grid opentad repeats "
-                "the edges of a short video"
+                f"{counted(self.frames, 'frame')}, and a window of --grid {self.grid.name} has {self.grid.span}; "
+                "--grid opentad repeats the edges of a short video"
             )
         self._needed = self.grid.needed(self.frames)
         return start + self._needed
