@@ -76,6 +76,7 @@ def test_classes_are_ordered_by_their_list_or_their_numbers_and_ambiguous_comes_
 REFUSED = {
     "reversed": ({"v": video(row(1, 2), row(5, 4.5))}, "'v', annotation 2 ends at 4.5 s, before it starts at 5 s"),
     "no number": ({"v": video(row("1.0", "x"))}, "'v', annotation 1: 'x' is no number"),
+    "too large": ({"v": video(row(0, 10**400))}, "'v', annotation 1: 1000"),
     "nan": ({"v": video(row(float("nan"), 1))}, "'v', annotation 1: nan is no number"),
     "one end": ({"v": video({"segment": [1], "label": "A"})}, "annotation 1 has no segment of a start and an end"),
     "no label": ({"v": video({"segment": [1, 2]})}, "annotation 1 has no label"),

@@ -106,6 +106,7 @@ REFUSED = {
     "three ends": (detected(segment=[1, 2, 3]), "video 'a', detection 2 is not a segment of two numbers"),
     "text": (detected(segment="12"), "video 'a', detection 2 is not a segment of two numbers"),
     "word": (detected(segment=[1, "x"]), "video 'a', detection 2 is not a segment"),
+    "too large": (detected(segment=[1, 10**400]), "video 'a', detection 2 is not a segment of two numbers"),
     "no label": (detected(label=[1]), "[] is no label"),
     "uneven": (
         {"video-id": ["a"], "t-start": [1], "t-end": [2], "label": ["x"], "score": []},

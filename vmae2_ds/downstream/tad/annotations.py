@@ -344,8 +344,8 @@ def _ends(file: Path, at: str, row: dict[str, Any], fps: float | None) -> tuple[
 def _number(file: Path, at: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number may have more digits than a float holds
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{file}: {at}: {value!r} is no number")
+        raise DataError(f"{file}: {at}: {repr(value)[:100]} is no number")
     return number

@@ -105,7 +105,7 @@ def read_video_scores(file: Path) -> VideoScores:
     for video, scores in results.items():
         try:
             score_C = np.array(scores, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             score_C = np.full((1, 1), np.nan)
         score_C = score_C[0] if score_C.shape[:1] == (1,) and score_C.ndim == 2 else score_C
         if score_C.ndim != 1 or not np.isfinite(score_C).all():
@@ -176,7 +176,7 @@ def _from_results(
         ends = np.fromiter(chain.from_iterable(map(itemgetter("segment"), rows)), np.float64)
         if any(type(row["segment"]) is not list or len(row["segment"]) != 2 for row in rows):
             raise ValueError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         score, ends, label = _row_by_row(file, results, label_key, score_key)
     video_N = np.repeat(np.arange(len(results)), counts)
     return _checked(file, tuple(results), video_N, label, ends[0::2], ends[1::2], score)
@@ -199,9 +199,9 @@ def _row_by_row(
                 labels.append(row[label_key])
             except KeyError as error:
                 raise DataError(f"{file}: video {video!r}, detection {number} has no {error}") from None
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise DataError(
-                    f"{file}: video {video!r}, detection {number} is not a segment of two numbers, a label and a score: {row}"
+                    f"{file}: video {video!r}, detection {number} is not a segment of two numbers, a label and a score: {str(row)[:200]}"
                 ) from None
             ends.extend(values[:2])
             scores.append(values[2])
@@ -219,7 +219,7 @@ def _from_columns(file: Path, columns: dict[str, Any]) -> Detections:
     for column in ("t-start", "t-end", "score"):
         try:
             numbers.append(np.array([float(value) for value in columns[column]], np.float64))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{file}: its column {column} has something that is no number: {error}") from None
     return _checked(file, videos, video_N, columns["label"], *numbers)
 

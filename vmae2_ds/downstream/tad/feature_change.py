@@ -20,9 +20,7 @@ def read_change(folder: Path, name: str, duration_s: float) -> ChangeStrip:
     """
     info = read_feature_info(folder)
     if info.pooling != "window":
-        raise DataError(
-            f"{folder} has features by {info.pooling}, not a vector a window; extract with --what windows"
-        )
+        raise DataError(f"{folder} has features by {info.pooling}, not a vector a window; extract with --what windows")
     feature_TD, about = read_features(folder, name, info)
     if len(feature_TD) < 2:
         raise DataError(f"{folder / name}.npy has {len(feature_TD)} features, of which none follows another")
