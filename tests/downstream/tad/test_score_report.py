@@ -95,8 +95,38 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
 
 
+def test_true_segments_that_cannot_be_so_are_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scorers take them as they stand; a user should know that they are there."""
+    segments = [(1, 5), (7, 7), (90, 104), (99, 100.0005)]
+    rows = [{"segment": [start, end], "label": "x"} for start, end in segments]
+    gt, pred = tmp_path / "gt.json", tmp_path / "pred.json"
+    gt.write_text(json.dumps({"database": {"a": {"subset": "val", "duration": 100, "annotations": rows}}}))
+    pred.write_text(json.dumps({"results": {"a": [{"segment": [1, 5], "label": "x", "score": 0.5}]}}))
+    line = ["tad", "score", "--gt", str(gt), "--pred", str(pred)]
+    _, page, _ = answer(line, capsys)
+    assert "true segments without length: 1; they count as they stand" in page.splitlines()
+    assert "true segments that end behind the end of their video: 1; they count as they stand" in page.splitlines()
+    _, page, _ = answer([*line, "--protocol", "opentad"], capsys)
+    assert "true segments without length dropped: 1" in page.splitlines()
+    assert "true segments without length: " not in page
+
+
 @pytest.mark.parametrize(
-    "text", ["", "0.3:0.7", "0.3:0.7:0", "0.7:0.3:0.1", "0.3:0.7:0.15", "0,0.5", "0.5,1.2", "nan", "0.5,0.5"]
+    "text",
+    [
+        "",
+        "0.3:0.7",
+        "0.3:0.7:0",
+        "0.7:0.3:0.1",
+        "0.3:0.7:0.15",
+        "0,0.5",
+        "0.5,1.2",
+        "nan",
+        "0.5,0.5",
+        "0.33333,0.333333",
+    ],
 )
 def test_thresholds_that_cannot_be_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--tiou" in refusal([*LINE, "--tiou", text], capsys)

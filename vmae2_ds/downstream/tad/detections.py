@@ -201,7 +201,8 @@ def _row_by_row(
                 raise DataError(f"{file}: video {video!r}, detection {number} has no {error}") from None
             except (TypeError, ValueError, OverflowError):
                 raise DataError(
-                    f"{file}: video {video!r}, detection {number} is not a segment of two numbers, a label and a score: {str(row)[:200]}"
+                    f"{file}: video {video!r}, detection {number} is not a segment of two numbers, a label and a score: "
+                    f"{str(row)[:200]}"
                 ) from None
             ends.extend(values[:2])
             scores.append(values[2])

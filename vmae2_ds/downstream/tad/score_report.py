@@ -45,7 +45,7 @@ def tious_of(text: str) -> tuple[float, ...]:
         numbers = np.linspace(first, last, min(round(steps), MOST_TIOUS) + 1).tolist()
     if not all(0 < number <= 1 for number in numbers):
         raise ValueError(f"{text!r} has a threshold that is not above 0 and at most 1")
-    if len(numbers) > MOST_TIOUS or len(set(numbers)) < len(numbers):
+    if len(numbers) > MOST_TIOUS or len({f"{number:.4g}" for number in numbers}) < len(numbers):  # as they are printed
         raise ValueError(f"{text!r} has a threshold twice, or more than {MOST_TIOUS}")
     return tuple(numbers)
 
@@ -148,6 +148,8 @@ def scores_json(scored: Scored) -> dict[str, Any]:
         "detections_counted": len(tables.detections.row),
         "duplicates_dropped": tables.copies,
         "short_instances_dropped": tables.too_short,
+        "instances_without_length": tables.without_length,
+        "instances_beyond_their_video": tables.beyond,
         "unknown_labels_dropped": tables.unknown,
         "detections_of_other_videos": tables.outside,
         "reversed_detections": tables.reversed,
@@ -189,6 +191,10 @@ def _left_out(scores: TadScores) -> list[str]:
     ]
     if tables.too_short:
         lines.append(f"true segments without length dropped: {tables.too_short}")
+    if tables.without_length:
+        lines.append(f"true segments without length: {tables.without_length}; they count as they stand")
+    if tables.beyond:
+        lines.append(f"true segments that end behind the end of their video: {tables.beyond}; they count as they stand")
     if tables.outside:
         lines.append(
             f"detections in videos that the subset does not have: {tables.outside}; they count as false positives"

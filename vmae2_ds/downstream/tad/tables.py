@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vmae2_ds.downstream.tad.annotations import AMBIGUOUS, AnnotatedVideo, Annotations, check_same_set, copies_among
+from vmae2_ds.console.progress import counted
+from vmae2_ds.downstream.tad.annotations import (
+    AMBIGUOUS,
+    SAME_S,
+    AnnotatedVideo,
+    Annotations,
+    check_same_set,
+    copies_among,
+)
 from vmae2_ds.downstream.tad.detections import Detections, Floats, Ints
 from vmae2_ds.downstream.tad.protocols import Protocol
 from vmae2_ds.errors import DataError
@@ -58,6 +66,10 @@ class Tables:
     """Detections counted under the class that has their label's number (Protocol.counts_by_number)."""
     outside: int
     """Detections in videos that the subset does not have: they count as false positives."""
+    without_length: int
+    """True segments without length that count."""
+    beyond: int
+    """True segments that count, and end behind their video's end by more than SAME_S."""
     reversed: int
     """Detections that end before they start."""
 
@@ -94,15 +106,15 @@ def make_tables(
             raise DataError(f"--without {label}: neither {annotations.file} nor the detections have that label")
     kept = _truths_that_count(annotations, videos, protocol, without)
     if not len(kept.truths.row):
-        raise DataError(f"{asked} has no true segment to score; {len(videos)} videos are in it")
+        raise DataError(f"{asked} has no true segment to score; {counted(len(videos), 'video')} in it")
     said = _classes(annotations, detections.labels, kept.truths.klass, protocol, without)
     counts = Counter(detections.label_N.tolist())
     unknown = {label: counts[i] for i, label in enumerate(detections.labels) if said.is_unknown[i] and counts[i]}
     if unknown and not (drop_unknown if drop_unknown is not None else not protocol.refuses_unknown):
         some = ", ".join(map(repr, list(unknown)[:3])) + (", ..." if len(unknown) > 3 else "")
         raise DataError(
-            f"{sum(unknown.values())} detections have one of {len(unknown)} labels without truth in {asked} ({some}); "
-            "ActivityNet's scorer stops there: --drop-unknown leaves them out, as the other scorers do"
+            f"{counted(sum(unknown.values()), 'detection')} of {counted(len(unknown), 'label')} without truth in {asked} "
+            f"({some}): ActivityNet's scorer stops there: --drop-unknown leaves them out, as the other scorers do"
         )
     klass_N = said.class_of[detections.label_N]
     row = np.flatnonzero(klass_N >= 0)
@@ -114,6 +126,7 @@ def make_tables(
     is_reversed_N = end_N < start_N
     if protocol.turns_reversed:
         start_N, end_N = np.minimum(start_N, end_N), np.maximum(start_N, end_N)
+    length_V = np.array([np.inf if video.duration_s is None else video.duration_s for video in videos])
     labels = np.unique(kept.truths.klass)  # those with truth, in the order of the annotations
     return Tables(
         videos=tuple(index),
@@ -128,6 +141,8 @@ def make_tables(
         unknown=unknown,
         renumbered=sum(counts[i] for i in said.renumbered),
         outside=int((video_N >= len(names)).sum()),
+        without_length=int((kept.truths.end_s <= kept.truths.start_s).sum()),
+        beyond=int((kept.truths.end_s > length_V[kept.truths.video] + SAME_S).sum()),
         reversed=int(is_reversed_N.sum()),
     )
 
