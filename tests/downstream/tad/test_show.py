@@ -282,6 +282,16 @@ def test_files_of_two_sets_are_refused(files: Written, tmp_path: Path) -> None:
         show(files.asking(tmp_path / "x.html", pred=tmp_path / "other.json"))
 
 
+def test_a_file_without_any_prediction_is_told_and_a_subset_shows_all_of_it_as_missed(
+    files: Written, tmp_path: Path
+) -> None:
+    (tmp_path / "none.json").write_text('{"results": {}}')
+    with pytest.raises(DataError, match=r"none\.json has no video; with --subset, all truth .* missed"):
+        show(files.asking(tmp_path / "x.html", pred=tmp_path / "none.json"))
+    page = show(files.asking(tmp_path / "x.html", pred=tmp_path / "none.json", subset=("validation",)))
+    assert "0 of 0" in page.read_text()
+
+
 def test_a_folder_without_videos_is_refused(files: Written, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file in it is named like a video"):
         show(files.asking(tmp_path / "x.html", videos=tmp_path / "in"))

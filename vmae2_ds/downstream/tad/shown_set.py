@@ -106,6 +106,8 @@ class Files:
             return ShownSet({name: _alone(name, truth.get(name), predicted.get(name, []), labels) for name in names})
         check_same_set(known, found.videos, str(self.pred))
         asked = self.subsets_of(found.videos) if subsets is None else tuple(subsets)
+        if not asked:
+            raise DataError(f"{self.pred} has no video; with --subset, all truth of that subset is shown as missed")
         videos = known.of_subset(asked)
         without = [label for label in known.labels if label == AMBIGUOUS]
         scores = score_detections(known, found, subset=asked, tious=tious, without=without, drop_unknown=True)
