@@ -377,6 +377,14 @@ def test_a_finished_part_is_not_taken_for_another_part_of_its_video(
         extract(arguments(source, listed(f"{videos}/a.mp4", "0,20"), out))
 
 
+def test_a_video_is_not_called_as_the_folder_s_own_file(source: Path, videos: Path, tmp_path: Path) -> None:
+    shutil.copy(videos / "a.mp4", tmp_path / "features.mp4")
+    manifest = write_list(tmp_path / "list.csv", ["features.mp4"])
+    with pytest.raises(DataError, match=r"features\.mp4: its features\.json would be .*; rename the video"):
+        extract(arguments(source, manifest, tmp_path / "out"))
+    assert not (tmp_path / "out" / "features.json").exists()
+
+
 def test_the_line_of_a_result() -> None:
     result = Extracted("out", 3, 2, 1, ("x: torn",), 40, 200, 190, 4_000_000, 2.0)
     assert describe(result) == (

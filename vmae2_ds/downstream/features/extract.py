@@ -112,13 +112,17 @@ def info_of(asked: ExtractArguments, run: RunConfig, module: ClipEncoder) -> Fea
 def named(entries: Sequence[VideoEntry]) -> list[Listed]:
     """What each video's files are called: its name without folder and suffix; parts of one video by their first frame too.
 
-    Raises DataError where two would share a name.
+    Raises DataError where two would share a name, or one would have that of the folder's own file.
     """
     stems = [Path(entry.path).stem for entry in entries]
     twice = {stem for stem, number in Counter(stems).items() if number > 1}
     found: dict[str, VideoEntry] = {}
     for stem, entry in zip(stems, entries, strict=True):
         name = f"{stem}_{entry.start}" if stem in twice and (entry.start or entry.frames is not None) else stem
+        if f"{name}.json" == INFO:
+            raise DataError(
+                f"{entry.name}: its {INFO} would be the one that says what all features are; rename the video"
+            )
         if name in found:
             raise DataError(
                 f"{found[name].name} and {entry.name} would both be written to {name}.npy; rename one, or extract them from "
