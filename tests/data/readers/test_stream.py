@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -45,6 +46,21 @@ def entry_of(path: Path) -> VideoEntry:
     return VideoEntry(str(path), None, "default", 0, None)
 
 
+def write_at(path: Path, times_ms: list[int]) -> Path:
+    """A video with a frame at each of these times."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=1000, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, time_ms in enumerate(times_ms):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    return path
+
+
 def streamed(path: Path, wanted: list[int]) -> tuple[np.ndarray, int]:
     """The frames, and how many were decoded."""
     count = FrameCount()
@@ -80,6 +96,19 @@ def test_each_frame_is_decoded_once_and_none_behind_the_last(folder: Path, name:
     # up to 57, but frames 10 and 11 of each twelve where the decoder would lose fewer than these two by a seek
     skipped = 2 * (FRAMES // GOP - 1) if name == "plain" else 0
     assert streamed(folder / f"{name}.mp4", ASKED["every third"])[1] == FRAMES - 2 - skipped
+
+
+def test_a_rate_that_varies_is_told_by_how_far_times_are_off(watchdog: Watchdog, folder: Path, tmp_path: Path) -> None:
+    """Fifty frames at 10 a second, then 150 at 30: at 20 a second the fiftieth would come after 2.5 s instead of 5."""
+    slow_first = write_at(
+        tmp_path / "varies.mp4", [*range(0, 5000, 100), *(5000 + 100 * step // 3 for step in range(150))]
+    )
+    pauses = write_at(tmp_path / "pauses.mp4", [*range(0, 2000, 40), *range(60000, 62000, 40)])
+    for path, off_s in ((slow_first, 2.5), (pauses, 58), (folder / "sorted.mp4", 0), (folder / "plain.mp4", 0)):
+        for stream in (watchdog.stream, stream_entry):
+            count = FrameCount()
+            list(stream(entry_of(path), ReadAs(), lambda length, fps: np.arange(length), count))  # type: ignore[operator]
+            assert count.off_s == pytest.approx(off_s, abs=0.1 if off_s else 1e-6)
 
 
 def test_what_no_one_needs_is_left_out_from_key_frame_to_key_frame(folder: Path) -> None:

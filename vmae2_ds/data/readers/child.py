@@ -89,7 +89,7 @@ class _Child:
             self._share(frames)
         return "done", frames.dtype.str, frames.shape
 
-    def _stream(self, entry: VideoEntry, how: ReadAs) -> tuple[str, int]:
+    def _stream(self, entry: VideoEntry, how: ReadAs) -> tuple[str, int, float]:
         """Piece after piece, one decoded while the parent works on the one before."""
         count, is_looked_at = FrameCount(), False
         try:
@@ -105,7 +105,7 @@ class _Child:
         finally:
             if is_looked_at:  # an error is told when the parent asks, or its question is taken for the next request
                 self._heard()
-        return "end", count.decoded
+        return "end", count.decoded, count.off_s
 
     def _ask_which(self, length: int, fps: float) -> np.ndarray:
         """The parent's choice: its random draws stay with it."""

@@ -54,9 +54,12 @@ def choose_checked(choose: Choose, length: int, fps: float) -> list[int]:
 
 @dataclass
 class FrameCount:
-    """How many frames were decoded: those that came out of the decoder, also on the way to one that was asked for."""
+    """What a stream tells beside its frames."""
 
     decoded: int = 0
+    """Frames that came out of the decoder, also on the way to one that was asked for."""
+    off_s: float = 0.0
+    """Seconds between a frame's time and its number over the rate, at most: more than rounding where the rate varies."""
 
 
 def in_chosen_order(stream: Callable[[Choose], Iterable[np.ndarray]], choose: Choose) -> np.ndarray:

@@ -54,6 +54,13 @@ class FrameIndex(NamedTuple):
         """The rate, nan where unknown."""
         return float(self.rate or "nan")
 
+    def off_s(self, time_base: Fraction) -> float:
+        """Seconds between a frame's time and its number over the rate, at most; 0 where times or rate are not known."""
+        if not len(self.points) or not self.rate:
+            return 0.0
+        time_s = (self.times - self.times[0]) * float(time_base)
+        return float(np.abs(time_s - np.arange(len(time_s)) / self.fps).max())
+
 
 class Packets(NamedTuple):
     """The packets with pictures, in the order of the file; their content is not kept."""

@@ -24,11 +24,12 @@ def read_pyav(video: Video, choose: Choose) -> np.ndarray:
 def stream_pyav(video: Video, choose: Choose, count: FrameCount | None = None) -> Iterator[np.ndarray]:
     """The frames chosen, each once and in their order: uint8 (H, W, 3) one by one, of which none is kept; raises VideoError.
 
-    Between them it goes on decoding, or from a later key frame where that is nearer. `count` learns how many were decoded.
+    Between them it goes on decoding, or from a later key frame where that is nearer. `count` learns what it has fields for.
     """
     count = count or FrameCount()
     with opened(video) as (container, stream):
         index = index_frames(video, container, stream)
+        count.off_s = index.off_s(stream.time_base)
         indices = choose_checked(choose, len(index.times), index.fps)
         wanted = _Wanted(index, sorted(set(indices)), count)
         if len(index.points):

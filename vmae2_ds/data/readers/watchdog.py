@@ -78,7 +78,7 @@ class Watchdog:
         except GeneratorExit:
             self.close()  # it has more to tell
             raise
-        count.decoded = answer[0]
+        count.decoded, count.off_s = answer
 
     def _choice(self, choose: Choose, length: int, fps: float) -> list[int]:
         """What the child is told to read."""

@@ -41,6 +41,9 @@ from vmae2_ds.model.encoder import ClipEncoder
 
 log = logging.getLogger(__name__)
 
+MOST_OFF_S = 0.5
+"""Seconds that a feature may stand beside its time without a word."""
+
 
 def extract_into(
     module: ClipEncoder, info: FeatureInfo, listed: Sequence[Listed], asked: ExtractArguments, ranks: Ranks
@@ -182,6 +185,12 @@ class _Part:
             if self._info.pooling == "video":
                 file.add(pooled.mean())
         declare_finished(folder, one.name, video.about)
+        if video.count.off_s > MOST_OFF_S:
+            log.warning(
+                "%s: its frame rate varies, and its features stand up to %.1f s beside their times; encode it anew with a "
+                "constant rate (ffmpeg -i IN -fps_mode cfr OUT)",
+                one.entry.name, video.count.off_s,
+            )  # fmt: skip
         found = (1, video.rows, video.frames, video.count.decoded, _bytes_of(one.entry))
         self.counts = [counted_ + more for counted_, more in zip(self.counts, found, strict=True)]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field, ValidationError
 
-from vmae2_ds.config.strict import ClipLength, Count, Edge, StrictModel, Whole
+from vmae2_ds.config.strict import Amount, ClipLength, Count, Edge, StrictModel, Whole
 from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.downstream.features.windows import GridName, WindowGrid
 from vmae2_ds.errors import ConfigError, DataError
@@ -93,6 +93,8 @@ class VideoFeatures(StrictModel):
     """Frames a second; None: unknown."""
     rows: Whole
     """Number of windows."""
+    off_s: Amount = 0.0
+    """Seconds between the time of a frame of the file and its number over `fps`, at most; large where the rate varies."""
     video: str = ""
     """Where it was read from."""
     start: Whole = 0

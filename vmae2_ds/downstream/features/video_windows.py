@@ -68,7 +68,13 @@ class VideoWindows:
         fps = self.fps if self.fps > 0 else None
         of = self.entry
         return VideoFeatures(
-            frames=self.frames, fps=fps, rows=self.rows, video=of.name, start=of.start, asked_frames=of.frames
+            frames=self.frames,
+            fps=fps,
+            rows=self.rows,
+            off_s=round(self.count.off_s, 3),
+            video=of.name,
+            start=of.start,
+            asked_frames=of.frames,
         )
 
     def __iter__(self) -> Iterator[WindowBatch]:
