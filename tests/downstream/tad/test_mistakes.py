@@ -151,7 +151,7 @@ def test_the_verb_tells_the_kinds_and_their_costs(capsys: pytest.CaptureFixture[
     code, page, _ = answer([*line, "--protocol", "opentad"], capsys)
     assert code == 0
     for words in (
-        "points of mAP gained where there are no false positives of a kind",
+        "points of mAP gained if there were no false positives of a kind",
         "  double: on a true",
         "nothing near",
     ):

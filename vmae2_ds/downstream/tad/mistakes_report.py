@@ -51,17 +51,23 @@ def describe_mistakes(found: Mistakes) -> str:
         table("detections of each kind at each tIoU", head, _rows(counts_of(found.kind_TN, kinds))),
         "",
         table(
-            "those among the best of their class, as many as it has true segments", head, _rows(counts_of(best, kinds))
+            "the same of the N best of each class alone, N being its number of true segments",
+            head,
+            _rows(counts_of(best, kinds)),
         ),
         "",
-        table("points of mAP gained where there are no false positives of a kind", head, _points(found.gain_of)),
+        table("points of mAP gained if there were no false positives of a kind", head, _points(found.gain_of)),
         "",
         "missed true segments",
         *(f"  {kind}: {meaning}" for kind, meaning in MISSED_KINDS.items()),
         "",
         table("true segments of each kind at each tIoU", head, _rows(counts_of(found.missed_TG, TRUTH_KINDS))),
         "",
-        table("points of mAP gained where the missed ones of a kind are none", head, _points(found.missed_gain_of)),
+        table(
+            "points of mAP gained if the missed segments of a kind were not in the truth",
+            head,
+            _points(found.missed_gain_of),
+        ),
         "",
         _by_size("fifths of the true segments by length in seconds", found.seconds),
     ]
@@ -102,4 +108,5 @@ def _rows(counts: dict[str, list[int]]) -> list[list[object]]:
 
 
 def _points(gains: dict[str, Floats]) -> list[list[object]]:
-    return [[kind, *(f"{100 * gain:+.2f}" for gain in gain_T)] for kind, gain_T in gains.items()]
+    # adding 0 turns the -0.0 of rounding into 0.0
+    return [[kind, *(f"{round(100 * gain, 2) + 0.0:+.2f}" for gain in gain_T)] for kind, gain_T in gains.items()]
