@@ -191,7 +191,7 @@ def test_members_of_shards_are_read_as_files_are(source: Path, videos: Path, man
     [
         ({"window": 7}, "--window 7 is not a positive multiple of the cube's 2"),
         ({"size": 20}, "--size 20 is not a positive multiple of the cube's 8"),
-        ({"frame_folders": "img.jpg"}, "gives every frame one name"),
+        ({"frame_folders": "img.jpg"}, "--frame-folders 'img.jpg' gives every frame one name"),
         ({"source": Path("nowhere")}, "nowhere: there is no such file"),
         ({"manifest": Path("nowhere.csv")}, "nowhere.csv: there is no such file"),
     ],

@@ -44,7 +44,10 @@ def extract(asked: ExtractArguments) -> Extracted:
     if asked.frame_folders is not None:
         from vmae2_ds.data.readers.storage import check_template
 
-        check_template(asked.frame_folders)
+        try:
+            check_template(asked.frame_folders)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("template=", "--frame-folders ", 1)) from None
     form = ListForm(asked.frame_folders is not None, ignore_columns=(), label_is_read=False)
     listed = named(list(read_manifest(asked.manifest, asked.root, form=form)))
 
