@@ -27,6 +27,7 @@ from vmae2_ds.draw.sheet import (
     wrapped,
     write_sheet,
 )
+from vmae2_ds.errors import ConfigError
 
 RED = np.broadcast_to(np.array([255, 0, 0], np.uint8), (6, 8, 3))
 SHEET = Sheet(
@@ -68,6 +69,13 @@ def test_the_png_has_its_colours_where_the_shapes_are(tmp_path: Path) -> None:
         assert tuple(pixels[2 * y, 2 * x]) == colour, (x, y)
     assert made_by(tmp_path / "deep" / "sheet.png", "this test")
     assert not made_by(tmp_path / "deep" / "sheet.png", "another")
+
+
+def test_a_sheet_that_is_too_tall_for_a_png_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"would be 40,000 points long, and 20,000 is the most: draw less on it"):
+        write_sheet(Sheet(90, 40_000, "", ()), tmp_path / "x.png", "test")
+    assert not (tmp_path / "x.png").exists()
+    write_sheet(Sheet(9, 20_000, "", ()), tmp_path / "x.png", "test")
 
 
 def test_text_is_never_wider_than_it_is_taken_for() -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from vmae2_ds.disk import whole_file
+from vmae2_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -205,7 +206,14 @@ def _of(number: float) -> str:
 
 
 def write_sheet(sheet: Sheet, path: Path, software: str) -> None:
-    """Write the sheet as a PNG that says which `software` made it; letters that no font has are told once."""
+    """Write the sheet as a PNG that says which `software` made it; letters that no font has are told once.
+
+    Raises ConfigError where it is larger than a PNG can be drawn.
+    """
+    if (longest := max(sheet.width, sheet.height)) > MOST_POINTS:
+        raise ConfigError(
+            f"{path}: the picture would be {longest:,.0f} points long, and {MOST_POINTS:,} is the most: draw less on it"
+        )
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(sheet.width / 72, sheet.height / 72), dpi=72 * DOTS_PER_POINT)
