@@ -15,7 +15,10 @@ from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.config.tad import TadConfig, check_is_named
+from vmae2_ds.dist import Ranks
+from vmae2_ds.downstream.tad.annotations import read_annotations
 from vmae2_ds.downstream.tad.detect import TadDetectArguments, tad_detect
+from vmae2_ds.downstream.tad.detector import detect_videos, files_of
 from vmae2_ds.downstream.tad.end_to_end import EndToEndDetector
 from vmae2_ds.downstream.tad.stage import TAD_TRAINING
 from vmae2_ds.errors import ConfigError
@@ -139,6 +142,28 @@ def test_what_detect_writes_scores_as_the_last_validation_did(run: Path, the_set
     assert found.average_map == pytest.approx(list(rows_of(run / "validation.jsonl"))[-1]["val_map"], abs=1e-9)
     with pytest.raises(ConfigError, match=r"makes its features itself: name --data\.videos"):
         tad_detect(TadDetectArguments(source=run, out=tmp_path / "found.json", features=the_set[1]))
+
+
+def test_every_pass_of_a_test_calls_each_block_as_often(the_set: Any) -> None:
+    """Three windows a video, two at once in training: ZeRO-3 gathers a weight at each call, on all ranks together, and another
+    rank may have one window left where this one has two."""
+    config = end_to_end_config(Path(), the_set, global_batch=2, micro_batch=2)
+    objective = first_objective(config)
+    calls: list[int] = []
+    objective.model.register_forward_pre_hook(lambda *_: calls.append(0))
+    block = objective.get_submodule("model.encoder.blocks.0")
+    block.register_forward_pre_hook(lambda *_: calls.append(calls.pop() + 1))
+    annotations = read_annotations(the_set[0])
+    files = files_of(config, annotations.videos)
+    names = ["video_04", "video_05"]
+    assert [files.num_windows(name) for name in names] == [3, 3]
+    found = detect_videos(objective, files, names, annotations.class_names, config, Ranks())
+    assert found is not None
+    assert not found.failures
+    assert set(calls) == {2}, "four clips, three at once"
+    calls.clear()
+    objective.output(*files.blank())
+    assert calls == [2], "what a rank without a window is given"
 
 
 def test_adapters_and_pyramid_travel_in_a_file(run: Path, the_set: Any, tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def detect_videos(
         video_scores: how likely each class is for a whole video, for a head that has one class.
     """
     device = next(objective.parameters()).device
-    at_once, mine = config.train.micro_batch, names[ranks.rank :: ranks.size]
+    mine = names[ranks.rank :: ranks.size]
+    # end to end one window is many clips already, and with two a pass would call blocks more often than another rank's with one
+    at_once = 1 if config.model.is_end_to_end else config.train.micro_batch
     passes = sum(-(-files.num_windows(name) // at_once) for name in mine) if ranks.size > 1 else 0
     longest, done = int(ranks.max(passes)[0]), 0
     rows: list[tuple[int, int, float, float, float]] = []
