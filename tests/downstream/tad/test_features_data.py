@@ -151,6 +151,15 @@ def test_bad_files_are_named_and_others_taken(tmp_path: Path) -> None:
     assert re.search(r"annotations say that it has 9 s, and its features are of 7\.2 s.*frame rate", said["video_004"])
 
 
+def test_videos_that_are_named_as_missing_are_left_out_whole_lines_a_name(tmp_path: Path) -> None:
+    annotations, features = write_set(tmp_path, videos=3, validation=1)
+    text = annotations.read_text().replace("video_000", "my video_002")  # of which a part is another's name
+    annotations.write_text(text)
+    (features / "missing_files.txt").write_text("my video_002\n")
+    train, _ = open_videos(made_up_config(tmp_path, (annotations, features)))
+    assert [Path(entry.path).stem for entry in train.sources[0].manifest] == ["video_001", "video_002"]
+
+
 def refused(config: TadConfig) -> str:
     with pytest.raises((ConfigError, DataError)) as error:
         open_videos(config)

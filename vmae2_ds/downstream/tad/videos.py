@@ -11,7 +11,7 @@ from vmae2_ds.config.tad import TadConfig, TadDataConfig
 from vmae2_ds.data.sources.list_formats import ListedVideo
 from vmae2_ds.data.sources.manifest import Manifest, manifest_of
 from vmae2_ds.data.sources.mixture import Mixture
-from vmae2_ds.downstream.features.sidecar import INFO, PUBLISHED, FeatureInfo, read_feature_info
+from vmae2_ds.downstream.features.sidecar import INFO, MISSING, PUBLISHED, FeatureInfo, read_feature_info, read_missing
 from vmae2_ds.downstream.tad.annotations import (
     AnnotatedVideo,
     Annotations,
@@ -22,9 +22,6 @@ from vmae2_ds.downstream.tad.annotations import (
 from vmae2_ds.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
-
-MISSING = "missing_files.txt"
-"""In a folder of features: names of videos that have none, a line each, as OpenTAD's archives have it."""
 
 
 def open_videos(config: TadConfig) -> tuple[Mixture, Manifest | None]:
@@ -72,7 +69,7 @@ def list_of(data: TadDataConfig, annotations: Annotations, videos: Sequence[Anno
         what, remedy = "none of", "name the folder that holds them"
     else:
         assert data.features is not None, "checked by check_is_named"
-        folder, missing = data.features, _missing(data.features)
+        folder, missing = data.features, set(read_missing(data.features))
         files = {path.name.removesuffix(".npy"): path.name for path in folder.glob("*.npy")}
         names = [video.name for video in videos if video.name not in missing]
         if len(names) < len(videos):
@@ -93,8 +90,10 @@ def list_of(data: TadDataConfig, annotations: Annotations, videos: Sequence[Anno
 def video_files(folder: Path) -> dict[str, str]:
     """The file of each video in a folder of videos, by its name without ending.
 
-    Raises DataError where two files have the name of one video.
+    Raises DataError where there is no such folder, or two files have the name of one video.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of videos")
     files: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_file() or path.suffix in (".json", ".txt", ".csv", ".npy"):
@@ -146,8 +145,3 @@ def feature_info(data: TadDataConfig, width: int) -> FeatureInfo:
             f"--model.encoder.width {info.width}, or name features of its model"
         )
     return info
-
-
-def _missing(folder: Path) -> set[str]:
-    file = folder / MISSING
-    return set(file.read_text().split()) if file.is_file() else set()
