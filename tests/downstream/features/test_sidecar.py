@@ -46,7 +46,7 @@ def test_what_is_written_is_read_and_plain_numpy_reads_it(folder: Path) -> None:
     assert read_feature_info(folder) == info()
     array, about = read_features(folder, "one")
     assert about == ABOUT
-    assert about.duration_s == pytest.approx(1.2)
+    assert about.end_s == pytest.approx(1.2)
     assert np.array_equal(array, FEATURES)
     assert np.array_equal(np.load(folder / "one.npy"), FEATURES)
     assert feature_names(folder) == ["one"]

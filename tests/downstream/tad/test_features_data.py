@@ -54,6 +54,16 @@ def test_a_segment_lies_where_its_features_are(tmp_path: Path) -> None:
     assert sample.label_G.tolist() == [LABELS.index("Throw")]
 
 
+def test_features_of_a_part_of_a_file_are_later_by_its_first_frame(tmp_path: Path) -> None:
+    config = one_video(tmp_path, [(70 / 30, 98 / 30, "Throw")])
+    assert config.data.features is not None
+    file = config.data.features / "seen.json"
+    about = VideoFeatures.model_validate_json(file.read_text())
+    assert about.frames is not None
+    file.write_text(about.model_copy(update={"start": 60, "frames": about.frames - 60}).model_dump_json())
+    assert dataset_of(config)[SampleKey(0, 0)].segment_G2.tolist() == [pytest.approx([0.5, 7.5])]
+
+
 def test_resized_features_and_segments_stay_together(tmp_path: Path) -> None:
     """Feature i says i: a segment from feature 8 to feature 24 begins and ends where features say 8 and 24."""
     ends = [(8 + 4 * row) / 30 for row in (8, 24)]

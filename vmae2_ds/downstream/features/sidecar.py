@@ -103,9 +103,9 @@ class VideoFeatures(StrictModel):
     """Frames of that part as the list says; None: to the end of the video."""
 
     @property
-    def duration_s(self) -> float | None:
-        """Seconds; None where frames or rate are unknown."""
-        return None if self.frames is None or self.fps is None else self.frames / self.fps
+    def end_s(self) -> float | None:
+        """When it ends, in seconds from the start of its file; None where frames or rate are unknown."""
+        return None if self.frames is None or self.fps is None else (self.start + self.frames) / self.fps
 
 
 def read_feature_info(folder: Path) -> FeatureInfo:

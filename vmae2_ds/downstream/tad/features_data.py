@@ -112,18 +112,14 @@ class FeatureFiles:
             raise VideoError(f"neither {name}.json nor the annotations say its frame rate")
         if not len(array_RD):
             raise VideoError("has no feature: it is shorter than a window")
-        told_s = (video and video.duration_s) or None
-        if (
-            told_s
-            and about.duration_s
-            and abs(told_s - about.duration_s) > MAX_LENGTH_OFF * max(told_s, about.duration_s)
-        ):
+        told_s, end_s = (video and video.duration_s) or None, about.end_s
+        if told_s and end_s and abs(told_s - end_s) > MAX_LENGTH_OFF * max(told_s, end_s):
             raise VideoError(
-                f"the annotations say that it has {told_s:g} s, and its features are of {about.duration_s:g} s: they are of "
-                "another video, or one of both has a wrong frame rate"
+                f"the annotations say that it has {told_s:g} s, and its features are of {end_s:g} s: they are of another video, "
+                "or one of both has a wrong frame rate"
             )
-        duration_s = told_s or about.duration_s or math.inf
-        return Track(array_RD, TimeGrid(self.info.stride, self.info.offset_frames, fps, duration_s))
+        offset_frames = about.start + self.info.offset_frames  # times count from the start of the file
+        return Track(array_RD, TimeGrid(self.info.stride, offset_frames, fps, told_s or end_s or math.inf))
 
 
 class TadSample(NamedTuple):
