@@ -158,7 +158,7 @@ def test_bad_files_are_named_and_others_taken(tmp_path: Path) -> None:
     assert "no features of this video" in said["video_001"]
     assert "(64, 3)" in said["video_002"]
     assert "video_003.npy: row 7 is not finite" in said["video_003"]
-    assert re.search(r"annotations say that it has 9 s, and its features are of 7\.2 s.*frame rate", said["video_004"])
+    assert re.search(r"annotations say that it has 9 s, and it has 7\.2 s.*frame rate", said["video_004"])
 
 
 def test_videos_that_are_named_as_missing_are_left_out_whole_lines_a_name(tmp_path: Path) -> None:

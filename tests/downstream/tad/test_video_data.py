@@ -127,20 +127,22 @@ def test_a_middle_crop_is_shown_in_a_test(tmp_path: Path) -> None:
 
 def test_bad_videos_are_named_and_others_taken(tmp_path: Path) -> None:
     config = grey_set(tmp_path, 40, [(4, 30)])
-    for name in ("cut", "gone", "good"):
+    for name in ("cut", "gone", "good", "other"):
         write_pictures(tmp_path / "videos" / f"{name}.mp4", np.full((40, 16, 32, 3), 90, np.uint8))
     said = json.loads((tmp_path / "annotations.json").read_text())
     said["database"] |= dict.fromkeys(("cut", "gone", "good"), said["database"]["seen"])
+    said["database"]["other"] = {**said["database"]["seen"], "duration": 5.0}
     (tmp_path / "annotations.json").write_text(json.dumps(said))
     whole = (tmp_path / "videos" / "cut.mp4").read_bytes()
     (tmp_path / "videos" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "videos" / "gone.mp4").unlink()
     dataset = dataset_of(config)
     found = {}
-    for row in range(4):
+    for row in range(5):
         for failure in dataset[SampleKey(0, row)].failures:
             found[Path(failure.path).stem] = failure.reason
-    assert set(found) == {"cut", "gone"}
+    assert set(found) == {"cut", "gone", "other"}
+    assert "annotations say that it has 5 s, and it has 4 s" in found["other"]
     assert found["gone"] == "cannot be opened: No such file or directory"
     files = VideoFiles(config.data, {})
     assert files.num_windows("gone") == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,15 +21,13 @@ from vmae2_ds.data.sources.order import SampleKey
 from vmae2_ds.downstream.features.sidecar import read_features
 from vmae2_ds.downstream.tad.annotations import AnnotatedVideo
 from vmae2_ds.downstream.tad.decode import TimeGrid
-from vmae2_ds.downstream.tad.videos import annotations_of, feature_info, name_of, training_videos
+from vmae2_ds.downstream.tad.videos import annotations_of, feature_info, length_s, name_of, training_videos
 from vmae2_ds.errors import DataError, VideoError
 
 # B videos, R rows of a file, T positions, D width, G segments.
 
 TRIES = 200
 """Stretches of a long video that are drawn until one has an action (docs/PAPER.md#detection-recipes)."""
-MAX_LENGTH_OFF = 0.1
-"""Share by which lengths of a video in annotations and features may differ: copies are cut and encoded anew a little."""
 
 
 class Track(NamedTuple):
@@ -112,14 +109,8 @@ class FeatureFiles:
             raise VideoError(f"neither {name}.json nor the annotations say its frame rate")
         if not len(array_RD):
             raise VideoError("has no feature: it is shorter than a window")
-        told_s, end_s = (video and video.duration_s) or None, about.end_s
-        if told_s and end_s and abs(told_s - end_s) > MAX_LENGTH_OFF * max(told_s, end_s):
-            raise VideoError(
-                f"the annotations say that it has {told_s:g} s, and its features are of {end_s:g} s: they are of another video, "
-                "or one of both has a wrong frame rate"
-            )
         offset_frames = about.start + self.info.offset_frames  # times count from the start of the file
-        return Track(array_RD, TimeGrid(self.info.stride, offset_frames, fps, told_s or end_s or math.inf))
+        return Track(array_RD, TimeGrid(self.info.stride, offset_frames, fps, length_s(video, about.end_s)))
 
 
 class TadSample(NamedTuple):

@@ -28,7 +28,7 @@ from vmae2_ds.data.sources.order import SampleKey
 from vmae2_ds.downstream.tad.annotations import AnnotatedVideo
 from vmae2_ds.downstream.tad.decode import TimeGrid
 from vmae2_ds.downstream.tad.features_data import Stretch, padded_actions, stretch_of, window_starts
-from vmae2_ds.downstream.tad.videos import annotations_of, name_of, training_videos, video_files
+from vmae2_ds.downstream.tad.videos import annotations_of, length_s, name_of, training_videos, video_files
 from vmae2_ds.errors import VideoError
 
 # B windows, T positions, F frames of a window, H x W pixels, S the edge of a crop, G segments.
@@ -48,7 +48,7 @@ def time_of(length: int, fps: float, video: AnnotatedVideo | None, data: TadData
     """The whole positions of a video of `length` frames, of which every `data.stride`-th is seen.
 
     A position's time is the middle of its frames; the first is frame 0. Raises VideoError where nobody says its frame rate,
-    or it has no position.
+    it has no position, or as `length_s`.
     """
     fps = fps if fps > 0 else (video and video.fps) or math.nan
     if math.isnan(fps):
@@ -58,7 +58,7 @@ def time_of(length: int, fps: float, video: AnnotatedVideo | None, data: TadData
         raise VideoError(
             f"{length} frames are less than one position of {data.frames_per_position}, {data.stride} apart"
         )
-    duration_s = (video and video.duration_s) or length / fps
+    duration_s = length_s(video, length / fps)
     offset_frames = (data.frames_per_position - 1) / 2 * data.stride
     return VideoTime(positions, TimeGrid(data.frames_per_position * data.stride, offset_frames, fps, duration_s))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from vmae2_ds.downstream.tad.annotations import (
     read_annotations,
     videos_to_train_on,
 )
-from vmae2_ds.errors import ConfigError, DataError
+from vmae2_ds.errors import ConfigError, DataError, VideoError
 
 log = logging.getLogger(__name__)
+
+MAX_LENGTH_OFF = 0.1
+"""Share by which a video's length may be another one than its annotations say: copies are cut and encoded anew a little."""
 
 
 def open_videos(config: TadConfig) -> tuple[Mixture, Manifest | None]:
@@ -106,6 +110,20 @@ def video_files(folder: Path) -> dict[str, str]:
 def name_of(file: str) -> str:
     """The video's name of a file of it, or of its features."""
     return Path(file).stem
+
+
+def length_s(video: AnnotatedVideo | None, found_s: float | None) -> float:
+    """Seconds of a video, as its annotations say, else as was found; infinite where nobody says.
+
+    Raises VideoError where the two differ by more than MAX_LENGTH_OFF.
+    """
+    told_s = (video and video.duration_s) or None
+    if told_s and found_s and abs(told_s - found_s) > MAX_LENGTH_OFF * max(told_s, found_s):
+        raise VideoError(
+            f"the annotations say that it has {told_s:g} s, and it has {found_s:g} s: they are of another video, or one of both "
+            "has a wrong frame rate"
+        )
+    return told_s or found_s or math.inf
 
 
 def check_classes(annotations: Annotations, num_classes: int) -> None:
