@@ -82,7 +82,7 @@ class TadDataConfig(DataConfig):
     (windows begin at frame stride x i); opentad_thumos, from OpenTAD's (windows have frame 4 x i in their middle). Taken for
     each other they shift all segments by 6 frames."""
     videos: Path | None = None
-    """Folder of the videos themselves, NAME.mp4 or with another ending, for an encoder with adapters."""
+    """Folder of the videos themselves, NAME.mp4 or with another ending, at any depth, for an encoder with adapters."""
     frames_per_position: Count = 1
     """With --data.videos: frames for each position of the head. A window has --data.length times as many, --data.stride
     apart in the video, and is cut into clips of --data.num-frames."""

@@ -166,6 +166,11 @@ def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"seen\.avi and seen\.mp4, both of video 'seen'"):
         open_videos(config)
     (tmp_path / "videos" / "seen.avi").unlink()
+    (tmp_path / "videos" / "seen.srt").write_text("subtitles")
+    (tmp_path / "videos" / "below").mkdir()
+    (tmp_path / "videos" / "seen.mp4").rename(tmp_path / "videos" / "below" / "seen.mp4")
+    (entry,) = open_videos(config)[0].sources[0].manifest
+    assert Path(entry.path) == tmp_path / "videos" / "below" / "seen.mp4"
     (tmp_path / "empty").mkdir()
     with pytest.raises((ConfigError, DataError), match="empty"):
         open_videos(config.changed(data={"videos": tmp_path / "empty"}))

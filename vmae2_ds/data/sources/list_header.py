@@ -93,6 +93,16 @@ def _refuse_other_forms(header: list[str], names: list[str], error: Callable[[st
         raise error("no header line: the first line is already a video", f"put {first} on top; {_KNOWN}")
 
 
+def videos_below(folder: str | Path) -> list[str]:
+    """The files in a folder, at any depth, that are called like videos, in order."""
+    return sorted(
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
+    )
+
+
 def looks_like_a_video(cell: str) -> bool:
     """A path, or a URL, more likely than the name of a column."""
     return "/" in cell or "\\" in cell or _has_suffix(cell)

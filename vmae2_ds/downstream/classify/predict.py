@@ -21,7 +21,7 @@ from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.console.terminal import columns
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.sources.list_formats import ListForm
-from vmae2_ds.data.sources.list_header import VIDEO_SUFFIXES
+from vmae2_ds.data.sources.list_header import VIDEO_SUFFIXES, videos_below
 from vmae2_ds.data.sources.manifest import INDEX, read_manifest
 from vmae2_ds.disk import check_out_folder, check_there, write_whole
 from vmae2_ds.errors import ConfigError, DataError
@@ -182,12 +182,7 @@ def videos_of(places: Sequence[str], root: Path | None = None) -> list[VideoEntr
         if "://" in place:
             found.append(_video(place))
         elif path.is_dir() and not (path / INDEX).is_file():
-            inside = sorted(
-                os.path.join(folder, name)
-                for folder, _, names in os.walk(place)
-                for name in names
-                if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
-            )
+            inside = videos_below(place)
             if not inside:
                 raise ConfigError(
                     f"{place}: no file in this folder is named like a video ({', '.join(VIDEO_SUFFIXES[:4])}, ...)"

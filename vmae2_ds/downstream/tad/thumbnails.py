@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.watchdog import Watchdog
-from vmae2_ds.data.sources.list_header import VIDEO_SUFFIXES
+from vmae2_ds.data.sources.list_header import VIDEO_SUFFIXES, videos_below
 from vmae2_ds.draw.timeline import FrameStrip
 from vmae2_ds.errors import ConfigError, VideoError
 
@@ -34,10 +33,8 @@ class VideoFolder:
         if not folder.is_dir():
             raise ConfigError(f"--videos {folder} is no folder")
         self._paths: dict[str, str] = {}
-        for place, _, names in os.walk(folder):
-            for name in sorted(names):
-                if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
-                    self._paths.setdefault(os.path.splitext(name)[0], os.path.join(place, name))
+        for path in videos_below(folder):
+            self._paths.setdefault(Path(path).stem, path)
         if not self._paths:
             raise ConfigError(
                 f"--videos {folder}: no file in it is named like a video ({', '.join(VIDEO_SUFFIXES[:4])})"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from vmae2_ds.config.tad import TadConfig, TadDataConfig
 from vmae2_ds.data.sources.list_formats import ListedVideo
+from vmae2_ds.data.sources.list_header import videos_below
 from vmae2_ds.data.sources.manifest import Manifest, manifest_of
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.downstream.features.sidecar import INFO, MISSING, PUBLISHED, FeatureInfo, read_feature_info, read_missing
@@ -99,11 +101,10 @@ def video_files(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of videos")
     files: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or path.suffix in (".json", ".txt", ".csv", ".npy"):
-            continue
-        if (other := files.setdefault(path.stem, path.name)) != path.name:
-            raise DataError(f"{folder} has {other} and {path.name}, both of video {path.stem!r}; move one of them away")
+    for path in videos_below(folder):
+        file, name = os.path.relpath(path, folder), name_of(path)
+        if (other := files.setdefault(name, file)) != file:
+            raise DataError(f"{folder} has {other} and {file}, both of video {name!r}; move one of them away")
     return files
 
 
@@ -120,8 +121,8 @@ def length_s(video: AnnotatedVideo | None, found_s: float | None) -> float:
     told_s = (video and video.duration_s) or None
     if told_s and found_s and abs(told_s - found_s) > MAX_LENGTH_OFF * max(told_s, found_s):
         raise VideoError(
-            f"the annotations say that it has {told_s:g} s, and it has {found_s:g} s: they are of another video, or one of both "
-            "has a wrong frame rate"
+            f"the annotations say that it has {told_s:g} s, and it has {found_s:g} s: they are of another video, or one of "
+            "both has a wrong frame rate"
         )
     return told_s or found_s or math.inf
 
