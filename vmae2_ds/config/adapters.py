@@ -20,8 +20,8 @@ class AdapterConfig(StrictModel):
     ratio: float = Field(0.25, gt=0, le=1)
     """Width of an adapter divided by that of the encoder."""
     clips_at_once: Count = 8
-    """Clips that go through a block at once. Fewer take less memory while a block is computed and computed again; the
-    numbers are the same."""
+    """Clips that go through a block at once. Fewer take less memory while a block is computed and computed again. What is
+    learnt does not depend on it, but for which branches stochastic depth drops: they are drawn chunk by chunk."""
     lr_scale: Size = 1.0
     """Learning rate of the adapters divided by that of the head."""
 
