@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.lines import answer
+from vmae2_ds.console.tables import table
 from vmae2_ds.cost.hardware import Accelerator
-from vmae2_ds.tune.tables import hours, table
+from vmae2_ds.tune.tables import hours
 
 HEADER, ROWS = ("setting", "step", "binds"), [("zero1, 8 videos", "3.2 s", "compute"), ("zero3, 4 videos", "5 s", "")]
 

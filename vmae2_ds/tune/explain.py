@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from vmae2_ds.console.tables import table
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import USUAL_NODE
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.candidates import SAME_TIME, Candidate, Search, anything_fits, checkpointing_name, layout_name
 from vmae2_ds.tune.setting_cost import GIB, accumulation, notes_on
-from vmae2_ds.tune.tables import duration, table
+from vmae2_ds.tune.tables import duration
 
 FRONT_ROWS = 10
 MORE_GPUS = (2, 4, 8, 16, 32, 64)

@@ -9,11 +9,12 @@ import tyro
 from vmae2_ds.config.model import CheckpointingName, ModelConfig, SizeName
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.config.strict import ClipLength, Count, Edge, StrictModel
+from vmae2_ds.console.tables import table
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.flops import MaeMacs, block_parts, count_parameters, mae_macs, recomputed_macs, training_flops
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts, count_masks
-from vmae2_ds.tune.tables import scaled, table
+from vmae2_ds.tune.tables import scaled
 
 ABOUT = {
     "encoder_only": "VideoMAE V1, every cube embedded (published)",

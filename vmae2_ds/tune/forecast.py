@@ -8,6 +8,7 @@ from typing import Any
 from vmae2_ds.config.ds_config import fill_policy, read_policy
 from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.console.progress import counted
+from vmae2_ds.console.tables import table
 from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -26,7 +27,7 @@ from vmae2_ds.tune.setting_cost import (
     reading_cores,
     traffic_of,
 )
-from vmae2_ds.tune.tables import duration, hours, scaled, table
+from vmae2_ds.tune.tables import duration, hours, scaled
 from vmae2_ds.tune.workload import Planned, Workload
 
 ENDS: tuple[End, ...] = ("best", "expected", "worst")

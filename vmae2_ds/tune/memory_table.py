@@ -10,6 +10,7 @@ from vmae2_ds.config.ds_config import policy_names, read_policy
 from vmae2_ds.config.model import CheckpointingName, ModelConfig, SizeName
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.config.strict import ClipLength, Count, Edge, Machines, StrictModel
+from vmae2_ds.console.tables import table
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import Activations, mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
@@ -21,7 +22,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import MaskCounts
 from vmae2_ds.tune.flops_table import PUBLISHED_MASK, token_sets
 from vmae2_ds.tune.setting_cost import GIB, GpuMemory, add_up
-from vmae2_ds.tune.tables import scaled, table
+from vmae2_ds.tune.tables import scaled
 
 MIB = 2**20
 KERNELS: tuple[AttentionKind, ...] = ("math", "flash")

@@ -1,10 +1,8 @@
-"""How the calculators print: tables for a terminal or in Markdown, times, and numbers with their prefixes."""
+"""How the calculators print tables in Markdown, times, and numbers with their prefixes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-from vmae2_ds.console.tables import table as table
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

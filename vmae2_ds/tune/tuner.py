@@ -15,6 +15,7 @@ from typing import Any
 from vmae2_ds.config.ds_config import fill_policy
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run_plan import plan_run
+from vmae2_ds.console.tables import table
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import ACCELERATORS, find_accelerator
@@ -26,7 +27,7 @@ from vmae2_ds.tune.explain import candidate_json, front_table, nothing_fits, rej
 from vmae2_ds.tune.forecast import ENDS, Forecast, forecast_json, forecast_setting
 from vmae2_ds.tune.measure import Trial, measure, refit
 from vmae2_ds.tune.setting_cost import Setting, notes_on
-from vmae2_ds.tune.tables import duration, table
+from vmae2_ds.tune.tables import duration
 
 log = logging.getLogger(__name__)
 
