@@ -80,6 +80,15 @@ def test_adapters_in_the_last_half_take_less_memory_and_time() -> None:
     assert whole.asks.num_learning - half.asks.num_learning == 20 * adapter_parameters(1408, 352)
 
 
+def test_all_windows_of_a_step_are_on_the_gpu_together() -> None:
+    """They are counted before the first is learnt from; four on two GPUs wait beside the one that is computed."""
+    one, five = (
+        plan_of(config_of(GIANT, train={"global_batch": size})).memory["expected"].parts["activations"]
+        for size in (2, 10)
+    )
+    assert five - one == 4 * 768 * 154 * 154 * 3
+
+
 def test_decoding_binds_small_encoders_and_the_plan_says_what_would_feed_them() -> None:
     small, giant = plan_of("thumos14_adatad_s"), plan_of()
     assert small.time["expected"].binds == "data"

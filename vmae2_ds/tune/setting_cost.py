@@ -137,14 +137,10 @@ def predict_memory(setting: Setting, cluster: Cluster, assumptions: Assumptions)
     """Bytes at the worst moment of a step; `.value` of every assumption is used (see `Assumptions.at`)."""
     config, policy = setting
     asked, precision = setting.workload(cluster.on_cpu), config.train.precision
-    states = _states(
-        asked.zero_model,
-        policy,
-        cluster.num_gpus,
-        precision=precision,
-        accumulation=accumulation(config, cluster),
-    )
-    found = add_up(states, asked.activations(setting.clips), assumptions, asked.mean_bytes(cluster.num_gpus, policy))
+    micro_steps = accumulation(config, cluster)
+    states = _states(asked.zero_model, policy, cluster.num_gpus, precision=precision, accumulation=micro_steps)
+    activations = asked.activations(setting.clips) + (micro_steps - 1) * setting.clips * asked.waiting_bytes
+    found = add_up(states, activations, assumptions, asked.mean_bytes(cluster.num_gpus, policy))
     whole = 0 if config.train.ds_zero_init else asked.num_parameters
     found = _or_start(found, WEIGHT_BYTES[precision] * whole)
     # A model that is not built partitioned stands whole, in float32, in every rank's host memory while it is built.

@@ -61,6 +61,9 @@ class Workload:
     """The same in numbers, of a clip."""
     keeps_mean: bool = False
     """Whether a running mean of what learns is kept."""
+    waiting_bytes: int = 0
+    """Bytes of a clip that waits on the GPU for its micro step: detection counts all of a step's before the first
+    (train/normaliser.py)."""
 
     def mean_bytes(self, num_ranks: int, policy: ZeroPolicy) -> float:
         """The running mean in float32, divided as the optimizer's states are (train/ema.py)."""
@@ -144,11 +147,12 @@ def _detection(config: TadConfig, attention: AttentionKind) -> Workload:
     encoder = shape.encoder
     counts = {"positions": shape.length}
     if encoder is None:
+        waiting = shape.length * shape.width * 4
         tokens, about = shape.length, f"features of width {shape.width} from files"
         way_out = "--train.micro-batch or --data.length lower takes less"
     else:
         counts |= {"frames": data.window_frames, "clips": shape.clips, "encoder": shape.clips * encoder.clip.num_cubes}
-        tokens = counts["encoder"]
+        tokens, waiting = counts["encoder"], data.window_frames * data.size**2 * 3
         way_out = (
             "--model.adapters.blocks last_half, --model.adapters.clips-at-once or --train.micro-batch lower takes less"
         )
@@ -180,6 +184,7 @@ def _detection(config: TadConfig, attention: AttentionKind) -> Workload:
         about=f"window of {shape.length} positions: {about}; {shape.num_classes} classes",
         counts=counts,
         keeps_mean=config.optim.ema_decay > 0,
+        waiting_bytes=waiting,
     )
 
 
