@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.config.tad_head import HeadConfig
 from vmae2_ds.cost.activations import WIDTHS
 from vmae2_ds.cost.adapters import KERNEL, AdaptedShape, adapted_activations, adapted_macs
@@ -17,6 +18,7 @@ from vmae2_ds.cost.module_calls import Call, Node, TorchRecomputed, block_childr
 from vmae2_ds.cost.parameters import Parameters, Shape, block_shapes
 from vmae2_ds.cost.pyramid import pyramid_held, pyramid_macs
 from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
+from vmae2_ds.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,24 @@ class DetectorActivations:
     def peak(self) -> int:
         """Alive at the worst moment."""
         return self.encoder + max(self.head, self.transient)
+
+
+def detector_shape(config: TadConfig) -> DetectorShape:
+    """The shape of the model of a run. Raises ConfigError for a window that is no whole number of clips."""
+    model, data = config.model, config.data
+    encoder, clips = None, 0
+    if model.is_end_to_end:
+        tower, adapters = model.encoder, model.adapters
+        numbers = adapters.numbers(tower.depth)
+        encoder = AdaptedShape(tower, config.geometry, numbers, adapters.hidden(tower.width), adapters.clips_at_once)
+        clips, rest = divmod(data.window_frames, data.num_frames)
+        if rest:
+            raise ConfigError(
+                f"a window of --data.length {data.length} x --data.frames-per-position {data.frames_per_position} = "
+                f"{data.window_frames} frames is no whole number of clips of --data.num-frames {data.num_frames}; try "
+                f"--data.length {(clips or 1) * data.num_frames}"
+            )
+    return DetectorShape(model.head, model.encoder.width, model.num_classes, data.length, encoder, clips)
 
 
 def detector_macs(shape: DetectorShape) -> DetectorMacs:

@@ -11,17 +11,15 @@ from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.cost.activations import mae_activations
-from vmae2_ds.cost.adapters import AdaptedShape
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.compute_time import Work, micro_step_work
-from vmae2_ds.cost.detection import DetectorShape, detector_activations, detector_macs, detector_parameters
+from vmae2_ds.cost.detection import detector_activations, detector_macs, detector_parameters, detector_shape
 from vmae2_ds.cost.detection_work import detector_work
 from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs, training_flops
 from vmae2_ds.cost.parameters import Model
 from vmae2_ds.cost.states import MASTER_BYTES
 from vmae2_ds.cost.traffic import AttentionKind
 from vmae2_ds.cost.zero import ZeroPolicy
-from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks
 
 Planned = PretrainConfig | TadConfig
@@ -120,24 +118,6 @@ def _reading_core_s(frames: float, size: int, views: int, assumed: Assumptions, 
     clips = frames / 16
     transforms = views * clips * size**2 / 224**2 * assumed.transform_core_s.value
     return spread * clips * assumed.decode_core_s.value + transforms
-
-
-def detector_shape(config: TadConfig) -> DetectorShape:
-    """The shape of the model of a run. Raises ConfigError for a window that is no whole number of clips."""
-    model, data = config.model, config.data
-    encoder, clips = None, 0
-    if model.is_end_to_end:
-        tower, adapters = model.encoder, model.adapters
-        numbers = adapters.numbers(tower.depth)
-        encoder = AdaptedShape(tower, config.geometry, numbers, adapters.hidden(tower.width), adapters.clips_at_once)
-        clips, rest = divmod(data.window_frames, data.num_frames)
-        if rest:
-            raise ConfigError(
-                f"a window of --data.length {data.length} x --data.frames-per-position {data.frames_per_position} = "
-                f"{data.window_frames} frames is no whole number of clips of --data.num-frames {data.num_frames}; try "
-                f"--data.length {(clips or 1) * data.num_frames}"
-            )
-    return DetectorShape(model.head, model.encoder.width, model.num_classes, data.length, encoder, clips)
 
 
 def _detection(config: TadConfig, attention: AttentionKind) -> Workload:

@@ -11,7 +11,8 @@ from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.config.tad import TadConfig, TadModelConfig
 from vmae2_ds.console.progress import counted
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.cost.adapters import AdaptedShape, adapted_macs
+from vmae2_ds.cost.adapters import adapted_macs
+from vmae2_ds.cost.detection import detector_shape
 from vmae2_ds.downstream.tad.pyramid import ActionPyramid, PyramidOutput
 from vmae2_ds.downstream.tad.video_data import FramesDataset
 from vmae2_ds.model.adapters import AdaptedEncoder
@@ -48,14 +49,10 @@ class EndToEndDetector(AdaptedEncoder):
 
 def end_to_end(stage: Stage, config: TadConfig) -> Stage:
     """The stage of a head on features, with frames in their place."""
-    data, model = config.data, config.model
-    clips = data.window_frames // data.num_frames
-    encoder, numbers = model.encoder, model.adapters.numbers(model.encoder.depth)
-    macs = adapted_macs(
-        AdaptedShape(
-            encoder, config.geometry, numbers, model.adapters.hidden(encoder.width), model.adapters.clips_at_once
-        )
-    )
+    data, model, shape = config.data, config.model, detector_shape(config)
+    assert shape.encoder is not None, "frames need one"
+    encoder, clips, macs = model.encoder, shape.clips, adapted_macs(shape.encoder)
+    adapted = f"adapters behind {len(shape.encoder.numbers)} of {encoder.depth} frozen blocks"
 
     def attention_shapes(plan: RunPlan) -> tuple[AttentionShape, ...]:
         at_once = min(clips * plan.micro_batch, model.adapters.clips_at_once)
@@ -69,10 +66,7 @@ def end_to_end(stage: Stage, config: TadConfig) -> Stage:
         stage,
         dataset=lambda mixture: FramesDataset(config, mixture),
         attention_shapes=attention_shapes,
-        about_clip=(
-            f"adapters behind {len(numbers)} of {encoder.depth} frozen blocks; the pyramid on {data.length} positions, "
-            f"{model.num_classes} classes"
-        ),
+        about_clip=(f"{adapted}; the pyramid on {data.length} positions, {model.num_classes} classes"),
         has_draws=stage.has_draws or model.drop_path > 0,
         needs_init=True,
         # not three forward passes: frozen weights have no gradient, and blocks up to the first adapter no backward pass
