@@ -172,7 +172,8 @@ class TadFramesBatch(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """What an objective returns. `loss` is float32, averaged over what is supervised in the micro batch."""
+    """What an objective returns. `loss` is float32, averaged over what is supervised in the micro batch, or where the objective
+    has a running number (train/normaliser.py) divided by that."""
 
     loss: Tensor
     num_supervised: Tensor

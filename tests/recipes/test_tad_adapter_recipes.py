@@ -39,6 +39,8 @@ def test_a_recipe_has_the_published_settings_and_names_its_score(name: str) -> N
     assert recipe.__doc__ is not None
     assert f"{score} average mAP" in recipe.__doc__
     assert "No GPU has run it" in recipe.__doc__
+    assert config.detect.sigma == 0.7
+    assert "sigma 0.7, lowers scores less" in recipe.__doc__
 
 
 def test_adapters_of_the_largest_recipe_lie_behind_its_last_half() -> None:
