@@ -196,6 +196,9 @@ def test_what_does_not_go_together_is_refused_in_one_line(tmp_path: Path) -> Non
     other.write_text((tmp_path / "annotations.json").read_text().replace("seen", "foreign"))
     assert "the annotations are of another set" in refused(config.changed(data={"annotations": other}))
     assert "features of none of the 1 videos" in refused(config.changed(data={"subset": ("other",)}))
+    assert "nowhere: there is no such folder of features" in refused(
+        config.changed(data={"features": tmp_path / "nowhere"})
+    )
     classes = tmp_path / "classes.txt"
     classes.write_text("Jump\nThrow\n")
     assert "'Wave'" in refused(config.changed(data={"classes": classes}))

@@ -141,6 +141,8 @@ def feature_info(data: TadDataConfig, width: int) -> FeatureInfo:
     """What the features of the run's folder are; raises ConfigError or DataError where nobody says, or they cannot be used."""
     folder = data.features
     assert folder is not None, "checked by check_is_named"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder of features")
     said = None if data.features_are is None else PUBLISHED[data.features_are]
     if (folder / INFO).is_file():
         info = read_feature_info(folder)
