@@ -71,7 +71,7 @@ def open_head(source: Path, mean: bool | None = None) -> TrainedHead:
 def detector_of(config: TadConfig, weights: StateDict) -> DetectActions:
     """The objective with these weights, in the precision of `config`, on this process's device."""
     objective = tad_objective(config)
-    objective.model.load_state_dict(weights)
+    objective.model.load_state_dict(weights, assign=True)  # not copied: with an encoder they are gigabytes
     if config.train.precision == "bf16":
         objective.bfloat16()
     return objective.to(default_device()).eval()
