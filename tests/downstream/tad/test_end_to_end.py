@@ -166,6 +166,26 @@ def test_every_pass_of_a_test_calls_each_block_as_often(the_set: Any) -> None:
     assert calls == [2], "what a rank without a window is given"
 
 
+def test_a_video_that_opens_late_costs_itself_and_not_a_pass_that_other_ranks_do_not_make(
+    the_set: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 of two looks at the first and the third video; the third is counted as if it could not be opened."""
+    config = end_to_end_config(Path(), the_set)
+    objective, annotations = first_objective(config), read_annotations(the_set[0])
+    passes: list[int] = []
+    objective.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    files = files_of(config, annotations.videos)
+    counted = {"video_00": 3, "video_02": 0}
+    monkeypatch.setattr(files, "num_windows", counted.__getitem__)
+    monkeypatch.setattr(Ranks, "max", lambda self, *values: list(values))
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: [value])
+    names = ["video_00", "video_01", "video_02", "video_03"]
+    found = detect_videos(objective, files, names, annotations.class_names, config, Ranks(0, 0, 2))
+    assert found is not None
+    assert len(passes) == 3
+    assert [failure.path for failure in found.failures] == ["video_02"]
+
+
 def test_adapters_and_pyramid_travel_in_a_file(run: Path, the_set: Any, tmp_path: Path) -> None:
     """Exported, and taken up as first weights of another run."""
     file = tmp_path / "whole.safetensors"

@@ -70,6 +70,8 @@ def detect_videos(
     def candidates(windows: Iterator[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, Candidates]]:
         nonlocal done
         while batch := list(islice(windows, at_once)):
+            if ranks.size > 1 and done == longest:  # another pass, and the other ranks would not be there
+                raise VideoError("it could not be opened when windows were counted, and now it can; start again")
             output = objective.output(*(x.to(device) for x in files.batch([window for _, window in batch])))
             done += 1
             yield from zip(
