@@ -130,12 +130,12 @@ Seeds = tuple[float, ...]
 
 @cache
 def accuracies(path: Path) -> frozenset[Seeds]:
-    """Percentages of the rows of a desk experiment, a tuple over seeds for each model, test, set and probe."""
+    """Percentages of the rows of a desk experiment, a tuple over seeds for each figure, model, test, set and probe."""
     found: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for row in rows_of(path):
-        for name in ("accuracy", "train_accuracy"):
+        for name in ("accuracy", "train_accuracy", "average_map", "average_map_one_class"):
             if name in row:
-                found[(name, *(row[key] for key in ("model", "test", "set", "how")))].append(100 * row[name])
+                found[(name, *(row.get(key) for key in ("model", "test", "set", "how")))].append(100 * row[name])
     return frozenset(tuple(sorted(values)) for values in found.values())
 
 
