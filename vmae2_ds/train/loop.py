@@ -106,10 +106,7 @@ def train(
         rate = learning_rate(state.step, plan)
         set_learning_rate(engine.parameter_groups, rate)
         tally = StepTally(engine.device, plan.accumulation, setup.sources)
-        batches_of_step: Iterator[LoadedBatch] = (next(feed) for _ in range(plan.accumulation))
-        if setup.normaliser is not None:
-            batches_of_step = setup.normaliser.counted(batches_of_step, engine, state, ranks)
-        for micro_step, loaded in enumerate(batches_of_step):
+        for micro_step, loaded in enumerate(_batches_of_step(feed, engine, setup, state, ranks)):
             if setup.reseed:
                 torch.manual_seed(seed_of(config.seed, state.step, micro_step * ranks.size + ranks.rank))
             out = engine.micro_step(hooks.prepare(loaded.batch))
@@ -125,9 +122,7 @@ def train(
             if state.step != saved_at:  # else a whole checkpoint would be removed to write it again
                 hooks.save(state)
             raise LoaderFailed(str(feed.error or "the loader of another rank failed; it says why")) from None
-        _count(state, agreed, result, plan)
-        if setup.normaliser is not None:
-            setup.normaliser.follow(state, agreed.supervised)
+        _count(state, agreed, result, setup)
         if result.applied:
             hooks.updated()
         hooks.name_bad_files(tally.failures)
@@ -147,6 +142,14 @@ def train(
                 hooks.declare(state.step)
         if reason is not None:
             raise reason
+
+
+def _batches_of_step(
+    feed: Feed, engine: Engine, setup: LoopSetup, state: TrainState, ranks: Ranks
+) -> Iterator[LoadedBatch]:
+    """The micro batches of a step, counted all together first where the objective divides by what is in them."""
+    found = (next(feed) for _ in range(setup.plan.accumulation))
+    return found if setup.normaliser is None else setup.normaliser.counted(found, engine, state, ranks)
 
 
 def _update(
@@ -176,14 +179,16 @@ def _update(
     return agreed, result
 
 
-def _count(state: TrainState, agreed: Agreed, result: StepResult, plan: RunPlan) -> None:
+def _count(state: TrainState, agreed: Agreed, result: StepResult, setup: LoopSetup) -> None:
     """Take a finished step into the state."""
     state.step += 1
     state.skipped_steps += not result.applied
     state.skipped_in_a_row = 0 if result.applied else state.skipped_in_a_row + 1
     state.bad_videos += agreed.bad_videos
-    state.videos_tried += plan.videos_per_step + agreed.bad_videos
+    state.videos_tried += setup.plan.videos_per_step + agreed.bad_videos
     state.source_videos = add_counts(state.source_videos, agreed.source_videos)
+    if setup.normaliser is not None:
+        setup.normaliser.follow(state, agreed.supervised)
 
 
 def _why_stop(state: TrainState, agreed: Agreed, config: TrainConfig, hooks: LoopHooks) -> AgreedStop | None:

@@ -138,5 +138,6 @@ def test_an_evaluation_tells_how_far_it_is(
     monkeypatch.setattr(progress, "TELL_EVERY_S", 0.0)
     result = run()
     told = [message for message in caplog.messages if "videos scored, " in message and "; of the next" not in message]
-    assert [message.partition(",")[0] for message in told] == [f"{done} of 3 videos scored" for done in (1, 2, 3)]
+    said = dict.fromkeys(message.partition(",")[0] for message in told)  # a slow one is told of again
+    assert list(said) == [f"{done} of 3 videos scored" for done in (1, 2, 3)]
     assert json.loads((Path(result["folder"]) / "result.json").read_text())["videos"] == 3
