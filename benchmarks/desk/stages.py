@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.desk.lists import CLASSES, UNION, Lists
@@ -97,13 +99,19 @@ class Stages:
         if (run / "finished.json").is_file():
             return run
         run.parent.mkdir(parents=True, exist_ok=True)
-        print(f"vmae2 {' '.join(command)}", flush=True)
-        environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **os.environ}
-        with run.with_suffix(".log").open("a") as log:
-            done = subprocess.run([sys.executable, "-m", "vmae2_ds", *command], env=environment, stdout=log, stderr=log)
-        if done.returncode:
-            raise StageFailed(f"exit code {done.returncode}; see {run.with_suffix('.log')}; the same command goes on")
+        run_vmae2(command, run.with_suffix(".log"))
         return run
+
+
+def run_vmae2(words: Sequence[object], log: Path) -> None:
+    """A command line in a process of its own, what it says added to `log`. Raises StageFailed where it does not end with 0."""
+    command = list(map(str, words))
+    print(shlex.join(["vmae2", *command]), flush=True)
+    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **os.environ}
+    with log.open("a") as file:
+        done = subprocess.run([sys.executable, "-m", "vmae2_ds", *command], env=environment, stdout=file, stderr=file)
+    if done.returncode:
+        raise StageFailed(f"exit code {done.returncode}; see {log}; the same command goes on")
 
 
 _SUPERVISED = (

@@ -3,12 +3,10 @@ untrimmed videos, from features of a pre-trained encoder, of a random one and of
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 import tyro
 
 from benchmarks.desk.pixel_windows import write_pixel_windows
-from benchmarks.desk.stages import StageFailed
+from benchmarks.desk.stages import run_vmae2
 from benchmarks.record import Row, append_rows, provenance
 from vmae2_ds.config.tad_head import DetectConfig
 from vmae2_ds.downstream.features.sidecar import (
@@ -28,17 +26,17 @@ from vmae2_ds.downstream.features.sidecar import (
     write_features,
 )
 from vmae2_ds.downstream.features.windows import WindowGrid
+from vmae2_ds.downstream.probe.frozen import drawn_weights
 from vmae2_ds.downstream.tad.annotations import Annotations, read_annotations
 from vmae2_ds.downstream.tad.decode import Candidates
 from vmae2_ds.downstream.tad.detections import Detections, read_detections
 from vmae2_ds.downstream.tad.score import score_detections
+from vmae2_ds.downstream.tad.stage import ONE_CLASS, of_one_class
 from vmae2_ds.downstream.tad.suppress import suppress
 from vmae2_ds.errors import DataError, Vmae2Error
 from vmae2_ds.json_lines import rows_of
-from vmae2_ds.model.seeded import SeededModel
 from vmae2_ds.runs.folder import find_checkpoint
 from vmae2_ds.runs.open import about_run
-from vmae2_ds.train.stage import training_of
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 
@@ -50,7 +48,6 @@ ADAPTERS = (
     "--data.num-frames 8 --data.size 48 --data.stride 4 --data.length 192 --train.validate-every 1000 --train.no-tensorboard"
 )
 """Windows of 192 frames, 4 apart, in clips of 8."""
-TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 KINDS = ("pre-trained", "random encoder", "pixels")
 MODELS = (*KINDS, *(f"{kind}, standardised" for kind in KINDS), *(f"{kind}, adapters" for kind in KINDS[:2]))
 """Standardised: each value less its mean and by its deviation, over the windows of the training videos. What a pre-trained
@@ -128,23 +125,22 @@ def _measure(asked: TemporalDesk, known: set[tuple[str, int]]) -> Iterator[Row]:
             name = f"{model.replace(', ', '_').replace(' ', '_')}_seed{seed}"
             data = ["--data.annotations", truth, "--train.seed", seed]
             if how == "adapters":
-                words = [ADAPTERS, *data, "--data.videos", temporal / "videos", "--train.init", sources[made_of]()]
+                words = [
+                    *ADAPTERS.split(),
+                    *data,
+                    "--data.videos",
+                    temporal / "videos",
+                    "--train.init",
+                    sources[made_of](),
+                ]
                 run = _train(asked.out, name, [*words, "--train.epochs", asked.adapter_epochs])
             else:
                 folder = _features(asked, made_of, seed, videos, listed, sources)
                 if how == "standardised":
                     folder = _standardised(folder, truth)
                 width = read_feature_info(folder).width
-                words = [
-                    HEAD,
-                    *data,
-                    "--data.features",
-                    folder,
-                    "--model.encoder.width",
-                    width,
-                    "--model.encoder.heads",
-                    6,
-                ]
+                shape = ["--model.encoder.width", width, "--model.encoder.heads", 6]
+                words = [*HEAD.split(), *data, "--data.features", folder, *shape]
                 run = _train(asked.out, name, [*words, "--train.epochs", asked.epochs])
             yield {"model": model, "seed": seed, "run": run.name, **_scores(run, truth)}
 
@@ -163,10 +159,8 @@ def _features(
         write_pixel_windows(videos, folder, WindowGrid("opentad", window=8, stride=4, interval=4))
         return folder
     folder = asked.out / ("features_pretrained" if made_of == "pre-trained" else f"features_random{seed}")
-    _vmae2(
-        folder.with_suffix(".log"),
-        ["extract", sources[made_of](), "--manifest", listed, "--out", folder, *WINDOWS.split()],
-    )
+    words = ["extract", sources[made_of](), "--manifest", listed, "--out", folder, *WINDOWS.split()]
+    run_vmae2(words, folder.with_suffix(".log"))
     return folder
 
 
@@ -190,10 +184,8 @@ def _random_encoder(asked: TemporalDesk, seed: int) -> Path:
     run, _ = find_checkpoint(asked.encoder)
     file = asked.out / f"random{seed}.safetensors"
     if not file.is_file():
-        model = training_of(run).make_objective(run).model
-        assert isinstance(model, SeededModel), "the model of an objective"
-        model.init_weights(1000 + seed)
-        write_weights(to_layout(model.state_dict(), run.model), file, run.model, about_run(run))
+        weights = drawn_weights(run, 1000 + seed)  # as the other desk experiment draws them
+        write_weights(to_layout(weights, run.model), file, run.model, about_run(run))
     return file
 
 
@@ -201,36 +193,22 @@ def _train(out: Path, name: str, words: list[Any]) -> Path:
     run = out / "runs" / name
     if not (run / "finished.json").is_file():
         run.parent.mkdir(parents=True, exist_ok=True)
-        _vmae2(run.with_suffix(".log"), [*str(words[0]).split(), *words[1:], "--train.run", run])
+        run_vmae2([*words, "--train.run", run], run.with_suffix(".log"))
     return run
-
-
-def _vmae2(log: Path, words: list[Any]) -> None:
-    command = [sys.executable, "-m", "vmae2_ds", *map(str, words)]
-    print(shlex.join(["vmae2", *command[3:]]), flush=True)
-    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **os.environ}
-    with log.open("a") as file:
-        done = subprocess.run(command, env=environment, stdout=file, stderr=file)
-    if done.returncode:
-        raise StageFailed(f"exit code {done.returncode}; see {log}; the same command goes on")
 
 
 def _scores(run: Path, truth: Path) -> Row:
     """Average mAP on the validation videos, of the gestures by name and of "a gesture or none"."""
     found = run / "detections.json"
-    _vmae2(run.with_suffix(".log"), ["tad", "detect", run, "--out", found])
+    run_vmae2(["tad", "detect", run, "--out", found], run.with_suffix(".log"))
     annotations, detections = read_annotations(truth), read_detections(found)
-    scores = score_detections(annotations, detections, subset=("validation",), tious=TIOUS)
-    one = score_detections(*as_one_class(annotations, detections), subset=("validation",), tious=TIOUS)
+    scores = score_detections(annotations, detections, subset=("validation",))
+    one = score_detections(*as_one_class(annotations, detections), subset=("validation",))
     return {"average_map": scores.average_map, "average_map_one_class": one.average_map}
 
 
 def as_one_class(annotations: Annotations, detections: Detections) -> tuple[Annotations, Detections]:
     """Truth and detections with one label for all gestures; what then overlaps a better one is suppressed again."""
-    videos = {
-        name: replace(video, segments=tuple(segment._replace(label=0) for segment in video.segments))
-        for name, video in annotations.videos.items()
-    }
     parts = []
     for video in range(len(detections.videos)):
         rows = np.flatnonzero(detections.video_N == video)
@@ -238,8 +216,8 @@ def as_one_class(annotations: Annotations, detections: Detections) -> tuple[Anno
         kept = suppress(Candidates(ends, detections.score_N[rows], np.zeros(len(rows), np.int64)), DetectConfig())
         parts.append((np.full(len(kept.score_N), video), *kept.segment_N2.T, kept.score_N))
     video_N, start_N, end_N, score_N = (np.concatenate(column) for column in zip(*parts, strict=True))
-    one = Detections(detections.videos, ("gesture",), video_N, np.zeros_like(video_N), start_N, end_N, score_N)
-    return replace(annotations, labels=("gesture",), label_ids=(0,), videos=videos), one
+    one = Detections(detections.videos, (ONE_CLASS,), video_N, np.zeros_like(video_N), start_N, end_N, score_N)
+    return of_one_class(annotations), one
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.desk.pixel_windows import EDGE, STEPS, WIDTH, write_pixel_windows
-from benchmarks.desk.temporal import TIOUS, as_one_class, markdown
+from benchmarks.desk.temporal import as_one_class, markdown
 from vmae2_ds.data.tools.synthetic import write_video
 from vmae2_ds.downstream.features.sidecar import read_feature_info, read_features
 from vmae2_ds.downstream.features.windows import WindowGrid
@@ -37,8 +37,8 @@ def test_the_same_segment_under_two_labels_is_one_of_a_single_class() -> None:
     truth = Annotations(Path("truth.json"), ("a", "b"), (0, 1), {"v": video})
     rows = [(0, label, start, end, score) for start, end, _ in segments for label, score in ((0, 0.9), (1, 0.8))]
     found = make_detections(["v"], ["a", "b"], rows)
-    named = score_detections(truth, found, subset=("validation",), tious=TIOUS)
-    one = score_detections(*as_one_class(truth, found), subset=("validation",), tious=TIOUS)
+    named = score_detections(truth, found, subset=("validation",))
+    one = score_detections(*as_one_class(truth, found), subset=("validation",))
     assert named.average_map < 1
     assert one.average_map == 1
 

@@ -59,7 +59,7 @@ class FrozenEncoder:
         """`weights` are the run's, under our names; None draws a random encoder from the seed."""
         self.geometry: ClipGeometry = run.geometry
         self.module = ClipEncoder(run.model, self.geometry)
-        self.module.take(_drawn(run, seed) if weights is None else weights)
+        self.module.take(drawn_weights(run, seed) if weights is None else weights)
         self.module.to(default_device()).eval()
 
     @property
@@ -101,7 +101,7 @@ class FrozenEncoder:
         return self.module.tokens(clip_BTHWC.to(default_device()))
 
 
-def _drawn(run: RunConfig, seed: int) -> StateDict:
+def drawn_weights(run: RunConfig, seed: int) -> StateDict:
     """The first weights of a run of this stage."""
     model = training_of(run).make_objective(run).model
     assert isinstance(model, SeededModel), "the model of an objective"
