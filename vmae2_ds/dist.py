@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -130,6 +130,11 @@ class Ranks:
         if box[1] is not None:
             raise box[1]
         return box[0]
+
+
+def is_alone(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether no launcher started other ranks beside this process, as far as it is told before ranks meet."""
+    return env.get("WORLD_SIZE", "1") == "1"
 
 
 def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> Ranks:

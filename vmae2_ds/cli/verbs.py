@@ -14,6 +14,7 @@ from vmae2_ds.cli.parse import ask, call, pretraining, recipe
 from vmae2_ds.config.distil import DistilConfig, check_has_teacher
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.terminal import fitted, say
+from vmae2_ds.dist import is_alone
 from vmae2_ds.errors import EXIT_USER_ERROR
 
 Verb = Callable[[list[str]], None]
@@ -44,13 +45,12 @@ def distil_cache(args: list[str]) -> None:
     check_has_teacher(config, must_ask=True)
     inputs = first_look(config, learns=False)
     folder = cache_of(config)
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: the verb, for all of them together
+    if is_alone():  # several ranks: the verb, for all of them together
         check_cache(folder)
     from vmae2_ds.train.distil.cache import distil_cache as run
 
     said = run(config, inputs)
-    if os.environ.get("RANK", "0") == "0":
-        say(said)
+    _say_once(said)
 
 
 def evaluate(args: list[str]) -> None:
@@ -59,8 +59,7 @@ def evaluate(args: list[str]) -> None:
     from vmae2_ds.downstream.classify.evaluate import evaluate as run
 
     result = call(run, EvaluateArguments, "vmae2 evaluate", args)
-    if os.environ.get("RANK", "0") == "0":
-        say(describe(result))
+    _say_once(describe(result))
 
 
 def predict(args: list[str]) -> None:
@@ -88,8 +87,7 @@ def extract(args: list[str]) -> None:
     from vmae2_ds.downstream.features.extract import extract as run
 
     result = call(run, ExtractArguments, "vmae2 extract", args)
-    if os.environ.get("RANK", "0") == "0":
-        say(describe(result))
+    _say_once(describe(result))
 
 
 def tad_detect(args: list[str]) -> None:
@@ -98,8 +96,7 @@ def tad_detect(args: list[str]) -> None:
     from vmae2_ds.downstream.tad.detect import tad_detect as run
 
     result = call(run, TadDetectArguments, "vmae2 tad detect", args)
-    if os.environ.get("RANK", "0") == "0":
-        say(str(result))
+    _say_once(str(result))
 
 
 def visualize(args: list[str]) -> None:
@@ -283,6 +280,12 @@ def launch_hosts(args: list[str]) -> None:
 
     asked, config, stage, words = ask(HostsArguments, "vmae2 launch hosts", args, list(STAGES))
     _show(run(asked, config, [stage, *words]))
+
+
+def _say_once(text: str) -> None:
+    """Print what all ranks have come to, on the first alone; they have met, so that RANK is set."""
+    if os.environ.get("RANK", "0") == "0":
+        say(text)
 
 
 def _show(result: Mapping[str, Any] | str, *, fits: bool = False) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from vmae2_ds.data.sources.class_names import implied_names
 from vmae2_ds.data.sources.list_formats import list_form
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.disk import check_out_folder, check_there
-from vmae2_ds.dist import Ranks
+from vmae2_ds.dist import Ranks, is_alone
 from vmae2_ds.downstream.classify.scores import Evaluation, may_hold_evaluation
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -92,8 +91,7 @@ def evaluate(asked: EvaluateArguments) -> Evaluation:
     where more videos than `max_bad_share` could not be read.
     """
     inputs = [asked.manifest, *([] if asked.labels is None else [asked.labels])]
-    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"  # several ranks: below, for all of them together
-    if asked.out is not None and is_alone:
+    if asked.out is not None and is_alone():  # several ranks: below, for all of them together
         check_out_folder(asked.out, inputs=inputs, is_ours=may_hold_evaluation)
     check_there(asked.source)
     check_there(asked.manifest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.sources.list_formats import ListForm
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.disk import check_out_folder, check_there
+from vmae2_ds.dist import is_alone
 from vmae2_ds.downstream.features.arguments import LOCK, ExtractArguments, Extracted, Listed
 from vmae2_ds.downstream.features.sidecar import INFO, FeatureInfo, Pooling
 from vmae2_ds.downstream.features.windows import WindowGrid
@@ -36,8 +36,7 @@ def extract(asked: ExtractArguments) -> Extracted:
     Raises ConfigError, DataError or CheckpointError where places, lists or weights are of no use or the folder holds other
     features, and TooManyBadFiles after writing where more videos than `max_bad_share` could not be read.
     """
-    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"  # several ranks: below, for all of them together
-    if is_alone:
+    if is_alone():  # several ranks: below, for all of them together
         check_out_folder(asked.out, inputs=[asked.manifest], is_ours=_is_ours)
     check_there(asked.source)
     check_there(asked.manifest)
@@ -68,7 +67,7 @@ def extract(asked: ExtractArguments) -> Extracted:
         raise ConfigError(told) from None
     del weights
     ranks = start_ranks(meet_ranks()._replace(timeout_s=LONGEST_WAIT_S))
-    if not is_alone:
+    if ranks.size > 1:
         ranks.from_first(lambda: check_out_folder(asked.out, inputs=[asked.manifest], is_ours=_is_ours))
     info = ranks.from_first(lambda: info_of(asked, run, module))
     if ranks.rank == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from vmae2_ds.config.tad import Published, TadConfig
 from vmae2_ds.config.tad_head import DetectConfig
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import check_out_file, check_there
+from vmae2_ds.dist import is_alone
 from vmae2_ds.downstream.features.sidecar import INFO
 from vmae2_ds.errors import ConfigError, TooManyBadFiles
 
@@ -106,7 +106,7 @@ def tad_detect(asked: TadDetectArguments) -> Detected:
     other; TooManyBadFiles, after writing, where more of the videos than the run's max_bad_share could not be read.
     """
     check_there(asked.source)
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # several ranks: below, for all of them together
+    if is_alone():  # several ranks: below, for all of them together
         _check_out(asked)
 
     from vmae2_ds.downstream.tad.annotations import AMBIGUOUS
