@@ -65,7 +65,7 @@ def extract_into(
             claim_folder(folder, info)
             unreadable = read_missing(folder)
             missing = set(unreadable) if asked.missing == "skip" else set()
-            found = [finished_video(folder, one.name) for one in listed]
+            found = [finished_video(folder, one.name, info) for one in listed]
             _check_same_videos(folder, listed, found)
             done = [about is not None for about in found]
             todo = [row for row, one in enumerate(listed) if not done[row] and one.name not in missing]
@@ -91,10 +91,9 @@ def extract_into(
 
         def end() -> Extracted:
             assert parts is not None, "rank 0 has them"
-            absent = [one.name for one in listed if not is_finished(folder, one.name)]
-            others = [name for name in read_missing(folder) if name not in {one.name for one in listed}]
-            kept = [name for name in others if not is_finished(folder, name)]
-            write_whole(folder / MISSING, "".join(f"{name}\n" for name in sorted({*absent, *kept})))
+            named = {*read_missing(folder), *(one.name for one in listed)}  # also those of other lists, from before
+            absent = sorted(name for name in named if not is_finished(folder, name, info))
+            write_whole(folder / MISSING, "".join(f"{name}\n" for name in absent))
             videos, windows, frames, decoded, size = (
                 sum(counts) for counts in zip(*(one for one, _ in parts), strict=True)
             )
@@ -148,9 +147,9 @@ class _Part:
                         ticker.tell(
                             min((self.counts[0] + len(self.failures)) * size, total)
                         )  # the others are about as far
-        except BaseException as error:
+        except BaseException:
             for file, _ in self._open.values():
-                file.__exit__(type(error), error, error.__traceback__)
+                file.abandon()
             raise
 
     def _ask(self, windows: Tensor) -> Iterator[Tensor]:
@@ -174,7 +173,7 @@ class _Part:
         opened = self._open.pop(item.number, None)
         if item.reason is not None:
             if opened is not None:
-                _abandon(opened[0])
+                opened[0].abandon()
             self.failures.append(f"{one.entry.name}: {item.reason}")
             self._ledger.record([ReadFailure(one.entry.name, item.reason)])
             log.warning("%s: %s", one.entry.name, item.reason)
@@ -229,15 +228,6 @@ def _part(start: int, frames: int | None) -> str:
     if frames is None:
         return f"all from frame {start} on"
     return f"frames {start} to {start + frames - 1}"
-
-
-class _Abandoned(Exception):
-    """A file that is not going to be whole."""
-
-
-def _abandon(file: FeatureFile) -> None:
-    with contextlib.suppress(_Abandoned), file:
-        raise _Abandoned
 
 
 def _bytes_of(entry: VideoEntry) -> int:

@@ -148,11 +148,20 @@ class FeatureFile:
         """The next rows."""
         self._file.write(np.ascontiguousarray(rows, self._dtype).data)
 
+    def abandon(self) -> None:
+        """Leave nothing of it."""
+        with contextlib.suppress(_Abandoned), self:
+            raise _Abandoned
+
     def __enter__(self) -> FeatureFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
+
+
+class _Abandoned(Exception):
+    """A file that is not going to be whole."""
 
 
 def declare_finished(folder: Path, name: str, about: VideoFeatures) -> None:
@@ -184,17 +193,17 @@ def feature_names(folder: Path) -> list[str]:
     )
 
 
-def is_finished(folder: Path, name: str) -> bool:
+def is_finished(folder: Path, name: str, info: FeatureInfo | None = None) -> bool:
     """Whether the features of a video are there, as many as are said; a file that was cut short since is not."""
-    return finished_video(folder, name) is not None
+    return finished_video(folder, name, info) is not None
 
 
-def finished_video(folder: Path, name: str) -> VideoFeatures | None:
-    """What is known of a video whose features are there, as `is_finished` says; None of others."""
+def finished_video(folder: Path, name: str, info: FeatureInfo | None = None) -> VideoFeatures | None:
+    """What is known of a video whose features are there, as `is_finished` says; None of others. `info`: see `read_features`."""
     if not (folder / f"{name}.json").is_file():
         return None
     try:
-        return read_features(folder, name)[1]
+        return read_features(folder, name, info)[1]
     except DataError:
         return None
 
