@@ -131,12 +131,14 @@ def tad_detect(asked: TadDetectArguments) -> Detected:
     ranks.from_first(lambda: _check_out(asked, config))
     of = None if scores is None else scores.score_of
     files = files_of(config, annotations.videos)
-    found = detect_videos(detector_of(config, run.weights), files, names, labels, config, ranks, of)
+    objective, checkpoint = detector_of(config, run.weights), run.checkpoint
+    del run  # in bf16 its float32 weights would stay beside the detector's
+    found = detect_videos(objective, files, names, labels, config, ranks, of)
 
     def write() -> Detected:
         assert found is not None, "rank 0 has them"
         try:
-            write_detections(found.detections, asked.out, made_by=MADE_BY, run=str(run.checkpoint))
+            write_detections(found.detections, asked.out, made_by=MADE_BY, run=str(checkpoint))
         except OSError as error:
             raise ConfigError(f"--out {asked.out}: {error.strerror}; nothing was written") from None
         has_truth = any(

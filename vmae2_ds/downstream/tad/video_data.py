@@ -28,7 +28,7 @@ from vmae2_ds.data.sources.order import SampleKey
 from vmae2_ds.downstream.tad.annotations import AnnotatedVideo
 from vmae2_ds.downstream.tad.decode import TimeGrid
 from vmae2_ds.downstream.tad.features_data import Stretch, padded_actions, stretch_of, window_starts
-from vmae2_ds.downstream.tad.videos import annotations_of, length_s, name_of, training_videos, video_files
+from vmae2_ds.downstream.tad.videos import length_s, name_of, training_videos, video_files
 from vmae2_ds.errors import VideoError
 
 # B windows, T positions, F frames of a window, H x W pixels, S the edge of a crop, G segments.
@@ -111,7 +111,7 @@ class FramesDataset(VideoDataset[FrameSample]):
     def __init__(self, config: TadConfig, mixture: Mixture) -> None:
         super().__init__(config.data, config.train.seed, mixture)
         self.data, self._num_classes = config.data, config.model.num_classes
-        self._videos = {video.name: video for video in training_videos(config.data, annotations_of(config.data))}
+        self._videos = training_videos(config.data)
         self._now: Stretch | None = None
 
     def _read(self, entry: VideoEntry, source: Source, name: str, key: SampleKey, attempt: int) -> np.ndarray:
@@ -230,17 +230,20 @@ class FrameWindows:
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         data = self._files.data
         each = data.frames_per_position
-        held, first, row = torch.zeros(0, data.size, data.size, 3, dtype=torch.uint8), 0, 0
+        held, first, row = list[Tensor](), 0, 0
         for piece_TSSC in self._files.stream(self._name, self._choose):
             assert self._time is not None, "chosen before the first piece"
             starts = window_starts(self._time.positions, data)
-            held = torch.cat([held, piece_TSSC])
+            held.append(piece_TSSC)
             while row < len(starts):
                 begins, ends = starts[row], min(starts[row] + data.length, self._time.positions)
-                held, first = held[begins * each - first :], begins * each
-                if first + len(held) < ends * each:
+                if first + sum(map(len, held)) < ends * each:
                     break
-                yield begins, held[: (ends - begins) * each]
+                frame_FSSC = torch.cat(
+                    [held[0][begins * each - first :], *held[1:]]
+                )  # the last window reaches to this one
+                held, first = [frame_FSSC], begins * each
+                yield begins, frame_FSSC[: (ends - begins) * each]
                 row += 1
         if self._time is None or row < len(window_starts(self._time.positions, data)):
             raise VideoError(f"its frames end before those of window {row} are all there")
