@@ -120,9 +120,9 @@ def count_videos(arguments: PlanArguments, config: Planned) -> tuple[int, str]:
 def _count_annotated(config: TadConfig) -> tuple[int, str]:
     """Videos with actions to learn, as the annotations list them."""
     if config.data.annotations is not None:
-        from vmae2_ds.downstream.tad.videos import annotations_of, training_videos
+        from vmae2_ds.downstream.tad.videos import training_videos
 
-        return len(training_videos(config.data, annotations_of(config.data))), str(config.data.annotations)
+        return len(training_videos(config.data)), str(config.data.annotations)
     if config.recipe.startswith("thumos14"):
         return THUMOS14_VIDEOS, "THUMOS14"
     raise ConfigError(f"how many videos? recipe {config.recipe} names none: give --videos N or --data.annotations FILE")

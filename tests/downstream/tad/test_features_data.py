@@ -14,7 +14,7 @@ from tests.downstream.tad.made_up import FPS, INFO, LABELS, made_up_config, writ
 from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.data.sources.order import SampleKey
 from vmae2_ds.downstream.features.sidecar import VideoFeatures, claim_folder, write_features
-from vmae2_ds.downstream.tad.features_data import FeaturesDataset, Track, fitted, window_starts, windows_of
+from vmae2_ds.downstream.tad.features_data import FeaturesDataset, FeatureWindows, Track, fitted, window_starts
 from vmae2_ds.downstream.tad.videos import open_videos
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -132,7 +132,7 @@ def test_windows_of_a_test_overlap_by_half_and_cover_the_video(tmp_path: Path, r
     data = one_video(tmp_path, [(1, 1.1, "Wave")], rows=rows, fit="windows", length=12).data
     assert window_starts(rows, data) == starts
     track = Track(np.arange(rows, dtype=np.float32)[:, None], None)  # type: ignore[arg-type]  # not asked when
-    seen = [(start, window[:, 0].tolist()) for start, window in windows_of(fitted(track, data), data)]
+    seen = [(start, window[:, 0].tolist()) for start, window in FeatureWindows(fitted(track, data), data)]
     assert seen == [(start, list(range(start, min(start + 12, rows)))) for start in starts]
 
 

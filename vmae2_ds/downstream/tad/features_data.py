@@ -21,7 +21,7 @@ from vmae2_ds.data.sources.order import SampleKey
 from vmae2_ds.downstream.features.sidecar import read_features
 from vmae2_ds.downstream.tad.annotations import AnnotatedVideo
 from vmae2_ds.downstream.tad.decode import TimeGrid
-from vmae2_ds.downstream.tad.videos import annotations_of, feature_info, length_s, name_of, training_videos
+from vmae2_ds.downstream.tad.videos import feature_info, length_s, name_of, training_videos
 from vmae2_ds.errors import DataError, VideoError
 
 # B videos, R rows of a file, T positions, D width, G segments.
@@ -131,7 +131,7 @@ class FeaturesDataset(VideoDataset[TadSample]):
     def __init__(self, config: TadConfig, mixture: Mixture) -> None:
         super().__init__(config.data, config.train.seed, mixture)
         self.data, self._num_classes = config.data, config.model.num_classes
-        self._videos = {video.name: video for video in training_videos(config.data, annotations_of(config.data))}
+        self._videos = training_videos(config.data)
         self.files = FeatureFiles(config.data, config.model.encoder.width, self._videos)
         self._now: Track | None = None
 
@@ -166,7 +166,10 @@ class FeatureWindows:
         self.grid, self._track, self._data = track.grid, track, data
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        return windows_of(self._track, self._data)
+        rows, data = len(self._track.feature_RD), self._data
+        for start in window_starts(rows, data):
+            end = start + data.length if data.fit == "windows" else rows
+            yield start, torch.from_numpy(np.array(self._track.feature_RD[start:end], np.float32))
 
 
 def padded_actions(segments: list[np.ndarray], labels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -252,14 +255,6 @@ def near(
 def fitted(track: Track, data: TadDataConfig) -> Track:
     """A video's features as the head knows them: all of them, or as many as `data.length`."""
     return track.resized(data.length) if data.fit == "resize" else track
-
-
-def windows_of(track: Track, data: TadDataConfig) -> Iterator[tuple[int, Tensor]]:
-    """What a test shows the head of a fitted video: first position of each window, and its features (T, D)."""
-    rows = len(track.feature_RD)
-    for start in window_starts(rows, data):
-        end = start + data.length if data.fit == "windows" else rows
-        yield start, torch.from_numpy(np.array(track.feature_RD[start:end], np.float32))
 
 
 def window_starts(rows: int, data: TadDataConfig) -> list[int]:

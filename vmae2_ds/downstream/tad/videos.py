@@ -41,7 +41,9 @@ def open_videos(config: TadConfig) -> tuple[Mixture, Manifest | None]:
     check_classes(annotations, config.model.num_classes)
     if not config.model.is_end_to_end:
         feature_info(data, config.model.encoder.width)
-    train = training_videos(data, annotations)
+    train, left_out = _learnable(data, annotations)
+    for line in left_out:
+        log.info("%s", line)
     validation = None
     if data.val_subset:
         validation = list_of(data, annotations, annotations.of_subset(data.val_subset))
@@ -54,12 +56,15 @@ def annotations_of(data: TadDataConfig) -> Annotations:
     return read_annotations(data.annotations, data.classes)
 
 
-def training_videos(data: TadDataConfig, annotations: Annotations) -> list[AnnotatedVideo]:
-    """The videos of `data.subset` that have a segment, with those segments that can be learnt. Raises DataError."""
+def training_videos(data: TadDataConfig) -> dict[str, AnnotatedVideo]:
+    """The videos of `data.subset` that have a segment, by name, with those segments that can be learnt. Raises DataError."""
+    return {video.name: video for video in _learnable(data, annotations_of(data))[0]}
+
+
+def _learnable(data: TadDataConfig, annotations: Annotations) -> tuple[list[AnnotatedVideo], list[str]]:
+    """These videos, and what was left out or cut, a line for each kind."""
     videos, left_out = videos_to_train_on(annotations, data.subset)
-    for line in left_out:
-        log.info("%s", line)
-    return [video for video in videos if video.segments]
+    return [video for video in videos if video.segments], left_out
 
 
 def list_of(data: TadDataConfig, annotations: Annotations, videos: Sequence[AnnotatedVideo]) -> Manifest:
