@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.fake_memory import measure_adapted
+from tests.cost.parameter_counts import adapter_parameters, encoder_parameters
 from vmae2_ds.config.adapters import AdapterConfig
 from vmae2_ds.config.model import SIZES, ClassifierConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
@@ -16,8 +17,6 @@ from vmae2_ds.cost.adapters import (
     AdaptedShape,
     adapted_activations,
     adapted_macs,
-    adapter_parameters,
-    encoder_parameters,
 )
 from vmae2_ds.cost.traffic import ComputePrecision
 from vmae2_ds.model.adapters import AdaptedEncoder

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.cost.parameter_counts import pyramid_parameters
 from tests.cost.test_traffic import CountBytes
 from vmae2_ds.config.adapters import AdapterConfig
 from vmae2_ds.config.model import ClassifierConfig, TowerConfig
@@ -19,7 +20,7 @@ from vmae2_ds.cost.comm import comm_bytes
 from vmae2_ds.cost.detection import DetectorShape, detector_activations, detector_macs, detector_parameters
 from vmae2_ds.cost.detection_work import detector_work
 from vmae2_ds.cost.parameters import all_shapes
-from vmae2_ds.cost.pyramid import pyramid_macs, pyramid_parameters
+from vmae2_ds.cost.pyramid import pyramid_macs
 from vmae2_ds.cost.states import state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.downstream.tad.pyramid import ActionPyramid

@@ -12,9 +12,10 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.cost.parameter_counts import pyramid_parameters
 from tests.golden_head import TINY_HEAD
 from vmae2_ds.config.tad_head import HeadConfig
-from vmae2_ds.cost.pyramid import level_points, pyramid_held, pyramid_macs, pyramid_parameters
+from vmae2_ds.cost.pyramid import level_points, pyramid_held, pyramid_macs
 from vmae2_ds.downstream.tad.pyramid import ActionPyramid
 
 FINEACTION = HeadConfig(width=256, windows=(7, 7, 7, 7, 7, -1), absolute_positions=True)

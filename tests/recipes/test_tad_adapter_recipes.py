@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.cost.parameter_counts import adapter_parameters
 from vmae2_ds.config.run_plan import plan_run
-from vmae2_ds.cost.adapters import adapter_parameters
 from vmae2_ds.recipes.tad_adapters import TAD_ADAPTER_RECIPES
 
 PUBLISHED = {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cost.parameter_counts import adapter_parameters, pyramid_parameters
 from vmae2_ds.cli.main import main
 from vmae2_ds.config.tad import TadConfig
-from vmae2_ds.cost.adapters import adapter_parameters
-from vmae2_ds.cost.pyramid import pyramid_macs, pyramid_parameters
+from vmae2_ds.cost.pyramid import pyramid_macs
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.arguments import PlanArguments

@@ -1,7 +1,7 @@
-"""A frozen encoder with temporal adapters (model/adapters.py) as closed forms: parameters, work and activations, no torch.
+"""A frozen encoder with temporal adapters (model/adapters.py) as closed forms: work and activations, no torch.
 
 What is kept for the backward pass and what is computed again is the module's own layout: a block on some clips at a time, the
-part of an adapter that reaches across clips on all of them. tests/cost/test_adapters.py compares all three with torch.
+part of an adapter that reaches across clips on all of them. tests/cost/test_adapters.py compares both with torch.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from vmae2_ds.config.model import TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import STATISTICS, WIDTHS
-from vmae2_ds.cost.flops import block_macs, block_parts, tower_parameters
+from vmae2_ds.cost.flops import block_macs, block_parts
 from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
 
-KERNEL = 3
+ADAPTER_STEPS = 3
 """Steps that an adapter's convolution over time sees (model/adapters.py)."""
 
 # C clips of N tokens go through together, D width, M hidden width of the MLP, H width of an adapter.
@@ -75,21 +75,9 @@ class AdaptedActivations:
         return self.held + self.transient
 
 
-def adapter_parameters(width: int, hidden: int) -> int:
-    """Two projections, a depth-wise convolution over time, one of channels, and the gain."""
-    projections = 2 * width * hidden + hidden + width
-    return projections + (KERNEL + 1) * hidden + hidden * hidden + hidden + 1
-
-
-def encoder_parameters(encoder: AdaptedShape) -> int:
-    """What is frozen: embedding and blocks; the final norm of pre-training is not there."""
-    width = encoder.tower.width
-    return (encoder.clip.cube_values + 1) * width + tower_parameters(encoder.tower) - 2 * width
-
-
 def adapter_macs(width: int, hidden: int, tokens: int) -> int:
     """Forward MACs of one adapter."""
-    return tokens * (2 * width * hidden + hidden * hidden + KERNEL * hidden)
+    return tokens * (2 * width * hidden + hidden * hidden + ADAPTER_STEPS * hidden)
 
 
 def adapted_macs(encoder: AdaptedShape) -> AdaptedMacs:

@@ -13,10 +13,10 @@ from functools import lru_cache
 from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.config.tad_head import HeadConfig
 from vmae2_ds.cost.activations import WIDTHS
-from vmae2_ds.cost.adapters import KERNEL, AdaptedShape, adapted_activations, adapted_macs
+from vmae2_ds.cost.adapters import ADAPTER_STEPS, AdaptedShape, adapted_activations, adapted_macs
 from vmae2_ds.cost.module_calls import Call, Node, TorchRecomputed, block_children, recomputed_block
 from vmae2_ds.cost.parameters import Parameters, Shape, block_shapes
-from vmae2_ds.cost.pyramid import pyramid_held, pyramid_macs
+from vmae2_ds.cost.pyramid import KERNEL, pyramid_held, pyramid_macs
 from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
 from vmae2_ds.errors import ConfigError
 
@@ -129,7 +129,7 @@ def _adapter_shapes(encoder: AdaptedShape) -> Iterator[tuple[str, Shape]]:
         yield f"{name}.down.weight", (hidden, width)
         yield f"{name}.down.bias", (hidden,)
         yield f"{name}.across.gamma", (1,)
-        yield f"{name}.across.dwconv.weight", (hidden, 1, KERNEL)
+        yield f"{name}.across.dwconv.weight", (hidden, 1, ADAPTER_STEPS)
         yield f"{name}.across.dwconv.bias", (hidden,)
         yield f"{name}.across.conv.weight", (hidden, hidden)
         yield f"{name}.across.conv.bias", (hidden,)

@@ -1,4 +1,4 @@
-"""Parameters, work and kept memory of the temporal detection head as closed forms: plain integers, no torch.
+"""Work and kept memory of the temporal detection head as closed forms: plain integers, no torch.
 
 A MAC is one as in cost/flops.py.
 """
@@ -9,20 +9,6 @@ from vmae2_ds.config.tad_head import HeadConfig, attention_chunk
 
 KERNEL = 3
 """Positions that each convolution sees."""
-
-
-def pyramid_parameters(head: HeadConfig, input_width: int, num_classes: int) -> int:
-    """Exact number of parameters."""
-    width = head.width
-    conv_norm = KERNEL * width * width + 2 * width
-    embed = KERNEL * input_width * width + 2 * width + (head.embed_convs - 1) * conv_norm
-    linear = width * width + width
-    projection = KERNEL * width + 2 * width + linear
-    mlp = 2 * 4 * width * width + 4 * width + width
-    gains = 2 * width if head.layer_scale else 0
-    block = 3 * projection + linear + mlp + 2 * 2 * width + gains
-    heads = 2 * head.head_convs * conv_norm + (KERNEL * width + 1) * (num_classes + 2)
-    return embed + (head.stem + head.levels - 1) * block + head.levels * 2 * width + heads + head.levels
 
 
 def level_points(head: HeadConfig, length: int) -> tuple[int, ...]:
