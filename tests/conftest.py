@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -45,7 +46,7 @@ def asks_for_a_device(marks: str) -> bool:
     return expression.evaluate(lambda name, **_: name == "gpu") and not expression.evaluate(lambda name, **_: False)
 
 
-@pytest.fixture(autouse=True)
+@contextlib.contextmanager
 def environment_put_back() -> Iterator[None]:
     """A run in this process sets rank variables and DS_ACCELERATOR; a later test would take itself for a rank."""
     before = dict(os.environ)
@@ -53,6 +54,19 @@ def environment_put_back() -> Iterator[None]:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def environment_put_back_after_a_test() -> Iterator[None]:
+    with environment_put_back():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment_put_back_after_a_file() -> Iterator[None]:
+    """What a fixture of a whole file has run; it comes before the test's own, which would take it for what was there."""
+    with environment_put_back():
+        yield
 
 
 @pytest.fixture(autouse=True)
