@@ -33,7 +33,7 @@ LAYERS = (
     {"data.sources"},
     {"data.feed", "data.tools"},
     {"doctor", "guard", "runs"},
-    {"downstream.classify", "downstream.detection_map", "downstream.features", "launch", "train"},
+    {"downstream.classify", "downstream.detection_map", "downstream.features", "downstream.in_turn", "launch", "train"},
     {"downstream", "downstream.probe", "downstream.tad", "train.distil"},
     {"tune"},
     {"cli"},

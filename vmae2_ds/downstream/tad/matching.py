@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae2_ds.downstream.in_turn import choose_in_turn
 from vmae2_ds.downstream.tad.detections import Floats, Ints
 from vmae2_ds.downstream.tad.tables import Spans
 
@@ -88,45 +89,13 @@ def match(
     detection_P, truth_P, value_P = pairs.detection_P[enough], pairs.truth_P[enough], value_P[enough]
     if by_truth:
         order = np.lexsort((detection_P, -value_P, truth_P))
-        detection_G = _choose_in_turn(truth_P[order], detection_P[order], num_truths, num_detections)
+        detection_G = choose_in_turn(truth_P[order], detection_P[order], num_truths, num_detections)
         truth_N = np.full(num_detections, -1)
         finders = np.flatnonzero(detection_G >= 0)
         truth_N[detection_G[finders]] = finders
         return truth_N
     order = np.lexsort((-truth_P, -value_P, detection_P))
-    return _choose_in_turn(detection_P[order], truth_P[order], num_detections, num_truths)
-
-
-def _choose_in_turn(chooser_P: Ints, chosen_P: Ints, num_choosers: int, num_chosen: int) -> Ints:
-    """What each chooser gets when they choose one after the other, each the first of its list that is free; -1: nothing.
-
-    All choose at once instead: what several want goes to the first of them, the others go on along their lists. This ends
-    in the same choice (deferred acceptance, where all that is chosen prefers choosers alike) after a few rounds of array work.
-
-    Args:
-        chooser_P: Pairs sorted by their chooser, which choose in that order, and in a chooser's list by its liking.
-        chosen_P: What they would choose.
-        num_choosers: All of them.
-        num_chosen: All that may be chosen.
-    """
-    place = np.searchsorted(chooser_P, np.arange(num_choosers), "left")
-    stop = np.searchsorted(chooser_P, np.arange(num_choosers), "right")
-    nobody = num_choosers
-    holder = np.full(num_chosen, nobody)
-    active = np.flatnonzero(place < stop)
-    while len(active):
-        wanted = chosen_P[place[active]]
-        before = holder[wanted]
-        np.minimum.at(holder, wanted, active)
-        has_won = holder[wanted] == active
-        moved_out = before[has_won]
-        on = np.concatenate((active[~has_won], moved_out[moved_out < nobody]))
-        place[on] += 1
-        active = on[place[on] < stop[on]]
-    got = np.full(num_choosers, -1)
-    held = np.flatnonzero(holder < nobody)
-    got[holder[held]] = held
-    return got
+    return choose_in_turn(detection_P[order], truth_P[order], num_detections, num_truths)
 
 
 def first_of_each_group(key_N: Ints) -> Ints:
