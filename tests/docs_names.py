@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from tests.docs_figures import ROOT
 from vmae2_ds.cli.options import model_at
+from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.config.distil import DistilConfig
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.pretrain import PretrainConfig
@@ -38,7 +39,7 @@ PAGES = sorted(
     + [ROOT / folder / "README.md" for folder in ("hostfiles", "ds_configs", "tests/golden")]
 )
 TOP = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", "build", "dist")}
-KINDS: tuple[type[BaseModel], ...] = (PretrainConfig, FinetuneConfig, DistilConfig, TadConfig)
+KINDS: tuple[type[BaseModel], ...] = (PretrainConfig, FinetuneConfig, DistilConfig, TadConfig, AvaConfig)
 SECTIONS = {name for kind in KINDS for name in kind.model_fields if model_at(kind, (name,)) is not None}
 
 SPAN = re.compile(r"`([^`\n]+)`")

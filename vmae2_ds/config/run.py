@@ -195,7 +195,7 @@ class TrainConfig(StrictModel):
     """How many of the newest complete checkpoints to keep."""
     keep_every_hours: float = Field(0, ge=0, le=LONG_S / 3600, json_schema_extra=switched_off_by("0"))
     """Besides the newest checkpoints, keep one for every this many hours of wall time; 0 keeps no such extra ones."""
-    keep_best: Literal["loss", "val_loss", "val_top1", "val_top5", "val_map"] | None = None
+    keep_best: Literal["loss", "val_loss", "val_top1", "val_top5", "val_map", "val_frame_map"] | None = None
     """Besides the newest checkpoints, keep the one with the best value of this logged metric (lowest loss, highest
     accuracy or mAP)."""
     copy_to: str | None = None

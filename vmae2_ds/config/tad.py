@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from vmae2_ds.config.adapters import AdapterConfig
 from vmae2_ds.config.finetune import Areas, Sides
-from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
+from vmae2_ds.config.model import EncoderConfig
 from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from vmae2_ds.config.strict import Amount, Count, Part, PartBelow1, Size, switched_off_by
 from vmae2_ds.config.tad_head import DetectConfig, HeadConfig, HeadLossConfig
@@ -52,10 +52,6 @@ class TadModelConfig(EncoderConfig):
         """The class of this model, called with (config, geometry), as `module:NAME`."""
         kind = "end_to_end:EndToEndDetector" if self.is_end_to_end else "objective:FeatureDetector"
         return f"vmae2_ds.downstream.tad.{kind}"
-
-
-AnyModel = ModelConfig | ClassifierConfig | TadModelConfig
-"""What a file of weights can hold."""
 
 
 class TadDataConfig(DataConfig):

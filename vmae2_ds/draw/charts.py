@@ -49,6 +49,7 @@ CURVES: dict[str, Curve] = {
     for curve in (
         Curve("loss", "Loss (mean squared error)", from_zero=False, beside="flat_loss", beside_label="flat cubes"),
         Curve("val_map", "Average mAP on the validation videos (%)", factor=100, smooth=False),
+        Curve("val_frame_map", "Frame mAP on the validation key frames (%)", factor=100, smooth=False),
         Curve("val_top1", "Top-1 accuracy on the validation videos (%)", factor=100, smooth=False),
         Curve("lr", "Learning rate", smooth=False),
         Curve("grad_norm", "Gradient norm before clipping", log_scale=True),

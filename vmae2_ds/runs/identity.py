@@ -20,7 +20,18 @@ MAY_CHANGE = {
     | {"deterministic"}
     # how the same global batch and the same states are split: elastic.py goes on from there
     | {"micro_batch", "ds_config", "ds_zero_init"},
-    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels", "val_subset", "val_tious", "overlap"},
+    "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels", "val_subset", "val_tious", "overlap"}
+    # what a validation sees
+    | {
+        "val_truth",
+        "val_excluded",
+        "val_boxes",
+        "val_videos",
+        "val_every_s",
+        "val_every",
+        "test_short_side",
+        "person_score",
+    },
     "detect": set(DetectConfig.model_fields),
     "distil": {"teacher", "teacher_sharded", "cache", "cache_dtype"},
     "guard": set(GuardConfig.model_fields),

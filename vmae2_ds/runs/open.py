@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from vmae2_ds.checkpoint.zero_weights import read_weights
+from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.config.pretrain import ObjectiveConfig, PretrainConfig, PretrainDataConfig
@@ -139,6 +140,8 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
     used = {name: found[name] for name, shape in shapes.items() if name in found and tuple(found[name].shape) == shape}
     new = [name for name in shapes if name not in used]
     needed = [name for name in new if isinstance(config, ModelConfig) or name.startswith("encoder.")]
+    if isinstance(config, AvaModelConfig):  # a classifier has its norm behind the pooling
+        needed = [name for name in needed if not name.startswith("encoder.norm.")]
     if needed:
         other = [f"{name} {tuple(found[name].shape)}, not {shapes[name]}" for name in needed if name in found]
         detail = f"{len(other)} of another shape: {some(other)}; " if other else ""
@@ -199,6 +202,10 @@ def _refuse_detector(source: Path, model: EncoderConfig) -> None:
         raise ConfigError(
             f"{source} is a head for temporal detection, which vmae2 tad detect takes; give the model whose features it was "
             "trained on"
+        )
+    if isinstance(model, AvaModelConfig):
+        raise ConfigError(
+            f"{source} says what people in boxes do, which vmae2 ava detect takes: it has nothing for a whole clip"
         )
 
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from vmae2_ds.config.any_model import AnyModel
+from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.finetune import HeadlessConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
-from vmae2_ds.config.tad import AnyModel, TadModelConfig
+from vmae2_ds.config.tad import TadModelConfig
 from vmae2_ds.errors import ConfigError
 
 TARGETS = ("normalised", "pixels")
@@ -88,7 +90,7 @@ def model_of_fields(fields: Mapping[str, Any]) -> AnyModel:
     """The model config that has these fields. Raises ConfigError, naming the first that is wrong."""
     kind: type[AnyModel] = ModelConfig if "decoder" in fields else ClassifierConfig
     if "head" in fields:
-        kind = TadModelConfig
+        kind = TadModelConfig if "adapters" in fields else AvaModelConfig
     if kind is ClassifierConfig and fields.get("num_classes") == 0:
         kind = HeadlessConfig
     try:

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vmae2_ds.config.any_model import AnyModel
 from vmae2_ds.config.finetune import HeadlessConfig
 from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
-from vmae2_ds.config.tad import AnyModel
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.weights.about import AboutWeights, model_of_fields, read_about

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vmae2_ds.config.any_model import Detector
+from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.finetune import HeadlessConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.config.tad import TadModelConfig
@@ -250,7 +252,7 @@ LAYOUTS: dict[str, Layout] = {
     "published": Layout(
         "VideoMAE V2's own; nobody has published a detection head on it, which keeps its names here",
         _published,
-        (ModelConfig, ClassifierConfig, HeadlessConfig, TadModelConfig),
+        (ModelConfig, ClassifierConfig, HeadlessConfig, TadModelConfig, AvaModelConfig),
     ),
     "transformers": Layout(
         "Hugging Face transformers, versions 5.6 and newer",
@@ -271,6 +273,7 @@ _NO_PLACE: dict[type[EncoderConfig], tuple[str, str]] = {
     ModelConfig: ("a masked autoencoder", "a classifier"),
     HeadlessConfig: ("an encoder without a head", "a classifier with one"),
     TadModelConfig: ("a detection head", "a masked autoencoder or a classifier"),
+    AvaModelConfig: ("a head on boxes", "a masked autoencoder or a classifier"),
 }
 
 
@@ -280,7 +283,9 @@ def _names(config: EncoderConfig, layout: str) -> dict[str, TheirNames]:
     if type(config) not in LAYOUTS[layout].stages:
         what, instead = _NO_PLACE[type(config)]
         raise ConfigError(f"the key layout {layout} has no place for {what}, only for {instead}")
-    is_classifier = isinstance(config, ClassifierConfig)
+    is_classifier = isinstance(
+        config, ClassifierConfig | AvaModelConfig
+    )  # whose published file has a classifier's names
     return {name: LAYOUTS[layout].names(name, is_classifier) for name in our_shapes(config)}
 
 
@@ -294,7 +299,7 @@ def our_shapes(config: EncoderConfig) -> dict[str, Shape]:
         model: SeededModel
         if isinstance(anywhere, ClassifierConfig):
             model = Classifier(anywhere, geometry, seed=None)
-        elif isinstance(anywhere, TadModelConfig):
+        elif isinstance(anywhere, Detector):
             model = pkgutil.resolve_name(anywhere.made_by)(anywhere, geometry)
         else:
             assert isinstance(anywhere, ModelConfig), f"a model of {type(anywhere).__name__}"

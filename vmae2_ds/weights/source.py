@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae2_ds.config.tad import AnyModel
+from vmae2_ds.config.any_model import AnyModel
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.weights.about import AboutWeights, read_about
 from vmae2_ds.weights.files import model_of, named, read_published, with_given

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vmae2_ds.config.any_model import AnyModel
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
-from vmae2_ds.config.tad import AnyModel
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError
 from vmae2_ds.model.block import NORM_EPS

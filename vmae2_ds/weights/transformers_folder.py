@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.config.tad import TadModelConfig
 from vmae2_ds.contracts import ClipGeometry
@@ -113,6 +114,8 @@ def describe(config: EncoderConfig) -> str:
         if adapted := config.adapters.numbers(config.encoder.depth):
             below = f"{encoder} with adapters behind {len(adapted)} of {config.encoder.depth} blocks"
         return f"{head}, {config.num_classes} classes, on {below}"
+    if isinstance(config, AvaModelConfig):
+        return f"head on boxes, {config.num_classes} actions, on {encoder}, patch {config.patch}"
     assert isinstance(config, ClassifierConfig), f"a model of {type(config).__name__}"
     classes = f"{config.num_classes} classes" if config.num_classes else "no head"
     return f"{encoder}, {classes}, patch {config.patch}"

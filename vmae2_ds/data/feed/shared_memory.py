@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import DataConfig, RunConfig
 from vmae2_ds.config.tad import TadConfig
@@ -118,6 +119,9 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
     cut = [clips * _clip_bytes(data)]
     if isinstance(config, TadConfig):
         return _of_windows(config)
+    if isinstance(config, AvaConfig):
+        boxes = clips * config.data.most_boxes
+        return [*cut, 4 * boxes * _FLOAT, boxes, boxes * config.model.num_classes * _FLOAT]
     if not isinstance(config, PretrainConfig):
         return [*cut, clips * _INDEX, _FLOAT, _FLOAT]
     counts = count_masks(config.mask, config.geometry)

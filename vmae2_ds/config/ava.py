@@ -1,0 +1,241 @@
+"""Configuration of spatial action detection: an encoder and a head that says of each person's box what that person does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field, model_validator
+
+from vmae2_ds.config.ava_head import BoxLossConfig, RoiHeadConfig
+from vmae2_ds.config.model import SIZES, EncoderConfig
+from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
+from vmae2_ds.config.strict import Amount, Count, Edge, Part, PartBelow1, Size, switched_off_by
+from vmae2_ds.errors import ConfigError
+
+Files = tuple[Path, ...]
+Seconds = Annotated[float, Field(ge=-1e6, le=1e6)]
+Turn = Annotated[float, Field(ge=0, le=180)]
+VideosAre = Literal["movies", "clips", "frames"]
+"""How the frames around a key frame are kept on disk."""
+
+
+class AvaModelConfig(EncoderConfig):
+    """An encoder that sees a whole clip, and a head on the part of its features that a person's box covers."""
+
+    num_classes: Count = 60
+    """Number of actions C: as many as --data.label-map names. AVA's map for evaluation has 60, the whole one 80."""
+    head: RoiHeadConfig = RoiHeadConfig()
+    """The head on top of the features."""
+    checkpointing: Literal["none", "every_k", "all", "deepspeed"] = "none"
+    """Activation checkpointing: which blocks are recomputed in the backward pass to save memory. none; every_k: one in
+    --model.checkpoint-every; all; deepspeed: all, through DeepSpeed's implementation."""
+
+    @model_validator(mode="after")
+    def _has_those_classes(self) -> AvaModelConfig:
+        self.head.exclusive_columns(self.num_classes)
+        return self
+
+    @property
+    def recomputed_blocks(self) -> range:
+        """Numbers of the blocks that `checkpointing` computes again."""
+        if self.checkpointing == "none":
+            return range(0)
+        return range(0, self.encoder.depth, self.checkpoint_every if self.checkpointing == "every_k" else 1)
+
+    @property
+    def made_by(self) -> str:
+        """The class of this model, called with (config, geometry), as `module:NAME`."""
+        return "vmae2_ds.downstream.ava.model:PersonActionModel"
+
+    @classmethod
+    def of_size(cls, size: str, **changes: object) -> AvaModelConfig:
+        """The published encoder called `size` (a key of SIZES), with fields changed."""
+        encoder, _, patch = SIZES[size]
+        return cls.model_validate({"encoder": encoder, "patch": patch, **changes})
+
+
+class AvaDataConfig(DataConfig):
+    """Key frames with people in boxes, and the frames around them."""
+
+    manifest: tyro.conf.Suppress[None] = None
+    mixture: tyro.conf.Suppress[None] = None
+    leave_out: tyro.conf.Suppress[tuple[()]] = ()
+    root: tyro.conf.Suppress[None] = None
+    ignore_columns: tyro.conf.Suppress[None] = None
+    sampling: tyro.conf.Suppress[Literal["stride"]] = "stride"
+    source_strides: tyro.conf.Suppress[dict[str, int]] = Field({}, max_length=0)
+    min_frames: tyro.conf.Suppress[Literal[1]] = 1
+    views: tyro.conf.Suppress[Literal[1]] = 1
+    size: Edge = 224
+    """Height and width in pixels of the square that is cut out of a training clip; --data.short-side is what is cut from."""
+    truth: Files = ()
+    """Files of boxes and their actions to train on, as AVA has them: video, second, x1, y1, x2, y2 in parts of the picture,
+    action id, and perhaps a person id. Several files (AVA's and AVA-Kinetics') are read as one."""
+    label_map: Path | None = None
+    """File that names the actions by their ids: AVA's .pbtxt, lines of `id: name`, or a name a line."""
+    excluded: Files = ()
+    """Files of key frames to leave out of training: video, second, as AVA publishes them."""
+    boxes: Files = ()
+    """Files of detected people to train on besides the truth (--data.train-on truth_and_proposals): COCO results JSON, or as
+    VideoMAE-Action-Detection, PySlowFast or mmaction2 have them; `vmae2 ava boxes` makes one."""
+    box_threshold: Part = 0.8
+    """Detected people whose score is lower are left out, in training and in tests."""
+    train_on: Literal["truth", "truth_and_proposals"] = "truth"
+    """Which boxes are learnt from. truth: those of --data.truth alone (VideoMAE-Action-Detection); truth_and_proposals: those
+    of --data.boxes too, with the actions of the true box that they overlap (PySlowFast, mmaction2)."""
+    proposal_overlap: Part = 0.9
+    """With truth_and_proposals: a detected person whose overlap (IoU) with a true box is at least this has its actions; the
+    others are left out."""
+    most_boxes: Count = 100
+    """Boxes of one key frame that a training clip has at most; of more, some are drawn."""
+    videos: Path | None = None
+    """Folder of the videos of training, at any depth, as --data.kind says."""
+    kind: VideosAre = "movies"
+    """How videos are kept. movies: VIDEO.mp4 or with another ending, whole or cut at --data.video-starts-s; clips: a file for
+    each second, VIDEO/SECOND.mp4; frames: a folder VIDEO of pictures, in the order of their names."""
+    video_starts_s: Seconds = 0.0
+    """Time in seconds of the first frame of movies and of folders of frames: 900 for AVA's, cut to minutes 15 to 30."""
+    frames_fps: Size = 30
+    """With --data.kind frames: pictures a second."""
+    every_s: Amount = 0.0
+    """Train only on key frames at whole multiples of so many seconds; 0: on all."""
+    every: Count = 1
+    """Train only on each so many-th key frame of a video, the first among them; 1: on all."""
+    short_side: tuple[Edge, Edge] = (256, 256)
+    """In training, the short side of the picture is brought to a size between these, in pixels, before the square is cut."""
+    flip: Part = 0.5
+    """Share of training clips mirrored left to right, boxes with them. Set it to 0 where left and right carry meaning."""
+    hue_turn: Turn = 20.0
+    """In training, the hue of a clip is turned by up to so many degrees either way; 0: never."""
+    saturation: Part = 0.1
+    """In training, the saturation of a clip is changed by up to this share either way; 0: never."""
+    brightness: Part = 0.1
+    """In training, the brightness of a clip is changed by up to this share either way; 0: never."""
+    test_short_side: Edge = 256
+    """In tests the short side of the picture is brought to this size in pixels, and the picture is seen whole."""
+    val_truth: Files = ()
+    """Files of boxes and actions, in the form of --data.truth, to measure frame mAP on in training; default: no validation."""
+    val_excluded: Files = ()
+    """Files of key frames, in the form of --data.excluded, that validation passes over."""
+    val_boxes: Files = ()
+    """Files of detected people to validate on; default: the true boxes, which tell the actions apart from the detector."""
+    val_videos: Path | None = None
+    """Folder of the videos of validation; default: --data.videos."""
+    val_every_s: Amount = 0.0
+    """Validate only on key frames at whole multiples of so many seconds (PySlowFast: 4); 0: on all."""
+    val_every: Count = 1
+    """Validate only on each so many-th key frame of a video, the first among them; 1: on all."""
+    person_score: bool = True
+    """With detected people: an action's score is its probability times the person's score (published). Otherwise it is its
+    probability alone."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> AvaDataConfig:
+        smallest, largest = self.short_side
+        if smallest > largest:
+            raise ValueError(f"short_side={smallest} {largest}: the smallest comes first")
+        if smallest < self.size:
+            raise ValueError(
+                f"size={self.size}: a square of this edge is cut out of pictures whose short side may be {smallest}; lower it, "
+                f"or raise short_side={smallest} {largest}"
+            )
+        if self.reader == "auto":
+            raise ValueError("reader=auto times readers on lists of videos, and key frames are none; name a reader")
+        if self.train_on == "truth_and_proposals" and not self.boxes:
+            raise ValueError("train_on=truth_and_proposals asks for detected people; give --data.boxes FILE")
+        if self.train_on == "truth" and self.boxes:
+            raise ValueError(
+                f"boxes={self.boxes[0]}: training on the truth alone (train_on=truth) sees no detected people; leave them out, "
+                "or set --data.train-on truth_and_proposals"
+            )
+        if self.val_boxes and not self.val_truth:
+            raise ValueError(
+                f"val_boxes={self.val_boxes[0]}: there is nothing to measure on; give --data.val-truth FILE"
+            )
+        return self
+
+    @property
+    def folder_of_validation(self) -> Path | None:
+        """The folder of the validation videos."""
+        return self.val_videos or self.videos
+
+
+class AvaOptimConfig(OptimConfig):
+    """AdamW with layer-wise decay, and a cosine schedule with warm-up, stepped per optimizer step."""
+
+    base_lr: Size = 2.5e-4
+    """Learning rate for a batch of --optim.lr-batch clips; the peak used is base_lr x global_batch / lr_batch."""
+    min_lr: Amount = 1e-6
+    """Learning rate at the end of the cosine schedule, for a batch of --optim.lr-batch clips; scaled to the batch used as
+    base_lr is."""
+    warmup_epochs: Amount = 5
+    """Length of the linear warm-up from learning rate 0, in passes over the key frames."""
+    betas: tuple[PartBelow1, PartBelow1] = (0.9, 0.999)
+    """AdamW's decay rates for the mean of the gradient and for the mean of its square."""
+    layer_decay: float = Field(0.75, gt=0, le=1)
+    """Learning rate of each layer divided by that of the layer above it; 1 gives all layers the same rate."""
+    clip_grad: float = Field(0.0, ge=0, le=1e30, json_schema_extra=switched_off_by("0"))
+    """Largest global gradient norm; larger gradients are scaled down to it. 0 turns clipping off."""
+    train_only: Literal["all", "head"] = "all"
+    """Which weights learn. all: the whole model; head: only the final norm and the head, on a frozen encoder."""
+    ema_decay: PartBelow1 = 0.0
+    """Decay per step of an exponential moving average of the weights, which validation and `vmae2 ava detect` take; 0 keeps
+    none (published)."""
+
+
+class AvaTrainConfig(TrainConfig):
+    """The loop: batch identity, length, precision, ZeRO policy, checkpoints."""
+
+    global_batch: Count = 128
+    """Clips per optimizer step over all ranks, one around each key frame: micro_batch x accumulation steps x ranks. A value
+    that does not divide is refused."""
+    micro_batch: Count = 8
+    """Clips per rank in one forward pass."""
+    epochs: Size = 30
+    """Length of the run in passes over the key frames, warm-up included."""
+    validate_every: Size = 1
+    """Passes over the key frames between validations on --data.val-truth; the end of the run is always validated."""
+
+
+class AvaConfig(RunConfig):
+    """Everything that decides a run of spatial action detection."""
+
+    stage: tyro.conf.Suppress[Literal["ava"]] = "ava"
+    """Which kind of run this is."""
+    model: AvaModelConfig
+    """The encoder, the head and its classes."""
+    data: AvaDataConfig = AvaDataConfig()
+    """Key frames, boxes and videos."""
+    loss: BoxLossConfig = BoxLossConfig()
+    """What a box loses."""
+    optim: AvaOptimConfig = AvaOptimConfig()
+    """AdamW and its schedule."""
+    train: AvaTrainConfig = AvaTrainConfig()
+    """Batch, length, ZeRO, checkpoints."""
+
+    @property
+    def read_at_the_start(self) -> dict[str, Path | None]:
+        """Files and folders that a start reads."""
+        data = self.data
+        own: dict[str, Path | None] = {
+            "--data.label-map": data.label_map,
+            "--data.videos": data.videos,
+            "--data.val-videos": data.val_videos,
+        }
+        for name in ("truth", "excluded", "boxes", "val_truth", "val_excluded", "val_boxes"):
+            for place, file in enumerate(getattr(data, name)):
+                own[f"--data.{name.replace('_', '-')}{f' number {place + 1},' if place else ''}"] = file
+        return {**super().read_at_the_start, **own}
+
+
+def check_is_named(config: AvaConfig) -> None:
+    """Raises ConfigError where truth, label map or videos are not named."""
+    data = config.data
+    if not data.truth:
+        raise ConfigError("no key frames named: give --data.truth FILE, rows of video, second, box and action as AVA's")
+    if data.label_map is None:
+        raise ConfigError("no actions named: give --data.label-map FILE, which says what the ids in --data.truth mean")
+    if data.videos is None:
+        raise ConfigError("no videos named: give --data.videos FOLDER, which holds those of --data.truth")
