@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vmae2_ds.draw.looks import KINDS, MARKS
 from vmae2_ds.draw.sheet import Box, Mark, Picture, Sheet, Text, svg_of_sheet, text_width, write_sheet
 from vmae2_ds.draw.timeline import (
-    KINDS,
-    MARKS,
     THINNEST,
     Bar,
     ChangeStrip,

@@ -41,10 +41,13 @@ class Box(NamedTuple):
     width: float
     height: float
     fill: str
+    """A colour, or "none"."""
     edge: str | None = None
     dashed: bool = False
     about: str = ""
     """What a page says where the pointer rests on it."""
+    thickness: float = 1.0
+    """Points that the edge is wide, half of them to each side."""
 
 
 class Line(NamedTuple):
@@ -194,6 +197,7 @@ def _element(shape: Shape) -> str:
         source = jpeg_url(shape.pixels_HWC, most)
         return f'<image {place} preserveAspectRatio="none" href="{source}">{about}</image>'
     edge = f' stroke="{shape.edge}"' if shape.edge else ""
+    edge += f' stroke-width="{_of(shape.thickness)}"' if shape.thickness != 1 else ""
     dashes = ' stroke-dasharray="3 2"' if shape.dashed else ""
     return f'<rect {place} fill="{shape.fill}"{edge}{dashes}>{about}</rect>'
 
@@ -260,7 +264,7 @@ def _paint(figure: Figure, shapes: Sequence[Shape], families: list[str]) -> None
             axes.add_patch(
                 Rectangle(
                     (shape.x, shape.y), shape.width, shape.height, facecolor=shape.fill, zorder=order,
-                    edgecolor=shape.edge or "none", lw=1, ls=(0, (3, 2)) if shape.dashed else "-",
+                    edgecolor=shape.edge or "none", lw=shape.thickness, ls=(0, (3, 2)) if shape.dashed else "-",
                 )
             )  # fmt: skip
         else:

@@ -1,7 +1,4 @@
-"""A video's timeline: rows of truth and of predictions by class over the seconds, and frames under the axis.
-
-A kind of bar has a colour of Okabe and Ito's, told apart by people who are colour-blind, and a mark of its own shape.
-"""
+"""A video's timeline: rows of truth and of predictions by class over the seconds, and frames under the axis."""
 
 from __future__ import annotations
 
@@ -11,23 +8,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vmae2_ds.draw.charts import BLACK, BLUE, GREEN, ORANGE
-from vmae2_ds.draw.sheet import Box, Line, Mark, Picture, Shape, Sheet, Text, text_width, wrapped
-
-Polygons = tuple[tuple[tuple[float, float], ...], ...]
+from vmae2_ds.draw.charts import BLACK, BLUE
+from vmae2_ds.draw.looks import (
+    BAR,
+    EDGE,
+    FAINT,
+    FONT_SIZE,
+    GAP,
+    KINDS,
+    LANE,
+    MARK,
+    SMALL,
+    SOFT,
+    WHITE,
+    draw_mark,
+    head,
+    legend,
+)  # fmt: skip
+from vmae2_ds.draw.sheet import Box, Line, Picture, Shape, Sheet, Text, text_width, wrapped
 
 WIDTH = 1100.0
 """Points of a picture; on a page, which stretches it, fewer make letters larger."""
-EDGE, GAP = 12.0, 4.0
-"""Points around the drawing, and between what must not touch."""
 NAMES_AT_MOST = 0.19
 """Share of the width that names of classes take at most."""
-FONT_SIZE, SMALL, TITLE_SIZE = 9.0, 8.0, 12.0
-LANE, BAR, MARK = 14.0, 9.0, 8.0
-"""Heights of a lane and of the bar in it, and the width of a mark."""
 THINNEST = 1.5
 """Points that even the shortest bar is wide."""
-SOFT, FAINT, WHITE = "#5b6470", "#e3e7ec", "#ffffff"
 MOST_TICKS = 12
 STEPS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 TALLEST_FRAME = 110.0
@@ -35,48 +40,6 @@ SCALE = 20.0
 """Room of the axis with its times."""
 ROWS_WITH_TWO_SCALES = 6
 """From more rows on the times stand above them too."""
-
-
-def _around(count: int, radius: float = 0.5, turn: float = 0.0) -> tuple[tuple[float, float], ...]:
-    angles = [2 * math.pi * (corner / count + turn) for corner in range(count)]
-    return tuple((radius * math.cos(angle), radius * math.sin(angle)) for angle in angles)
-
-
-_CROSS = tuple((x / 6, y / 6) for x, y in ((-3, -2), (-2, -3), (0, -1), (2, -3), (3, -2), (1, 0), (3, 2), (2, 3),
-                                           (0, 1), (-2, 3), (-3, 2), (-1, 0)))  # fmt: skip
-MARKS: dict[str, Polygons] = {
-    "": (),
-    "disc": (_around(16),),
-    "diamond": (_around(4, 0.6),),
-    "triangle": (_around(3, 0.6, turn=-0.25),),
-    "cross": (_CROSS,),
-    "two bars": tuple(((x, -0.5), (x + 0.3, -0.5), (x + 0.3, 0.5), (x, 0.5)) for x in (-0.45, 0.15)),
-    "ring": (_around(16), tuple(reversed(_around(16, 0.28)))),
-}
-"""Shapes of width 1 around the middle."""
-
-
-class Kind(NamedTuple):
-    """How bars of one kind look."""
-
-    colour: str
-    mark: str
-    """A key of MARKS."""
-    hollow: bool = False
-
-
-KINDS: dict[str, Kind] = {
-    "truth": Kind("#555555", ""),
-    "truth found": Kind(BLACK, ""),
-    "truth missed": Kind(BLACK, "ring", hollow=True),
-    "correct": Kind(GREEN, "disc"),
-    "double": Kind(BLUE, "two bars"),
-    "localisation": Kind("#E69F00", "triangle"),
-    "wrong label": Kind("#CC79A7", "diamond"),
-    "background": Kind(ORANGE, "cross"),
-    "prediction": Kind("#8a929c", ""),
-}
-"""Kinds of bars by name; plain "truth" and "prediction" have nothing to be compared with."""
 
 
 class Bar(NamedTuple):
@@ -141,7 +104,7 @@ def sheet_of(timeline: Timeline, width: float = WIDTH, *, titled: bool = True) -
     `width`: in points; `titled`: with title and notes, which a page has as text of its own.
     """
     shapes: list[Shape] = []
-    top = _head(timeline, width - 2 * EDGE, shapes) if titled else EDGE
+    top = head(timeline.title, timeline.notes, width - 2 * EDGE, shapes) if titled else EDGE
     left = EDGE + _names_width(timeline.rows, NAMES_AT_MOST * width) + 2 * GAP
     axis = _Axis(left, width - EDGE, max(timeline.duration_s, 1e-3))
     ticks = list(_ticks(axis))
@@ -160,7 +123,7 @@ def sheet_of(timeline: Timeline, width: float = WIDTH, *, titled: bool = True) -
     bottom += SCALE
     if timeline.frames is not None:
         bottom = _strip(timeline.frames, axis, bottom, shapes)
-    bottom = _legend([bar.kind for bar in timeline.bars()], bottom + GAP, axis.right, shapes) + EDGE / 2
+    bottom = legend([bar.kind for bar in timeline.bars()], bottom + GAP, axis.right, shapes) + EDGE / 2
     return Sheet(width, bottom, timeline.title, (Box(0, 0, width, bottom, WHITE), *shapes))
 
 
@@ -182,18 +145,6 @@ class _Axis(NamedTuple):
         """Where a time is, times beyond the axis at its ends."""
         share = min(1.0, max(0.0, time_s / self.duration_s))
         return self.left + share * (self.right - self.left)
-
-
-def _head(timeline: Timeline, room: float, shapes: list[Shape]) -> float:
-    y = EDGE + TITLE_SIZE / 2
-    for line in wrapped(timeline.title, room, TITLE_SIZE, most=3, bold=True):
-        shapes.append(Text(EDGE, y, line, TITLE_SIZE, BLACK, bold=True))
-        y += 1.35 * TITLE_SIZE
-    for note in timeline.notes:
-        for line in wrapped(note, room, FONT_SIZE, most=3):
-            shapes.append(Text(EDGE, y, line, FONT_SIZE, SOFT))
-            y += 1.4 * FONT_SIZE
-    return y + GAP
 
 
 def _names_width(rows: Sequence[ClassRow], most: float) -> float:
@@ -276,17 +227,9 @@ def _draw_bar(placed: _Placed, y: float, shapes: list[Shape]) -> None:
     if inside:
         beside = placed.text + text_width(bar.text, SMALL) - placed.mark + MARK / 2 + 2
         shapes.append(Box(placed.mark - MARK / 2 - 1, y - BAR / 2 + 0.5, beside, BAR - 1, WHITE, about=bar.about))
-    _mark(kind, placed.mark, y, shapes, bar.about)
+    draw_mark(kind, placed.mark, y, shapes, bar.about)
     if bar.text:
         shapes.append(Text(placed.text, y, bar.text, SMALL, BLACK))
-
-
-def _mark(kind: Kind, x: float, y: float, shapes: list[Shape], about: str = "") -> None:
-    polygons = tuple(
-        tuple((x + MARK * right, y + MARK * down) for right, down in corners) for corners in MARKS[kind.mark]
-    )
-    if polygons:
-        shapes.append(Mark(polygons, kind.colour, kind.colour, about))
 
 
 def _ticks(axis: _Axis) -> Iterator[tuple[float, str]]:
@@ -342,33 +285,3 @@ def _change(change: ChangeStrip, axis: _Axis, top: float, shapes: list[Shape]) -
     about = "how much features change from window to window: one less their cosine, as a share of the largest here"
     shapes.append(Picture(axis.left, top + GAP, axis.right - axis.left, LANE, pixels_1XC, about))
     return top + LANE + 2 * GAP
-
-
-def _legend(kinds: Sequence[str], top: float, right: float, shapes: list[Shape]) -> float:
-    """How often each kind is drawn, with its colour and mark; returns where it ends."""
-    x, y = EDGE, top + LANE / 2
-    for name, kind in KINDS.items():
-        if name not in kinds:
-            continue
-        said = f"{name} {kinds.count(name)}"
-        needed = 16 + 4 + (MARK + 4 if kind.mark else 0) + text_width(said, FONT_SIZE) + 14
-        if x + needed > right and x > EDGE:
-            x, y = EDGE, y + LANE
-        _sample(kind, x, y, shapes)
-        shapes.append(Text(x + 20 + (MARK + 4 if kind.mark else 0), y, said, FONT_SIZE, BLACK))
-        x += needed
-    return y + LANE / 2
-
-
-def icon_of(kind: str) -> Sheet:
-    """A small drawing of how a kind of KINDS looks, for tables."""
-    shapes: list[Shape] = []
-    _sample(KINDS[kind], 1, LANE / 2, shapes)
-    return Sheet(20 + MARK + 4, LANE, kind, tuple(shapes))
-
-
-def _sample(kind: Kind, x: float, y: float, shapes: list[Shape]) -> None:
-    """Draw a piece of a bar, and its mark behind it."""
-    edge, fill = (kind.colour, WHITE) if kind.hollow else (None, kind.colour)
-    shapes.append(Box(x, y - BAR / 2, 16, BAR, fill, edge, dashed=kind.hollow))
-    _mark(kind, x + 20 + MARK / 2, y, shapes)

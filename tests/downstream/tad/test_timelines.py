@@ -13,7 +13,7 @@ from vmae2_ds.downstream.tad.detections import make_detections
 from vmae2_ds.downstream.tad.mistakes import NOT_COUNTED
 from vmae2_ds.downstream.tad.shown_set import Files, ShownSet, read_files
 from vmae2_ds.downstream.tad.timelines import Drawn, Prediction, ShownVideo, Truth, number_text, timeline_of
-from vmae2_ds.draw.timeline import KINDS
+from vmae2_ds.draw.looks import KINDS
 from vmae2_ds.errors import DataError
 
 TIOUS = (0.3, 0.5)

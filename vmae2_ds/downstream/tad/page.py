@@ -24,9 +24,10 @@ from vmae2_ds.downstream.tad.shown_set import Files, ShownSet
 from vmae2_ds.downstream.tad.thumbnails import Thumbnails
 from vmae2_ds.downstream.tad.timelines import Drawn, ShownVideo, key_of, number_text, said_of, timeline_of
 from vmae2_ds.draw.charts import BLUE
+from vmae2_ds.draw.looks import KINDS, icon_of
 from vmae2_ds.draw.pages import templates_of
 from vmae2_ds.draw.sheet import readable, svg_of_sheet
-from vmae2_ds.draw.timeline import KINDS, icon_of, sheet_of
+from vmae2_ds.draw.timeline import sheet_of
 from vmae2_ds.errors import VideoError
 
 WIDTH = 860.0
