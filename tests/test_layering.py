@@ -34,7 +34,7 @@ LAYERS = (
     {"data.feed", "data.tools"},
     {"doctor", "guard", "runs"},
     {"downstream.classify", "downstream.detection_map", "downstream.features", "downstream.in_turn", "launch", "train"},
-    {"downstream", "downstream.probe", "downstream.tad", "train.distil"},
+    {"downstream", "downstream.ava", "downstream.probe", "downstream.tad", "train.distil"},
     {"tune"},
     {"cli"},
     {"__main__"},

@@ -171,6 +171,24 @@ class TadFramesBatch(NamedTuple):
         return TadFramesBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class AvaBatch(NamedTuple):
+    """One micro batch of clips of one height and width, each around a key frame, and the people in it, G at most."""
+
+    clip_BTHWC: Tensor
+    """uint8 pixels, or float pixels in [0, 1]; in a test the mean colour fills the right and the bottom up to a multiple of the
+    patch."""
+    box_BG4: Tensor
+    """float32 x1 y1 x2 y2 of each person, in pixels of that clip from its left upper corner; zeros where there is none."""
+    is_box_BG: Tensor
+    """bool: where there is a person."""
+    target_BGC: Tensor
+    """float32, 1 for each action of the person; all 0 for a box that a detector found and no truth overlaps."""
+
+    def to(self, device: torch.device | str) -> AvaBatch:
+        """Copy to `device` without waiting."""
+        return AvaBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class LossOutput(NamedTuple):
     """What an objective returns. `loss` is float32, averaged over what is supervised in the micro batch, or where the objective
     has a running number (train/normaliser.py) divided by that."""
