@@ -85,6 +85,7 @@ WITHOUT_TORCH = (
     "runs.export",
     "runs.first_look",
     "weights.ours",
+    "downstream.ava.plain_pickle",
     "downstream.classify.evaluate",
     "downstream.classify.scores",
     "downstream.features.arguments",
