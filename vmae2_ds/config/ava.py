@@ -9,7 +9,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from vmae2_ds.config.ava_head import BoxLossConfig, RoiHeadConfig
-from vmae2_ds.config.model import SIZES, EncoderConfig
+from vmae2_ds.config.model import SIZES, WholeClipConfig
 from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from vmae2_ds.config.strict import Amount, Count, Edge, Part, PartBelow1, Size, switched_off_by
 from vmae2_ds.errors import ConfigError
@@ -21,16 +21,13 @@ VideosAre = Literal["movies", "clips", "frames"]
 """How the frames around a key frame are kept on disk."""
 
 
-class AvaModelConfig(EncoderConfig):
+class AvaModelConfig(WholeClipConfig):
     """An encoder that sees a whole clip, and a head on the part of its features that a person's box covers."""
 
     num_classes: Count = 60
     """Number of actions C: as many as --data.label-map names. AVA's map for evaluation has 60, the whole one 80."""
     head: RoiHeadConfig = RoiHeadConfig()
     """The head on top of the features."""
-    checkpointing: Literal["none", "every_k", "all", "deepspeed"] = "none"
-    """Activation checkpointing: which blocks are recomputed in the backward pass to save memory. none; every_k: one in
-    --model.checkpoint-every; all; deepspeed: all, through DeepSpeed's implementation."""
 
     @model_validator(mode="after")
     def _has_those_classes(self) -> AvaModelConfig:
@@ -38,11 +35,9 @@ class AvaModelConfig(EncoderConfig):
         return self
 
     @property
-    def recomputed_blocks(self) -> range:
-        """Numbers of the blocks that `checkpointing` computes again."""
-        if self.checkpointing == "none":
-            return range(0)
-        return range(0, self.encoder.depth, self.checkpoint_every if self.checkpointing == "every_k" else 1)
+    def exclusive(self) -> tuple[int, ...]:
+        """Places of the classes that share a softmax."""
+        return self.head.exclusive_columns(self.num_classes)
 
     @property
     def made_by(self) -> str:

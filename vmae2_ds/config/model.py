@@ -114,14 +114,26 @@ class ModelConfig(EncoderConfig):
         return cls.model_validate({"encoder": encoder, "decoder": decoder, "patch": patch, **changes})
 
 
-class ClassifierConfig(EncoderConfig):
+class WholeClipConfig(EncoderConfig):
+    """An encoder that sees all cubes, under a head."""
+
+    checkpointing: Literal["none", "every_k", "all", "deepspeed"] = "none"
+    """Activation checkpointing: which blocks are recomputed in the backward pass to save memory. none; every_k: one in
+    --model.checkpoint-every; all; deepspeed: all, through DeepSpeed's implementation."""
+
+    @property
+    def recomputed_blocks(self) -> range:
+        """Numbers of the blocks that `checkpointing` computes again."""
+        if self.checkpointing == "none":
+            return range(0)
+        return range(0, self.encoder.depth, self.checkpoint_every if self.checkpointing == "every_k" else 1)
+
+
+class ClassifierConfig(WholeClipConfig):
     """The encoder with a head: it sees all cubes."""
 
     num_classes: int = Field(400, ge=2, le=2**24)
     """Number of classes C; labels are 0 to C-1."""
-    checkpointing: Literal["none", "every_k", "all", "deepspeed"] = "none"
-    """Activation checkpointing: which blocks are recomputed in the backward pass to save memory. none; every_k: one in
-    --model.checkpoint-every; all; deepspeed: all, through DeepSpeed's implementation."""
     head_dropout: PartBelow1 = 0.0
     """Dropout rate in front of the head."""
     head_init_scale: Size = 1e-3
@@ -136,13 +148,6 @@ class ClassifierConfig(EncoderConfig):
         if self.positions != "own" and self.positions_from is not None:
             raise ValueError(f"positions={self.positions} and positions_from={self.positions_from}: keep one of them")
         return self
-
-    @property
-    def recomputed_blocks(self) -> range:
-        """Numbers of the blocks that `checkpointing` computes again."""
-        if self.checkpointing == "none":
-            return range(0)
-        return range(0, self.encoder.depth, self.checkpoint_every if self.checkpointing == "every_k" else 1)
 
     @classmethod
     def of_size(cls, size: str, **changes: object) -> ClassifierConfig:
