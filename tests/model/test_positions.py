@@ -19,7 +19,7 @@ from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, ModelC
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.embed import published_resize, sinusoid_table
+from vmae2_ds.model.embed import published_resize, sinusoid_table, table_of_picture
 from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
 from vmae2_ds.runs.open import open_model
 from vmae2_ds.train.distil.teacher import TeacherCard
@@ -134,3 +134,20 @@ def test_a_teacher_of_other_positions_is_another_teacher() -> None:
     ]
     assert cards[0].identity() != cards[1].identity()
     assert "positions" not in cards[0].identity()  # as what was noted before there was a choice
+
+
+@pytest.mark.parametrize(
+    ("clip", "patch"),
+    [((16, 256, 464), 16), ((16, 224, 224), 16), ((16, 252, 448), 14), ((16, 144, 96), 16), ((8, 64, 320), 16)],
+)
+def test_positions_of_a_wide_clip_are_cubic_in_each_picture_and_linear_in_time(
+    clip: tuple[int, int, int], patch: int
+) -> None:
+    """VideoMAE-AD's interpolation (docs/PAPER.md#spatial-detection), for a table of 16 frames of 224."""
+    trained, wide = ClipGeometry(16, 224, 224, 2, patch), ClipGeometry(*clip, 2, patch)
+    steps, rows, columns = wide.grid
+    edge = 224 // patch
+    table = sinusoid(8 * edge**2).reshape(8, edge, edge, WIDTH)
+    table = linear_by_hand(cubic_by_hand(cubic_by_hand(table, rows, 1), columns, 2), steps, 0).reshape(-1, WIDTH)
+    found_ND = table_of_picture(trained, wide, WIDTH, like=torch.empty(0))
+    np.testing.assert_allclose(found_ND.numpy(), table, atol=2e-5)

@@ -123,6 +123,30 @@ def position_table(geometry: ClipGeometry, width: int, built_for: ClipGeometry |
     return fitted_NDTHW[0].flatten(1).T.contiguous()
 
 
+@once_per_device
+def table_of_picture(built_for: ClipGeometry, geometry: ClipGeometry, width: int, device: torch.device) -> Tensor:
+    """The sinusoid table of one clip, resized to the rows and columns of another of any height and width: (N, D) float32.
+
+    Bicubic, each step in time by itself, as VideoMAE-AD does it (docs/PAPER.md#spatial-detection); where the number of steps
+    differs too, linear in time, the cells' middles aligned.
+    """
+    steps, rows, columns = geometry.grid
+    table_THWD = sinusoid_table(built_for.num_cubes, width).reshape(*built_for.grid, width)
+    if built_for.grid[1:] != (rows, columns):
+        table_THWD = _bicubic(table_THWD, rows, columns)
+    table_TX = table_THWD.flatten(1)
+    if built_for.grid[0] != steps:
+        table_TX = F.interpolate(table_TX.T[None], size=steps, mode="linear", align_corners=False)[0].T
+    return table_TX.reshape(-1, width).to(device)
+
+
+def _bicubic(table_THWD: Tensor, rows: int, columns: int) -> Tensor:
+    """(T, H, W, D) -> (T, rows, columns, D), step by step."""
+    size = rows, columns
+    resized_TDHW = F.interpolate(table_THWD.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False)
+    return resized_TDHW.permute(0, 2, 3, 1)
+
+
 PUBLISHED_FRAMES, PUBLISHED_SIZE = 16, 224
 """The clip that the published fine-tuning script takes every position table to be of."""
 
@@ -146,9 +170,7 @@ def published_resize(geometry: ClipGeometry, width: int) -> Tensor:
     table_ND = sinusoid_table(geometry.num_cubes, width)
     thought = PUBLISHED_FRAMES // geometry.tubelet
     if geometry.height != PUBLISHED_SIZE:
-        view_TDHW = _as_square(table_ND, thought, geometry).permute(0, 3, 1, 2)
-        resized_TDHW = F.interpolate(view_TDHW, size=(rows, columns), mode="bicubic", align_corners=False)
-        table_ND = resized_TDHW.permute(0, 2, 3, 1).flatten(0, 2)
+        table_ND = _bicubic(_as_square(table_ND, thought, geometry), rows, columns).flatten(0, 2)
     if geometry.num_frames != PUBLISHED_FRAMES:
         view_XT = _as_square(table_ND, thought, geometry).flatten(1).T[None]
         table_ND = F.interpolate(view_XT, size=steps, mode="linear")[0].T.reshape(-1, width)
@@ -189,10 +211,14 @@ class CubeEmbed(nn.Module):
         self.register_buffer("positions_ND", table_ND, persistent=False)
         self.positions_ND: Tensor
 
-    def forward(self, cubes_BVP: Tensor, index_BV: Tensor) -> Tensor:
-        """Normalised cubes (B, V, P) and their places (B, V) to tokens (B, V, D) in the weights' dtype."""
+    def forward(self, cubes_BVP: Tensor, index_BV: Tensor, positions_ND: Tensor | None = None) -> Tensor:
+        """Normalised cubes (B, V, P) and their places (B, V) to tokens (B, V, D) in the weights' dtype.
+
+        `positions_ND`: in place of its own table, for clips of another height and width.
+        """
         x_BVD = self.proj(cubes_BVP.to(self.proj.weight.dtype))
-        return x_BVD + positions_at(self.positions_ND, index_BV, x_BVD.dtype)
+        table_ND = self.positions_ND if positions_ND is None else positions_ND
+        return x_BVD + positions_at(table_ND, index_BV, x_BVD.dtype)
 
 
 class Linear(nn.Linear):
