@@ -8,12 +8,12 @@ from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.block import NORM_EPS
 from vmae2_ds.model.embed import Linear
-from vmae2_ds.model.encoder import EncoderModel
+from vmae2_ds.model.whole_clip import WholeClipModel
 
 # B clips, N cubes, P values in a cube, D width, C classes.
 
 
-class Classifier(EncoderModel):
+class Classifier(WholeClipModel):
     """VideoMAE V2 for classification.
 
     No norm behind the blocks; the mean over all tokens is normed instead (published `use_mean_pooling`).

@@ -8,12 +8,12 @@ from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.downstream.ava.roi_head import RoiHead
 from vmae2_ds.model.embed import every_cube, normalise_pixels, table_of_picture
-from vmae2_ds.model.encoder import EncoderModel
+from vmae2_ds.model.whole_clip import WholeClipModel
 
 # B clips, T frames, H x W pixels, G boxes of a clip (with padding), D width, C classes; T' x H' x W' cubes.
 
 
-class PersonActionModel(EncoderModel):
+class PersonActionModel(WholeClipModel):
     """The encoder with its final norm, on clips of any height and width, and a head on boxes.
 
     Positions are those of the training clip, or of --model.positions-from, resized to the clip at hand (`table_of_picture`).
