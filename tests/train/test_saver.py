@@ -141,6 +141,23 @@ def test_the_figures_are_those_of_the_step_that_is_saved(tmp_path: Path, disk: D
     assert json.loads((tmp_path / tag_of(1) / "whole.json").read_text())["figures"] == {"loss": 1.0}
 
 
+@pytest.mark.parametrize("figure", ["val_top1", "val_map", "val_frame_map"])
+def test_a_validation_better_than_all_checkpoints_is_known_and_stays(figure: str, tmp_path: Path) -> None:
+    """Step 3 is saved for another reason, and has the figure of step 2 again; a later start compares with what it finds."""
+    with saving(tmp_path, keep_best=figure) as saver:
+        for step, found in ((1, 0.5), (2, 0.7), (3, None), (4, 0.6), (5, None)):
+            if found is not None:
+                saver.note({figure: found})
+                assert saver.are_best({figure: found, "val_videos": 9}) is (step != 4)
+            saver.save(step, {"step": step})
+            saver.finish()
+        assert not saver.are_best({figure: None})
+    assert sorted(path.name for path in tmp_path.glob("step*")) == [tag_of(step) for step in (2, 4, 5)]
+    with saving(tmp_path, keep_best=figure) as saver:
+        assert not saver.are_best({figure: 0.7})
+        assert saver.are_best({figure: 0.71})
+
+
 @pytest.mark.parametrize(("needed", "fits"), [(500, True), (501, False)])
 def test_auto_saves_behind_where_half_of_the_free_memory_is_enough(
     needed: int, fits: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

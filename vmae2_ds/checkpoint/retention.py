@@ -43,8 +43,18 @@ def survivors(checkpoints: Sequence[SavedCheckpoint], keep: RetentionRules) -> s
             if saved.time - last >= keep.every_hours * 3600:
                 stay.add(saved.name)
                 last = saved.time
-    if keep.best is not None:
-        sign = 1 if keep.best.endswith("loss") else -1
-        ranked = [(sign * saved.figures[keep.best], saved.name) for saved in ordered if keep.best in saved.figures]
-        stay |= {name for _, name in sorted(ranked)[:1]}
+    if keep.best is not None and (best := best_of(ordered, keep.best)) is not None:
+        stay.add(best.name)
     return stay | (keep.for_now & {saved.name for saved in ordered})
+
+
+def best_of(checkpoints: Sequence[SavedCheckpoint], figure: str) -> SavedCheckpoint | None:
+    """The one with the best value of a figure, of equal ones the oldest, which younger ones may only repeat; None where none
+    has it."""
+    having = [saved for saved in sorted(checkpoints) if figure in saved.figures]
+    return min(having, key=lambda saved: badness(figure, saved.figures[figure]), default=None)
+
+
+def badness(figure: str, value: float) -> float:
+    """The value of a figure, turned round where the highest is best."""
+    return value if figure.endswith("loss") else -value

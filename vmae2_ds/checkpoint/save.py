@@ -209,11 +209,15 @@ def _bytes_of(engine: Engine, has_mean: bool) -> tuple[int, int, int]:
     return weights, states, mean
 
 
+def saved_in(folder: Path) -> list[SavedCheckpoint]:
+    """The whole checkpoints in a folder."""
+    return [_saved(target) for target in folder.glob("step*") if why_torn(target) is None]
+
+
 def _drop_old(folder: Path, keep: RetentionRules) -> None:
     """Remove the whole checkpoints that do not stay, older torn ones, and conversions of what is gone."""
     found = {target.name: target for target in folder.glob("step*")}
-    whole = [_saved(target) for target in found.values() if why_torn(target) is None]
-    stay = survivors(whole, keep)
+    stay = survivors(saved_in(folder), keep)
     for name, target in found.items():
         if name not in stay and stay and name < max(stay):
             (target / WHOLE).unlink(missing_ok=True)  # from here on it does not count

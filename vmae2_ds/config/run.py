@@ -197,7 +197,7 @@ class TrainConfig(StrictModel):
     """Besides the newest checkpoints, keep one for every this many hours of wall time; 0 keeps no such extra ones."""
     keep_best: Literal["loss", "val_loss", "val_top1", "val_top5", "val_map", "val_frame_map"] | None = None
     """Besides the newest checkpoints, keep the one with the best value of this logged metric (lowest loss, highest
-    accuracy or mAP)."""
+    accuracy or mAP). A validation that finds a better one than any checkpoint has is saved at once."""
     copy_to: str | None = None
     """Copy each checkpoint to this folder or fsspec URL (s3://...) in the background, and resume from the copy when the
     local checkpoint is gone."""

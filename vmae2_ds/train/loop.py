@@ -69,6 +69,9 @@ class LoopHooks(Protocol):
     def stepped(self, step: int) -> None:
         """Follow a finished step, with a progress bar or a validation; the time this takes does not count as training."""
 
+    def is_best(self) -> bool:
+        """Return whether what `stepped` found by a validation is the best so far, for which a checkpoint is written."""
+
     def worker_memory_gib(self) -> tuple[float, float]:
         """Return the memory of this rank's loader workers: (the largest, all together)."""
 
@@ -135,7 +138,7 @@ def train(
             hooks.report(row.columns())
             interval.begin()
         with interval.saving():
-            if is_last or state.step % config.save_every == 0:
+            if is_last or state.step % config.save_every == 0 or hooks.is_best():
                 hooks.save(state)
                 saved_at = state.step
             elif agreed.is_written:

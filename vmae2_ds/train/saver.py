@@ -16,8 +16,8 @@ import psutil
 
 from vmae2_ds.checkpoint.host_copies import HostCopies
 from vmae2_ds.checkpoint.mirror import Mirror
-from vmae2_ds.checkpoint.retention import RetentionRules
-from vmae2_ds.checkpoint.save import CheckpointSave, checkpoint_bytes
+from vmae2_ds.checkpoint.retention import RetentionRules, SavedCheckpoint, badness, best_of
+from vmae2_ds.checkpoint.save import CheckpointSave, checkpoint_bytes, saved_in
 from vmae2_ds.checkpoint.whole import find_newest_whole
 from vmae2_ds.config.run import SaveBehind, TrainConfig
 from vmae2_ds.disk import flush_to_disk
@@ -77,8 +77,22 @@ class Saver:
 
     def note(self, row: dict[str, Any]) -> None:
         """Take in the figures of a row, by which the best checkpoint is known."""
-        found = {key: value for key, value in row.items() if key.endswith("loss") or key.startswith("val_top")}
+        found = {key: value for key, value in row.items() if key.endswith("loss") or key.startswith("val_")}
         self._figures |= {key: value for key, value in found.items() if isinstance(value, float)}
+
+    def are_best(self, figures: dict[str, Any]) -> bool:
+        """Whether a validation's figures are better than those of all checkpoints, by `train.keep_best` (all ranks)."""
+        best, found = self._keep.best, figures.get(self._keep.best or "")
+        if best is None or not isinstance(found, float):
+            return False
+
+        def before() -> SavedCheckpoint | None:
+            if self._tidying is not None:  # it may be removing what is looked at
+                self._tidying.result()
+            return best_of(saved_in(self._folder), best)
+
+        there = self._ranks.from_first(before)
+        return there is None or badness(best, found) < badness(best, there.figures[best])
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save the checkpoint of `step` (all ranks), after the one before it is finished."""

@@ -168,6 +168,7 @@ class _Hooks:
         self._ready, self._actions = ready, actions
         self._hang, self._folder, self._mean = ready.opened.hang, ready.opened.folder, ready.built.mean
         self._memory = WorkerMemory()
+        self._is_best = False
 
     def prepare(self, batch: Movable) -> Movable:
         """Let the stage add what the objective needs: in a distillation, the teacher's answers."""
@@ -198,12 +199,17 @@ class _Hooks:
         """Move the progress bar and the hang switch on, and validate where that is due."""
         self._ready.reporter.progress.step(step)
         self._hang.step(step)
-        validation = self._ready.validation
+        self._is_best, validation = False, self._ready.validation
         if validation is not None and validation.are_due(step):
             mean = self._mean if self._ready.met.stage.validates_mean else None
             with self._hang.slow("a validation"), nullcontext() if mean is None else mean.in_use():
                 figures = validation.run(step, self._ready.built.engine)
             self._ready.saver.note(figures)
+            self._is_best = self._ready.saver.are_best(figures)
+
+    def is_best(self) -> bool:
+        """Return whether the validation behind this step, if there was one, is to be kept."""
+        return self._is_best
 
     def worker_memory_gib(self) -> tuple[float, float]:
         """Return the memory of this rank's loader workers, measured at most twice a minute."""
