@@ -95,6 +95,7 @@ WITHOUT_TORCH = (
     "downstream.ava.label_map",
     "downstream.ava.row_files",
     "downstream.ava.rows",
+    "downstream.ava.score",
     "downstream.tad.annotations",
     "downstream.tad.detections",
     "downstream.tad.detect",

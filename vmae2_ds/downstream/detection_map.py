@@ -36,6 +36,14 @@ def all_points(is_hit_TN: Hits, num_truths: int, as_if: float | None = None) -> 
     )  # recall grows by 1 / num_truths at a hit, else not
 
 
+def all_points_of_ranks(rank_H: NDArray[np.int64], num_truths: int) -> float:
+    """The same area from the places of the hits alone, 1 for the first of the detections, in rising order, (H,)."""
+    precision_H = (
+        np.arange(1, len(rank_H) + 1) / rank_H
+    )  # between hits it only falls, so that the envelope bends at hits
+    return float(np.maximum.accumulate(precision_H[::-1]).sum() / num_truths)
+
+
 def eleven_points(is_hit_TN: Hits, num_truths: int) -> Floats:
     """Mean over recalls of 0, 0.1, ... 1 of the best precision at that recall or a higher one, (T,): VOC 2007, THUMOS14."""
     precision_TN, recall_TN = precision_recall(is_hit_TN, num_truths)

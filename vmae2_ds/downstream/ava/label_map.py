@@ -20,6 +20,12 @@ NUMBERED = re.compile(r"(\d{1,9})\s*:\s*(.*\S)\s*")
 BOX_ROW = re.compile(r"[^,]+, *\d[\d.]*(?:,|$)")
 
 
+AVA_GROUPS = {"person_movement": range(15), "object_manipulation": range(15, 64), "person_interaction": range(64, 81)}
+"""Name -> action ids: mmaction2's groups of AVA's 80 actions (docs/PAPER.md#scorers-of-spatial-detection)."""
+AVA_WORDS = {11: "sit", 12: "stand", 14: "walk", 17: "carry", 59: "touch", 74: "listen", 79: "talk", 80: "watch"}
+"""How the names of AVA's commonest actions begin: by them its label map, or a part of it, is known."""
+
+
 @dataclass(frozen=True)
 class LabelMap:
     """The C actions that are learnt and scored; rows of others are left out."""
@@ -36,6 +42,19 @@ class LabelMap:
     def class_of(self) -> dict[int, int]:
         """Action id -> class column."""
         return {action: column for column, action in enumerate(self.ids)}
+
+    @cached_property
+    def groups(self) -> dict[str, range]:
+        """AVA's groups of actions, name -> ids; none for a label map of other actions than AVA's.
+
+        AVA's are known by their names; where names are mere numbers ("action 12"), by ids with gaps up to 80.
+        """
+        name_of = dict(zip(self.ids, self.names, strict=True))
+        known = [name_of[action].lower().startswith(word) for action, word in AVA_WORDS.items() if action in name_of]
+        has_mere_numbers = all(re.fullmatch(rf"\D*0*{action}", name) for action, name in name_of.items())
+        has_gaps = sorted(self.ids) != list(range(1, len(self.ids) + 1))
+        is_avas = max(self.ids) <= 80 and ((any(known) and all(known)) or (has_mere_numbers and has_gaps))
+        return AVA_GROUPS if is_avas else {}
 
 
 def read_label_map(file: Path) -> LabelMap:
