@@ -138,8 +138,6 @@ class AvaDataConfig(DataConfig):
             )
         if self.reader == "auto":
             raise ValueError("reader=auto times readers on lists of videos, and key frames are none; name a reader")
-        if self.train_on == "truth_and_proposals" and not self.boxes:
-            raise ValueError("train_on=truth_and_proposals asks for detected people; give --data.boxes FILE")
         if self.train_on == "truth" and self.boxes:
             raise ValueError(
                 f"boxes={self.boxes[0]}: training on the truth alone (train_on=truth) sees no detected people; leave them out, "
@@ -226,11 +224,16 @@ class AvaConfig(RunConfig):
 
 
 def check_is_named(config: AvaConfig) -> None:
-    """Raises ConfigError where truth, label map or videos are not named."""
+    """Raises ConfigError where truth, label map, videos, or the proposals to train on are not named."""
     data = config.data
     if not data.truth:
         raise ConfigError("no key frames named: give --data.truth FILE, rows of video, second, box and action as AVA's")
     if data.label_map is None:
         raise ConfigError("no actions named: give --data.label-map FILE, which says what the ids in --data.truth mean")
+    if data.train_on == "truth_and_proposals" and not data.boxes:
+        raise ConfigError(
+            "no detected people named, which --data.train-on truth_and_proposals learns from beside the truth: give "
+            "--data.boxes FILE (`vmae2 ava boxes` makes one), or set --data.train-on truth"
+        )
     if data.videos is None:
         raise ConfigError("no videos named: give --data.videos FOLDER, which holds those of --data.truth")
