@@ -16,7 +16,7 @@ from vmae2_ds.config.model import SizeName
 from vmae2_ds.config.stages import RecipeFn
 
 NUM_CLASSES = 60
-"""Of ava_action_list_v2.2_for_activitynet_2019.pbtxt."""
+"""Classes that are scored: those of ava_action_list_v2.2_for_activitynet_2019.pbtxt."""
 SET = """--data.truth ava_train_v2.2.csv
           --data.excluded ava_train_excluded_timestamps_v2.2.csv
           --data.label-map ava_action_list_v2.2_for_activitynet_2019.pbtxt --data.videos FOLDER
