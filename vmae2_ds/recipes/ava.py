@@ -25,7 +25,7 @@ SET = """--data.truth ava_train_v2.2.csv
 """The files of AVA v2.2; of movies that are cut to minutes 15 to 30 the first frame is at --data.video-starts-s 900."""
 
 
-class PublishedRun(NamedTuple):
+class PublishedAva(NamedTuple):
     """A script or a configuration that somebody published."""
 
     name: str
@@ -131,32 +131,32 @@ MMACTION2 = (
 )
 KINETICS = "with the files of AVA-Kinetics named beside AVA's"
 
-PUBLISHED_RUNS = (
-    PublishedRun(
+PUBLISHED = (
+    PublishedAva(
         "ava_s", "ViT-S on AVA v2.2, truth alone", "small",
         gpus=16, micro_batch=8, base_lr=5e-4, layer_decay=0.6, epochs=30,
         score="28.4 from weights fine-tuned on K400; 22.5 from pre-trained ones, at a base_lr of 1e-3",
         source=VIDEOMAE_AD.format("small"),
     ),
-    PublishedRun(
+    PublishedAva(
         "ava_b", "ViT-B on AVA v2.2, truth alone", "base",
         gpus=32, micro_batch=4, base_lr=5e-4, layer_decay=0.75, epochs=30,
         score="31.8 from weights fine-tuned on K400; 26.7 from pre-trained ones, at a base_lr of 2.5e-4",
         source=VIDEOMAE_AD.format("base"),
     ),
-    PublishedRun(
+    PublishedAva(
         "ava_l", "ViT-L on AVA v2.2, truth alone", "large",
         gpus=32, micro_batch=4, base_lr=5e-4, layer_decay=0.8, epochs=20,
         score="37.0 from weights fine-tuned on K400, 39.3 on K700; 34.3 and 36.1 from pre-trained ones",
         source=VIDEOMAE_AD.format("large"),
     ),
-    PublishedRun(
+    PublishedAva(
         "ava_h", "ViT-H on AVA v2.2, truth alone", "huge",
         gpus=64, micro_batch=2, base_lr=5e-4, layer_decay=0.8, epochs=20,
         score="39.5 from weights fine-tuned on K400; 36.5 from pre-trained ones",
         source=VIDEOMAE_AD.format("huge"),
     ),
-    PublishedRun(
+    PublishedAva(
         "ava_g", f"ViT-g on AVA v2.2, truth alone; on AVA-Kinetics {KINETICS}", "giant",
         gpus=32, micro_batch=4, base_lr=5e-4, layer_decay=0.9, epochs=20,
         score="42.6, and 43.9 trained on AVA-Kinetics (paper); the code behind both was never published, so whether these "
@@ -164,12 +164,12 @@ PUBLISHED_RUNS = (
         source="avalarge.sh of InternVideo's copy of VideoMAE-AD, from weights fine-tuned on K710; blocks recomputed and boxes "
         "looked up at a scale of 1/14 where that copy has 1/16",
     ),
-    PublishedRun(
+    PublishedAva(
         "ava_kinetics_b", f"ViT-B on AVA-Kinetics, truth and proposals, {KINETICS}", "base",
         gpus=8, micro_batch=8, base_lr=1.25e-4, layer_decay=0.75, epochs=20,
         score="33.6 from weights fine-tuned on K400", source=MMACTION2.format("base"), is_mmaction2=True,
     ),
-    PublishedRun(
+    PublishedAva(
         "ava_kinetics_l", f"ViT-L on AVA-Kinetics, truth and proposals, {KINETICS}", "large",
         gpus=8, micro_batch=8, base_lr=2.5e-4, layer_decay=0.8, epochs=20,
         score="38.7 from weights fine-tuned on K400", source=f"{MMACTION2.format('large')}; here blocks are recomputed",
@@ -217,7 +217,7 @@ def ava_desk() -> AvaConfig:
     )
 
 
-def _recipe(run: PublishedRun) -> RecipeFn:
+def _recipe(run: PublishedAva) -> RecipeFn:
     def build() -> AvaConfig:
         return run.build()
 
@@ -225,5 +225,5 @@ def _recipe(run: PublishedRun) -> RecipeFn:
     return build
 
 
-AVA_RECIPES: dict[str, RecipeFn] = {**{run.name: _recipe(run) for run in PUBLISHED_RUNS}, "ava_desk": ava_desk}
+AVA_RECIPES: dict[str, RecipeFn] = {**{run.name: _recipe(run) for run in PUBLISHED}, "ava_desk": ava_desk}
 """Recipes by name."""
