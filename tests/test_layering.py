@@ -96,6 +96,7 @@ WITHOUT_TORCH = (
     "downstream.ava.row_files",
     "downstream.ava.rows",
     "downstream.ava.score",
+    "downstream.ava.score_report",
     "downstream.tad.annotations",
     "downstream.tad.detections",
     "downstream.tad.detect",

@@ -19,6 +19,7 @@ from vmae2_ds.data.tools.prepare import PrepareArguments
 from vmae2_ds.data.tools.shards import IndexShardsArguments
 from vmae2_ds.data.tools.synthetic import SynthArguments
 from vmae2_ds.doctor.doctor import DoctorArguments
+from vmae2_ds.downstream.ava.score_report import AvaScoreArguments
 from vmae2_ds.downstream.classify.evaluate import EvaluateArguments
 from vmae2_ds.downstream.classify.predict import PredictArguments
 from vmae2_ds.downstream.features.arguments import ExtractArguments
@@ -49,6 +50,7 @@ LINES: dict[str, str] = {
     "visualize": "{file} --manifest {list}",
     "tad score": "--gt {file} --pred {file}",
     "tad show": "{video} --pred {file} --out {new}.png",
+    "ava score": "--gt {file} --det {file} --labelmap {file}",
     "data synth": "{new} --train-videos 4 --val-videos 4 --size 32",
     "data index": "{list} --out {new}",
     "data check": "{list} --out {new}",
@@ -78,6 +80,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "visualize": VisualizeArguments,
     "tad score": ScoreArguments,
     "tad show": ShowArguments,
+    "ava score": AvaScoreArguments,
     "data synth": SynthArguments,
     "data index": IndexArguments,
     "data check": CheckArguments,

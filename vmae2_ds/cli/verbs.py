@@ -118,6 +118,16 @@ def tad_score(args: list[str]) -> None:
     _show(call(shown, ScoreArguments, "vmae2 tad score", args))
 
 
+def ava_score(args: list[str]) -> None:
+    """Score detections of what people do: vmae2 ava score --gt FILE --det FILE --labelmap FILE [--protocol NAME] [--json]."""
+    from vmae2_ds.downstream.ava.score_report import AvaScoreArguments, describe, score, scores_json
+
+    def shown(asked: AvaScoreArguments) -> Mapping[str, Any] | str:
+        return scores_json(score(asked)) if asked.json_ else describe(score(asked))
+
+    _show(call(shown, AvaScoreArguments, "vmae2 ava score", args))
+
+
 def tad_show(args: list[str]) -> None:
     """Timelines of truth and detections: a picture of a video, or a page of a set, the worst first: vmae2 tad show [VIDEO]."""
     from vmae2_ds.downstream.tad.show import ShowArguments
@@ -306,6 +316,7 @@ VERBS: dict[str, Verb] = {
     "visualize": visualize,
     "tad score": tad_score,
     "tad show": tad_show,
+    "ava score": ava_score,
     "data synth": data_synth,
     "data index": data_index,
     "data check": data_check,

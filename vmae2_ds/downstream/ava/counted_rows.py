@@ -59,6 +59,8 @@ class Counted:
     found: CountedRows
     key_frames: int
     """Key frames that are scored."""
+    frames_without_detection: int
+    """How many of those have no detection that counts."""
     dropped: dict[str, int]
     """Reason -> rows that were left out for it, the first that holds of each."""
     cut_among_equals: int
@@ -95,9 +97,10 @@ def count_rows(
     kept, inside_out = _without_inside_out(kept, true, how)
     reasons = ("outside_label_map", "in_excluded_frames", "in_frames_without_truth")
     dropped = dict(zip(reasons, numbers, strict=True)) | {"over_the_most_a_frame": over, "inside_out": inside_out}
-    scored_F = counts_F & ~is_excluded_F
     dropped |= {"truth_outside_label_map": outside, "truth_in_excluded_frames": in_excluded}
-    return Counted(true, kept, int(scored_F.sum()), dropped, cut_among_equals)
+    scored_F = counts_F & ~is_excluded_F
+    has_found_F = np.bincount(kept.frame_K, minlength=len(frame_of)) > 0
+    return Counted(true, kept, int(scored_F.sum()), int((scored_F & ~has_found_F).sum()), dropped, cut_among_equals)
 
 
 def pieces_of(count: int) -> list[slice]:
