@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import write_whole
+from vmae2_ds.downstream.json_files import read_json
 from vmae2_ds.errors import DataError
 
 AMBIGUOUS = "Ambiguous"
@@ -95,18 +96,6 @@ class Annotations:
             if name not in self.subsets:
                 raise DataError(f"{self.file} has no video of subset {name!r}; it has {have}")
         return [video for video in self.videos.values() if video.subset in wanted]
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds; raises DataError with the file and the place where it is none."""
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{file}: there is no such file") from None
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # bad JSON, bytes that are no text, brackets in brackets without end
-        raise DataError(f"{file} is no JSON: {error}") from None
 
 
 def read_classes(file: Path) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae2_ds.disk import write_whole
-from vmae2_ds.downstream.tad.annotations import Annotations, numbers_of, read_json
+from vmae2_ds.downstream.json_files import read_json
+from vmae2_ds.downstream.tad.annotations import Annotations, numbers_of
 from vmae2_ds.errors import DataError
 
 Ints = NDArray[np.int64]
