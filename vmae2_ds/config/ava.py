@@ -21,6 +21,10 @@ VideosAre = Literal["movies", "clips", "frames"]
 """How the frames around a key frame are kept on disk."""
 
 
+ClipAround = Literal["videomae_ad", "pyslowfast"]
+"""Where the key frame lies in its clip, by the names of downstream/ava/clip_files.py:FIRST."""
+
+
 class AvaModelConfig(WholeClipConfig):
     """An encoder that sees a whole clip, and a head on the part of its features that a person's box covers."""
 
@@ -83,6 +87,15 @@ class AvaDataConfig(DataConfig):
     proposal_overlap: Part = 0.9
     """With truth_and_proposals: a detected person whose overlap (IoU) with a true box is at least this has its actions; the
     others are left out."""
+    keep_unmatched: bool = False
+    """With truth_and_proposals: also learn from detected people who overlap no true box enough, as doing none of the actions
+    (PySlowFast); by default they are left out (mmaction2)."""
+    box_jitter: tuple[Part, Part, Part, Part] = (0.2, 0.1, 0.1, 0.05)
+    """How far each edge of a training box is moved at most, in parts of the box: left and right edges outwards and inwards,
+    upper and lower edges outwards and inwards. 0 0 0 0: never."""
+    always_a_box: bool = False
+    """Where no detected person of a key frame has --data.box-threshold, take the best one, and where there is none the whole
+    picture (mmaction2); by default such a key frame is passed over."""
     most_boxes: Count = 100
     """Boxes of one key frame that a training clip has at most; of more, some are drawn."""
     videos: Path | None = None
@@ -94,6 +107,15 @@ class AvaDataConfig(DataConfig):
     """Time in seconds of the first frame of movies and of folders of frames: 900 for AVA's, cut to minutes 15 to 30."""
     frames_fps: Size = 30
     """With --data.kind frames: pictures a second."""
+    video_starts: Path | None = None
+    """File with a line `video,seconds` for each video that begins at another time than --data.video-starts-s, as where
+    Kinetics' clips stand beside AVA's movies."""
+    clip_around: ClipAround = "videomae_ad"
+    """Where the key frame lies in its clip of --data.num-frames, --data.stride apart. videomae_ad: with 16 frames, 4 apart, the
+    clip begins 31 frames before it; pyslowfast: 32 before, and its ninth frame is the key frame (mmaction2 too)."""
+    stride_fps: Size | None = None
+    """Frames a second that --data.stride is meant for: in a video of another rate the time between frames stays. Default: so
+    many frames whatever the rate, as published for sets of one rate."""
     every_s: Amount = 0.0
     """Train only on key frames at whole multiples of so many seconds; 0: on all."""
     every: Count = 1
@@ -215,6 +237,7 @@ class AvaConfig(RunConfig):
         own: dict[str, Path | None] = {
             "--data.label-map": data.label_map,
             "--data.videos": data.videos,
+            "--data.video-starts": data.video_starts,
             "--data.val-videos": data.val_videos,
         }
         for name in ("truth", "excluded", "boxes", "val_truth", "val_excluded", "val_boxes"):
