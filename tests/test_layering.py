@@ -101,6 +101,8 @@ WITHOUT_TORCH = (
     "downstream.features.extract",
     "downstream.features.sidecar",
     "downstream.features.windows",
+    "downstream.ava.clip_files",
+    "downstream.ava.key_frames",
     "downstream.ava.label_map",
     "downstream.ava.row_files",
     "downstream.ava.rows",

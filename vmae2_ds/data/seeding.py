@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     ERASE = 7
     MIX = 8
     STRETCH = 9
+    BOXES = 10
 
 
 def generator(
