@@ -138,6 +138,9 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
     if head_map is not None:
         found = found | mapped_head(found, head_map, source)
     used = {name: found[name] for name, shape in shapes.items() if name in found and tuple(found[name].shape) == shape}
+    if isinstance(config, AvaModelConfig) and "encoder.norm.weight" not in found:
+        # a classifier's: its head has learnt from the mean of a whole clip behind another norm
+        used = {name: x for name, x in used.items() if name not in HEAD}
     new = [name for name in shapes if name not in used]
     needed = [name for name in new if isinstance(config, ModelConfig) or name.startswith("encoder.")]
     if isinstance(config, AvaModelConfig):  # a classifier has its norm behind the pooling

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vmae2_ds.config.any_model import AnyModel
+from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.finetune import HeadlessConfig
 from vmae2_ds.config.model import SIZES, ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.disk import whole_file
@@ -184,8 +185,13 @@ def infer_model(state: Mapping[str, Tensor], given: Mapping[str, Any] | None = N
     )
 
 
-_LAST = {ModelConfig: "decoder.head.weight", ClassifierConfig: "head.weight", HeadlessConfig: "fc_norm.weight"}
-"""What tells the kinds of models apart."""
+_LAST = {
+    ModelConfig: "decoder.head.weight",
+    AvaModelConfig: "head.weight",
+    ClassifierConfig: "head.weight",
+    HeadlessConfig: "fc_norm.weight",
+}
+"""What tells the kinds of models apart; a head on boxes has the encoder's norm in front of it besides."""
 
 
 def _read_shapes(
@@ -215,12 +221,16 @@ def _read_shapes(
         _, _, tubelet, patch, _ = shape(EMBED_WEIGHT)
         shape("encoder.blocks.0.attn.qkv.q_bias")  # what tells transformers 4 and 5 apart
         last = shape(_LAST[kind])
+        if kind is AvaModelConfig:
+            shape("encoder.norm.weight")
         encoder = tower("encoder", {tower.width: tower.heads for tower, _, _ in SIZES.values()})
         fields: dict[str, Any] = {"encoder": encoder, "patch": patch, "tubelet": tubelet}
         if kind is ModelConfig:
             fields["decoder"] = tower("decoder", {tower.width: tower.heads for _, tower, _ in SIZES.values()})
         else:
-            fields["num_classes"] = last[0] if kind is ClassifierConfig else 0
+            fields["num_classes"] = 0 if kind is HeadlessConfig else last[0]
+        if kind is AvaModelConfig:
+            fields["head"] = {}  # as published: no tensor shows it
     except (KeyError, ValueError):  # not this layout: a key that is not there, or of another kind
         return None
     return with_given(fields, given)

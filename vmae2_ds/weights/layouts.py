@@ -250,9 +250,9 @@ def _transformers(name: str, bias: str) -> TheirNames:
 
 LAYOUTS: dict[str, Layout] = {
     "published": Layout(
-        "VideoMAE V2's own; nobody has published a detection head on it, which keeps its names here",
+        "VideoMAE V2's own, and VideoMAE-AD's; no head for temporal detection was published on it, which keeps its names here",
         _published,
-        (ModelConfig, ClassifierConfig, HeadlessConfig, TadModelConfig, AvaModelConfig),
+        (ModelConfig, AvaModelConfig, ClassifierConfig, HeadlessConfig, TadModelConfig),
     ),
     "transformers": Layout(
         "Hugging Face transformers, versions 5.6 and newer",
