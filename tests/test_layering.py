@@ -59,7 +59,7 @@ DOORS = {
     "torchcodec": {"data.readers.torchcodec"},
     "av": {
         *("data.readers.common", "data.readers.frame_index", "data.readers.pyav"),
-        *("data.tools.encode", "data.tools.synthetic", "data.tools.video_facts"),
+        *("data.tools.encode", "data.tools.video_facts"),
     },
     "flash_attn": {"model.attention"},
     "flash_attn_interface": {"model.attention"},

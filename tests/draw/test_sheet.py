@@ -11,6 +11,7 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image
 
+from vmae2_ds.draw.pictures import save_animation
 from vmae2_ds.draw.sheet import (
     FONT,
     Box,
@@ -19,7 +20,9 @@ from vmae2_ds.draw.sheet import (
     Picture,
     Sheet,
     Text,
+    families_of,
     made_by,
+    pixels_of,
     readable,
     shortened,
     svg_of_sheet,
@@ -121,3 +124,34 @@ def test_letters_that_no_font_has_are_told_in_one_line(tmp_path: Path, caplog: p
         )
     assert len([one for one in caplog.records if "no font on this machine" in one.message]) == 1
     assert len(caplog.records) == 1
+
+
+def test_a_sheet_is_written_as_svg_where_the_path_says_so(tmp_path: Path) -> None:
+    write_sheet(SHEET, tmp_path / "sheet.svg", "this test")
+    root = ET.fromstring((tmp_path / "sheet.svg").read_bytes())
+    assert root.tag == f"{SVG}svg"
+    assert root.findtext(f"{SVG}text") == "a < b"
+    assert made_by(tmp_path / "sheet.svg", "this test")
+    assert not made_by(tmp_path / "sheet.svg", "another")
+    (tmp_path / "other.svg").write_text("<svg/> this test")
+    assert not made_by(tmp_path / "other.svg", "this test")
+
+
+def test_pixels_of_a_sheet_are_those_of_its_png(tmp_path: Path) -> None:
+    write_sheet(SHEET, tmp_path / "sheet.png", "test")
+    written = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    np.testing.assert_array_equal(pixels_of(SHEET, 2, families_of(SHEET)), written)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_an_animation_has_its_pictures_its_pace_and_its_maker(kind: str, tmp_path: Path) -> None:
+    pictures = [np.full((20, 30, 3), level, np.uint8) for level in (20, 120, 220)]
+    save_animation(pictures, tmp_path / f"x.{kind}", kind, 4, "this test")
+    with Image.open(tmp_path / f"x.{kind}") as image:
+        assert image.n_frames == 3
+        for place, level in enumerate((20, 120, 220)):
+            image.seek(place)
+            assert np.abs(np.asarray(image.convert("RGB")).astype(int) - level).max() < 8
+            assert image.info["duration"] == 250
+    assert made_by(tmp_path / f"x.{kind}", "this test")
+    assert not made_by(tmp_path / f"x.{kind}", "another")

@@ -5,6 +5,7 @@ T thresholds, N detections, the best score first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -55,6 +56,20 @@ def not_interpolated(is_hit_TN: Hits, num_truths: int) -> Floats:
     """Sum of the precisions at the hits over the number of truths, (T,): THUMOS14's kit of 2015."""
     precision_TN, _ = precision_recall(is_hit_TN, num_truths)
     return np.asarray((precision_TN * is_hit_TN).sum(axis=1) / num_truths)
+
+
+def balanced_score(score_N: Floats, is_right_N: Hits, num_truths: int) -> float:
+    """The score from which on detections, in any order, have the largest F1 (harmonic mean of precision and recall).
+
+    The highest of several such; where none is right the lowest that there is, and -inf without any.
+    """
+    if not is_right_N.any():
+        return float(score_N.min()) if len(score_N) else -math.inf
+    order = np.argsort(-score_N, kind="stable")
+    score_N, hits_N = score_N[order], np.cumsum(is_right_N[order])
+    f1_N = 2 * hits_N / (np.arange(1, len(score_N) + 1) + num_truths)
+    f1_N[:-1][score_N[:-1] == score_N[1:]] = -1  # equal scores are taken together
+    return float(score_N[f1_N.argmax()])
 
 
 ELEVEN = np.arange(11) / 10

@@ -109,7 +109,7 @@ def sheet_of_frames(
     for first in range(0, len(frames), grid.columns):
         row = frames[first : first + grid.columns]
         lefts = [EDGE + place * (grid.cell + BETWEEN) for place in range(len(row))]
-        height = max((_size(panel, grid.panel)[1] for frame in row for panel in frame.panels), default=0.0)
+        height = max((size_of(panel.aspect, grid.panel)[1] for frame in row for panel in frame.panels), default=0.0)
         top = max(
             (draw_frame(frame, left, top, grid, height, shapes) for frame, left in zip(row, lefts, strict=True)),
             default=top,
@@ -136,9 +136,10 @@ def grid_of(frames: Sequence[FramePicture], room: float) -> Grid:
     return min(fitting or grids[:1], key=misfit)
 
 
-def _size(panel: Panel, width: float) -> tuple[float, float]:
-    height = min(width / panel.aspect, HIGHEST)
-    return height * panel.aspect, height
+def size_of(aspect: float, width: float) -> tuple[float, float]:
+    """Width and height of a frame that `width` points are there for."""
+    height = min(width / aspect, HIGHEST)
+    return height * aspect, height
 
 
 def draw_frame(frame: FramePicture, left: float, top: float, grid: Grid, height: float, shapes: list[Shape]) -> float:
@@ -151,7 +152,7 @@ def draw_frame(frame: FramePicture, left: float, top: float, grid: Grid, height:
     for place, panel in enumerate(frame.panels):
         x = left + place * (grid.panel + GAP)
         shapes.append(Text(x, top + LINE / 2, shortened(panel.title, grid.panel, SMALL), SMALL, SOFT))
-        width, own_height = _size(panel, grid.panel)
+        width, own_height = size_of(panel.aspect, grid.panel)
         draw_panel(panel, (x, top + LINE + 2, x + width, top + LINE + 2 + own_height), shapes)
         ends.append(draw_list(panel.boxes, x, top + LINE + 2 + height + GAP, grid.panel, shapes))
     return max(ends, default=top)

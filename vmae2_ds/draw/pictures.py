@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -163,7 +163,6 @@ def animate_reconstruction(clip: Reconstruction, path: Path, frames_per_s: float
     """Write the same views side by side as an endless animation; the suffix chooses GIF or WebP."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     rows = picture_rows(clip)
     panel = 1.5
@@ -183,12 +182,23 @@ def animate_reconstruction(clip: Reconstruction, path: Path, frames_per_s: float
         for image, frames_THWC in zip(images, rows.values(), strict=True):
             image.set_data(frames_THWC[frame])
         canvas.draw()
-        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+        pictures.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
-        pictures[0].save(
-            part, path.suffix[1:], save_all=True, append_images=pictures[1:], duration=1000 / frames_per_s, loop=0
-        )
+        save_animation(pictures, part, path.suffix[1:], frames_per_s)
+
+
+def save_animation(
+    pictures: Iterable[np.ndarray], path: Path, kind: str, frames_per_s: float, software: str | None = None
+) -> None:
+    """Save uint8 (H, W, 3) pictures of one size as an endless animation, a GIF or a WebP that says which `software` made it."""
+    from PIL import Image
+
+    first, *others = map(Image.fromarray, pictures)
+    said: dict[str, Any] = {}
+    if software:
+        said = {"comment": software.encode()} if kind.lower() == "gif" else {"xmp": software.encode()}
+    first.save(path, kind, save_all=True, append_images=others, duration=1000 / frames_per_s, loop=0, **said)
 
 
 def draw_prediction(

@@ -11,14 +11,14 @@ import logging
 import math
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from vmae2_ds.disk import whole_file
+from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FONT = "DejaVu Sans"
 """Comes with matplotlib; where it lacks a letter another font of the machine is taken for that."""
 DOTS_PER_POINT = 2
+SVG_HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n'
 MOST_POINTS = 20_000
 """Height or width of a PNG that is still drawn: Agg takes less than 2^16 dots."""
 
@@ -210,33 +211,54 @@ def _of(number: float) -> str:
 
 
 def write_sheet(sheet: Sheet, path: Path, software: str) -> None:
-    """Write the sheet as a PNG that says which `software` made it; letters that no font has are told once.
+    """Write the sheet as a PNG, or as SVG to a path that ends so, that says which `software` made it.
 
-    Raises ConfigError where it is larger than a PNG can be drawn.
+    Letters that no font has are told once. Raises ConfigError where it is larger than a PNG can be drawn.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".svg":
+        return write_whole(path, f"{SVG_HEAD}<!-- {escape(software)} -->\n{svg_of_sheet(sheet)}\n".encode())
     if (longest := max(sheet.width, sheet.height)) > MOST_POINTS:
         raise ConfigError(
             f"{path}: the picture would be {longest:,.0f} points long, and {MOST_POINTS:,} is the most: draw less on it"
         )
+    figure = _figure_of(sheet, DOTS_PER_POINT, families_of(sheet))
+    with whole_file(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # `families_of` has said so
+        figure.savefig(part, format="png", metadata={"Software": software})
+
+
+def pixels_of(sheet: Sheet, dots_per_point: float, families: list[str]) -> np.ndarray:
+    """The sheet as uint8 (H, W, 3), lettered in the fonts that `families_of` names."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(_figure_of(sheet, dots_per_point, families))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def made_by(path: Path, software: str) -> bool:
+    """Whether a file is a picture or an animation that says so."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 12)
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        tail = file.read()  # where a WebP and an MP4 say it
+    is_picture = head.startswith((b"\x89PNG", b"GIF8", b"RIFF", SVG_HEAD.encode())) or head[4:8] == b"ftyp"
+    return is_picture and software.encode() in head + tail
+
+
+def _figure_of(sheet: Sheet, dots_per_point: float, families: list[str]) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(sheet.width / 72, sheet.height / 72), dpi=72 * DOTS_PER_POINT)
+    figure = Figure(figsize=(sheet.width / 72, sheet.height / 72), dpi=72 * dots_per_point)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, sheet.width)
     axes.set_ylim(sheet.height, 0)
     axes.axis("off")
-    _paint(figure, sheet.shapes, _families(text.text for text in sheet.texts))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # `_families` has said so
-        figure.savefig(part, format="png", metadata={"Software": software})
-
-
-def made_by(path: Path, software: str) -> bool:
-    """Whether a file is a PNG of `write_sheet` by that software."""
-    with open(path, "rb") as file:
-        head = file.read(1024)
-    return head.startswith(b"\x89PNG") and b"Software\0" + software.encode() in head
+    _paint(figure, sheet.shapes, families)
+    return figure
 
 
 def _paint(figure: Figure, shapes: Sequence[Shape], families: list[str]) -> None:
@@ -275,8 +297,8 @@ def _paint(figure: Figure, shapes: Sequence[Shape], families: list[str]) -> None
     axes.set_ylim(height, 0)
 
 
-def _families(texts: Iterable[str]) -> list[str]:
-    """Names of fonts that have the letters between them, FONT first."""
+def families_of(*sheets: Sheet) -> list[str]:
+    """Names of fonts that have all letters of the sheets between them, FONT first; letters that none has are told once."""
     from matplotlib import font_manager
 
     def letters_of(path: str) -> set[int]:
@@ -285,7 +307,13 @@ def _families(texts: Iterable[str]) -> list[str]:
         except (RuntimeError, OSError):  # a font without outlines, or one that is gone
             return set()
 
-    missing = {ord(letter) for text in texts for letter in readable(text) if not letter.isspace()}
+    missing = {
+        ord(letter)
+        for sheet in sheets
+        for text in sheet.texts
+        for letter in readable(text.text)
+        if not letter.isspace()
+    }
     missing -= letters_of(font_manager.findfont(FONT))
     families = [FONT]
     for font in font_manager.fontManager.ttflist:

@@ -40,6 +40,7 @@ def write_frames(
     crf: int,
     kind: str | None = None,
     index_first: bool = False,
+    comment: str = "",
 ) -> int:
     """Encode equally large PyAV frames of even size as H.264 4:2:0, a key frame every `gop` at most; returns how many.
 
@@ -54,6 +55,8 @@ def write_frames(
         raise VideoError("no frames")
     count = 0
     with av.open(str(path), "w", format=kind, options={"movflags": "+faststart"} if index_first else {}) as container:
+        if comment:
+            container.metadata["comment"] = comment
         stream: Any = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = first.height, first.width
         stream.pix_fmt = "yuv420p"
@@ -64,6 +67,21 @@ def write_frames(
             count += 1
         container.mux(stream.encode())
     return count
+
+
+def write_video(
+    path: Path,
+    images: Iterable[np.ndarray],
+    fps: Fraction | int,
+    gop: int = 16,
+    kind: str | None = None,
+    comment: str = "",
+) -> None:
+    """H.264 of uint8 (H, W, 3) images of one even size, a key frame every `gop` at most; the rest as `write_frames` has it."""
+    import av
+
+    frames = (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images)
+    write_frames(path, frames, fps, gop, crf=20, kind=kind, comment=comment)
 
 
 def reencode(source: str | bytes, target: str, short_side: int, gop: int, crf: int) -> Encoded:

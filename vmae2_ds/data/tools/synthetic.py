@@ -9,7 +9,7 @@ What does not move as the class says stays where it is: masked pre-training lear
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -20,7 +20,7 @@ from pydantic import Field
 from vmae2_ds.config.strict import ClipLength, Seed, StrictModel
 from vmae2_ds.console.progress import Ticker, counted, heard
 from vmae2_ds.data.sources.list_formats import csv_line
-from vmae2_ds.data.tools.encode import write_frames
+from vmae2_ds.data.tools.encode import write_video
 from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
 from vmae2_ds.disk import whole_file, write_whole
 from vmae2_ds.errors import ConfigError
@@ -190,12 +190,3 @@ def _look_up(image_HWC: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:
     upper = (1 - right) * image_HWC[top, left] + right * image_HWC[top, left + 1]
     lower = (1 - right) * image_HWC[top + 1, left] + right * image_HWC[top + 1, left + 1]
     return (1 - down) * upper + down * lower
-
-
-def write_video(path: Path, images: Iterable[np.ndarray], fps: int, gop: int = 16, kind: str | None = None) -> None:
-    """H.264 of uint8 (H, W, 3) images of one even size, a key frame every `gop` at most; `kind` is that of `write_frames`."""
-    import av
-
-    write_frames(
-        path, (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images), fps, gop, crf=20, kind=kind
-    )

@@ -23,9 +23,8 @@ from vmae2_ds.downstream.tad.score import TadScores
 from vmae2_ds.downstream.tad.shown_set import Files, ShownSet
 from vmae2_ds.downstream.tad.thumbnails import Thumbnails
 from vmae2_ds.downstream.tad.timelines import Drawn, ShownVideo, key_of, number_text, said_of, timeline_of
-from vmae2_ds.draw.charts import BLUE
 from vmae2_ds.draw.looks import KINDS, icon_of
-from vmae2_ds.draw.pages import templates_of
+from vmae2_ds.draw.pages import Figure, PageTable, TableRow, is_page_of, templates_of
 from vmae2_ds.draw.sheet import readable, svg_of_sheet
 from vmae2_ds.draw.timeline import sheet_of
 from vmae2_ds.errors import VideoError
@@ -37,47 +36,9 @@ MOST_CLASSES = 100
 """Classes in the table of classes."""
 
 
-class Figure(NamedTuple):
-    """One figure of the set."""
-
-    name: str
-    value: str
-    note: str
-
-
-class TableRow(NamedTuple):
-    """A line of a table, with a bar."""
-
-    name: str
-    values: Sequence[str]
-    share: float
-    """Length of the bar."""
-    about: str = ""
-    """What the name means."""
-    colour: str = BLUE
-    icon: str = ""
-    """An SVG element."""
-
-
-class PageTable(NamedTuple):
-    """A table of the page."""
-
-    title: str
-    note: str
-    columns: Sequence[str]
-    rows: Sequence[TableRow]
-
-    @property
-    def is_explained(self) -> bool:
-        """Whether its lines say what their names mean."""
-        return any(row.about for row in self.rows)
-
-
 def is_our_page(path: Path) -> bool:
     """Whether a file is a page that `write_page` wrote."""
-    with open(path, "rb") as file:
-        head = file.read(1 << 13)
-    return head.startswith(b"<!doctype html>") and MARK.encode() in head
+    return is_page_of(path, MARK)
 
 
 class Page(NamedTuple):

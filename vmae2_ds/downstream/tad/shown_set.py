@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vmae2_ds.console.spelling import did_you_mean
+from vmae2_ds.downstream.detection_map import balanced_score
 from vmae2_ds.downstream.tad.annotations import AMBIGUOUS, AnnotatedVideo, Annotations, check_same_set, read_annotations
 from vmae2_ds.downstream.tad.detections import Detections, read_detections
 from vmae2_ds.downstream.tad.mistakes import DETECTION_KINDS, NOT_COUNTED, kinds_of_detections, overlaps_of
@@ -33,21 +33,11 @@ class ShownSet:
 
     @cached_property
     def balanced_score(self) -> float:
-        """The score from which on the predictions have the largest F1 (harmonic mean of precision and recall).
-
-        The highest of several such; the lowest that there is where none is right, or nothing can be compared.
-        """
+        """The score from which on the predictions have the largest F1 (harmonic mean of precision and recall)."""
         predictions = [one for video in self.videos.values() if video.is_compared for one in video.predictions]
         score_N = np.array([one.score for one in predictions])
         is_right_N = np.array([one.kind == "correct" for one in predictions], dtype=bool)
-        if not is_right_N.any():
-            return float(min(score_N, default=-math.inf))
-        order = np.argsort(-score_N, kind="stable")
-        score_N, hits_N = score_N[order], np.cumsum(is_right_N[order])
-        truths = sum(len(video.countable) for video in self.videos.values())
-        f1_N = 2 * hits_N / (np.arange(1, len(score_N) + 1) + truths)
-        f1_N[:-1][score_N[:-1] == score_N[1:]] = -1  # equal scores are taken together
-        return float(score_N[f1_N.argmax()])
+        return balanced_score(score_N, is_right_N, sum(len(video.countable) for video in self.videos.values()))
 
     def worst(self, min_score: float) -> list[ShownVideo]:
         """The videos, those with most mistakes at that score first; of equals the one with the higher false scores."""
