@@ -61,6 +61,10 @@ class FrameScores:
     map_of_group: dict[str, float | None]
     """Mean over AVA's groups of actions; empty for another set's label map."""
     counted: Counted
+    hit_H: Ints
+    """Place in `counted.found` of each detection that finds a true box."""
+    truth_H: Ints
+    """Place in `counted.truth` of the box that it finds."""
     num_excluded: int
     """Excluded key frames that were given."""
 
@@ -126,6 +130,8 @@ def score_frames(
             for name, actions in label_map.groups.items()
         },
         counted=counted,
+        hit_H=hit_H,
+        truth_H=truth_H,
         num_excluded=len(excluded),
     )
 
