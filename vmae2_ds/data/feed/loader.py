@@ -9,7 +9,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -101,6 +101,23 @@ def load_samples(
         worker_init_fn=start_worker,
         pin_memory=default_device().type == "cuda",
         multiprocessing_context="fork" if workers else None,  # the manifests' rows are shared, not copied
+    )
+    return iterate(loader)
+
+
+def load_items(data: DataConfig, dataset: Dataset[Any], order: Sequence[Any]) -> Generator[Any, None, None]:
+    """The dataset's items in that order, read by `data.workers` processes at most. Raises DataError where one dies or hangs."""
+    workers = min(data.workers, len(order))
+    loader = DataLoader(
+        dataset,
+        sampler=order,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=data.prefetch if workers else None,
+        timeout=POLL_S if workers else 0,
+        worker_init_fn=start_worker,
+        pin_memory=default_device().type == "cuda",
+        multiprocessing_context="fork" if workers else None,
     )
     return iterate(loader)
 

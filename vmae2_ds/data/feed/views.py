@@ -8,19 +8,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vmae2_ds.config.finetune import FinetuneConfig, ViewsConfig
 from vmae2_ds.data.clips.crops import crop_resize, view_crops
 from vmae2_ds.data.clips.sampling import TEST_SAMPLERS, middle_clip
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.feed.ahead import ask_ahead
-from vmae2_ds.data.feed.loader import POLL_S, iterate, start_worker
+from vmae2_ds.data.feed.loader import load_items
 from vmae2_ds.data.feed.shared_memory import check_views
 from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.data.sources.labels import check_labels
 from vmae2_ds.data.sources.manifest import Manifest
-from vmae2_ds.dist import Ranks, default_device
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import VideoError
 
 # K views of a video, T frames, S the clip's edge.
@@ -92,19 +92,7 @@ class ViewsDataset(Dataset[ViewedVideo]):
 
     def iterate(self, rows: Sequence[int]) -> Generator[ViewedVideo, None, None]:
         """These rows in order, read by `data.workers` processes. Raises DataError where one of them dies or hangs."""
-        workers = min(self.data.workers, len(rows))
-        loader = DataLoader(
-            self,
-            sampler=rows,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=self.data.prefetch if workers else None,
-            timeout=POLL_S if workers else 0,
-            worker_init_fn=start_worker,
-            pin_memory=default_device().type == "cuda",
-            multiprocessing_context="fork" if workers else None,
-        )
-        return iterate(loader)
+        return load_items(self.data, self, rows)
 
     def answers(
         self, rows: Sequence[int], ask: Callable[[Tensor], Iterable[Tensor]], device: torch.device

@@ -10,19 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.contracts import AvaBatch, ReadFailure
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.feed.dataset import VideoDataset
-from vmae2_ds.data.feed.loader import POLL_S, iterate, start_worker
+from vmae2_ds.data.feed.loader import load_items
 from vmae2_ds.data.readers.common import FrameCount
 from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.data.seeding import Purpose
 from vmae2_ds.data.sources.mixture import Mixture, Source
 from vmae2_ds.data.sources.order import SampleKey
-from vmae2_ds.dist import default_device
 from vmae2_ds.downstream.ava.clip_files import ClipFiles, KeyFrameList, Span
 from vmae2_ds.downstream.ava.framing import Framing, draw, is_left, jittered, whole
 from vmae2_ds.downstream.ava.key_frames import KeyFrames
@@ -148,20 +147,7 @@ class KeyFrameClips(Dataset[list[KeyFrameClip]]):
 
     def iterate(self, rows: Sequence[int]) -> Iterator[KeyFrameClip]:
         """These rows in order, read by `data.workers` processes. Raises DataError where one of them dies or hangs."""
-        runs = self._runs(rows)
-        workers = min(self.data.workers, len(runs))
-        loader = DataLoader(
-            self,
-            sampler=runs,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=self.data.prefetch if workers else None,
-            timeout=POLL_S if workers else 0,
-            worker_init_fn=start_worker,
-            pin_memory=default_device().type == "cuda",
-            multiprocessing_context="fork" if workers else None,
-        )
-        for run in iterate(loader):
+        for run in load_items(self.data, self, self._runs(rows)):
             yield from run
 
     def _runs(self, rows: Sequence[int]) -> list[list[int]]:
