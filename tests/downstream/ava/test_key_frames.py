@@ -12,6 +12,7 @@ import pytest
 from tests.downstream.ava.made_up import write_label_map
 from vmae2_ds.downstream.ava.key_frames import KeyFrames, make_key_frames, read_key_frames
 from vmae2_ds.downstream.ava.label_map import LabelMap, read_label_map
+from vmae2_ds.downstream.ava.person_boxes import make_person_boxes, write_person_boxes
 from vmae2_ds.downstream.ava.rows import make_rows, read_truth
 from vmae2_ds.errors import DataError
 
@@ -117,6 +118,16 @@ def test_a_test_on_detected_people_has_the_key_frames_of_the_truth_and_nobody_el
     assert [frame.score_G.tolist() for frame in always.frames] == [[0.8], [0.9], [1.0], [0.7]]
     alone = make_key_frames([], MAP, boxes=found, box_threshold=0.8, use="boxes")
     assert list(said(alone)) == [("v", 1000), ("v", 2000), ("v", 9000)]
+
+
+def test_files_of_boxes_are_read_and_joined(tmp_path: Path) -> None:
+    (tmp_path / "truth.csv").write_text("v,1,0,0,0.5,1,2\nw,12.5,0,0,0.5,1,2\n")
+    for name, key in (("a", ("v", 1000)), ("b", ("w", 12500))):
+        found = make_person_boxes({key: np.array([[*LEFT, 0.9]])}, tmp_path / name)
+        write_person_boxes(found, tmp_path / f"{name}.csv", "pyslowfast")
+    boxes = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    frames = read_key_frames([tmp_path / "truth.csv"], MAP, boxes=boxes, use="boxes", box_threshold=0.8)
+    assert list(said(frames)) == [("v", 1000), ("w", 12500)]
 
 
 def test_key_frames_of_two_sets_with_other_clocks_are_read_as_one(tmp_path: Path) -> None:

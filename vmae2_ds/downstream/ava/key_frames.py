@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vmae2_ds.console.progress import counted
 from vmae2_ds.downstream.ava.label_map import LabelMap
+from vmae2_ds.downstream.ava.person_boxes import PersonBoxes, read_person_boxes
 from vmae2_ds.downstream.ava.rows import BoxRows, Key, read_excluded, read_truth
 from vmae2_ds.errors import DataError
 
@@ -154,18 +155,26 @@ def read_key_frames(
     label_map: LabelMap,
     *,
     excluded: Sequence[Path] = (),
+    boxes: Sequence[Path] = (),
     **how: Any,
 ) -> KeyFrames:
     """Read the files that name key frames, and join them as `make_key_frames` does, which `how` goes to.
 
     Raises DataError for a file that cannot be read, and as `make_key_frames`.
     """
+    found = [read_person_boxes(file) for file in boxes]
     return make_key_frames(
         [read_truth(file) for file in truth],
         label_map,
-        excluded=frozenset().union(*map(read_excluded, excluded)),
+        excluded=frozenset[Key]().union(*map(read_excluded, excluded)),
+        boxes=found[0] if len(found) == 1 else _together(found) if found else None,
         **how,
     )
+
+
+def _together(files: Sequence[PersonBoxes]) -> dict[Key, NDArray[np.float64]]:
+    keys = dict.fromkeys(key for boxes in files for key in boxes)
+    return {key: np.concatenate([boxes[key] for boxes in files if key in boxes]) for key in keys}
 
 
 def make_key_frames(
@@ -214,7 +223,10 @@ def make_key_frames(
         assert boxes is not None, "checked above"
         named = dict.fromkeys(key for rows in truth for key in rows.keys)
         keys = people if use == "truth_and_proposals" else named if truth else boxes
-    kept = _strided(_included(sorted(keys), excluded, left_out), every_s, every, left_out)
+    ordered = sorted(keys)
+    included = [key for key in ordered if key not in excluded]
+    kept = strided(included, every_s, every)
+    left_out.excluded, left_out.between = len(ordered) - len(included), len(included) - len(kept)
     nothing = _People(np.zeros((0, 4)), np.zeros(0), [])
     found = {}
     for key in kept:
@@ -280,23 +292,20 @@ def _merged(box_N4: NDArray[np.float64], class_N: NDArray[np.int32]) -> _People:
     return _People(np.array(list(of)), np.ones(len(of)), classes)
 
 
-def _included(keys: Sequence[Key], excluded: frozenset[Key], left_out: LeftOut) -> list[Key]:
-    kept = [key for key in keys if key not in excluded]
-    left_out.excluded = len(keys) - len(kept)
-    return kept
+def strided(keys: Sequence[Key], every_s: float, every: int) -> list[Key]:
+    """Those at whole multiples of so many seconds (0: all), and of these each so many-th of a video, the first among them.
 
-
-def _strided(keys: list[Key], every_s: float, every: int, left_out: LeftOut) -> list[Key]:
-    """Keys in order of (video, time)."""
+    `keys` are in the order of (video, time).
+    """
     step_ms = round(1000 * every_s)
-    kept = [key for key in keys if not step_ms or key[1] % step_ms == 0]
     seen: Counter[str] = Counter()
     chosen = []
-    for key in kept:
+    for key in keys:
+        if step_ms and key[1] % step_ms:
+            continue
         if seen[key[0]] % every == 0:
             chosen.append(key)
         seen[key[0]] += 1
-    left_out.between = len(keys) - len(chosen)
     return chosen
 
 
