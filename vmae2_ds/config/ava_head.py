@@ -37,7 +37,7 @@ class RoiHeadConfig(StrictModel):
     """Factor that the linear layer's random initial weights, of deviation 0.02, are multiplied by."""
     exclusive: Literal["none", "all"] | tuple[ClassColumn, ...] = "none"
     """Classes of which a box has one at most: they share one softmax, every other class has a sigmoid of its own. none; all,
-    for sets with a single label; or their places in the label map, counted from 0 (in AVA's, the poses)."""
+    for sets with a single label; or their places in the label map, counted from 0 (AVA's poses: 0 to 12, each named)."""
 
     def exclusive_columns(self, num_classes: int) -> tuple[int, ...]:
         """Places of the classes that share a softmax, in order, of `num_classes`.

@@ -95,6 +95,21 @@ def test_positions_are_those_of_the_clip_that_is_named() -> None:
     torch.testing.assert_close(model.features(clip_BTHWC), tiny().features(clip_BTHWC))
 
 
+def test_in_bf16_the_whole_model_is_near_float64() -> None:
+    """Two blocks that round to 8 bits move no logit by more than a twentieth of their deviation, on a wide clip."""
+    clip_BTHWC = torch.rand(2, 4, 64, 112, 3, generator=torch.Generator().manual_seed(0))
+    box_BG4 = torch.tensor([[[2.0, 3, 60, 50], [9, 9, 100, 40]]] * 2)
+    weights = tiny(head={"init_scale": 20}).state_dict()
+    exact, narrow = tiny().double(), tiny()
+    for model in (exact, narrow):
+        model.load_state_dict(weights)
+    with torch.no_grad():
+        expected_BGC, found_BGC = exact(clip_BTHWC, box_BG4.double()), narrow.bfloat16()(clip_BTHWC, box_BG4)
+    assert (expected_BGC.dtype, found_BGC.dtype) == (torch.float64, torch.float32)
+    assert expected_BGC.std() > 1
+    assert (found_BGC - expected_BGC).abs().max() < expected_BGC.std() / 20
+
+
 def test_a_clip_that_is_no_multiple_of_the_patch_is_refused() -> None:
     with pytest.raises(ConfigError, match="width 72 is not a positive multiple of the cube's 16"):
         tiny()(torch.zeros(1, 4, 64, 72, 3), torch.zeros(1, 1, 4))
