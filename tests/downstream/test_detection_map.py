@@ -22,6 +22,10 @@ def by_definition(way: str, hits: list[bool], num_truths: int) -> float:
     def best_from(recall: Fraction) -> Fraction:
         return max((precision for reached, precision in points if reached >= recall), default=Fraction(0))
 
+    if way == "trapezoids":
+        before = [(Fraction(0), Fraction(1)), *points]
+        areas = [(r - r0) * (p + p0) / 2 for (r, p), (r0, p0) in zip(points, before, strict=False)]
+        return float(sum(areas, Fraction(0)))
     if way == "11 points":
         return float(sum(best_from(Fraction(i, 10)) for i in range(11)) / 11)
     steps = [Fraction(n + 1, num_truths) for n in range(sum(hits))]
@@ -48,7 +52,9 @@ def test_average_precision_is_its_definition(way: str) -> None:
 def test_the_ways_differ_on_a_curve_that_can_be_done_by_hand() -> None:
     is_hit_TN = np.array([[True, False, False, True]])  # precisions 1, 1/2, 1/3, 1/2 of 2 truths
     found = {way: function(is_hit_TN, 2)[0] for way, function in AVERAGE_PRECISION.items()}
-    assert found == pytest.approx({"all points": 0.75, "11 points": (6 * 1 + 5 * 0.5) / 11, "not interpolated": 0.75})
+    expected = {"all points": 0.75, "11 points": (6 * 1 + 5 * 0.5) / 11, "not interpolated": 0.75}
+    assert found == pytest.approx({**expected, "trapezoids": (1 + (1 / 2 + 1 / 3) / 2) / 2})
     is_hit_TN = np.array([[False, True, True]])
     found = {way: function(is_hit_TN, 2)[0] for way, function in AVERAGE_PRECISION.items()}
-    assert found == pytest.approx({"all points": 2 / 3, "11 points": 2 / 3, "not interpolated": (1 / 2 + 2 / 3) / 2})
+    expected = {"all points": 2 / 3, "11 points": 2 / 3, "not interpolated": (1 / 2 + 2 / 3) / 2}
+    assert found == pytest.approx({**expected, "trapezoids": ((0 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2})

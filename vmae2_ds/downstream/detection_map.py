@@ -1,4 +1,4 @@
-"""Average precision of detections that were matched already: the three ways that published scorers take it from a curve.
+"""Average precision of detections that were matched already: the four ways that published scorers take it from a curve.
 
 T thresholds, N detections, the best score first.
 """
@@ -72,9 +72,17 @@ def balanced_score(score_N: Floats, is_right_N: Hits, num_truths: int) -> float:
     return float(score_N[f1_N.argmax()])
 
 
+def trapezoids(is_hit_TN: Hits, num_truths: int) -> Floats:
+    """Area under straight lines between the points, from precision 1 at recall 0, (T,): ACT, MOC."""
+    precision_TN, _ = precision_recall(is_hit_TN, num_truths)
+    before_TN = np.concatenate((np.ones_like(precision_TN[:, :1]), precision_TN[:, :-1]), axis=1)
+    return np.asarray(((precision_TN + before_TN) / 2 * is_hit_TN).sum(axis=1) / num_truths)
+
+
 ELEVEN = np.arange(11) / 10
 AVERAGE_PRECISION: dict[str, Callable[[Hits, int], Floats]] = {
     "all points": all_points,
     "11 points": eleven_points,
     "not interpolated": not_interpolated,
+    "trapezoids": trapezoids,
 }
