@@ -104,6 +104,7 @@ WITHOUT_TORCH = (
     "downstream.ava.clip_files",
     "downstream.ava.key_frames",
     "downstream.ava.label_map",
+    "downstream.ava.row_columns",
     "downstream.ava.row_files",
     "downstream.ava.rows",
     "downstream.ava.score",

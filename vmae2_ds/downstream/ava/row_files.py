@@ -16,13 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae2_ds.console.progress import counted
+from vmae2_ds.downstream.ava.row_columns import NotPlain, TextColumns
 from vmae2_ds.errors import DataError
 
 _Read = TypeVar("_Read", int, float)
-PIECE_BYTES = 1 << 22
+PIECE_BYTES = 1 << 20
+"""Read at a time: the columns of so much text stay in the cache."""
 LONGEST_LINE = 1 << 16
 LATEST_S = 1e12
 MOST_COLUMNS = 8
+MOST_ID = 2**31
 BOX = ("x1", "y1", "x2", "y2")
 
 
@@ -47,6 +50,7 @@ class RowFile:
 
     def __init__(self, file: Path, kind: RowKind) -> None:
         self.file, self.kind = file, kind
+        self._frame_of_text: dict[bytes, int] = {}
         self.frame_of: dict[tuple[str, int], int] = {}
         """(video, time in ms) -> index of the key frame, in the order of the file."""
 
@@ -59,7 +63,11 @@ class RowFile:
         yield self._columns([])
         first_line = 1
         for text in self._texts():
-            yield self._by_hand(text, first_line)
+            try:
+                piece = self._plain(text)
+            except NotPlain:
+                piece = self._by_hand(text, first_line)
+            yield piece
             first_line += text.count(b"\n")
 
     def _texts(self) -> Iterator[bytes]:
@@ -74,6 +82,40 @@ class RowFile:
                     yield text + raw.readline(LONGEST_LINE)
         except OSError as error:
             raise DataError(f"{self.file}: {error.strerror}") from None
+
+    def _plain(self, text: bytes) -> list[NDArray[Any]]:
+        """All rows at once; raises NotPlain where they have to be read one after the other."""
+        table = TextColumns(text, MOST_COLUMNS)
+        is_found = self.kind is RowKind.DETECTIONS
+        if table.columns not in COLUMNS[self.kind] or (is_found and not table.is_full_L.all()):
+            raise NotPlain
+        keys, run_L = table.keys()
+        frame_L = np.array([self._frame(key) for key in keys], np.int32)[run_L]
+        if table.columns == 2:
+            return self._columns([])
+        frame = frame_L[table.is_full_L]
+        box = np.stack([table.numbers(column) for column in range(2, 6)], axis=1)
+        label = table.whole(6, MOST_ID, empty_too=is_found)
+        if is_found:
+            last = table.numbers(7)
+        elif table.columns == 8:
+            last = table.whole(7, MOST_ID, empty_too=True).astype(np.float64)
+        else:
+            last = np.full(len(frame), -1.0)
+        return [frame, box, label.astype(np.int32), last]
+
+    def _frame(self, text: bytes) -> int:
+        frame = self._frame_of_text.get(text)
+        if frame is None:
+            video, time = (part.strip() for part in text.decode("utf-8", "surrogateescape").split(","))
+            try:
+                key = video, time_ms_of(time)
+            except ValueError:
+                raise NotPlain from None
+            if not video:
+                raise NotPlain
+            frame = self._frame_of_text[text] = self.frame_of.setdefault(key, len(self.frame_of))
+        return frame
 
     def _by_hand(self, text: bytes, first_line: int) -> list[NDArray[Any]]:
         """Rows one after the other: what is written in any way that a csv file can be, and what is wrong."""
@@ -133,7 +175,7 @@ def _number(text: str, most: float = math.inf) -> float:
     return number
 
 
-def _whole(text: str, most: float = 2**31) -> int:
+def _whole(text: str, most: float = MOST_ID) -> int:
     number = _number(text, most)
     if number != int(number):
         raise ValueError
