@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.case import Case
 from benchmarks.cases import (
     attention,
+    ava_score,
     ceilings,
     checkpoint,
     checkpointing,
@@ -54,6 +55,7 @@ CASES: dict[str, Case] = {
     "guards": guards.CASE,
     "extraction": extraction.CASE,
     "tad_score": tad_score.CASE,
+    "ava_score": ava_score.CASE,
     "real_run": real_run.CASE,
 }
 """In the order of a full run."""

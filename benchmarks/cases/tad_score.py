@@ -146,12 +146,17 @@ def _plain_precision(
         hits.append(free is not None)
         if free is not None:
             taken.add((name, free))
+    return average_precision(hits, sum(map(len, truth.values())))
+
+
+def average_precision(hits: Sequence[bool], num_truths: int) -> float:
+    """VOC 2011's area for detections, the best first, and whether each is a hit."""
     best, area, right = 0.0, 0.0, sum(hits)
     for rank in range(len(hits), 0, -1):
         best = max(best, right / rank)
         area += best * hits[rank - 1]
         right -= hits[rank - 1]
-    return area / sum(map(len, truth.values()))
+    return area / num_truths
 
 
 def _overlap(one: Span, other: Span) -> float:

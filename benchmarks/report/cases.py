@@ -52,6 +52,7 @@ ABOUT = {
     "guards": "What looking for spikes and hangs adds to a step.",
     "extraction": "Features of long videos, each frame decoded once, beside each window decoded anew, as published.",
     "tad_score": "Reading and scoring detections in long videos, beside plain Python loops and ActionFormer's scorer of PyPI.",
+    "ava_score": "Reading and scoring up to 26 million rows of people and actions, beside the published way, frame by frame.",
     "planner": "Time and memory of a step by the planner, and how far they are from the measured ones.",
     "prediction": "Step times of other sizes from rates fitted to one size, and how far they are from measured ones.",
 }
