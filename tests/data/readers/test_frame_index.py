@@ -23,6 +23,8 @@ from tests.data.frames import read_frames
 from tests.data.odd_videos import FRAMES, ODD_VIDEOS, encoded, number_of, pieces_of, rewritten
 from tests.data.readers.test_table import within_limit
 from vmae2_ds.data.entry import ReadAs, VideoEntry
+from vmae2_ds.data.readers import known_index
+from vmae2_ds.data.readers.frame_index import index_frames
 from vmae2_ds.data.readers.table import read_clip
 from vmae2_ds.data.tools.encode import reencode
 from vmae2_ds.data.tools.scan import decode_all
@@ -131,7 +133,9 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ODD_VIDEOS if name not in REFUSED])
-def test_frames_are_those_of_a_whole_decode_for_reader_probe_check_and_prepare(tmp_path: Path, name: str) -> None:
+def test_frames_are_those_of_a_whole_decode_for_reader_probe_check_and_prepare(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = ODD_VIDEOS[name](tmp_path)
     expected = rgb(path)
     length = len(expected)
@@ -140,6 +144,9 @@ def test_frames_are_those_of_a_whole_decode_for_reader_probe_check_and_prepare(t
     assert length_of(path) == length
     np.testing.assert_array_equal(read_frames(path, np.arange(length)), expected)
     for number in {0, 1, length // 3, length // 2, 2 * length // 3, length - 2, length - 1} & set(range(length)):
+        np.testing.assert_array_equal(read_frames(path, np.array([number]))[0], expected[number], err_msg=f"{number}")
+    monkeypatch.setattr(known_index, "LONG", 1)  # the first of these reads keeps the file's index for the others
+    for number in (length // 2, length - 1, 0, length // 3):
         np.testing.assert_array_equal(read_frames(path, np.array([number]))[0], expected[number], err_msg=f"{number}")
     clip = np.arange(length // 4, length, 3)
     np.testing.assert_array_equal(read_frames(path.read_bytes(), clip), expected[clip])
@@ -150,6 +157,32 @@ def test_frames_are_those_of_a_whole_decode_for_reader_probe_check_and_prepare(t
     assert reencode(str(path), str(copy), 256, 8, 12).frames == length
     copied = read_frames(copy, np.arange(length))
     assert [number_of(frame) for frame in copied] == [number_of(frame) for frame in expected]
+
+
+def test_a_long_file_is_gone_through_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def noted(*given: Any) -> Any:
+        passes.append(given[0])
+        return index_frames(*given)
+
+    monkeypatch.setattr(known_index, "index_frames", noted)
+    monkeypatch.setattr(known_index, "LONG", 40)
+    monkeypatch.setattr(known_index, "MOST_FRAMES", 100)
+    path, others = encoded(tmp_path / "a.mp4"), [encoded(tmp_path / f"{name}.mp4") for name in "bc"]
+
+    def read(file: Path, number: int) -> int:
+        return number_of(read_frames(file, np.array([number]))[0])
+
+    assert [read(path, number) for number in (30, 3)] == [30, 3]
+    assert len(passes) == 1
+    encoded(path, range(10, 60))
+    assert [read(path, number) for number in (30, 3)] == [40, 13]
+    assert len(passes) == 2, "it is another file now"
+    for other in others:
+        read(other, 3)
+    read(path, 3)
+    assert len(passes) == 5, "two of 40 frames were read since, and 100 are kept"
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -177,6 +177,13 @@ def index_frames(video: Video, container: Any, stream: Any) -> FrameIndex:
         raise VideoError(f"its frames cannot be counted: damaged or truncated ({error.strerror})") from None
 
 
+def read_first(container: Any, stream: Any) -> None:
+    """Take in what a decoder needs of a file's head, before the first seek, where the file is not indexed (`_first_time`)."""
+    packet = next(data_packets(container, stream))
+    if packet is not None:
+        _first_time(container, stream, packet)
+
+
 def rate_of(steps: np.ndarray, stream: Any) -> Fraction | None:
     """Frames a second from the time between frames, pauses left out; the header's rate where it agrees, or nothing else tells.
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from vmae2_ds.data.readers.common import Choose, FrameCount, Video, choose_checked, in_chosen_order
-from vmae2_ds.data.readers.frame_index import FrameIndex, in_order, index_frames, opened, steps
+from vmae2_ds.data.readers.frame_index import FrameIndex, in_order, opened, steps
+from vmae2_ds.data.readers.known_index import known_index
 from vmae2_ds.errors import VideoError
 
 # T frames asked for, H x W pixels as stored and turned upright, 3 colours (RGB).
@@ -28,7 +29,7 @@ def stream_pyav(video: Video, choose: Choose, count: FrameCount | None = None) -
     """
     count = count or FrameCount()
     with opened(video) as (container, stream):
-        index = index_frames(video, container, stream)
+        index = known_index(video, container, stream)
         count.off_s = index.off_s(stream.time_base)
         indices = choose_checked(choose, len(index.times), index.fps)
         wanted = _Wanted(index, sorted(set(indices)), count)
