@@ -58,7 +58,7 @@ def test_extended_boxes_features_logits_and_loss_are_those_of_the_published_code
     box_BG4, is_box_BG = padded(expected["box_K4"], numbers["boxes_of_clips"])
     target_BGC, _ = padded(expected["target_KC"], numbers["boxes_of_clips"])
 
-    wider_BG4 = extended(box_BG4, (0.1, 0.05), *x_BCTHW.shape[-2:])
+    wider_BG4 = extended(box_BG4, (0.1, 0.05), torch.tensor([x_BCTHW.shape[-2:]]))
     torch.testing.assert_close(wider_BG4[is_box_BG], expected["extended_K4"], **GOLDEN_TOLERANCE)
     with torch.no_grad():
         pooled_KD = model.head.pooled(model.features(clip_BTHWC), box_BG4)

@@ -107,12 +107,24 @@ def test_in_bf16_the_head_computes_in_float32_what_float64_gives() -> None:
 def test_boxes_are_extended_in_a_test_alone_and_cut_off_at_the_last_pixel() -> None:
     box_BG4 = torch.tensor([[[10.0, 20.0, 29.0, 59.0], [0.0, 0.0, 99.0, 63.0], [150.0, -90.0, 160.0, -80.0]]])
     wider_BG4 = torch.tensor([[[9.0, 19.0, 30.0, 60.0], [0.0, 0.0, 99.0, 63.0], [99.0, 0.0, 99.0, 0.0]]])
-    torch.testing.assert_close(extended(box_BG4, (0.1, 0.05), 64, 100), wider_BG4)
+    torch.testing.assert_close(extended(box_BG4, (0.1, 0.05), torch.tensor([[64, 100]])), wider_BG4)
     head, feature_BTHWD = made_head(), features(4, 7, clips=1)
-    wider_BG4 = extended(box_BG4, (0.1, 0.05), 4 * 16, 7 * 16)
+    wider_BG4 = extended(box_BG4, (0.1, 0.05), torch.tensor([[4 * 16, 7 * 16]]))
     as_they_are = made_head(box_extension=(0, 0))
     torch.testing.assert_close(head(feature_BTHWD, box_BG4), as_they_are(feature_BTHWD, wider_BG4))
     torch.testing.assert_close(head.train()(feature_BTHWD, box_BG4), as_they_are(feature_BTHWD, box_BG4))
+
+
+def test_an_extended_box_ends_where_its_own_picture_does_not_where_the_clip_was_filled_up_to() -> None:
+    box_BG4 = torch.tensor([[[40.0, 10.0, 99.0, 59.0]]]).expand(2, -1, -1)
+    picture_B2 = torch.tensor([[60, 100], [58, 104]])
+    wider_BG4 = extended(box_BG4, (0.1, 0.05), picture_B2)
+    torch.testing.assert_close(wider_BG4[:, 0], torch.tensor([[37, 8.75, 99, 59], [37, 8.75, 102, 57]]))
+    head, feature_BTHWD = made_head(), features(4, 7)
+    as_they_are = made_head(box_extension=(0, 0))
+    found_BGC = head(feature_BTHWD, box_BG4, picture_B2)
+    torch.testing.assert_close(found_BGC, as_they_are(feature_BTHWD, wider_BG4))
+    assert not torch.equal(found_BGC, head(feature_BTHWD, box_BG4))
 
 
 @pytest.mark.parametrize("aligned", [False, True])

@@ -27,12 +27,13 @@ class PersonActionModel(WholeClipModel):
         if seed is not None:
             self.init_weights(seed)
 
-    def forward(self, clip_BTHWC: Tensor, box_BG4: Tensor) -> Tensor:
+    def forward(self, clip_BTHWC: Tensor, box_BG4: Tensor, picture_B2: Tensor | None = None) -> Tensor:
         """Clips of one height and width, uint8 or in [0, 1], and boxes in their pixels -> logits (B, G, C), float32.
 
-        What comes of boxes that are padding means nothing. Raises ConfigError for clips that are no multiple of a cube.
+        What comes of boxes that are padding means nothing. `picture_B2` is as of `RoiHead`: in a test, extended boxes do not
+        leave the picture for what was filled up. Raises ConfigError for clips that are no multiple of a cube.
         """
-        return self.head(self.features(clip_BTHWC), box_BG4)
+        return self.head(self.features(clip_BTHWC), box_BG4, picture_B2)
 
     def features(self, clip_BTHWC: Tensor) -> Tensor:
         """Every token behind the norm: (B, T', H', W', D)."""

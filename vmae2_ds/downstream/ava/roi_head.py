@@ -30,19 +30,26 @@ class RoiHead(Linear):
         super().__init__(width, num_classes)
         self.config, self.patch = config, patch
 
-    def forward(self, feature_BTHWD: Tensor, box_BG4: Tensor) -> Tensor:  # type: ignore[override]
-        """Features behind the encoder's norm, and boxes in pixels (x1 y1 x2 y2) -> logits (B, G, C), float32 at least."""
-        pooled_KD = self.pooled(feature_BTHWD, box_BG4)
+    def forward(  # type: ignore[override]
+        self, feature_BTHWD: Tensor, box_BG4: Tensor, picture_B2: Tensor | None = None
+    ) -> Tensor:
+        """Features behind the encoder's norm, and boxes in pixels (x1 y1 x2 y2) -> logits (B, G, C), float32 at least.
+
+        `picture_B2`: height and width in pixels of what is shown of each clip, where the rest was filled up; default: all.
+        """
+        pooled_KD = self.pooled(feature_BTHWD, box_BG4, picture_B2)
         logits_KC = F.linear(pooled_KD, self.weight.to(pooled_KD.dtype), self.bias.to(pooled_KD.dtype))
         return logits_KC.view(*box_BG4.shape[:2], self.out_features)
 
-    def pooled(self, feature_BTHWD: Tensor, box_BG4: Tensor) -> Tensor:
+    def pooled(self, feature_BTHWD: Tensor, box_BG4: Tensor, picture_B2: Tensor | None = None) -> Tensor:
         """What the linear layer sees of each box: (K, D). In a test boxes are extended as `extended` does."""
         config, (num_clips, _, rows, columns, _) = self.config, feature_BTHWD.shape
         dtype = torch.promote_types(feature_BTHWD.dtype, torch.float32)
         feature_BDHW = feature_BTHWD.mean(dim=1, dtype=dtype).permute(0, 3, 1, 2)
         if not self.training and any(config.box_extension):
-            box_BG4 = extended(box_BG4, config.box_extension, rows * self.patch, columns * self.patch)
+            if picture_B2 is None:
+                picture_B2 = _row((rows * self.patch, columns * self.patch), like=box_BG4)[None]
+            box_BG4 = extended(box_BG4, config.box_extension, picture_B2)
         clip_BG1 = _numbers(num_clips, like=box_BG4)[:, None, None].expand(-1, box_BG4.shape[1], 1)
         roi_K5 = torch.cat([clip_BG1.to(dtype), box_BG4.to(dtype)], dim=-1).flatten(0, 1)
         cell_KDSS = roi_align(
@@ -59,18 +66,25 @@ def _numbers(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device)
 
 
-def extended(box_BG4: Tensor, extension: tuple[float, float], height: int, width: int) -> Tensor:
-    """Boxes made larger about their middles by these parts of their width and height, and cut off at the picture's borders.
+@once_per_device
+def _row(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).to(device)
+
+
+def extended(box_BG4: Tensor, extension: tuple[float, float], picture_B2: Tensor) -> Tensor:
+    """Boxes made larger about their middles by these parts of their width and height, and cut off at the borders of pictures
+    of these heights and widths.
 
     Published (docs/PAPER.md#spatial-detection): corners are pixels, so that a box is x2 - x1 + 1 wide, and the last pixel of a
     picture is width - 1. A box beyond the borders becomes one without width; none is left out.
     """
     first_BG2, last_BG2 = box_BG4[..., :2], box_BG4[..., 2:]
-    size_BG2 = last_BG2 - first_BG2 + 1
-    more_BG2 = torch.stack([size_BG2[..., 0] * (extension[0] / 2), size_BG2[..., 1] * (extension[1] / 2)], dim=-1)
-    x_BG2, y_BG2 = torch.stack([first_BG2 - more_BG2, last_BG2 + more_BG2], dim=-1).unbind(dim=-2)
-    x_BG2, y_BG2 = x_BG2.clamp(0, width - 1), y_BG2.clamp(0, height - 1)
-    return torch.stack([x_BG2[..., 0], y_BG2[..., 0], x_BG2[..., 1], y_BG2[..., 1]], dim=-1)
+    more_BG2 = (last_BG2 - first_BG2 + 1) * (_row(extension, like=box_BG4) / 2)
+    border_B12 = (picture_B2.flip(-1) - 1).unsqueeze(-2)
+    corners = (
+        corner_BG2.clamp(min=0).minimum(border_B12) for corner_BG2 in (first_BG2 - more_BG2, last_BG2 + more_BG2)
+    )
+    return torch.cat(list(corners), dim=-1)
 
 
 def probabilities(logits_XC: Tensor, exclusive: tuple[int, ...] = ()) -> Tensor:
