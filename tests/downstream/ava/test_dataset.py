@@ -163,6 +163,7 @@ def test_a_test_sees_each_key_frame_whole_with_its_people_in_their_boxes(tmp_pat
     for clip in found:
         assert clip.clip_THWC is not None
         assert clip.clip_THWC.shape == (8, 40, 64, 3), "36 x 60, filled up to multiples of 8"
+        assert clip.picture_2.tolist() == [36, 60]
         np.testing.assert_allclose(clip.box_G4[0], green_in(clip.clip_THWC[4]), atol=1)
         second = frames[clip.row].time_ms // 1000
         expected = np.clip(np.arange(10 * second - 8, 10 * second + 8, 2), 0, 59)

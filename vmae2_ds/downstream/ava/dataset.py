@@ -113,6 +113,8 @@ class KeyFrameClip(NamedTuple):
     """uint8: the whole picture, filled up to multiples of the patch."""
     box_G4: Tensor
     """float32 x1 y1 x2 y2 in pixels of the clip; none where it could not be read."""
+    picture_2: Tensor
+    """int64 height and width in pixels of the picture in the clip: what is not filled up."""
     reason: str | None
 
 
@@ -167,7 +169,8 @@ class KeyFrameClips(Dataset[list[KeyFrameClip]]):
         try:
             frames_THWC = self.files.read(self._reader, key, self._span)
         except VideoError as error:
-            return KeyFrameClip(row, None, torch.zeros(0, 4), f"{self.files.file_of(key)}: {error}")
+            nothing = torch.zeros(2, dtype=torch.int64)
+            return KeyFrameClip(row, None, torch.zeros(0, 4), nothing, f"{self.files.file_of(key)}: {error}")
         framing = self._framing(frames_THWC.shape)
         return self._clip(row, framing, framing.clip(torch.from_numpy(frames_THWC)))
 
@@ -195,4 +198,4 @@ class KeyFrameClips(Dataset[list[KeyFrameClip]]):
 
     def _clip(self, row: int, framing: Framing, clip_THWC: Tensor) -> KeyFrameClip:
         box_G4 = framing.boxes(self.key_frames[row].box_G4)
-        return KeyFrameClip(row, clip_THWC, torch.from_numpy(box_G4).float(), None)
+        return KeyFrameClip(row, clip_THWC, torch.from_numpy(box_G4).float(), torch.tensor(framing.cut), None)
