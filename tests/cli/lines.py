@@ -19,6 +19,7 @@ from vmae2_ds.data.tools.prepare import PrepareArguments
 from vmae2_ds.data.tools.shards import IndexShardsArguments
 from vmae2_ds.data.tools.synthetic import SynthArguments
 from vmae2_ds.doctor.doctor import DoctorArguments
+from vmae2_ds.downstream.ava.detect import AvaDetectArguments
 from vmae2_ds.downstream.ava.score_report import AvaScoreArguments
 from vmae2_ds.downstream.classify.evaluate import EvaluateArguments
 from vmae2_ds.downstream.classify.predict import PredictArguments
@@ -47,6 +48,8 @@ LINES: dict[str, str] = {
     "extract": "{file} --manifest {list} --out {new}",
     "tad": "tad_desk --data.annotations {segments} --data.features {features}",
     "tad detect": "{file} --out {new}.json",
+    "ava": "ava_desk --data.truth {rows} --data.label-map {actions} --data.videos {features}",
+    "ava detect": "{file} --out {new}.csv",
     "visualize": "{file} --manifest {list}",
     "tad score": "--gt {file} --pred {file}",
     "tad show": "{video} --pred {file} --out {new}.png",
@@ -77,6 +80,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "predict": PredictArguments,
     "extract": ExtractArguments,
     "tad detect": TadDetectArguments,
+    "ava detect": AvaDetectArguments,
     "visualize": VisualizeArguments,
     "tad score": ScoreArguments,
     "tad show": ShowArguments,
@@ -104,9 +108,12 @@ MODELS: dict[str, type[BaseModel]] = {
 
 def line_of(verb: str, folder: Path) -> list[str]:
     """The words of a verb's line, with what it names made in `folder`."""
-    names = ["list.csv", "file.safetensors", "hosts", "new", "video.mp4", "segments.json", "features"]
+    names = ["list.csv", "file.safetensors", "hosts", "new", "video.mp4"]
+    names += ["segments.json", "features", "rows.csv", "actions.txt"]
     places = {name: folder / name for name in names}
     places["segments.json"].write_text('{"database": {}}')
+    places["rows.csv"].write_text("video,0902,0.1,0.2,0.3,0.4,1,0\n")
+    places["actions.txt"].write_text("".join(f"action {number}\n" for number in range(15)))
     places["features"].mkdir(exist_ok=True)
     places["list.csv"].write_text("path,label,source\nvideo.mp4,0,a\n")
     places["hosts"].write_text("node1 slots=8\nnode2 slots=8\n")

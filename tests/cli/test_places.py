@@ -33,13 +33,14 @@ FILES = {
     "export": ("--out", "x.pth"),
     "probe": ("--out", "x.json"),
     "tad detect": ("--out", "x.json"),
+    "ava detect": ("--out", "x.csv"),
     "tad show": ("--out", "x.png"),
     "tune": ("--out", "x.json"),
     "launch slurm": ("--out", "x.sh"),
 }
 """Verbs that write a file, the option that names it, and a name that it could have."""
-WRITES_NOTHING = {"flops", "memory", "plan", "doctor", "launch hosts", "launch doctor"}
-WRITES_A_RUN = {"pretrain", "finetune", "distil", "tad"}
+WRITES_NOTHING = {"ava score", "flops", "memory", "plan", "doctor", "launch hosts", "launch doctor"}
+WRITES_A_RUN = {"pretrain", "finetune", "distil", "tad", "ava"}
 """`train.run` is held, made and refused by open_run_folder: tests/runs/test_folder.py."""
 
 

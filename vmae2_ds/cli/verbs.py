@@ -99,6 +99,15 @@ def tad_detect(args: list[str]) -> None:
     _say_once(str(result))
 
 
+def ava_detect(args: list[str]) -> None:
+    """Say what people in boxes do, and write it for scorers: vmae2 ava detect RUN --out FILE.csv [--boxes FILE]."""
+    from vmae2_ds.downstream.ava.detect import AvaDetectArguments
+    from vmae2_ds.downstream.ava.detect import ava_detect as run
+
+    result = call(run, AvaDetectArguments, "vmae2 ava detect", args)
+    _say_once(str(result))
+
+
 def visualize(args: list[str]) -> None:
     """Draw clips of a run as its model sees and completes them: frames, both masks, reconstruction; PNG and animation."""
     from vmae2_ds.downstream.visualize import VisualizeArguments
@@ -313,6 +322,7 @@ VERBS: dict[str, Verb] = {
     "probe": probe,
     "extract": extract,
     "tad detect": tad_detect,
+    "ava detect": ava_detect,
     "visualize": visualize,
     "tad score": tad_score,
     "tad show": tad_show,

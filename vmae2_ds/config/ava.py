@@ -165,10 +165,6 @@ class AvaDataConfig(DataConfig):
                 f"boxes={self.boxes[0]}: training on the truth alone (train_on=truth) sees no detected people; leave them out, "
                 "or set --data.train-on truth_and_proposals"
             )
-        if self.val_boxes and not self.val_truth:
-            raise ValueError(
-                f"val_boxes={self.val_boxes[0]}: there is nothing to measure on; give --data.val-truth FILE"
-            )
         return self
 
     @property
@@ -260,3 +256,7 @@ def check_is_named(config: AvaConfig) -> None:
         )
     if data.videos is None:
         raise ConfigError("no videos named: give --data.videos FOLDER, which holds those of --data.truth")
+    if data.val_boxes and not data.val_truth:
+        raise ConfigError(
+            f"--data.val-boxes {data.val_boxes[0]}: nothing says what is right in them; give --data.val-truth FILE"
+        )

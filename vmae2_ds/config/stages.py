@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.config.distil import DistilConfig
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.pretrain import PretrainConfig
@@ -103,6 +104,16 @@ STAGES: dict[str, StageEntry] = {
         check="vmae2_ds.config.tad:check_is_named",
         videos="vmae2_ds.downstream.tad.videos:open_videos",
     ),
+    "ava": StageEntry(
+        AvaConfig,
+        "spatial detection",
+        "Say what people in boxes do: train an encoder with a head on boxes: vmae2 ava RECIPE --data.truth FILE "
+        "--data.label-map FILE --data.videos FOLDER --train.init WEIGHTS.",
+        recipes="vmae2_ds.recipes.ava:AVA_RECIPES",
+        training="vmae2_ds.downstream.ava.stage:AVA_TRAINING",
+        check="vmae2_ds.config.ava:check_is_named",
+        videos="vmae2_ds.downstream.ava.videos:open_videos",
+    ),
 }
 """Every stage by its name."""
 
@@ -122,8 +133,10 @@ def read_run_config(path: Path) -> RunConfig:
     return config.changed(**paths)
 
 
-def _found_from(folder: Path, key: str, value: object) -> Path | str | None:
-    """A setting that names a file relative to `folder`, from there; None for all others, and where it is gone."""
+def _found_from(folder: Path, key: str, value: object) -> object:
+    """A setting that names a file, or several, relative to `folder`, from there; None for all others, and where it is gone."""
+    if isinstance(value, tuple) and value and all(isinstance(file, Path) for file in value):
+        return tuple(_found_from(folder, key, file) or file for file in value)
     if (not isinstance(value, Path) and key != "mixture") or value is None:
         return None
     path = folder / str(value)

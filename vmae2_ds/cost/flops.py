@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 
@@ -63,8 +64,8 @@ def mae_macs(
     )
 
 
-def classifier_macs(model: ClassifierConfig, geometry: ClipGeometry) -> int:
-    """Work of one clip through the classifier, which sees every cube."""
+def classifier_macs(model: ClassifierConfig | AvaModelConfig, geometry: ClipGeometry) -> int:
+    """Work of one clip through the classifier, which sees every cube; of a head on boxes its layer for one box."""
     embed = geometry.num_cubes * geometry.cube_values * model.encoder.width
     blocks = model.encoder.depth * block_macs(model.encoder, geometry.num_cubes)
     return embed + blocks + model.encoder.width * model.num_classes

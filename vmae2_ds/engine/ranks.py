@@ -20,6 +20,8 @@ from vmae2_ds.errors import RankLost
 log = logging.getLogger(__name__)
 TIMEOUT_S = 1800.0
 """Seconds that ranks wait for each other where nothing else is set: PyTorch's under gloo."""
+LONGEST_WAIT_S = 3 * 86400.0
+"""Ranks that have done their videos wait for those that have longer ones: three days at most."""
 GLOO_LETS_GO_S = 0.2
 """A thread of gloo drops a collective's tensors after it has told that it is done. One that does so while Python ends aborts
 the process (pytorch/pytorch pull request 179291), and references of DeepSpeed's keep it from being joined."""

@@ -62,11 +62,16 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
         "labels": f"--data.labels: the names in {getattr(config.data, 'labels', None)}",
         "ds_config": f"--train.ds-config: in the content of {config.train.ds_config} more than how states are split",
         "teacher": "--teacher: the model that answers",
+        "actions": "--data.label-map: the actions that it names",
         "answers": "--distil.cache: where the teacher's answers come from",
     }
     identity_now = {**identity, "ds_config": _beyond_splitting(identity["ds_config"])}
     identity_before["ds_config"] = _beyond_splitting(identity_before["ds_config"])
     named = getattr(config.data, "annotations", None)
+    if truth := getattr(config.data, "truth", None):
+        said["manifest"] = (
+            f"--data.truth: what {truth[0]}, or another file of it, boxes or exclusions, says of the key frames"
+        )
     if named is not None:
         said["manifest"] = f"--data.annotations: what {named} says of the subset"
     changed = [

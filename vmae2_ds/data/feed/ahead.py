@@ -13,6 +13,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 Moved = TypeVar("Moved")
+Asked = TypeVar("Asked", Tensor, tuple[Tensor, ...])
 
 
 class CopyStream:
@@ -36,8 +37,8 @@ class CopyStream:
 
 def ask_ahead(
     items: Iterator[T],
-    move: Callable[[T], Tensor | None],
-    ask: Callable[[Tensor], Iterable[Tensor]],
+    move: Callable[[T], Asked | None],
+    ask: Callable[[Asked], Iterable[Tensor]],
     device: torch.device,
 ) -> Iterator[tuple[T, list[Tensor]]]:
     """Each item, and the answers to it on the host; on CUDA an item's are waited for once the next has been asked about.
@@ -57,7 +58,7 @@ def ask_ahead(
         moved = copies.send(move, item)
         answers: list[Tensor] = []
         if moved is not None:
-            copies.arrive([moved])
+            copies.arrive([moved] if isinstance(moved, Tensor) else moved)
             answers = [answer.to("cpu", non_blocking=True) for answer in ask(moved)]
         are_there = torch.cuda.Event()
         are_there.record(torch.cuda.current_stream(device))

@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the sig
 log = logging.getLogger(__name__)
 
 WHAT: dict[str, Pooling] = {"windows": "window", "video": "video", "tokens": "tokens"}
-LONGEST_WAIT_S = 3 * 86400.0
-"""Ranks that have done their videos wait for those that have longer ones: three days at most."""
 
 
 def extract(asked: ExtractArguments) -> Extracted:
@@ -52,7 +50,7 @@ def extract(asked: ExtractArguments) -> Extracted:
 
     from vmae2_ds.config.stages import with_options
     from vmae2_ds.downstream.features.into_folder import extract_into
-    from vmae2_ds.engine.ranks import meet_ranks, start_ranks, stop_ranks
+    from vmae2_ds.engine.ranks import LONGEST_WAIT_S, meet_ranks, start_ranks, stop_ranks
     from vmae2_ds.runs.open import clip_line, open_model
     from vmae2_ds.runs.ready import encoder_of
     from vmae2_ds.weights.source import read_given

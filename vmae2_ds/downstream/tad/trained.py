@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.config.tad import TadConfig, check_is_named
-from vmae2_ds.dist import default_device
 from vmae2_ds.downstream.features.sidecar import FeatureInfo
 from vmae2_ds.downstream.tad.objective import DetectActions, tad_objective
 from vmae2_ds.downstream.tad.videos import feature_info
 from vmae2_ds.errors import ConfigError
-from vmae2_ds.runs.folder import find_checkpoint
 from vmae2_ds.runs.open import is_run
+from vmae2_ds.runs.trained import made_ready, open_trained
 from vmae2_ds.weights.layouts import StateDict
 
 
@@ -59,19 +57,11 @@ def open_head(source: Path, mean: bool | None = None) -> TrainedHead:
             f"{source} is not a run: a file of weights does not say what features its head was trained on; give the run, or "
             f"start another one from it: --train.init {source}"
         )
-    config, checkpoint = find_checkpoint(source)
-    if not isinstance(config, TadConfig):
-        raise ConfigError(f"{source} is a {config.stage} run, which finds no actions; train a head: vmae2 tad RECIPE")
-    if mean and not config.optim.ema_decay:
-        raise ConfigError(f"{source} keeps no running mean of its weights; leave out --weights ema")
-    mean = config.optim.ema_decay > 0 if mean is None else mean
-    return TrainedHead(config, read_weights(checkpoint, mean=mean), checkpoint)
+    otherwise = "finds no actions; train a head: vmae2 tad RECIPE"
+    run = open_trained(source, TadConfig, otherwise, mean)
+    return TrainedHead(run.config, run.weights, run.checkpoint)
 
 
 def detector_of(config: TadConfig, weights: StateDict) -> DetectActions:
     """The objective with these weights, in the precision of `config`, on this process's device."""
-    objective = tad_objective(config)
-    objective.model.load_state_dict(weights, assign=True)  # not copied: with an encoder they are gigabytes
-    if config.train.precision == "bf16":
-        objective.bfloat16()
-    return objective.to(default_device()).eval()
+    return made_ready(tad_objective(config), weights, config)
