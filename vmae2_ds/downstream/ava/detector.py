@@ -33,12 +33,20 @@ class FoundInFrame(NamedTuple):
     """Why not."""
 
 
+class _Seen(NamedTuple):
+    """What the model takes."""
+
+    clip_BTHWC: Tensor
+    box_BG4: Tensor
+    picture_B2: Tensor
+
+
 class _Pass(NamedTuple):
     """Clips of one height and width for the model, or clips that are not there, for which it is not asked."""
 
     clips: list[KeyFrameClip]
-    seen: tuple[Tensor, Tensor] | None
-    """The clips (B, T, H, W, 3) and their boxes (B, G, 4). Without clips: a blank pass, beside those of other ranks."""
+    seen: _Seen | None
+    """What is shown to the model. Without clips: a blank pass, beside those of other ranks."""
 
 
 def chunks_of(rows: Sequence[int], at_once: int) -> list[Sequence[int]]:
@@ -96,13 +104,15 @@ def _shape(clip: KeyFrameClip) -> tuple[int, ...]:
     return tuple(clip.clip_THWC.shape)
 
 
-def _batch(alike: list[KeyFrameClip]) -> tuple[Tensor, Tensor]:
+def _batch(alike: list[KeyFrameClip]) -> _Seen:
     """Clips of one shape, and their boxes, zeros where one has fewer than another."""
     clips = [clip.clip_THWC for clip in alike if clip.clip_THWC is not None]
-    return torch.stack(clips), padded([clip.box_G4 for clip in alike])[0]
+    box_BG4, _ = padded([clip.box_G4 for clip in alike])
+    return _Seen(torch.stack(clips), box_BG4, torch.stack([clip.picture_2 for clip in alike]))
 
 
-def _blank(clips: KeyFrameClips) -> tuple[Tensor, Tensor]:
+def _blank(clips: KeyFrameClips) -> _Seen:
     """A clip of nothing."""
     frames, size = clips.data.num_frames, clips.data.size
-    return torch.zeros(1, frames, size, size, 3, dtype=torch.uint8), torch.zeros(1, 1, 4)
+    clip_BTHWC = torch.zeros(1, frames, size, size, 3, dtype=torch.uint8)
+    return _Seen(clip_BTHWC, torch.zeros(1, 1, 4), torch.tensor([[size, size]]))

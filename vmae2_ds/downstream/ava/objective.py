@@ -43,9 +43,9 @@ class NameActions(nn.Module):
         some_alone = len(self.exclusive) < batch.target_BGC.shape[-1]
         return learnt_boxes(batch.target_BGC, batch.is_box_BG, self.loss, any_class=some_alone).sum()
 
-    def probabilities(self, clip_BTHWC: Tensor, box_BG4: Tensor) -> Tensor:
-        """How likely each action is in each box, padding too: (B, G, C) float32."""
-        return probabilities(self.model(clip_BTHWC, box_BG4), self.exclusive)
+    def probabilities(self, clip_BTHWC: Tensor, box_BG4: Tensor, picture_B2: Tensor | None = None) -> Tensor:
+        """How likely each action is in each box, padding too: (B, G, C) float32. Arguments as the model's."""
+        return probabilities(self.model(clip_BTHWC, box_BG4, picture_B2), self.exclusive)
 
 
 def ava_objective(config: AvaConfig) -> NameActions:
