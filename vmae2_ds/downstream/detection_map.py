@@ -72,6 +72,13 @@ def balanced_score(score_N: Floats, is_right_N: Hits, num_truths: int) -> float:
     return float(score_N[f1_N.argmax()])
 
 
+def trapezoids_of_ranks(rank_H: NDArray[np.int64], num_truths: int) -> float:
+    """What `trapezoids` has, from the places of the hits alone, as `all_points_of_ranks`."""
+    hits_H = np.arange(1, len(rank_H) + 1)
+    before_H = np.divide(hits_H - 1, rank_H - 1, out=np.ones(len(rank_H)), where=rank_H > 1)
+    return float((hits_H / rank_H + before_H).sum() / 2 / num_truths)
+
+
 def trapezoids(is_hit_TN: Hits, num_truths: int) -> Floats:
     """Area under straight lines between the points, from precision 1 at recall 0, (T,): ACT, MOC."""
     precision_TN, _ = precision_recall(is_hit_TN, num_truths)
@@ -80,6 +87,10 @@ def trapezoids(is_hit_TN: Hits, num_truths: int) -> Floats:
 
 
 ELEVEN = np.arange(11) / 10
+OF_RANKS: dict[str, Callable[[NDArray[np.int64], int], float]] = {
+    "all points": all_points_of_ranks,
+    "trapezoids": trapezoids_of_ranks,
+}
 AVERAGE_PRECISION: dict[str, Callable[[Hits, int], Floats]] = {
     "all points": all_points,
     "11 points": eleven_points,

@@ -34,6 +34,14 @@ def average_precision(flags: Sequence[bool], truths: int) -> float:
     return area
 
 
+def trapezoids(flags: Sequence[bool], truths: int) -> float:
+    """Straight lines from point to point, the first with precision 1 at recall 0."""
+    points = [(0.0, 1.0)] + [
+        (sum(flags[:place]) / truths, sum(flags[:place]) / place) for place in range(1, len(flags) + 1)
+    ]
+    return sum((after[0] - before[0]) * (after[1] + before[1]) / 2 for before, after in itertools.pairwise(points))
+
+
 def slow_score(
     truth: Sequence[Row],
     bare_frames: Collection[tuple[str, int]],
@@ -55,6 +63,8 @@ def slow_score(
             by_frame[row[:2]].append((-row[4], place))
         kept = sorted(place for places in by_frame.values() for _, place in sorted(places)[:cap])
         rows = [rows[place] for place in kept]
+    elif protocol == "act":
+        pass
     elif protocol == "mmaction2":
         rows = [row for row in rows if row[:2] not in excluded and row[:2] in {row[:2] for row in known}]
     else:
@@ -62,6 +72,7 @@ def slow_score(
         rows = [row for row in rows if row[:2] not in excluded]
     if protocol != "mmaction2":
         rows = [row for row in rows if row[2][0] < row[2][2] and row[2][1] < row[2][3]]
+    average = trapezoids if protocol == "act" else average_precision
     results: dict[int, float | None] = {}
     bounds = []
     for action in ids:
@@ -76,20 +87,20 @@ def slow_score(
             video, time, box, _, _ = mine[place]
             best, best_iou = None, -1.0
             for number, (other_video, other_time, other, _, _) in enumerate(true):
-                if (other_video, other_time) == (video, time):
+                if (other_video, other_time) == (video, time) and not (protocol == "act" and number in taken):
                     shared = overlap(box, other, protocol == "mmaction2")
                     if shared > best_iou:
                         best, best_iou = number, shared
             if best is not None and best_iou >= iou and best not in taken:
                 taken.add(best)
                 hits.add(place)
-        results[action] = average_precision([place in hits for place in by_score], len(true))
+        results[action] = average([place in hits for place in by_score], len(true))
         ends = []
         for hits_first in (False, True):
             flags = []
             for _, run in itertools.groupby(by_score, key=lambda place: mine[place][4]):
                 flags += sorted((place in hits for place in run), reverse=hits_first)
-            ends.append(average_precision(flags, len(true)))
+            ends.append(average(flags, len(true)))
         bounds.append(ends)
     meant = [value for value in results.values() if value is not None]
     mean = sum(meant) / len(meant) if meant else 0.0

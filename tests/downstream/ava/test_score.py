@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.downstream.ava.slow_scorer import Row, average_precision, slow_score
+from tests.downstream.ava.slow_scorer import Row, average_precision, slow_score, trapezoids
 from tests.golden_data import GOLDEN, golden_json
 from vmae2_ds.downstream.ava import counted_rows
 from vmae2_ds.downstream.ava.label_map import LabelMap, read_label_map
 from vmae2_ds.downstream.ava.protocols import FRAME_PROTOCOLS, FrameProtocolName
 from vmae2_ds.downstream.ava.rows import BoxRows, make_rows, read_detections, read_excluded, read_truth
 from vmae2_ds.downstream.ava.score import FrameScores, score_frames
-from vmae2_ds.downstream.detection_map import all_points, all_points_of_ranks
+from vmae2_ds.downstream.detection_map import all_points, all_points_of_ranks, trapezoids_of_ranks
 from vmae2_ds.errors import ConfigError, DataError
 
 REAL = Path(__file__).parents[4] / "shared/data/annotations/ava"
@@ -47,7 +47,7 @@ def a_map(*ids: int) -> LabelMap:
     return LabelMap(Path("actions.pbtxt"), ids, tuple(f"do {number}" for number in ids))
 
 
-@pytest.mark.parametrize("protocol", FRAME_PROTOCOLS)
+@pytest.mark.parametrize("protocol", EXPECTED["protocols"])
 def test_each_protocol_gives_its_published_scorers_numbers(protocol: FrameProtocolName) -> None:
     truth, found, label_map, excluded = a_set("protocols")
     found = not_inside_out(found) if protocol == "mmaction2" else found
@@ -163,7 +163,8 @@ def test_random_sets_are_scored_as_plain_loops_do(protocol: FrameProtocolName, m
             found = [row for row in found if row[2][0] <= row[2][2]]
         iou = random.Random(seed).choice([0.5, 0.25, 0.75, 1.0])
         if not any(
-            row[3] in ids and (row[:2] not in excluded or protocol in ("activitynet", "mmaction2")) for row in truth
+            row[3] in ids and (row[:2] not in excluded or protocol in ("activitynet", "mmaction2", "act"))
+            for row in truth
         ):
             continue
         expected, ap_of, bounds = slow_score(truth, bare, found, ids, excluded, protocol, iou, cap=4)
@@ -186,6 +187,8 @@ def test_the_area_from_ranks_is_the_area_from_flags() -> None:
             expected = average_precision(flags.tolist(), truths)
             assert all_points_of_ranks(ranks, truths) == pytest.approx(expected, abs=1e-12)
             assert all_points(flags[None], truths)[0] == pytest.approx(expected, abs=1e-12)
+            expected = trapezoids(flags.tolist(), truths)
+            assert trapezoids_of_ranks(ranks, truths) == pytest.approx(expected, abs=1e-12)
     assert all_points_of_ranks(np.zeros(0, np.int64), 3) == 0
 
 

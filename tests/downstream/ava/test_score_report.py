@@ -9,7 +9,6 @@ import pytest
 
 from tests.cli.lines import answer, refusal
 from tests.golden_data import GOLDEN, golden_json
-from vmae2_ds.downstream.ava.protocols import FRAME_PROTOCOLS
 
 GT, DET, TIED, MAP, EXCLUDED = (
     str(GOLDEN / "ava" / f"protocols_{name}")
@@ -64,7 +63,7 @@ def test_rows_cut_from_a_full_key_frame_by_equal_scores_are_told(
     assert "10 were cut from the best of their key frame by it" in page
 
 
-@pytest.mark.parametrize("protocol", FRAME_PROTOCOLS)
+@pytest.mark.parametrize("protocol", EXPECTED["protocols"])
 def test_json_holds_the_same_numbers_in_full(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     det = tmp_path / "det.csv"
     rows = [line.split(",") for line in Path(DET).read_text().splitlines()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FrameProtocolName = Literal["activitynet", "legacy", "legacy_pyslowfast", "mmaction2"]
+FrameProtocolName = Literal["activitynet", "legacy", "legacy_pyslowfast", "mmaction2", "act"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class FrameProtocol:
     """Whether a class without a detection is left out of the mean; else its average precision is 0."""
     is_float32: bool = False
     """Whether overlaps are computed in single precision."""
+    tries_next: bool = False
+    """Whether a detection whose true box is taken by a better one goes for the next that it overlaps enough, or is wrong."""
+    average: Literal["all points", "trapezoids"] = "all points"
 
 
 FRAME_PROTOCOLS: dict[FrameProtocolName, FrameProtocol] = {
@@ -54,5 +57,11 @@ FRAME_PROTOCOLS: dict[FrameProtocolName, FrameProtocol] = {
         refuses_inside_out=True,
         leaves_out_undetected=True,
         is_float32=True,
+    ),
+    "act": FrameProtocol(
+        "ACT's and MOC's scorer, for UCF101-24 and JHMDB: the next true box where the best is taken, precision by trapezoids",
+        excludes=False,
+        tries_next=True,
+        average="trapezoids",
     ),
 }

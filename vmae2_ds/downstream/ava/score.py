@@ -5,7 +5,7 @@ C classes, K detections that count, H of them that find a true box.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from vmae2_ds.downstream.ava.counted_rows import Counted, CountedRows, Ints, count_rows, pieces_of
 from vmae2_ds.downstream.ava.label_map import LabelMap
 from vmae2_ds.downstream.ava.matching import area_of, found_truths
-from vmae2_ds.downstream.ava.protocols import FRAME_PROTOCOLS, FrameProtocolName
+from vmae2_ds.downstream.ava.protocols import FRAME_PROTOCOLS, FrameProtocol, FrameProtocolName
 from vmae2_ds.downstream.ava.rows import BoxRows, Key
-from vmae2_ds.downstream.detection_map import all_points_of_ranks
+from vmae2_ds.downstream.detection_map import OF_RANKS
 from vmae2_ds.errors import ConfigError, DataError
 
 SIZES = ("small", "medium", "large")
@@ -113,9 +113,14 @@ def score_frames(
     counted = count_rows(truth, detections, label_map, excluded, how)
     score_N = detections.score_N if how.by_score else None
     hit_H, truth_H = found_truths(
-        counted.found, counted.truth, iou, score_N, np.float32 if how.is_float32 else np.float64
+        counted.found,
+        counted.truth,
+        iou,
+        score_N,
+        np.float32 if how.is_float32 else np.float64,
+        tries_next=how.tries_next,
     )
-    scores = _class_scores(counted, hit_H, truth_H, leaves_out_undetected=how.leaves_out_undetected)
+    scores = _class_scores(counted, hit_H, truth_H, how)
     classes = dict(zip(label_map.ids, scores, strict=True))
     meant = [score for score in scores if score.ap is not None]
     return FrameScores(
@@ -136,7 +141,7 @@ def score_frames(
     )
 
 
-def _class_scores(counted: Counted, hit_H: Ints, truth_H: Ints, *, leaves_out_undetected: bool) -> list[ClassScore]:
+def _class_scores(counted: Counted, hit_H: Ints, truth_H: Ints, how: FrameProtocol) -> list[ClassScore]:
     found, truth = counted.found, counted.truth
     num_classes = truth.num_classes
     size_G = _sizes(truth)
@@ -156,8 +161,9 @@ def _class_scores(counted: Counted, hit_H: Ints, truth_H: Ints, *, leaves_out_un
         score = found.rows.score_N[found.row_K[mine]]
         by_score = np.argsort(-score, kind="stable")
         mine = mine[by_score]
-        is_meant = truths_S.sum() > 0 and (len(mine) > 0 or not leaves_out_undetected)
-        scores.append(_class_score(score[by_score], is_hit_K[mine], size_K[mine], truths_S, is_meant=bool(is_meant)))
+        is_meant = truths_S.sum() > 0 and (len(mine) > 0 or not how.leaves_out_undetected)
+        average = OF_RANKS[how.average] if is_meant else None
+        scores.append(_class_score(score[by_score], is_hit_K[mine], size_K[mine], truths_S, average))
     return scores
 
 
@@ -166,15 +172,17 @@ def _class_score(
     is_hit_K: NDArray[np.bool_],
     size_K: NDArray[np.int8],
     truths_S: Ints,
-    *,
-    is_meant: bool,
+    average: Callable[[Ints, int], float] | None,
 ) -> ClassScore:
-    """Score the K detections of a class, which come the best first; `truths_S`: its true boxes of each size."""
+    """Score the K detections of a class, which come the best first.
+
+    truths_S: the class's true boxes of each size; average: None where the class is not in the mean.
+    """
     truths = int(truths_S.sum())
     start_T = np.flatnonzero(np.r_[True, score_K[1:] != score_K[:-1]])[: len(score_K)]  # T runs of equal scores
     length_T = np.diff(np.r_[start_T, len(score_K)])
     tied = int(length_T[length_T > 1].sum())
-    if not is_meant:
+    if average is None:
         return ClassScore(None, (None,) * len(SIZES), truths, len(score_K), 0.0, 0.0, tied)
     place_H = np.flatnonzero(is_hit_K)
     run_H = np.searchsorted(start_T, place_H, "right") - 1
@@ -185,14 +193,14 @@ def _class_score(
     for size, number in enumerate(truths_S.tolist()):
         is_of_size_K = size_K == size
         rank_K = np.cumsum(is_of_size_K)
-        of_size.append(all_points_of_ranks(rank_K[is_of_size_K & is_hit_K], number) if number else None)
+        of_size.append(average(rank_K[is_of_size_K & is_hit_K], number) if number else None)
     return ClassScore(
-        all_points_of_ranks(place_H + 1, truths),
+        average(place_H + 1, truths),
         tuple(of_size),
         truths,
         len(score_K),
-        all_points_of_ranks(last_H, truths),
-        all_points_of_ranks(first_H, truths),
+        average(last_H, truths),
+        average(first_H, truths),
         tied,
     )
 

@@ -45,7 +45,8 @@ class AvaScoreArguments(StrictModel):
     """Whose way of counting; the numbers of two protocols cannot be compared. activitynet: today's official scorer, the 50 best
     detections of a key frame; legacy: the official scorer before, as VideoMAE-Action-Detection has it; legacy_pyslowfast:
     PySlowFast's copy of that, which matches in the order of the file; mmaction2: only key frames with truth, and only
-    classes that were detected."""
+    classes that were detected; act: what papers report for UCF101-24 and JHMDB, but for the width of a pixel, which vmae2 ava
+    score-tubes adds."""
     iou: float = Field(0.5, gt=0, le=1)
     """Overlap over union from which on a detection finds a true box."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
