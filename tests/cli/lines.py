@@ -21,6 +21,8 @@ from vmae2_ds.data.tools.synthetic import SynthArguments
 from vmae2_ds.doctor.doctor import DoctorArguments
 from vmae2_ds.downstream.ava.detect import AvaDetectArguments
 from vmae2_ds.downstream.ava.score_report import AvaScoreArguments
+from vmae2_ds.downstream.ava.tube_convert import ConvertArguments
+from vmae2_ds.downstream.ava.tube_report import ScoreTubesArguments
 from vmae2_ds.downstream.classify.evaluate import EvaluateArguments
 from vmae2_ds.downstream.classify.predict import PredictArguments
 from vmae2_ds.downstream.features.arguments import ExtractArguments
@@ -54,6 +56,8 @@ LINES: dict[str, str] = {
     "tad score": "--gt {file} --pred {file}",
     "tad show": "{video} --pred {file} --out {new}.png",
     "ava score": "--gt {file} --det {file} --labelmap {file}",
+    "ava score-tubes": "--gt {file} --det {file} --labelmap {file}",
+    "ava convert": "{file} --out {new} --fps 25",
     "data synth": "{new} --train-videos 4 --val-videos 4 --size 32",
     "data index": "{list} --out {new}",
     "data check": "{list} --out {new}",
@@ -85,6 +89,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "tad score": ScoreArguments,
     "tad show": ShowArguments,
     "ava score": AvaScoreArguments,
+    "ava score-tubes": ScoreTubesArguments,
+    "ava convert": ConvertArguments,
     "data synth": SynthArguments,
     "data index": IndexArguments,
     "data check": CheckArguments,

@@ -24,6 +24,7 @@ FOLDERS = {
     "evaluate": "--out",
     "predict": "--out",
     "tad score": "--out",
+    "ava convert": "--out",
     "distil-cache": "--distil.cache",
 }
 """Verbs that write a folder, and the option that names it; nothing: the first word."""
@@ -35,6 +36,7 @@ FILES = {
     "tad detect": ("--out", "x.json"),
     "ava detect": ("--out", "x.csv"),
     "tad show": ("--out", "x.png"),
+    "ava score-tubes": ("--out", "x.pkl"),
     "tune": ("--out", "x.json"),
     "launch slurm": ("--out", "x.sh"),
 }

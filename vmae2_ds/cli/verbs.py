@@ -145,6 +145,23 @@ def tad_show(args: list[str]) -> None:
     say(str(call(run, ShowArguments, "vmae2 tad show", args)))
 
 
+def ava_score_tubes(args: list[str]) -> None:
+    """Score action tubes, video mAP and frame mAP: vmae2 ava score-tubes --gt FILE --det FILE [--protocol NAME] [--json]."""
+    from vmae2_ds.downstream.ava.tube_report import ScoreTubesArguments, describe, score, scores_json
+
+    def shown(asked: ScoreTubesArguments) -> Mapping[str, Any] | str:
+        return scores_json(score(asked)) if asked.json_ else describe(score(asked))
+
+    _show(call(shown, ScoreTubesArguments, "vmae2 ava score-tubes", args))
+
+
+def ava_convert(args: list[str]) -> None:
+    """Annotations of tubes (UCF101-24, JHMDB, MultiSports) to AVA csv: vmae2 ava convert FILE.pkl --out FOLDER --fps N."""
+    from vmae2_ds.downstream.ava.tube_convert import ConvertArguments, convert
+
+    say(str(call(convert, ConvertArguments, "vmae2 ava convert", args)))
+
+
 def data_synth(args: list[str]) -> None:
     """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
 
@@ -327,6 +344,8 @@ VERBS: dict[str, Verb] = {
     "tad score": tad_score,
     "tad show": tad_show,
     "ava score": ava_score,
+    "ava score-tubes": ava_score_tubes,
+    "ava convert": ava_convert,
     "data synth": data_synth,
     "data index": data_index,
     "data check": data_check,

@@ -23,22 +23,22 @@ class LinkConfig(StrictModel):
 
     iou: float = Field(0.5, ge=0, le=1)
     """Least overlap of a box with the tube's last one (MOC and mmaction2 0.5, ACT 0.2, ROAD 0.1)."""
-    overlap_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    overlap_weight: float = Field(0.0, ge=0, le=10**6)
     """What overlap is worth beside the score where several boxes are near enough. 0: the best score wins (ACT, MOC, ROAD);
     1: the largest sum of score and overlap, as Gkioxari and Malik add them."""
-    gap: int = Field(0, ge=0)
+    gap: int = Field(0, ge=0, le=10**6)
     """Steps in a row without a box that a tube outlives; frames between get interpolated boxes (mmaction2 0, ROAD 2, ACT 4)."""
-    stride: int = Field(1, ge=1)
+    stride: int = Field(1, ge=1, le=10**6)
     """Frames from one detected frame to the next, a step; frames between get interpolated boxes."""
     nms: float = Field(0.6, ge=0, le=1)
     """Boxes of a class and frame that overlap a better one by more have their score times 1 - overlap (MOC 0.6). 1: none."""
-    most: int = Field(10, ge=1)
+    most: int = Field(10, ge=1, le=10**6)
     """Boxes kept of each class and frame, the best (ACT, MOC and ROAD 10)."""
-    min_length: int = Field(15, ge=1)
+    min_length: int = Field(15, ge=1, le=10**6)
     """Frames of the shortest tube that counts (ACT and MOC 15, ROAD 8)."""
     min_score: float = Field(0.005, ge=0, le=1)
     """Least mean score of a tube that counts (ACT and MOC 0.005)."""
-    trim: float | None = Field(None, ge=0, allow_inf_nan=False)
+    trim: float | None = Field(None, ge=0, le=10**6)
     """Cut tubes in time where the class is no longer seen: frames are labelled action or not, and what a change of label costs
     is this (ROAD 3 or 5, there with all classes as labels); default: tubes are not cut."""
 

@@ -134,13 +134,22 @@ def seconds_of(time_ms: int) -> str:
     return f"{whole:04d}" if not rest else f"{time_ms / 1000:.3f}".rstrip("0")
 
 
-def _lines(rows: BoxRows) -> Iterator[str]:
-    for video in rows.videos:
+def names_in_csv(videos: Sequence[str]) -> list[str]:
+    """Names of videos as csv files hold them: in quotes where they have a comma.
+
+    Raises:
+        DataError: A name that no csv file can hold.
+    """
+    for video in videos:
         if any(character in video for character in '\n\r"') or video != video.strip():
             raise DataError(
                 f"the video {video!r} has a name that no csv file can hold: rename it without quotes and breaks"
             )
-    names = [f'"{video}"' if "," in video else video for video in rows.videos]
+    return [f'"{video}"' if "," in video else video for video in videos]
+
+
+def _lines(rows: BoxRows) -> Iterator[str]:
+    names = names_in_csv(rows.videos)
     heads = [
         f"{names[video]},{seconds_of(time)}" for video, time in zip(rows.video_F, rows.time_ms_F.tolist(), strict=True)
     ]

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from vmae2_ds.downstream.ava.protocols import FrameProtocolName
 from vmae2_ds.downstream.ava.tubes import Floats, Ints, Tubes, overlaps, ranges, suppress
 from vmae2_ds.downstream.detection_map import AVERAGE_PRECISION
 from vmae2_ds.downstream.in_turn import choose_in_turn
@@ -36,6 +37,8 @@ class TubeProtocol:
     average: Literal["all points", "trapezoids"]
     suppress: float | None
     """Tubes of a class and video that overlap a better one by more are left out; None: none are."""
+    frames: FrameProtocolName
+    """How frame mAP is counted, by all boxes of all frames."""
     without: tuple[str, ...] = ()
     """Classes that are not scored."""
 
@@ -52,6 +55,7 @@ TUBE_PROTOCOLS: dict[TubeProtocolName, TubeProtocol] = {
         tries_next=True,
         average="trapezoids",
         suppress=0.3,
+        frames="act",
     ),
     "multisports": TubeProtocol(
         "MultiSports's scorer: pixels without a width, time without its last frame, the best truth or none, 60 of 66 classes",
@@ -60,6 +64,7 @@ TUBE_PROTOCOLS: dict[TubeProtocolName, TubeProtocol] = {
         tries_next=False,
         average="all points",
         suppress=None,
+        frames="legacy",
         without=MULTISPORTS_WITHOUT,
     ),
     "plain": TubeProtocol(
@@ -69,6 +74,7 @@ TUBE_PROTOCOLS: dict[TubeProtocolName, TubeProtocol] = {
         tries_next=False,
         average="all points",
         suppress=None,
+        frames="legacy",
     ),
 }
 
