@@ -21,6 +21,9 @@ VideosAre = Literal["movies", "clips", "frames"]
 """How the frames around a key frame are kept on disk."""
 
 
+KEY_FRAMES_AT_ONCE = 8
+"""Key frames of one video, one after the other, that a test decodes in one go: a frame on the way to several clips is decoded
+once, and what a worker hands over stays some tens of megabytes."""
 ClipAround = Literal["videomae_ad", "pyslowfast"]
 """Where the key frame lies in its clip, by the names of downstream/ava/clip_files.py:FIRST."""
 

@@ -13,6 +13,7 @@ from tests.downstream.ava.made_up import ava_config, grey, numbers_in, write_lab
 from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.contracts import AvaBatch
 from vmae2_ds.data.feed.loader import load_samples
+from vmae2_ds.data.feed.shared_memory import key_frames_bytes, tensor_bytes
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.sources.order import SampleKey
 from vmae2_ds.downstream.ava.clip_files import ClipFiles, list_of
@@ -112,13 +113,16 @@ def test_a_sample_is_a_function_of_seed_and_key_on_any_workers(tmp_path: Path) -
 
 
 def test_a_video_that_cannot_be_used_is_named_and_another_key_frame_taken(tmp_path: Path) -> None:
-    config = walkers(tmp_path)
+    config = walkers(tmp_path, size=40, short_side=(48, 48))
     (tmp_path / "videos" / "v0.mp4").write_text("no video")
     with (tmp_path / "truth.csv").open("a") as file:
         file.write("\nv1,77,0,0,0.5,1,3,0")
-    sample = dataset_of(config)[SampleKey(0, 1)]
-    assert sample.failures
-    assert all(Path(failure.path).name == "v0.mp4" and "text" in failure.reason for failure in sample.failures)
+    for row in range(4):
+        sample = dataset_of(config)[SampleKey(0, row)]
+        assert sample.failures
+        assert {Path(failure.path).name for failure in sample.failures} <= {"v0.mp4", "v1.mp4"}
+        assert sample.failures[0].reason == "text, not a video"
+        np.testing.assert_allclose(sample.box_G4[0], green_in(sample.clip_TSSC[4]), atol=1.3)
     late = dataset_of(config)[SampleKey(0, 8)].failures[0]
     assert Path(late.path).name == "v1.mp4"
     assert "no frame at the key time 0077 s: that would be frame 770 of 40" in late.reason
@@ -151,6 +155,22 @@ def test_a_batch_is_filled_up_with_boxes_that_are_none(tmp_path: Path) -> None:
     assert (batch.box_BG4[0, 1] == 0).all()
     assert batch.box_BG4[1, 1].tolist() == [0, 0, 24, 24]
     assert all(tensor.dtype == torch.float32 for tensor in (batch.box_BG4, batch.target_BGC))
+
+
+def test_what_workers_hold_is_known_before(tmp_path: Path) -> None:
+    config = walkers(tmp_path, workers=3, prefetch=2, num_frames=64, test_short_side=36)
+    dataset = dataset_of(config)
+    batch = dataset.collate([dataset[SampleKey(0, row)] for row in range(2)])
+    said = tensor_bytes(config)
+    assert said[0] == batch.clip_BTHWC.nbytes
+    people = batch.is_box_BG.shape[1]
+    assert [8 // people * tensor.nbytes for tensor in batch[1:]] == said[1:], "eight people are counted on"
+    run = KeyFrameClips(config, key_frames_of(config))[[0]]
+    assert run[0].clip_THWC is not None
+    ahead = (
+        8 * (3 * 2 + 1) * run[0].clip_THWC.nbytes
+    )  # eight key frames in one go, six of them made ahead and one in use
+    assert key_frames_bytes(config, (HEIGHT, WIDTH)) == pytest.approx(ahead, rel=0.02)
 
 
 def test_a_test_sees_each_key_frame_whole_with_its_people_in_their_boxes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae2_ds.config.ava import AvaConfig
+from vmae2_ds.config.ava import KEY_FRAMES_AT_ONCE, AvaConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import DataConfig, RunConfig
 from vmae2_ds.config.tad import TadConfig
@@ -30,6 +30,8 @@ WHOLE_FRAME = (320, 568)
 Kinetics is kept, at 16:9."""
 ACTIONS = 100
 """Actions taken for a stretch of a long video, of whose bytes they are the least."""
+PEOPLE = 8
+"""People taken for the clip of a batch that has most of them, of whose bytes they are the least."""
 _INDEX, _FLOAT = 8, 4  # bytes
 MIB = 2**20
 
@@ -63,18 +65,31 @@ def views_bytes(data: DataConfig, views: int) -> int:
     return _when_ahead(data, [views * _clip_bytes(data)])
 
 
+def key_frames_bytes(config: AvaConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) -> int:
+    """Bytes of /dev/shm that testing on key frames takes on one rank; clips are as wide as their videos are."""
+    return _when_ahead(config.data, _of_key_frames(config, whole_frame))
+
+
 def check_run(config: RunConfig, ranks: Ranks) -> None:
     """Compare what a run's loaders take with what each host has; all ranks have to ask. As `check_room`."""
     data, batch = config.data, tensor_bytes(config)
     needed, least = loader_bytes(config), data.workers * sum(map(_in_pages, batch))
     if data.validation is not None:  # the workers of training keep what they have made
         needed += views_bytes(data, views=1)
+    if isinstance(config, AvaConfig) and config.data.val_truth:
+        needed += key_frames_bytes(config)
     check_room(needed, least, data, ranks)
 
 
 def check_views(data: DataConfig, views: int, ranks: Ranks) -> None:
     """Compare what reading a list to test on takes with what each host has; all ranks have to ask. As `check_room`."""
     check_room(views_bytes(data, views), data.workers * _in_pages(views * _clip_bytes(data)), data, ranks)
+
+
+def check_key_frames(config: AvaConfig, ranks: Ranks) -> None:
+    """Compare what testing on key frames takes with what each host has; all ranks have to ask. As `check_room`."""
+    least = config.data.workers * sum(map(_in_pages, _of_key_frames(config, WHOLE_FRAME)))
+    check_room(key_frames_bytes(config), least, config.data, ranks)
 
 
 def check_room(needed: int, least: int, data: DataConfig, ranks: Ranks) -> None:
@@ -120,6 +135,9 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
     if isinstance(config, TadConfig):
         return _of_windows(config)
     if isinstance(config, AvaConfig):
+        people = clips * PEOPLE
+        return [*cut, people * 4 * _FLOAT, people, people * config.model.num_classes * _FLOAT]
+    if isinstance(config, AvaConfig):
         boxes = clips * config.data.most_boxes
         return [*cut, 4 * boxes * _FLOAT, boxes, boxes * config.model.num_classes * _FLOAT]
     if not isinstance(config, PretrainConfig):
@@ -140,6 +158,14 @@ def _of_windows(config: TadConfig) -> list[int]:
         seen = data.window_frames * data.size**2 * 3
     actions = windows * ACTIONS
     return [windows * seen, windows * data.length, 2 * actions * _FLOAT, actions * _INDEX]
+
+
+def _of_key_frames(config: AvaConfig, whole_frame: tuple[int, int]) -> list[int]:
+    """Clips and boxes of some key frames that a test decodes in one go, each in a tensor of its own."""
+    data, patch = config.data, config.model.patch
+    short, long = data.test_short_side, data.test_short_side * max(whole_frame) // min(whole_frame)
+    pixels = -(-short // patch) * patch * -(-long // patch) * patch
+    return [data.num_frames * pixels * 3, PEOPLE * 4 * _FLOAT] * KEY_FRAMES_AT_ONCE
 
 
 def _clip_bytes(data: DataConfig) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vmae2_ds.config.ava import AvaConfig
+from vmae2_ds.config.ava import KEY_FRAMES_AT_ONCE, AvaConfig
 from vmae2_ds.contracts import AvaBatch, ReadFailure
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.feed.dataset import VideoDataset
@@ -28,10 +28,6 @@ from vmae2_ds.downstream.ava.key_frames import KeyFrames
 from vmae2_ds.errors import VideoError
 
 # B clips, T frames, H x W pixels, S x S those of a training clip, G boxes, C actions.
-
-AT_ONCE = 8
-"""Key frames of one video, one after the other, that a test decodes in one go: a frame on the way to several clips is decoded
-once, and what a worker hands over stays some tens of megabytes."""
 
 
 class AvaSample(NamedTuple):
@@ -153,12 +149,12 @@ class KeyFrameClips(Dataset[list[KeyFrameClip]]):
             yield from run
 
     def _runs(self, rows: Sequence[int]) -> list[list[int]]:
-        """The rows in pieces of at most AT_ONCE that follow each other in one video."""
+        """The rows in pieces of at most KEY_FRAMES_AT_ONCE that follow each other in one video."""
         video_F = self.key_frames.video_F
         runs: list[list[int]] = []
         for row in rows:
             last = runs[-1] if runs else []
-            if last and len(last) < AT_ONCE and row == last[-1] + 1 and video_F[row] == video_F[last[-1]]:
+            if last and len(last) < KEY_FRAMES_AT_ONCE and row == last[-1] + 1 and video_F[row] == video_F[last[-1]]:
                 last.append(row)
             else:
                 runs.append([row])
