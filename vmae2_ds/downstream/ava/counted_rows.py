@@ -139,23 +139,17 @@ def _best_of_each_frame(found: CountedRows, most: int | None) -> tuple[CountedRo
         return found, 0, 0
     is_cut = np.zeros(len(found), np.bool_)
     is_in_order = (np.diff(found.frame_K) >= 0).all()
-    by_frame = None if is_in_order else np.argsort(found.frame_K, kind="stable")
+    by_frame = None if is_in_order else np.argsort(found.frame_K, kind="stable").astype(np.int32)
     sizes = np.bincount(found.frame_K)
     ends = np.cumsum(sizes)
     among_equals = 0
-    begin = 0
-    while begin < len(found):  # whole key frames, many at a time
-        end = int(ends[min(int(np.searchsorted(ends, begin + ROWS_AT_ONCE)), len(ends) - 1)])
-        rows = np.arange(begin, end) if by_frame is None else by_frame[begin:end]
-        frame, score = found.frame_K[rows], found.rows.score_N[found.row_K[rows]]
-        by_score = np.lexsort((-score, frame))
-        starts = np.flatnonzero(np.r_[True, frame[1:] != frame[:-1]])
-        place = np.arange(len(rows)) - np.repeat(starts, np.diff(np.r_[starts, len(rows)]))
-        beyond = np.flatnonzero(place >= most)
-        last = score[by_score[beyond - place[beyond] + most - 1]]
-        among_equals += int((score[by_score[beyond]] == last).sum())
-        is_cut[rows[by_score[beyond]]] = True
-        begin = end
+    for frame in np.flatnonzero(sizes > most):  # a few sorts that stay in the cache beat one of all rows by far
+        start, end = int(ends[frame] - sizes[frame]), int(ends[frame])
+        rows = np.arange(start, end) if by_frame is None else by_frame[start:end]
+        score = found.rows.score_N[found.row_K[rows]]
+        order = np.argsort(-score, kind="stable")
+        among_equals += int(np.count_nonzero(score[order[most:]] == score[order[most - 1]]))
+        is_cut[rows[order[most:]]] = True
     return found.of(~is_cut), int(is_cut.sum()), among_equals
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import enum
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +54,8 @@ class RowFile:
         self._frame_of_text: dict[bytes, int] = {}
         self.frame_of: dict[tuple[str, int], int] = {}
         """(video, time in ms) -> index of the key frame, in the order of the file."""
+        self.share_read = 1.0
+        """Of the file's bytes, with the piece that came last; half of a pipe's, which has no length."""
 
     def pieces(self) -> Iterator[list[NDArray[Any]]]:
         """The rows with a box, some at a time: frames int32, boxes float64 (n, 4), action ids int32, and scores or person ids.
@@ -74,12 +77,18 @@ class RowFile:
         """The file's bytes, the first line and then many whole lines at a time."""
         try:
             with self.file.open("rb") as raw:
+                size = os.fstat(raw.fileno()).st_size
                 head = raw.readline(LONGEST_LINE)
                 if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
                     raise DataError(f"{self.file}: this is no csv file of UTF-8 text; save it as one")
+                read = len(head)
+                self.share_read = min(read / size, 1.0) if size else 0.5
                 yield head.removeprefix(b"\xef\xbb\xbf")
                 while text := raw.read(PIECE_BYTES):
-                    yield text + raw.readline(LONGEST_LINE)
+                    text += raw.readline(LONGEST_LINE)
+                    read += len(text)
+                    self.share_read = min(read / size, 1.0) if size else 0.5
+                    yield text
         except OSError as error:
             raise DataError(f"{self.file}: {error.strerror}") from None
 
