@@ -72,13 +72,36 @@ def test_what_is_no_number_is_left_to_who_reads_row_by_row() -> None:
             TextColumns(f"v,1,{field}\n".encode(), 8).whole(2, 2**31, empty_too=False)
 
 
+def test_a_line_may_end_as_it_does_on_windows() -> None:
+    text = b"v,1,\r\nv,1,7\r\nv,1\r\n"
+    assert TextColumns(text, 8).whole(2, 2**31, empty_too=True).tolist() == [-1, 7]
+    assert TextColumns(text, 8).keys() == ([b"v,1"], pytest.approx([0, 0, 0]))
+
+
+VIDEOS = ["v", "w w", "é", "-x_y", "a.mp4", "long" * 9, "long" * 9 + "!", "first_of_all", "worst_of_all", "v1", "1v"]
+
+
 def made_up(draw: random.Random, *, wrong: bool) -> str:
     """A file of truth or detections, a little of everything in it."""
     lines = []
     video, time = "v", "0902"
     for _ in range(draw.randrange(1, 60)):
         if draw.random() < 0.5:
-            video = draw.choice(["v", "w w", "é", "-x_y", "a.mp4", "long" * 9, "long" * 9 + "!", "v1", "1v"])
+            video = draw.choice(
+                [
+                    "v",
+                    "w w",
+                    "é",
+                    "-x_y",
+                    "a.mp4",
+                    "long" * 9,
+                    "long" * 9 + "!",
+                    "first_of_all",
+                    "worst_of_all",
+                    "v1",
+                    "1v",
+                ]
+            )
             time = draw.choice(["0902", "902", "902.0", "0903", "12.5", "12.50", "1", "11"])
         box = [draw.choice([f"{draw.random():.3f}", f"{draw.random():.6f}", "0", "1", "1.0", "0.5"]) for _ in range(4)]
         action = draw.choice(["1", "12", "80", "3.0", "007"])

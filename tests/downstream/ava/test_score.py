@@ -328,8 +328,8 @@ def test_hostile_sets() -> None:
     assert (len(official.counted.found), official.counted.cut_among_equals) == (50, 950)
     crowd = make_rows([("v", 0)] * 1000, [[i / 1000, 0, (i + 1) / 1000, 1] for i in range(1000)], [7] * 1000)
     assert scored(crowd, crowd, 7).frame_map == 1
-    ids = range(0, 200_000, 50)
-    wide = make_rows([("v", 0)] * len(ids), [box] * len(ids), list(ids))
+    ids = range(5, 2**15 + 100)
+    wide = make_rows([("v", 0)] * 200, [box] * 200, list(ids[-100:]) + list(ids[:100]))
     assert scored(wide, wide, *ids).frame_map == 1
     turned = make_rows([("v", 0)], [[0.5, 0.5, 0.1, 0.1]], [7])
     assert scored(turned, turned, 7).frame_map == 0

@@ -18,9 +18,8 @@ PAD = 24
 """Bytes before the text, so that the words that end in its first field lie within the buffer."""
 LONGEST_KEY, LONGEST_NUMBER = 128, 32
 MOST_DIGITS = 16
-"""Characters of a number that are worked out as one integer; longer ones take the slow way, which rounds correctly."""
-EXACT = 2**53
-"""Integers up to it are floats, and so are powers of ten up to 22: one division of the two is rounded correctly."""
+"""Characters of a number that are worked out as one integer. With a point these are 15 digits at most: such integers are
+floats, and so are powers of ten up to 22, so that the one division is rounded correctly. Longer numbers take the slow way."""
 COMMA, BREAK, RETURN, POINT, UNDERSCORE = b",\n\r._"
 
 
@@ -140,7 +139,6 @@ class TextColumns:
         digits_M = _of_digits(low_M)
         if is_long:
             digits_M = digits_M + _of_digits(high_M) * np.uint64(10**8)
-            is_known_M &= digits_M <= EXACT
         return digits_M.astype(np.float64) / 10.0 ** max(decimals, 0), is_known_M
 
     def _by_float(self, start_M: Ints, end_M: Ints) -> Floats:

@@ -55,7 +55,7 @@ class RowFile:
         self.frame_of: dict[tuple[str, int], int] = {}
         """(video, time in ms) -> index of the key frame, in the order of the file."""
         self.share_read = 1.0
-        """Of the file's bytes, with the piece that came last; half of a pipe's, which has no length."""
+        """The share of the file's bytes that was read with the last piece; a half of a pipe's, which has no length."""
 
     def pieces(self) -> Iterator[list[NDArray[Any]]]:
         """The rows with a box, some at a time: frames int32, boxes float64 (n, 4), action ids int32, and scores or person ids.

@@ -23,7 +23,7 @@ Key = tuple[str, int]
 WRITTEN_AT_ONCE = 1 << 16
 """Rows that are turned into text together."""
 ROOM = 1.03
-"""Of columns that are to hold all of a file's rows, over what its rows so far make expect; what stays empty takes no memory."""
+"""How much longer columns are made than the rows so far make expect of the whole file; what stays empty takes no memory."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ class ClassScore(NamedTuple):
     """Detections that share their score with another one of the class."""
 
 
+NOTHING = ClassScore(None, (None,) * len(SIZES), 0, 0, 0.0, 0.0, 0)
+
+
 @dataclass(frozen=True)
 class FrameScores:
     """What a protocol says of detections; shares of 1."""
@@ -158,6 +161,9 @@ def _class_scores(counted: Counted, hit_H: Ints, truth_H: Ints, how: FrameProtoc
     scores = []
     for klass, truths_S in enumerate(truths_CS):
         mine = order[ends[klass - 1] if klass else 0 : ends[klass]]
+        if not len(mine) and not truths_S.any():
+            scores.append(NOTHING)
+            continue
         score = found.rows.score_N[found.row_K[mine]]
         by_score = np.argsort(-score, kind="stable")
         mine = mine[by_score]
