@@ -44,17 +44,15 @@ class RoiHeadConfig(StrictModel):
 
         Raises ValueError for a place that there is not, one that is named twice, and for a single one.
         """
-        if isinstance(self.exclusive, str):
-            return tuple(range(num_classes if self.exclusive == "all" else 0))
-        columns = tuple(sorted(self.exclusive))
+        if self.exclusive == "none":
+            return ()
+        columns = tuple(range(num_classes)) if self.exclusive == "all" else tuple(sorted(self.exclusive))
         if len(set(columns)) < len(columns):
-            raise ValueError(f"head.exclusive names a class twice: {' '.join(map(str, self.exclusive))}")
+            raise ValueError(f"head.exclusive names a class twice: {' '.join(map(str, columns))}")
         if columns and columns[-1] >= num_classes:
             raise ValueError(f"head.exclusive names class {columns[-1]}, and there are classes 0 to {num_classes - 1}")
         if len(columns) == 1:
-            raise ValueError(
-                f"head.exclusive={columns[0]}: one class by itself excludes none; name two or more, or none"
-            )
+            raise ValueError("head.exclusive: one class by itself excludes none; name two or more, or set it to none")
         return columns
 
 

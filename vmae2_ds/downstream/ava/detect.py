@@ -53,7 +53,7 @@ class AvaDetectArguments(StrictModel):
     boxes: Files | None = None
     """Files of detected people (vmae2 ava boxes), at whose boxes actions are asked for; without a file: the true boxes."""
     box_threshold: Part | None = None
-    """AvaDetected people whose score is lower are left out."""
+    """Detected people whose score is lower are left out."""
     excluded: Files | None = None
     """Files of key frames to pass over; without a file: none."""
     label_map: Path | None = None
