@@ -93,6 +93,7 @@ WITHOUT_TORCH = (
     "runs.export",
     "runs.first_look",
     "weights.ours",
+    "downstream.ava.boxes",
     "downstream.ava.person_boxes",
     "downstream.ava.plain_pickle",
     "downstream.classify.evaluate",

@@ -19,6 +19,7 @@ from vmae2_ds.data.tools.prepare import PrepareArguments
 from vmae2_ds.data.tools.shards import IndexShardsArguments
 from vmae2_ds.data.tools.synthetic import SynthArguments
 from vmae2_ds.doctor.doctor import DoctorArguments
+from vmae2_ds.downstream.ava.box_arguments import AvaBoxesArguments
 from vmae2_ds.downstream.ava.detect import AvaDetectArguments
 from vmae2_ds.downstream.ava.score_report import AvaScoreArguments
 from vmae2_ds.downstream.ava.tube_convert import ConvertArguments
@@ -55,6 +56,7 @@ LINES: dict[str, str] = {
     "visualize": "{file} --manifest {list}",
     "tad score": "--gt {file} --pred {file}",
     "tad show": "{video} --pred {file} --out {new}.png",
+    "ava boxes": "--from-coco {file} --truth {list} --out {new}.csv",
     "ava score": "--gt {file} --det {file} --labelmap {file}",
     "ava score-tubes": "--gt {file} --det {file} --labelmap {file}",
     "ava convert": "{file} --out {new} --fps 25",
@@ -88,6 +90,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "visualize": VisualizeArguments,
     "tad score": ScoreArguments,
     "tad show": ShowArguments,
+    "ava boxes": AvaBoxesArguments,
     "ava score": AvaScoreArguments,
     "ava score-tubes": ScoreTubesArguments,
     "ava convert": ConvertArguments,

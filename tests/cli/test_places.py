@@ -35,6 +35,7 @@ FILES = {
     "probe": ("--out", "x.json"),
     "tad detect": ("--out", "x.json"),
     "ava detect": ("--out", "x.csv"),
+    "ava boxes": ("--out", "x.csv"),
     "tad show": ("--out", "x.png"),
     "ava score-tubes": ("--out", "x.pkl"),
     "tune": ("--out", "x.json"),

@@ -137,6 +137,19 @@ def ava_score(args: list[str]) -> None:
     _show(call(shown, AvaScoreArguments, "vmae2 ava score", args))
 
 
+def ava_boxes(args: list[str]) -> None:
+    """Boxes of persons: vmae2 ava boxes --convert IN OUT, or --videos DIR --truth FILE --weights FILE --out FILE."""
+    from vmae2_ds.downstream.ava.box_arguments import AvaBoxesArguments, Boxed
+    from vmae2_ds.downstream.ava.boxes import ava_boxes as run
+
+    def shown(asked: AvaBoxesArguments) -> Mapping[str, Any] | str:
+        result: Boxed = run(asked)
+        return result.json() if asked.json_ else str(result)
+
+    said = call(shown, AvaBoxesArguments, "vmae2 ava boxes", args)
+    _say_once(said if isinstance(said, str) else json.dumps(said))
+
+
 def tad_show(args: list[str]) -> None:
     """Timelines of truth and detections: a picture of a video, or a page of a set, the worst first: vmae2 tad show [VIDEO]."""
     from vmae2_ds.downstream.tad.show import ShowArguments
@@ -346,6 +359,7 @@ VERBS: dict[str, Verb] = {
     "ava score": ava_score,
     "ava score-tubes": ava_score_tubes,
     "ava convert": ava_convert,
+    "ava boxes": ava_boxes,
     "data synth": data_synth,
     "data index": data_index,
     "data check": data_check,

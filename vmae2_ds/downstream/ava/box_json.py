@@ -81,7 +81,7 @@ def json_rows(
         raise DataError(
             f"{'coco' if is_coco else 'videomae_ad'} has boxes in pixels, and {len(missing)} of {len(keys)} key frames have no "
             f"size, the first video {video!r} at {seconds_of(time)} s; give --images FILE with their sizes and ids"
-            + (", or --size WIDTH HEIGHT" if is_coco else "")
+            + (", or --size WIDTHxHEIGHT" if is_coco else "")
         )
     id_of = images.id_of
     ids = [id_of[key] for key in keys]
