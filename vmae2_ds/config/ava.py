@@ -168,6 +168,14 @@ class AvaDataConfig(DataConfig):
                 f"boxes={self.boxes[0]}: training on the truth alone (train_on=truth) sees no detected people; leave them out, "
                 "or set --data.train-on truth_and_proposals"
             )
+        if self.keep_unmatched and self.train_on == "truth":
+            raise ValueError(
+                "keep_unmatched=True is about detected people, of which train_on=truth sees none; leave it out"
+            )
+        if self.video_starts is not None and self.kind == "clips":
+            raise ValueError(
+                f"video_starts={self.video_starts}: with kind=clips the names of files say their seconds; leave it out"
+            )
         return self
 
     @property

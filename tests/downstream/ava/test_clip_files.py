@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.downstream.ava.made_up import grey, numbers_in, write_video
+from tests.downstream.ava.made_up import ava_config, grey, numbers_in, write_video
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.downstream.ava.clip_files import ClipFiles, Span, list_of, read_starts
@@ -186,3 +186,15 @@ def test_a_list_has_a_row_for_each_key_frame_and_its_digest_covers_what_is_learn
     rows = make_rows([("gone", 0)], [(0, 0, 1, 1)], [1], source="truth.csv")
     with pytest.raises(DataError, match=r"has none of the 1 video that truth.csv names, gone.mp4 for example"):
         list_of(make_key_frames([rows], MAP), ClipFiles(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "clips", "video_starts": "starts.csv"}, "with kind=clips the names of files say their seconds"),
+        ({"keep_unmatched": True}, "about detected people, of which train_on=truth sees none"),
+    ],
+)
+def test_settings_that_would_have_no_effect_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ava_config(tmp_path, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,20 @@ def test_where_nothing_is_left_one_line_says_what_was_left_out(tmp_path: Path) -
         assert part in text
     with pytest.raises(DataError, match="multiple of 4 s"):
         make_key_frames(truth_of(("v", 1, LEFT, 2)), MAP, every_s=4)
+
+
+def test_real_rows_of_ava_are_joined_into_as_many_people_and_actions_as_there_are() -> None:
+    folder = Path(__file__).parents[4] / "shared" / "data" / "annotations" / "ava"
+    if not folder.is_dir():
+        pytest.skip("../shared (rows of AVA) is not beside this checkout")
+    label_map = read_label_map(folder / "ava_action_list_v2.1_for_activitynet_2018.pbtxt.txt")
+    excluded = folder / "ava_val_excluded_timestamps_v2.1.csv"
+    frames = read_key_frames([folder / "ava_val_excerpt.csv"], label_map, excluded=[excluded])
+    out = {(video, int(second)) for video, second in csv.reader(excluded.open())}
+    rows = [row for row in csv.reader((folder / "ava_val_excerpt.csv").open()) if (row[0], int(row[1])) not in out]
+    known = [row for row in rows if int(row[6]) in label_map.ids]
+    assert len(known) < len(rows)
+    assert len(frames) == len({(row[0], row[1]) for row in known})
+    assert len(frames.box_N4) == len({tuple(row[:6]) for row in known})
+    assert len(frames.class_M) == len({tuple(row[:7]) for row in known})
+    assert [frame.key for frame in frames] == sorted(frame.key for frame in frames)

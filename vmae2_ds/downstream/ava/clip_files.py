@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,7 +114,9 @@ class ClipFiles:
         self._starts_s_of = starts_s_of or {}
         self._reader = reader
         self._movies = _movies(folder) if kind == "movies" else {}
-        self._seconds, self._pictures = lru_cache(64)(seconds_in), lru_cache(512)(_pictures_in)
+        # what a set of movies has is looked up once in each process
+        self._folder_of = cache(self._find_folder)
+        self._seconds, self._pictures = lru_cache(1024)(seconds_in), lru_cache(1024)(_pictures_in)
 
     @classmethod
     def of(cls, data: AvaDataConfig, folder: Path) -> ClipFiles:
@@ -208,10 +210,10 @@ class ClipFiles:
     def _pictures_of(self, video: str, folder: str) -> Folder:
         return self._pictures(folder, os.path.basename(video))
 
-    def _folder_of(self, video: str) -> str:
+    def _find_folder(self, video: str) -> str:
         if (self.folder / video).is_dir():
             return video
-        found = sorted(self.folder.glob(f"*/{_escaped(video)}/"))
+        found = sorted(path for path in self.folder.glob(f"*/{_escaped(video)}") if path.is_dir())
         return str(found[0].relative_to(self.folder)) if found else video
 
 

@@ -105,7 +105,7 @@ class KeyFrames(Sequence[KeyFrame]):
         return len(self.time_ms_F)
 
     def __getitem__(self, number: int) -> KeyFrame:  # type: ignore[override]  # no slices
-        if not -len(self) <= number < len(self):
+        if not 0 <= number < len(self):
             raise IndexError(f"key frame {number} of {len(self)}")
         boxes = self._boxes(number)
         ids = [tuple(self.label_map.ids[column] for column in self._classes(box)) for box in boxes]
@@ -144,7 +144,7 @@ class KeyFrames(Sequence[KeyFrame]):
         return found.hexdigest()
 
     def _boxes(self, number: int) -> range:
-        return range(self.first_F1[number], self.first_F1[number + 1 if number != -1 else len(self)])
+        return range(self.first_F1[number], self.first_F1[number + 1])
 
     def _classes(self, box: int) -> NDArray[np.int32]:
         return self.class_M[self.first_N1[box] : self.first_N1[box + 1]]
