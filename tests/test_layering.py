@@ -118,6 +118,7 @@ WITHOUT_TORCH = (
     "downstream.ava.tubes",
     "downstream.ava.video_map",
     "downstream.ava.videos",
+    "downstream.ava.show",
     "downstream.tad.annotations",
     "downstream.tad.detections",
     "downstream.tad.detect",

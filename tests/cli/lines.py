@@ -22,6 +22,7 @@ from vmae2_ds.doctor.doctor import DoctorArguments
 from vmae2_ds.downstream.ava.box_arguments import AvaBoxesArguments
 from vmae2_ds.downstream.ava.detect import AvaDetectArguments
 from vmae2_ds.downstream.ava.score_report import AvaScoreArguments
+from vmae2_ds.downstream.ava.show import AvaShowArguments
 from vmae2_ds.downstream.ava.tube_convert import ConvertArguments
 from vmae2_ds.downstream.ava.tube_report import ScoreTubesArguments
 from vmae2_ds.downstream.classify.evaluate import EvaluateArguments
@@ -57,6 +58,7 @@ LINES: dict[str, str] = {
     "tad score": "--gt {file} --pred {file}",
     "tad show": "{video} --pred {file} --out {new}.png",
     "ava boxes": "--from-coco {file} --truth {list} --out {new}.csv",
+    "ava show": "{video} --det {file} --out {new}.png",
     "ava score": "--gt {file} --det {file} --labelmap {file}",
     "ava score-tubes": "--gt {file} --det {file} --labelmap {file}",
     "ava convert": "{file} --out {new} --fps 25",
@@ -94,6 +96,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "ava score": AvaScoreArguments,
     "ava score-tubes": ScoreTubesArguments,
     "ava convert": ConvertArguments,
+    "ava show": AvaShowArguments,
     "data synth": SynthArguments,
     "data index": IndexArguments,
     "data check": CheckArguments,

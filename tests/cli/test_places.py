@@ -38,6 +38,7 @@ FILES = {
     "ava boxes": ("--out", "x.csv"),
     "tad show": ("--out", "x.png"),
     "ava score-tubes": ("--out", "x.pkl"),
+    "ava show": ("--out", "x.png"),
     "tune": ("--out", "x.json"),
     "launch slurm": ("--out", "x.sh"),
 }

@@ -192,5 +192,5 @@ def test_wide_frames_get_more_room_than_narrow_ones() -> None:
         return grid_of(pictures, 1076).columns
 
     assert columns(240, 320) == 4
-    assert columns(100, 600) < columns(240, 320) <= columns(640, 360)
+    assert columns(100, 600) < columns(240, 320) <= columns(640, 360) <= columns(640, 200)
     assert grid_of([picture([], grey(9, 9))], 1076).columns == 1

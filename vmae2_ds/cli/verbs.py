@@ -175,6 +175,14 @@ def ava_convert(args: list[str]) -> None:
     say(str(call(convert, ConvertArguments, "vmae2 ava convert", args)))
 
 
+def ava_show(args: list[str]) -> None:
+    """People in boxes, truth beside predictions: a picture or animation of a video, a page of a set: vmae2 ava show [VIDEO]."""
+    from vmae2_ds.downstream.ava.show import AvaShowArguments
+    from vmae2_ds.downstream.ava.show import show as run
+
+    say(str(call(run, AvaShowArguments, "vmae2 ava show", args)))
+
+
 def data_synth(args: list[str]) -> None:
     """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
 
@@ -360,6 +368,7 @@ VERBS: dict[str, Verb] = {
     "ava score-tubes": ava_score_tubes,
     "ava convert": ava_convert,
     "ava boxes": ava_boxes,
+    "ava show": ava_show,
     "data synth": data_synth,
     "data index": data_index,
     "data check": data_check,

@@ -133,7 +133,7 @@ def grid_of(frames: Sequence[FramePicture], room: float) -> Grid:
 
     grids = [with_columns(columns) for columns in range(1, max(1, len(frames)) + 1)]
     fitting = [grid for grid in grids if grid.panel >= NARROWEST and grid.panel / aspect >= LOWEST]
-    return min(fitting or grids[:1], key=misfit)
+    return min(fitting or grids[:1], key=lambda grid: (round(misfit(grid), 6), -grid.columns))
 
 
 def size_of(aspect: float, width: float) -> tuple[float, float]:

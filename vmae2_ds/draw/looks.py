@@ -71,7 +71,7 @@ def head(title: str, notes: Sequence[str], room: float, shapes: list[Shape]) -> 
         shapes.append(Text(EDGE, y, line, TITLE_SIZE, BLACK, bold=True))
         y += 1.35 * TITLE_SIZE
     for note in notes:
-        for line in wrapped(note, room, FONT_SIZE, most=3):
+        for line in wrapped(note, room, FONT_SIZE, most=8):
             shapes.append(Text(EDGE, y, line, FONT_SIZE, SOFT))
             y += 1.4 * FONT_SIZE
     return y + GAP

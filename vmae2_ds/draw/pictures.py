@@ -198,7 +198,7 @@ def save_animation(
     said: dict[str, Any] = {}
     if software:
         said = {"comment": software.encode()} if kind.lower() == "gif" else {"xmp": software.encode()}
-    first.save(path, kind, save_all=True, append_images=others, duration=1000 / frames_per_s, loop=0, **said)
+    first.save(path, kind, save_all=True, append_images=others, duration=round(1000 / frames_per_s), loop=0, **said)
 
 
 def draw_prediction(

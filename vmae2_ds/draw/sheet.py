@@ -281,9 +281,9 @@ def _paint(figure: Figure, shapes: Sequence[Shape], families: list[str]) -> None
         elif isinstance(shape, Mark):
             closed = [Outline([*polygon, polygon[0]], closed=True) for polygon in shape.polygons]
             outline = Outline.make_compound_path(*closed)
-            axes.add_patch(PathPatch(outline, facecolor=shape.fill, edgecolor=shape.edge, lw=0.7, zorder=order))
+            axes.add_artist(PathPatch(outline, facecolor=shape.fill, edgecolor=shape.edge, lw=0.7, zorder=order))
         elif isinstance(shape, Box):
-            axes.add_patch(
+            axes.add_artist(
                 Rectangle(
                     (shape.x, shape.y), shape.width, shape.height, facecolor=shape.fill, zorder=order,
                     edgecolor=shape.edge or "none", lw=shape.thickness, ls=(0, (3, 2)) if shape.dashed else "-",
