@@ -49,7 +49,7 @@ INTERPOLATED = (
 )
 
 
-class Moment(NamedTuple):
+class DrawnMoment(NamedTuple):
     """What is drawn at a time between key frames."""
 
     time_s: float
@@ -79,19 +79,21 @@ def times_of(frames: Sequence[ShownFrame], fps: float) -> np.ndarray:
     return frames[0].time_s - half_s + np.arange(count) * max(1 / fps, length_s / MOST_FRAMES)
 
 
-def moment_at(frames: Sequence[ShownFrame], time_s: float) -> Moment:
+def moment_at(frames: Sequence[ShownFrame], time_s: float) -> DrawnMoment:
     """Where everybody is at a time, in seconds, between key frames in the order of time."""
     times_s = np.array([frame.time_s for frame in frames])
     step_s = usual_step([frame.key[1] for frame in frames]) / 1000
     nearest = int(np.abs(times_s - time_s).argmin())
     if abs(times_s[nearest] - time_s) > LONGEST_STEP * step_s / 2:
-        return Moment(time_s, None, {}, {})
+        return DrawnMoment(time_s, None, {}, {})
     other = nearest + (1 if time_s > times_s[nearest] else -1)
     share = 0.0
     if 0 <= other < len(frames) and abs(times_s[other] - times_s[nearest]) <= LONGEST_STEP * step_s:
         share = float(abs(time_s - times_s[nearest]) / abs(times_s[other] - times_s[nearest]))
     here, there = frames[nearest], frames[other] if share else frames[nearest]
-    return Moment(time_s, nearest, _between(here.truth, there.truth, share), _between(here.found, there.found, share))
+    return DrawnMoment(
+        time_s, nearest, _between(here.truth, there.truth, share), _between(here.found, there.found, share)
+    )
 
 
 def _between(here: Sequence[Person], there: Sequence[Person], share: float) -> dict[str, Extent]:
@@ -123,9 +125,9 @@ class Board:
         self._top = legend(kinds, top, self._width - EDGE, self._shapes) + 2 * GAP
         ends = [self._draw(FramePicture("?", panels), []) for panels in self._panels]
         self._bottom = max(ends) + GAP
-        self.families = families_of(*(self.sheet(Moment(0, place, {}, {}), None) for place in range(len(frames))))
+        self.families = families_of(*(self.sheet(DrawnMoment(0, place, {}, {}), None) for place in range(len(frames))))
 
-    def sheet(self, moment: Moment, pixels_HWC: np.ndarray | None) -> Sheet:
+    def sheet(self, moment: DrawnMoment, pixels_HWC: np.ndarray | None) -> Sheet:
         """What is drawn at a moment."""
         if moment.nearest is None:
             said = "no key frame near"
@@ -138,7 +140,7 @@ class Board:
         self._draw(FramePicture(f"{moment.time_s:.2f} s, {said}", shown), shapes)
         return Sheet(self._width, self._bottom, "", tuple(shapes))
 
-    def _moved(self, panel: Panel, moment: Moment, pixels_HWC: np.ndarray | None) -> Panel:
+    def _moved(self, panel: Panel, moment: DrawnMoment, pixels_HWC: np.ndarray | None) -> Panel:
         places = {**moment.truth, **moment.found}  # numbers and letters
         boxes = tuple(box._replace(box=places.get(box.name, box.box)) for box in panel.boxes)
         return panel._replace(pixels_HWC=pixels_HWC, boxes=boxes)
