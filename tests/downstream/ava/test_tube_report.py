@@ -153,6 +153,19 @@ def test_the_page_tells_what_was_scored_and_left_out(files: dict[str, str], caps
     assert [row[-4] for row in rows] == ["91.67", "100.00"]
 
 
+def test_equal_scores_are_told_with_what_they_leave_open(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = golden_set()[1]
+    boxes[:, 3] = boxes[:, 3].round(1)
+    write_pickle(boxes, Path(files["det.pkl"]))
+    found = score_json(capsys, "--gt", files["gt.pkl"], "--det", files["det.pkl"])
+    lowest, highest = found["frame_map_interval"]
+    assert lowest < found["frame_map"] < highest
+    page = answer(["ava", "score-tubes", "--gt", files["gt.pkl"], "--det", files["det.pkl"]], capsys)[1]
+    assert f"frame mAP is between {100 * lowest:.4f} and {100 * highest:.4f} by their order" in page
+
+
 def test_multisports_classes_choose_its_protocol(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -292,7 +292,10 @@ def _left_out(scored: TubesScored) -> list[str]:
         lines.append(
             f"classes that are not scored: {', '.join(name for name in scored.truth.labels.names if name in how.without)}"
         )
-    return [*lines, "equal scores are in the order of video, first frame and box, not of the file"]
+    if scored.frames is not None and scored.frames.tied_rows:
+        lowest, highest = (f"{100 * value:.4f}" for value in scored.frames.interval)
+        lines.append(f"boxes with the score of another one: frame mAP is between {lowest} and {highest} by their order")
+    return [*lines, "tubes with equal scores are in the order of video, first frame and box, not of the file"]
 
 
 def _percent(values: Floats) -> list[str]:
