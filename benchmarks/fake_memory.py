@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,11 +19,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vmae2_ds.config.adapters import AdapterConfig
+from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.config.model import EncoderConfig, ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
-from vmae2_ds.contracts import ClipGeometry, PretrainBatch
+from vmae2_ds.contracts import AvaBatch, ClipGeometry, PretrainBatch
 from vmae2_ds.cost.activations import AttentionKind
 from vmae2_ds.cost.traffic import ComputePrecision
+from vmae2_ds.downstream.ava.objective import ava_objective
 from vmae2_ds.masking import count_masks
 from vmae2_ds.model.adapters import AdaptedEncoder
 from vmae2_ds.model.mae import MaskedAutoencoder
@@ -155,25 +157,72 @@ def measure_adapted(
 
     On a fake GPU, or with `backward` on fake CPU tensors, as `measure`.
     """
-    torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
-    try:
-        with FAKE, fused_attention(), torch.device("cpu" if backward else "cuda"):
-            module = AdaptedEncoder(model, geometry, adapters, seed=None)
-            window = torch.empty(1, clips * geometry.num_frames, geometry.height, geometry.width, 3, dtype=torch.uint8)
-            for parameter in module.parameters():
-                parameter.grad = torch.zeros_like(parameter) if backward and parameter.requires_grad else None
-            gradients = (parameter.grad for parameter in module.parameters() if parameter.grad is not None)
-            with LiveBytes() as live:
-                live.note(*module.parameters(), *module.buffers(), *gradients)
-                before = live.now
-                live.note(window)
-                out = module(window)
-                held = live.now
-                if backward:
-                    out.sum().backward()
-                return Measured(held - before, live.peak - before)
-    finally:
-        torch.set_default_dtype(torch.float32)
+
+    def window() -> list[Tensor]:
+        shape = (1, clips * geometry.num_frames, geometry.height, geometry.width, 3)
+        return [torch.empty(shape, dtype=torch.uint8)]
+
+    def step(module: nn.Module, given: Sequence[Tensor]) -> Tensor:
+        out: Tensor = module(*given)
+        return out
+
+    return _live_bytes(
+        lambda: AdaptedEncoder(model, geometry, adapters, seed=None), window, step, precision, backward=backward
+    )
+
+
+def measure_actions(config: AvaConfig, clips: int, precision: ComputePrecision, *, backward: bool = False) -> Measured:
+    """Bytes of a clip with all the boxes that it may have, through the model of people's actions and its losses: the slope from
+    `clips` to twice as many, so that weights and what is made of them drop out; as `measure_adapted`."""
+    geometry, boxes = config.geometry, config.data.most_boxes
+
+    def batch(number: int) -> list[Tensor]:
+        return [
+            torch.empty(number, geometry.num_frames, geometry.height, geometry.width, 3, dtype=torch.uint8),
+            torch.empty(number, boxes, 4, dtype=torch.float32),
+            torch.empty(number, boxes, dtype=torch.bool),
+            torch.empty(number, boxes, config.model.num_classes, dtype=torch.float32),
+        ]
+
+    def step(module: nn.Module, given: Sequence[Tensor]) -> Tensor:
+        loss: Tensor = module(AvaBatch(*given)).loss
+        return loss
+
+    small, large = (
+        _live_bytes(lambda: ava_objective(config), partial(batch, number), step, precision, backward=backward)
+        for number in (clips, 2 * clips)
+    )
+    return Measured(*((more - less) / clips for less, more in zip(small, large, strict=True)))
+
+
+def _live_bytes(
+    build: Callable[[], nn.Module],
+    make_input: Callable[[], Sequence[Tensor]],
+    step: Callable[[nn.Module, Sequence[Tensor]], Tensor],
+    precision: ComputePrecision,
+    *,
+    backward: bool,
+) -> Measured:
+    """What a forward pass, or a whole step, takes beside weights and gradients of weights."""
+    with FAKE, fused_attention(), torch.device("cpu" if backward else "cuda"):
+        torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
+        try:
+            module = build()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter) if backward and parameter.requires_grad else None
+        gradients = (parameter.grad for parameter in module.parameters() if parameter.grad is not None)
+        given = make_input()
+        with LiveBytes() as live:
+            live.note(*module.parameters(), *module.buffers(), *gradients)
+            before = live.now
+            live.note(*given)
+            out = step(module, given)
+            held = live.now
+            if backward:
+                out.sum().backward()
+            return Measured(held - before, live.peak - before)
 
 
 def _batch(masks: MaskConfig, geometry: ClipGeometry, clips: int) -> PretrainBatch:

@@ -127,7 +127,7 @@ def test_a_misspelt_option_is_one_line(verb: str, tmp_path: Path, capsys: pytest
         ),
         (
             "plan vit_b_finetune_k400 --gpus 8 --gpu h100",
-            "is a fine-tuning recipe, and vmae2 plan takes pre-training and temporal detection recipes",
+            "is a fine-tuning recipe, and vmae2 plan takes pre-training, temporal detection and spatial detection recipes",
         ),
         (
             "tune vit_s_distil_k710 --gpus 8 --gpu h100",

@@ -157,7 +157,10 @@ def test_videos_are_counted_in_the_annotations(tmp_path: Path) -> None:
             "names block 40, and the encoder has blocks 0 to 39",
         ),
         ("tad_desk --gpus 1 --gpu h100", "recipe tad_desk names none: give --videos N or --data.annotations FILE"),
-        ("vit_b_finetune_k400 --gpus 1 --gpu h100", "takes pre-training and temporal detection recipes"),
+        (
+            "vit_b_finetune_k400 --gpus 1 --gpu h100",
+            "takes pre-training, temporal detection and spatial detection recipes",
+        ),
     ],
 )
 def test_impossible_questions_are_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

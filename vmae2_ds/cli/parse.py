@@ -92,7 +92,8 @@ def _no_recipe(prog: str, name: str, args: Sequence[str], of_stage: dict[str, st
         return f"{name} stands where the recipe belongs: {prog} {placed} {name} ...; recipes: {', '.join(of_stage)}"
     for entry in STAGES.values():
         if name in entry.recipe_functions():
-            takes = " and ".join(STAGES[each].kind for each in dict.fromkeys(of_stage.values()))
+            kinds = ", ".join(STAGES[each].kind for each in dict.fromkeys(of_stage.values()))
+            takes = " and ".join(kinds.rsplit(", ", 1))
             return f"{name} is a {entry.kind} recipe, and {prog} takes {takes} recipes: {', '.join(of_stage)}"
     guess = did_you_mean(name, of_stage)
     return f"no recipe {name!r}; {guess}recipes: {', '.join(of_stage)}; see {prog} --help"

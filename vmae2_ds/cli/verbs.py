@@ -273,7 +273,7 @@ def memory(args: list[str]) -> None:
 
 
 def plan(args: list[str]) -> None:
-    """What a run of pre-training or temporal detection will be: batch, memory, time, cost, what binds: vmae2 plan RECIPE ..."""
+    """What a run of pre-training or detection will be: batch, memory, time, cost, what binds: vmae2 plan RECIPE ..."""
     from vmae2_ds.tune.arguments import PlanArguments
     from vmae2_ds.tune.forecast import check_fits, describe_forecast, forecast_json, make_forecast
     from vmae2_ds.tune.workload import PLANNED, planned

@@ -95,8 +95,8 @@ def mae_activations(
     width = WIDTHS[precision]
     tokens, predicted = visible + decode, decode * geometry.cube_values
     again, mode = model.recomputed_blocks, model.checkpointing
-    encoder = _Tower(model.encoder, again[0], mode, visible, attention, width, width.encoder_stream)
-    decoder = _Tower(model.decoder, again[1], mode, tokens, attention, width, width.decoder_stream)
+    encoder = TowerActivations(model.encoder, again[0], mode, visible, attention, width, width.encoder_stream)
+    decoder = TowerActivations(model.decoder, again[1], mode, tokens, attention, width, width.decoder_stream)
 
     # int64 places of visible and decoded cubes, and a bool for each decoded one
     clip = geometry.num_frames * geometry.height * geometry.width * 3 + 8 * tokens + decode
@@ -136,7 +136,7 @@ def mae_activations(
 
 
 @dataclass(frozen=True)
-class _Tower:
+class TowerActivations:
     """The blocks of one tower on the n tokens of one clip, in bytes."""
 
     config: TowerConfig
@@ -147,6 +147,8 @@ class _Tower:
     width: TowerWidths
     stream: int
     """Bytes of one value of the residual stream."""
+    drops: bool = False
+    """Whether branches are dropped at random, in all blocks but the first."""
 
     def held(self, block: int) -> int:
         """What this block keeps until its backward pass: everything, or its input if it is recomputed."""
@@ -173,6 +175,8 @@ class _Tower:
         # fc2: the output's gradient (and autocast's copy of it in 16 bit), and the one it makes of its input. GELU's
         # backward has as much: its own gradients in and out, after fc2's input has gone.
         mlp = self.stream * nd + (linear * nd if self.stream != linear else 0) + linear * nm
+        if self.drops and block:
+            mlp += linear * nd  # the branch's own gradient, scaled, beside that of the stream
         if self.attention != "math":
             return mlp  # the fused backward makes dq, dk, dv: less, now that the MLP has given back 2nm
         # Softmax: what the MLP, the output projection and v saved is gone. Left are the input of the first norm, its

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vmae2_ds.config.model import TowerConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import STATISTICS, WIDTHS
-from vmae2_ds.cost.flops import block_macs, block_parts
+from vmae2_ds.cost.flops import StepMacs, block_macs, block_parts
 from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
 
 ADAPTER_STEPS = 3
@@ -39,16 +39,6 @@ class AdaptedShape:
     def learning_blocks(self) -> range:
         """Blocks that gradients go through: those behind the first adapter."""
         return range(self.numbers[0] + 1, self.tower.depth)
-
-
-@dataclass(frozen=True)
-class AdaptedMacs:
-    """MACs of one clip."""
-
-    forward: int
-    backward: int
-    recomputed: int
-    """What checkpointing runs a second time."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +70,7 @@ def adapter_macs(width: int, hidden: int, tokens: int) -> int:
     return tokens * (2 * width * hidden + hidden * hidden + ADAPTER_STEPS * hidden)
 
 
-def adapted_macs(encoder: AdaptedShape) -> AdaptedMacs:
+def adapted_macs(encoder: AdaptedShape) -> StepMacs:
     """Work of one clip: forward, backward, and again where checkpointing computes twice.
 
     Frozen weights need no gradient: a linear layer's backward pass is one product, attention's are four for its two. Blocks up
@@ -93,7 +83,7 @@ def adapted_macs(encoder: AdaptedShape) -> AdaptedMacs:
     embed = tokens * encoder.clip.cube_values * tower.width
     behind, count = len(encoder.learning_blocks), len(encoder.numbers)
     last_product = (behind - (count - 1)) * tokens * tower.mlp * tower.width
-    return AdaptedMacs(
+    return StepMacs(
         forward=embed + tower.depth * block + count * adapter,
         backward=behind * (block + attention) + 2 * count * adapter - down,  # nobody asks for what is before the first
         recomputed=behind * block - last_product + count * (adapter - down),

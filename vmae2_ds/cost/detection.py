@@ -14,8 +14,9 @@ from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.config.tad_head import HeadConfig
 from vmae2_ds.cost.activations import WIDTHS
 from vmae2_ds.cost.adapters import ADAPTER_STEPS, AdaptedShape, adapted_activations, adapted_macs
+from vmae2_ds.cost.flops import StepMacs
 from vmae2_ds.cost.module_calls import Call, Node, TorchRecomputed, block_children, recomputed_block
-from vmae2_ds.cost.parameters import Parameters, Shape, block_shapes
+from vmae2_ds.cost.parameters import Parameters, Shape, encoder_shapes
 from vmae2_ds.cost.pyramid import KERNEL, pyramid_held, pyramid_macs
 from vmae2_ds.cost.traffic import AttentionKind, ComputePrecision
 from vmae2_ds.errors import ConfigError
@@ -34,15 +35,6 @@ class DetectorShape:
     encoder: AdaptedShape | None = None
     clips: int = 0
     """Clips of a window that go through the encoder."""
-
-
-@dataclass(frozen=True)
-class DetectorMacs:
-    """MACs of a window."""
-
-    forward: int
-    backward: int
-    recomputed: int
 
 
 @dataclass(frozen=True)
@@ -80,13 +72,13 @@ def detector_shape(config: TadConfig) -> DetectorShape:
     return DetectorShape(model.head, model.encoder.width, model.num_classes, data.length, encoder, clips)
 
 
-def detector_macs(shape: DetectorShape) -> DetectorMacs:
+def detector_macs(shape: DetectorShape) -> StepMacs:
     """Work of a window; nobody asks for the gradient of features that come from files."""
     head = pyramid_macs(shape.head, shape.width, shape.num_classes, shape.length)
     if shape.encoder is None:
-        return DetectorMacs(head, 2 * head - shape.length * KERNEL * shape.width * shape.head.width, 0)
+        return StepMacs(head, 2 * head - shape.length * KERNEL * shape.width * shape.head.width, 0)
     clip = adapted_macs(shape.encoder)
-    return DetectorMacs(
+    return StepMacs(
         shape.clips * clip.forward + head, shape.clips * clip.backward + 2 * head, shape.clips * clip.recomputed
     )
 
@@ -109,12 +101,7 @@ def detector_parameters(shape: DetectorShape) -> Parameters:
     pyramid, frozen, learning = dict(_pyramid_shapes(shape)), dict[str, Shape](), dict[str, Shape]()
     nodes: tuple[Node, ...] = (_pyramid_tree(shape.head),)
     if shape.encoder is not None:
-        width = shape.encoder.tower.width
-        frozen = {
-            "encoder.embed.proj.weight": (width, shape.encoder.clip.cube_values),
-            "encoder.embed.proj.bias": (width,),
-            **dict(block_shapes("encoder", shape.encoder.tower)),
-        }
+        frozen = encoder_shapes(shape.encoder.tower, shape.encoder.clip.cube_values)
         learning = dict(_adapter_shapes(shape.encoder))
         nodes = (*_encoder_calls(shape.encoder, shape.clips), *nodes)
     tree = Node("objective", (Node("model", nodes),))

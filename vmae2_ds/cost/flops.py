@@ -46,6 +46,16 @@ class MaeParameters:
         return self.encoder + self.decoder + self.link
 
 
+@dataclass(frozen=True)
+class StepMacs:
+    """MACs of a training step's passes over one clip, or one window."""
+
+    forward: int
+    backward: int
+    recomputed: int
+    """What checkpointing runs a second time."""
+
+
 def mae_macs(
     model: ModelConfig, geometry: ClipGeometry, visible: int, decode: int, *, embed_all: bool = False
 ) -> MaeMacs:

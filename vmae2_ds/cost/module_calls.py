@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.model import CheckpointingName, ModelConfig, TowerConfig
 
 
 class Call(NamedTuple):
@@ -75,22 +75,27 @@ class TorchRecomputed(Node):
 
 def mae_tree(model: ModelConfig) -> Node:
     """The objective of pre-training (objectives.py:Reconstruct) with its model."""
-    embed = Node("encoder.embed", (Node("encoder.embed.proj"),))
-    encoder = Node("encoder", (embed, _blocks(model, "encoder", model.encoder), Node("encoder.norm")))
+    of_encoder, of_decoder = model.recomputed_blocks
+    encoder = encoder_node(model.encoder, of_encoder, model.checkpointing)
     last = (Node("decoder.norm"), Node("decoder.head"))
-    decoder = Node("decoder", (_blocks(model, "decoder", model.decoder), *last))
+    decoder = Node("decoder", (_blocks("decoder", model.decoder, of_decoder, model.checkpointing), *last))
     return Node("objective", (Node("model", (encoder, Node("bridge"), decoder)),))
 
 
-def _blocks(model: ModelConfig, tower_name: str, tower: TowerConfig) -> Node:
-    recomputed = model.recomputed_blocks[0 if tower_name == "encoder" else 1]
+def encoder_node(tower: TowerConfig, recomputed: range, checkpointing: CheckpointingName) -> Node:
+    """The encoder with its final norm (model/encoder.py:Encoder)."""
+    embed = Node("encoder.embed", (Node("encoder.embed.proj"),))
+    return Node("encoder", (embed, _blocks("encoder", tower, recomputed, checkpointing), Node("encoder.norm")))
+
+
+def _blocks(tower_name: str, tower: TowerConfig, recomputed: range, checkpointing: CheckpointingName) -> Node:
     blocks = []
     for block in range(tower.depth):
         name = f"{tower_name}.blocks.{block}"
         children = block_children(name)
         if block not in recomputed:
             blocks.append(Node(name, children))
-        elif model.checkpointing == "deepspeed":
+        elif checkpointing == "deepspeed":
             blocks.append(Node(name, children, "deepspeed"))
         else:
             blocks.append(recomputed_block(name))

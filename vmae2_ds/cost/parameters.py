@@ -64,9 +64,7 @@ def parameter_shapes(model: Model) -> Mapping[str, Shape]:
     encoder, decoder = model.encoder, model.decoder
     cube_values = 3 * model.tubelet * model.patch * model.patch
     shapes = {
-        "encoder.embed.proj.weight": (encoder.width, cube_values),
-        "encoder.embed.proj.bias": (encoder.width,),
-        **dict(block_shapes("encoder", encoder)),
+        **encoder_shapes(encoder, cube_values),
         "encoder.norm.weight": (encoder.width,),
         "encoder.norm.bias": (encoder.width,),
         "bridge.weight": (decoder.width, encoder.width),
@@ -111,6 +109,15 @@ def group_of(model: Model, name: str, shape: Shape) -> int:
 def has_decay(name: str, shape: Shape) -> bool:
     """The rule of train.optim.has_weight_decay, which lies above this layer; a test holds the two together."""
     return len(shape) > 1 and not name.endswith(("bias", "mask_token"))
+
+
+def encoder_shapes(tower: TowerConfig, cube_values: int) -> dict[str, Shape]:
+    """Name -> shape of the encoder's embedding and blocks, in order, without a final norm."""
+    return {
+        "encoder.embed.proj.weight": (tower.width, cube_values),
+        "encoder.embed.proj.bias": (tower.width,),
+        **dict(block_shapes("encoder", tower)),
+    }
 
 
 def block_shapes(tower_name: str, tower: TowerConfig) -> Iterator[tuple[str, Shape]]:

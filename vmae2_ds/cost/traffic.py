@@ -102,7 +102,9 @@ def mae_traffic(
         per_scores = score_traffic(tower, tokens, kind, widths)
         blocks += tower.depth * sum(per_block) + repeated * (per_block.forward - skipped)
         scores += tower.depth * sum(per_scores) + repeated * per_scores.forward
-    ends = _encoder_ends(model, geometry, visible, encoder) + _decoder_ends(model, geometry, visible, decode, decoder)
+    ends = encoder_ends(model.encoder.width, geometry, visible, encoder) + _decoder_ends(
+        model, geometry, visible, decode, decoder
+    )
     return Traffic(ends, blocks, scores)
 
 
@@ -182,10 +184,11 @@ def _final_norm(values: int, widths: Widths) -> int:
     return values * (_copy(r, s) + 2 * s + _copy(s, w) + _copy(w, s) + 3 * s + _copy(s, r))
 
 
-def _encoder_ends(model: ModelConfig, geometry: ClipGeometry, visible: int, widths: Widths) -> int:
+def encoder_ends(width: int, geometry: ClipGeometry, visible: int, widths: Widths) -> int:
+    """Pixels, embedding, positions and final norm of a clip of which some cubes are seen."""
     w = widths.activation
     values = visible * geometry.cube_values
-    tokens = visible * model.encoder.width
+    tokens = visible * width
     # uint8 to normalised float, cast to the weights' dtype
     pixels = _gather(geometry, visible) + values * (5 + _copy(4, w))
     bias_gradient = w * tokens

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
+from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.config.strict import LONG_S, Count, Machines, StrictModel, Whole
 from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.cost.assumptions import Assumptions, Range, read_assumptions
@@ -29,7 +30,8 @@ THUMOS14_VIDEOS = 200
 class PlanArguments(StrictModel):
     """Predict batch, memory, time and cost of a recipe on these machines; options of the recipe may follow.
 
-    `vmae2 pretrain --help` and `vmae2 tad --help` list the recipes, `vmae2 pretrain RECIPE --help` their options.
+    `vmae2 pretrain --help`, `vmae2 tad --help` and `vmae2 ava --help` list the recipes, `vmae2 pretrain RECIPE --help` their
+    options.
 
     Example: vmae2 plan vit_g_pretrain_hybrid --gpus 64 --gpu a100-80g --train.micro-batch 16
     """
@@ -51,8 +53,8 @@ class PlanArguments(StrictModel):
     host_memory: Given = None
     """Host memory per GPU in GiB, for offload; default: 128, with bounds of 64 and 256."""
     videos: Count | None = None
-    """Number of videos in the data set; default: counted in --data.manifest or --data.annotations, or 1,348,000 for the
-    hybrid recipes and 200 for those of THUMOS14."""
+    """Number of videos in the data set, or of key frames for spatial detection; default: counted in --data.manifest,
+    --data.annotations or --data.truth, or 1,348,000 for the hybrid recipes and 200 for those of THUMOS14."""
     calibration: Path | None = None
     """JSON file of assumptions (efficiencies, overheads), as `vmae2 tune --measure` writes it; default: built-in
     estimates."""
@@ -109,6 +111,8 @@ def count_videos(arguments: PlanArguments, config: Planned) -> tuple[int, str]:
         return arguments.videos, "--videos"
     if isinstance(config, TadConfig):
         return _count_annotated(config)
+    if isinstance(config, AvaConfig):
+        return _count_key_frames(config)
     if config.data.manifest is not None or config.data.mixture is not None:
         mixture = open_mixture(config.data)
         return mixture.num_videos, mixture.name
@@ -126,3 +130,15 @@ def _count_annotated(config: TadConfig) -> tuple[int, str]:
     if config.recipe.startswith("thumos14"):
         return THUMOS14_VIDEOS, "THUMOS14"
     raise ConfigError(f"how many videos? recipe {config.recipe} names none: give --videos N or --data.annotations FILE")
+
+
+def _count_key_frames(config: AvaConfig) -> tuple[int, str]:
+    """Key frames to learn from: a clip each."""
+    data = config.data
+    if data.truth and data.label_map is not None:
+        from vmae2_ds.downstream.ava.videos import training_frames
+
+        return len(training_frames(config)), " and ".join(map(str, data.truth))
+    raise ConfigError(
+        f"how many key frames? recipe {config.recipe} names none: give --videos N or --data.truth FILE --data.label-map FILE"
+    )

@@ -12,6 +12,7 @@ from vmae2_ds.console.tables import table
 from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.zero import ZeroPolicy
+from vmae2_ds.data.feed.shared_memory import loader_bytes
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.arguments import PlanArguments, assumptions_of, cluster_of, count_videos
 from vmae2_ds.tune.search_space import micro_batches
@@ -191,6 +192,7 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
         "binds": forecast.time["expected"].binds,
         "largest_micro_batch": largest_micro_batch(forecast),
         "notes": [*notes_on(forecast.setting, forecast.cluster), *forecast.run.warnings()],
+        "shm_bytes_of_loader": loader_bytes(config),
         "cores_per_gpu_needed": {end: forecast.cores_needed(end) for end in ENDS},
         "utilisation": {end: dict(zip(("mfu", "hfu"), forecast.utilisation(end), strict=True)) for end in ENDS},
         "hours": {end: forecast.hours(end) for end in ENDS},
@@ -238,6 +240,7 @@ def _memory_table(forecast: Forecast) -> str:
     rows.append(["total", *(f"{forecast.memory[end].total_gib:.2f}" for end in ENDS)])
     rows.append(["usable", *[f"{forecast.cluster.memory_gib:.2f}"] * 3])
     rows.append(["host memory", *(f"{forecast.memory[end].host_gib:.2f}" for end in ENDS)])
+    rows.append(["/dev/shm of its loader", *[f"{loader_bytes(forecast.setting.config) / GIB:.2f}"] * 3])
     title = f"Memory of one {forecast.cluster.one}, GiB ({counted(forecast.setting.clips, forecast.asks.unit)} a micro step)"
     return table(title, ["part", *ENDS], rows)
 

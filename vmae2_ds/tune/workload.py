@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.tad import TadConfig
+from vmae2_ds.console.progress import counted
 from vmae2_ds.cost.activations import mae_activations
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.compute_time import Work, micro_step_work
@@ -17,14 +19,15 @@ from vmae2_ds.cost.detection import detector_activations, detector_macs, detecto
 from vmae2_ds.cost.detection_work import detector_work
 from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs, training_flops
 from vmae2_ds.cost.parameters import Model
+from vmae2_ds.cost.person_actions import action_activations, action_macs, action_parameters, action_shape, action_work
 from vmae2_ds.cost.states import MASTER_BYTES
 from vmae2_ds.cost.traffic import AttentionKind
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.masking import count_masks
 
-Planned = PretrainConfig | TadConfig
+Planned = PretrainConfig | TadConfig | AvaConfig
 """Configs of the stages that can be planned: those of PLANNED."""
-PLANNED = ("pretrain", "tad")
+PLANNED = ("pretrain", "tad", "ava")
 FEATURE_BYTES_S = 1e9
 """Bytes of features in files that a core reads and pads in a second; a guess that never binds."""
 
@@ -70,7 +73,7 @@ class Workload:
 
 def planned(config: RunConfig) -> Planned:
     """The config where it is of one of PLANNED, as its recipe was asked for."""
-    assert isinstance(config, PretrainConfig | TadConfig), f"{config.stage} is none of {PLANNED}"
+    assert isinstance(config, Planned), f"{config.stage} is none of {PLANNED}"
     return config
 
 
@@ -78,7 +81,7 @@ def workload_of(config: Planned, attention: AttentionKind, *, zero_stage: int = 
     """What a run with this config asks, whose attention is of this kind."""
     if isinstance(config, PretrainConfig):
         return _pretraining(config, attention, zero_stage)
-    return _detection(config, attention)
+    return _detection(config, attention) if isinstance(config, TadConfig) else _actions(config, attention)
 
 
 def _pretraining(config: PretrainConfig, attention: AttentionKind, zero_stage: int) -> Workload:
@@ -165,6 +168,37 @@ def _detection(config: TadConfig, attention: AttentionKind) -> Workload:
         counts=counts,
         keeps_mean=config.optim.ema_decay > 0,
         waiting_bytes=waiting,
+    )
+
+
+def _actions(config: AvaConfig, attention: AttentionKind) -> Workload:
+    shape, precision, data = action_shape(config), config.train.precision, config.data
+    parameters, macs = action_parameters(shape), action_macs(shape)
+    without, tokens, clip = 2 * (macs.forward + macs.backward), shape.clip.num_cubes, shape.clip
+    waits = config.loss.mean_over == "boxes"
+
+    def activations(clips: int) -> float:
+        return action_activations(shape, clips, attention=attention, precision=precision).peak
+
+    return Workload(
+        zero_model=parameters,
+        num_parameters=parameters.num_learning + parameters.num_frozen,
+        num_learning=parameters.num_learning,
+        tokens=tokens,
+        flops=(without, without + 2 * macs.recomputed),
+        activations=activations,
+        work=lambda clips: action_work(shape, clips, attention=attention, precision=precision),
+        core_s=lambda assumed: _reading_core_s(data.num_frames, data.size, 1, assumed, data.stride / 4),
+        unit="clip",
+        way_out="--model.checkpointing all, a --train.ds-config of a higher ZeRO stage or --train.micro-batch lower takes less",
+        about=f"clip of {data.num_frames} frames of {data.size}x{data.size}, {data.stride} apart in the video, around a key "
+        f"frame, for which {data.num_frames * data.stride} are decoded: {tokens} tokens; up to "
+        f"{counted(shape.boxes, 'box', 'boxes')}, {shape.num_classes} classes"
+        + "; only the head learns"
+        * shape.is_frozen,
+        counts={"frames": data.num_frames, "encoder": tokens, "boxes": shape.boxes},
+        keeps_mean=config.optim.ema_decay > 0,
+        waiting_bytes=clip.num_frames * clip.height * clip.width * 3 if waits else 0,
     )
 
 
