@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -271,7 +272,7 @@ def _people(truth: Sequence[BoxRows], label_map: LabelMap, left_out: LeftOut) ->
         frame_N = rows.frame_N[place_N]
         starts = np.flatnonzero(np.diff(frame_N, prepend=-1))
         keys = rows.keys
-        for start, end in zip(starts, [*starts[1:], len(frame_N)], strict=True):
+        for start, end in pairwise([*starts, len(frame_N)]):
             some = place_N[start:end]
             key = keys[rows.frame_N[some[0]]]
             box_G4, classes = box_N4[some], class_N[some]

@@ -112,7 +112,9 @@ def score(asked: ScoreTubesArguments) -> TubesScored:
     if asked.det is None and asked.tubes is None:
         raise ConfigError("nothing to score: give --det, boxes found in frames, or --tubes, ready tubes")
     if asked.out is not None:
-        check_out_file(asked.out, "--out", [file for file in (asked.gt, asked.det, asked.tubes) if file])
+        check_out_file(
+            asked.out, "--out", [file for file in (asked.gt, asked.det, asked.tubes, asked.labelmap) if file]
+        )
     clock = Clock(asked.fps, asked.first_frame)
     truth = _read_truth(asked, clock)
     protocol = _protocol(asked, truth)
@@ -153,6 +155,8 @@ def _read_truth(asked: ScoreTubesArguments, clock: Clock) -> TubeSet:
         if asked.labelmap is not None:
             raise ConfigError(f"{asked.gt} has its own labels: leave out --labelmap")
         return read_tube_pickle(asked.gt, asked.part, asked.split)
+    if not asked.gt.is_file():
+        raise ConfigError(f"--gt {asked.gt}: there is no such file")
     if asked.labelmap is None:
         raise ConfigError(f"{asked.gt}: truth in csv needs --labelmap, the names of its action ids")
     return read_tube_csv(asked.gt, read_label_map(asked.labelmap), clock)
