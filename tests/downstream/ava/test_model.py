@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.golden_data import GOLDEN, clip_of, fill, golden_json
+from tests.operators import Operators
 from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.ava_head import BoxLossConfig
 from vmae2_ds.config.model import TowerConfig
@@ -125,6 +126,24 @@ def test_a_batch_without_boxes_gives_every_parameter_a_gradient_of_zeros(boxes: 
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.eq(0).all(), name
+
+
+def test_no_operator_of_a_step_asks_the_device_how_many_boxes_there_are() -> None:
+    """Each of these would have a GPU's host wait for it: what is read by value, or has as many rows as something is true."""
+    model, clip_BTHWC = tiny(num_classes=5, head={"exclusive": (0, 1)}).train(), torch.rand(2, 4, 32, 48, 3)
+    is_box_BG = torch.tensor([[True, False], [True, True]])
+
+    def step() -> None:
+        logits_BGC = model(clip_BTHWC, torch.rand(2, 2, 4) * 30)
+        box_losses(logits_BGC, torch.ones(2, 2, 5), is_box_BG, BoxLossConfig(), model.config.exclusive).loss.backward()
+
+    step()  # constants are made in the first
+    with Operators() as operators:
+        step()
+    assert "roi_align" in operators.names
+    # index: with a mask; with numbers it would not wait, and is not needed
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh", "index", "index_put_"}
+    assert not waiting & set(operators.names)
 
 
 def test_padding_and_clips_without_a_box_change_no_gradient() -> None:
