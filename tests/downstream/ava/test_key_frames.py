@@ -72,11 +72,13 @@ def test_a_file_is_joined_as_a_few_lines_by_hand_join_it(tmp_path: Path) -> None
 
 def test_a_box_without_area_is_left_out_and_one_beyond_the_edge_is_cut() -> None:
     rows = truth_of(
-        ("v", 1, (-0.2, 0.1, 0.4, 1.3), 2), ("v", 1, (0.6, 0.1, 0.5, 0.9), 5), ("v", 1, (1.2, 0, 1.4, 1), 5)
+        *(("v", 1, (-0.2, 0.1, 0.4, 1.3), 2), ("v", 1, (0.6, 0.1, 0.5, 0.9), 5), ("v", 1, (1.2, 0, 1.4, 1), 5)),
+        *(("v", 1, LEFT, 2**31 - 1), ("v", 1, LEFT, -1)),
     )
     frames = make_key_frames(rows, MAP)
     assert said(frames) == {("v", 1000): [((0.0, 0.1, 0.4, 1.0), (2,))]}
     assert frames.left_out.without_area == 2
+    assert frames.left_out.unknown == {2**31 - 1: 1, -1: 1}
     assert any("2 rows whose box has no area" in line for line in frames.left_out.lines())
 
 

@@ -257,12 +257,11 @@ def _people(truth: Sequence[BoxRows], label_map: LabelMap, left_out: LeftOut) ->
     """The true people of each key frame that has any, in the order of their first rows."""
     found: dict[Key, _People] = {}
     for rows in truth:
-        class_N = np.array(
-            [label_map.class_of.get(label, -1) for label in range(int(rows.label_N.max(initial=-1)) + 1)] + [-1]
-        )
-        class_N = class_N[rows.label_N].astype(np.int32)
-        ids, times = np.unique(rows.label_N[class_N < 0], return_counts=True)
-        left_out.unknown.update(dict(zip(ids.tolist(), times.tolist(), strict=True)))
+        ids, place_N, times = np.unique(rows.label_N, return_inverse=True, return_counts=True)
+        columns = np.array([label_map.class_of.get(action, -1) for action in ids.tolist()], np.int32)
+        class_N = columns[place_N.reshape(-1)]
+        pairs = zip(ids[columns < 0].tolist(), times[columns < 0].tolist(), strict=True)
+        left_out.unknown.update(dict(pairs))
         box_N4 = np.clip(rows.box_N4, 0, 1)
         has_area_N = (box_N4[:, 2] > box_N4[:, 0]) & (box_N4[:, 3] > box_N4[:, 1])
         left_out.without_area += int((~has_area_N & (class_N >= 0)).sum())
