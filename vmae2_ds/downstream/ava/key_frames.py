@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vmae2_ds.console.progress import counted
 from vmae2_ds.downstream.ava.label_map import LabelMap
+from vmae2_ds.downstream.ava.matching import iou_of
 from vmae2_ds.downstream.ava.person_boxes import PersonBoxes, read_person_boxes
 from vmae2_ds.downstream.ava.rows import BoxRows, Key, read_excluded, read_truth
 from vmae2_ds.errors import DataError
@@ -325,7 +326,8 @@ def _joined(truth: _People, box_G5: NDArray[np.float64], overlap: float, keeps_u
     box_G4, score_G = box_G5[:, :4], box_G5[:, 4]
     classes = [np.zeros(0, np.int32)] * len(box_G5)
     if len(truth.box_G4) and len(box_G5):
-        iou_GG = iou(box_G4, truth.box_G4)
+        pairs = np.repeat(box_G4, len(truth.box_G4), axis=0), np.tile(truth.box_G4, (len(box_G4), 1))
+        iou_GG = iou_of(*pairs).reshape(len(box_G4), -1)
         best_G = iou_GG.argmax(axis=1)
         is_matched_G = iou_GG[np.arange(len(best_G)), best_G] >= overlap
         classes = [
@@ -338,15 +340,6 @@ def _joined(truth: _People, box_G5: NDArray[np.float64], overlap: float, keeps_u
         np.concatenate([truth.score_G, score_G[kept]]),
         [*truth.classes_G, *(classes[place] for place in kept)],
     )
-
-
-def iou(box_A4: NDArray[np.float64], box_B4: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(A, B): area of the intersection of two boxes over that of their union; boxes have an area."""
-    upper = np.maximum(box_A4[:, None, :2], box_B4[None, :, :2])
-    lower = np.minimum(box_A4[:, None, 2:], box_B4[None, :, 2:])
-    both = np.clip(lower - upper, 0, None).prod(axis=2)
-    areas = [(box[:, 2:] - box[:, :2]).prod(axis=1) for box in (box_A4, box_B4)]
-    return both / (areas[0][:, None] + areas[1][None] - both)
 
 
 def _columns(files: tuple[str, ...], label_map: LabelMap, found: dict[Key, _People], left_out: LeftOut) -> KeyFrames:
