@@ -150,6 +150,27 @@ def test_a_name_stands_at_its_box_and_one_person_has_all_labels_beside_it() -> N
     assert gap <= 2
 
 
+def test_names_go_with_their_boxes_and_find_new_places_where_they_would_touch() -> None:
+    def names(*boxes: FrameBox) -> list[Text]:
+        sheet = sheet_of_frames("v", (), [picture(list(boxes), grey(300, 300))])
+        bottom = max(shape.y + shape.height for shape in sheet.shapes if isinstance(shape, Picture))
+        return [text for text in sheet.texts if text.bold and text.text in "12" and text.y < bottom]
+
+    apart = [FrameBox((left, 0.4, left + 0.2, 0.9), "correct", name) for left, name in ((0.1, "1"), (0.6, "2"))]
+    still = names(*apart)
+    gone = [one._replace(box=(one.box[0] + 0.1, 0.35, one.box[2] + 0.1, 0.85), named_at=one.box) for one in apart]
+    size = 420.0  # the height that is kept to
+    for before, after in zip(still, names(*gone), strict=True):
+        assert (after.x - before.x, after.y - before.y) == pytest.approx((0.1 * size, -0.05 * size))
+    above = [apart[0], apart[1]._replace(box=(0.1, 0.05, 0.3, 0.38))]
+    kept = [one._replace(named_at=before.box) for one, before in zip(above, apart, strict=True)]
+    assert names(*kept)[0] == still[0], "it stays where it was, though below it would hide less"
+    assert names(*above)[0].y > still[0].y
+    together = [one._replace(box=apart[0].box, named_at=one.box) for one in apart]
+    first, second = names(*together)
+    assert abs(first.x - second.x) > 5 or abs(first.y - second.y) > 5
+
+
 def test_names_that_fit_nowhere_are_left_to_the_list() -> None:
     boxes = [FrameBox((0, 0, 1, 1), "truth", str(number)) for number in range(200)]
     room = (0.0, 0.0, 60.0, 60.0)

@@ -6,6 +6,7 @@ the upper left corner of the sheet.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -30,6 +31,7 @@ MOST_LINES = 3
 """Labels beside a name in a frame; the list has all."""
 COVERED = 0.22
 """Share of a frame that names with labels cover at most."""
+NO_FRAME = "no frame"
 OUTLINE, HALO = 1.6, 3.4
 """Thickness of a box's edge, and of the white under it, by which it is seen on dark and on light."""
 
@@ -59,6 +61,8 @@ class FrameBox(NamedTuple):
     labels: tuple[BoxLabel, ...] = ()
     note: str = ""
     """What the list says behind the name."""
+    named_at: Extent | None = None
+    """Where the box was as its name was given a place beside it, which goes with it; None: the place is chosen anew."""
 
 
 class Panel(NamedTuple):
@@ -151,7 +155,11 @@ def draw_frame(frame: FramePicture, left: float, top: float, grid: Grid, height:
     ends = []
     for place, panel in enumerate(frame.panels):
         x = left + place * (grid.panel + GAP)
-        shapes.append(Text(x, top + LINE / 2, shortened(panel.title, grid.panel, SMALL), SMALL, SOFT))
+        room = grid.panel
+        if panel.pixels_HWC is None:
+            shapes.append(Text(x + room, top + LINE / 2, NO_FRAME, SMALL, SOFT, "end"))
+            room -= text_width(NO_FRAME, SMALL) + GAP
+        shapes.append(Text(x, top + LINE / 2, shortened(panel.title, room, SMALL), SMALL, SOFT))
         width, own_height = size_of(panel.aspect, grid.panel)
         draw_panel(panel, (x, top + LINE + 2, x + width, top + LINE + 2 + own_height), shapes)
         ends.append(draw_list(panel.boxes, x, top + LINE + 2 + height + GAP, grid.panel, shapes))
@@ -163,7 +171,6 @@ def draw_panel(panel: Panel, room: Extent, shapes: list[Shape]) -> None:
     left, top, right, bottom = room
     if panel.pixels_HWC is None:
         shapes.append(Box(left, top, right - left, bottom - top, FAINT))
-        shapes.append(Text((left + right) / 2, bottom - LINE, "no frame", SMALL, SOFT, "middle"))
     else:
         shapes.append(Picture(left, top, right - left, bottom - top, panel.pixels_HWC))
     places = [place_of(box.box, room) for box in panel.boxes]
@@ -173,8 +180,24 @@ def draw_panel(panel: Panel, room: Extent, shapes: list[Shape]) -> None:
         about = f"{box.name}: {box.kind}"
         shapes.append(Box(x, y, *size, "none", WHITE, thickness=HALO))
         shapes.append(Box(x, y, *size, "none", kind.colour, dashed=kind.hollow, about=about, thickness=OUTLINE))
-    for chip in place_chips(panel.boxes, places, room):
+    for chip in _moved_chips(panel.boxes, places, room) or place_chips(panel.boxes, places, room):
         _draw_chip(chip, shapes)
+
+
+def _moved_chips(boxes: Sequence[FrameBox], places: Sequence[Extent], room: Extent) -> list[Chip]:
+    """Names that have gone with their boxes, of all that have places for them; none where they now touch."""
+    before = [place_of(box.named_at, room) for box in boxes if box.named_at is not None]
+    if len(before) < len(boxes):
+        return []
+    now = {box.name: (old, new) for box, old, new in zip(boxes, before, places, strict=True)}
+    chips = []
+    for chip in place_chips(boxes, before, room):
+        old, new = now[chip.box.name]
+        left, top, right, bottom = chip.extent
+        corner = (left + (new[0] + new[2] - old[0] - old[2]) / 2, top + new[1] - old[1])
+        chips.append(chip._replace(extent=_clamped(corner, right - left, bottom - top, room)))
+    pairs = itertools.combinations((chip.extent for chip in chips), 2)
+    return [] if any(touch(one, other) for one, other in pairs) else chips
 
 
 def place_of(box: Extent, room: Extent) -> Extent:

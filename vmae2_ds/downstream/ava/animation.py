@@ -142,7 +142,7 @@ class Board:
 
     def _moved(self, panel: Panel, moment: DrawnMoment, pixels_HWC: np.ndarray | None) -> Panel:
         places = {**moment.truth, **moment.found}  # numbers and letters
-        boxes = tuple(box._replace(box=places.get(box.name, box.box)) for box in panel.boxes)
+        boxes = tuple(box._replace(box=places.get(box.name, box.box), named_at=box.box) for box in panel.boxes)
         return panel._replace(pixels_HWC=pixels_HWC, boxes=boxes)
 
     def _draw(self, picture: FramePicture, shapes: list[Shape]) -> float:

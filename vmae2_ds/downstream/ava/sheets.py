@@ -122,7 +122,10 @@ def video_notes(compared: Compared, frames: Sequence[ShownFrame], chosen: Sequen
             f" with a score of at least {score_text(compared.threshold)}" if math.isfinite(compared.threshold) else ""
         )
         wrong = f", {int(compared.is_false[found].sum())} of them wrong" if compared.is_compared else ""
-        said.append(f"{counted(len(found), 'predicted label')}{least}{wrong}")
+        judged = int(compared.is_judged[found].sum()) if compared.is_compared else len(found)
+        said.append(f"{counted(judged, 'predicted label')}{least}{wrong}")
+        if judged < len(found):
+            said.append(f"{len(found) - judged} more of actions or key frames that are not scored")
     return ["; ".join(said) + "."]
 
 
@@ -200,4 +203,6 @@ def _said_of_found(compared: Compared, frame: ShownFrame) -> str:
     false = sum(bool(compared.is_false[row]) for row in rows)
     labels = sum(int(compared.detections.label_N[row]) >= 0 for row in rows)
     said = f"predicted: {counted(len(frame.found), 'box', 'boxes')}, {counted(labels, 'label')}"
-    return said + (f", {false} wrong" if compared.is_compared else "")
+    unscored = len(rows) - int(compared.is_judged[rows].sum())
+    said += f", {false} wrong" if compared.is_compared else ""
+    return said + (f", {unscored} not scored" if compared.is_compared and unscored else "")
