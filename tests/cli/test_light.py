@@ -68,6 +68,8 @@ def test_what_a_first_look_refuses_needs_no_heavy_package(tmp_path: Path) -> Non
         "probe nowhere --manifest x.csv",
         f"probe {tmp_path} --manifest {one} --kind linear",  # of one source, and nothing to test on
         "tad score --gt nowhere.json --pred nowhere.json",
+        "ava score-tubes --gt nowhere.pkl --det nowhere.csv",
+        "ava convert nowhere.pkl --out x --fps 25",
         "visualize nowhere",
         "import nowhere.pth --out x.safetensors",
         "export nowhere --out x.pth",

@@ -119,6 +119,7 @@ def test_boxes_of_one_person_and_action_in_successive_key_frames_are_a_tube(tmp_
         (["v,1,0,0,1,1,7"], 1, "1 of 1 rows have no person id, the first in 'v' at 1 s; tubes are a person's boxes"),
         (["v,1,0,0,1,1,7,1", "v,2,0,0,1,1,7,1"], 25, "no person has an action in two key frames that follow each other at 25"),
         (["v,1.02,0,0,1,1,7,1"], 25, "1 time between frames at 25 a second, first 1.020 s (nearest frame 1.040 s); give --fps"),
+        (["v,9e10,0,0,1,1,7,1"], 1, "a time of 9e+10 s is beyond all videos; times are seconds"),
         (["v,1,0,0,1,1,5,1"], 1, "none of its 1 rows has an action of labels.pbtxt"),
         (["v,1"], 1, "none of its 0 rows has an action of labels.pbtxt"),
         (["v,1,0,0,1,1,7,1", "v,1,0,0,1,1,7,1"], 1, "in 'v' that begins at frame 2 has two boxes in frame 2"),

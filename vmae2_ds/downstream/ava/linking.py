@@ -26,9 +26,9 @@ class LinkConfig(StrictModel):
     overlap_weight: float = Field(0.0, ge=0, le=10**6)
     """What overlap is worth beside the score where several boxes are near enough. 0: the best score wins (ACT, MOC, ROAD);
     1: the largest sum of score and overlap, as Gkioxari and Malik add them."""
-    gap: int = Field(0, ge=0, le=10**6)
+    gap: int = Field(0, ge=0, le=1000)
     """Steps in a row without a box that a tube outlives; frames between get interpolated boxes (mmaction2 0, ROAD 2, ACT 4)."""
-    stride: int = Field(1, ge=1, le=10**6)
+    stride: int = Field(1, ge=1, le=1000)
     """Frames from one detected frame to the next, a step; frames between get interpolated boxes."""
     nms: float = Field(0.6, ge=0, le=1)
     """Boxes of a class and frame that overlap a better one by more have their score times 1 - overlap (MOC 0.6). 1: none."""

@@ -26,6 +26,7 @@ from vmae2_ds.errors import DataError
 
 Part = Literal["train", "test"]
 KEYS = ("labels", "gttubes", "nframes", "resolution", "train_videos", "test_videos")
+LAST_FRAME = 10**9
 A_MS = 1.0
 """How far a time may lie from its frame: files round it to a millisecond or a microsecond."""
 
@@ -47,6 +48,11 @@ class Clock(NamedTuple):
             raise DataError(
                 f"{said}: {counted(len(off), 'time')} between frames at {self.fps:g} a second, first {time:.3f} s (nearest "
                 f"frame {near:.3f} s); give --fps as many frames, or key frames, as the set has in a second"
+            )
+        late = np.flatnonzero(np.abs(frame_N) > LAST_FRAME)
+        if len(late):
+            raise DataError(
+                f"{said}: a time of {time_ms_N[late[0]] / 1000:g} s is beyond all videos; times are seconds"
             )
         return frame_N + self.first_frame
 
@@ -156,8 +162,11 @@ def _table(array: Any, columns: int, said: str) -> Floats:
         raise DataError(f"{said} is no array of numbers") from None
     if table.ndim != 2 or not len(table) or table.shape[1] < columns:
         raise DataError(f"{said} has the shape {table.shape}; it is a row for each frame: frame, x1, y1, x2, y2")
-    if not np.isfinite(table).all() or (table[:, 0] != np.rint(table[:, 0])).any():
-        raise DataError(f"{said} has a number that is not finite, or a frame that is no whole number")
+    frame = table[:, 0]
+    if not np.isfinite(table).all() or (frame != np.rint(frame)).any() or (np.abs(frame) > LAST_FRAME).any():
+        raise DataError(
+            f"{said} has a number that is not finite, or a frame that is no whole number up to {LAST_FRAME}"
+        )
     return table[:, :columns]
 
 

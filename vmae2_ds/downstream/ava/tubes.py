@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae2_ds.downstream.ava.matching import iou_of
 from vmae2_ds.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -105,10 +106,8 @@ def box_iou(one_P4: Floats, other_P4: Floats) -> Floats:
 
     Where a box ends with its last pixel, as in ACT's files, x2 and y2 are one more here: that is that code's + 1 throughout.
     """
-    low, high = np.maximum(one_P4[:, :2], other_P4[:, :2]), np.minimum(one_P4[:, 2:], other_P4[:, 2:])
-    both = np.prod(np.maximum(high - low, 0.0), axis=1)
-    union = np.prod(one_P4[:, 2:] - one_P4[:, :2], axis=1) + np.prod(other_P4[:, 2:] - other_P4[:, :2], axis=1) - both
-    return np.divide(both, union, out=np.zeros(len(both)), where=union > 0)
+    iou_P = iou_of(one_P4, other_P4)
+    return np.where(np.isnan(iou_P), 0.0, iou_P)
 
 
 def overlaps(one: Tubes, other: Tubes, one_P: Ints, other_P: Ints, *, last_counts: bool) -> Floats:
