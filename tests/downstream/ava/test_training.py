@@ -32,7 +32,7 @@ from vmae2_ds.train.session import train_run
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 
-EPOCHS, VALIDATED_EVERY = 12, 3
+EPOCHS, VALIDATED_EVERY = 12, 4
 
 
 @pytest.fixture(scope="module")
@@ -169,15 +169,24 @@ def test_videos_that_cannot_be_read_are_named_and_the_others_written(
     assert read_detections(out).videos == ("video_08", "video_10")
 
 
-def test_cut_at_half_and_gone_on_is_the_same_run(run: Path, files: MadeUpSet, tmp_path: Path) -> None:
+def test_cut_at_half_and_gone_on_is_the_same_run(files: MadeUpSet, tmp_path: Path) -> None:
     """Losses, last weights and their mean, to the bit; more validations, and checkpoints for the best, change nothing."""
-    steps = len(list(rows_of(run / "metrics.jsonl")))
-    for stop in (steps // 2, None):
-        train_run(config_of(tmp_path, files, stop_after_steps=stop))
-    whole, cut = (list(rows_of(folder / "metrics.jsonl")) for folder in (run, tmp_path / "run"))
-    assert [row["loss"] for row in cut] == [row["loss"] for row in whole]
+    whole, cut = (
+        config_of(tmp_path / name, files, max_steps=8, keep_best="val_frame_map", validate_every=every)
+        for name, every in (("whole", 100), ("cut", 0.5))
+    )
+    train_run(whole)
+    for stop in (4, None):
+        train_run(cut.changed(train={"stop_after_steps": stop}))
+    folders = [tmp_path / name / "run" for name in ("whole", "cut")]
+    losses, checks = (
+        [list(rows_of(folder / f"{name}.jsonl")) for folder in folders] for name in ("metrics", "validation")
+    )
+    assert [row["loss"] for row in losses[1]] == [row["loss"] for row in losses[0]]
+    assert len(checks[1]) > len(checks[0]) == 1
+    assert checks[1][-1] == checks[0][-1]
     for mean in (False, True):
-        expected, found = (read_weights(find_checkpoint(folder)[1], mean=mean) for folder in (run, tmp_path / "run"))
+        expected, found = (read_weights(find_checkpoint(folder)[1], mean=mean) for folder in folders)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -246,3 +255,14 @@ def test_what_is_not_named_is_asked_for(files: MadeUpSet, tmp_path: Path) -> Non
             check_is_named(config.changed(data=changes))
     with pytest.raises(ConfigError, match="a square of this edge is cut out of pictures whose short side may be 32"):
         with_options(config, data={"size": 40})
+
+
+def test_bad_videos_are_replaced_and_named_and_too_many_end_the_run(files: MadeUpSet, tmp_path: Path) -> None:
+    videos = shutil.copytree(files.videos, tmp_path / "videos")
+    for number in range(2):
+        (videos / f"video_{number:02}.mp4").write_bytes(b"no video")
+    config = config_of(tmp_path, files, max_steps=8).changed(data={"videos": videos})
+    with pytest.raises(TooManyBadFiles, match=r"\d+ of \d+ videos tried could not be used"):
+        train_run(config)
+    bad = {Path(row["path"]).name for row in rows_of(tmp_path / "run" / "bad_files.jsonl")}
+    assert bad == {f"video_{number:02}.mp4" for number in range(2)}

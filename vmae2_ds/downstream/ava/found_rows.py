@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmae2_ds.downstream.ava.key_frames import KeyFrames
-from vmae2_ds.downstream.ava.rows import BoxRows, make_rows
+from vmae2_ds.downstream.ava.rows import BoxRows
 
 # F key frames, G boxes of one, C actions, N rows.
 
 DIGITS = 6
 """How many a box and a score have in a file."""
+SOURCE = "these detections"
+"""What messages call them."""
 
 
 def found_rows(
@@ -33,9 +36,9 @@ def found_rows(
         person_score: Whether an action's score is its probability times the person's score, or its probability alone.
         threshold: Least score of a row.
     """
-    keys, boxes, labels, scores = [], [], [], []
-    ids_C = np.array(frames.label_map.ids, np.int64)
-    for frame, probability_GC in zip(frames, probability_FGC, strict=True):
+    ids_C = np.array(frames.label_map.ids, np.int32)
+    kept: list[tuple[NDArray[Any], ...]] = [(np.zeros(0, np.int32), np.zeros((0, 4)), ids_C[:0], np.zeros(0))]
+    for number, (frame, probability_GC) in enumerate(zip(frames, probability_FGC, strict=True)):
         if probability_GC is None:
             continue
         score_GC = probability_GC.astype(np.float64)
@@ -43,18 +46,11 @@ def found_rows(
             score_GC *= frame.score_G[:, None]
         score_GC = rounded(score_GC)
         box_N, class_N = np.nonzero(score_GC >= threshold)
-        keys += [frame.key] * len(box_N)
-        boxes.append(rounded(frame.box_G4)[box_N])
-        labels.append(ids_C[class_N])
-        scores.append(score_GC[box_N, class_N])
-    return make_rows(
-        keys,
-        np.concatenate([np.zeros((0, 4)), *boxes]),
-        np.concatenate([ids_C[:0], *labels]),
-        np.concatenate([np.zeros(0), *scores]),
-        frames=[frame.key for frame in frames],
-        source="these detections",
-    )
+        frame_N = np.full(len(box_N), number, np.int32)
+        kept.append((frame_N, rounded(frame.box_G4)[box_N], ids_C[class_N], score_GC[box_N, class_N]))
+    frame_N, box_N4, label_N, score_N = map(np.concatenate, zip(*kept, strict=True))
+    nobody_N = np.broadcast_to(np.int64(-1), frame_N.shape)
+    return BoxRows(SOURCE, frames.videos, frames.video_F, frames.time_ms_F, frame_N, box_N4, label_N, score_N, nobody_N)
 
 
 def rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
