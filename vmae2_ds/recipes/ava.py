@@ -70,6 +70,7 @@ class PublishedAva(NamedTuple):
                 num_frames=16,
                 size=224,
                 stride=4,
+                clip_around="videomae_ad",
                 train_on="truth",
                 box_threshold=0.8,
                 most_boxes=100,
@@ -110,6 +111,7 @@ class PublishedAva(NamedTuple):
             model={"positions_from": (16, 224), "head": head},
             data={
                 "size": 256,
+                "clip_around": "pyslowfast",
                 "short_side": (256, 320),
                 "train_on": "truth_and_proposals",
                 "box_threshold": 0.9,
