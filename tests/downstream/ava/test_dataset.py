@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.downstream.ava.made_up import ava_config, grey, numbers_in, write_label_map, write_video
 from vmae2_ds.config.ava import AvaConfig
@@ -203,6 +204,29 @@ def test_key_frames_read_together_are_those_read_alone_and_no_frame_is_decoded_t
         assert alone.clip_THWC is not None
         assert torch.equal(clip.clip_THWC, alone.clip_THWC)
         assert torch.equal(clip.box_G4, alone.box_G4)
+
+
+def test_training_and_tests_see_the_same_of_movies_seconds_and_pictures(tmp_path: Path) -> None:
+    config = walkers(tmp_path, videos=1, size=40, short_side=(48, 48), test_short_side=48)
+    (tmp_path / "frames" / "v0").mkdir(parents=True)
+    for number, picture in enumerate(walking(40), 1):
+        Image.fromarray(picture).save(tmp_path / "frames" / "v0" / f"{number:05}.png")
+    for second in range(4):
+        write_video(tmp_path / "clips" / "v0" / f"{second}.mp4", walking(40)[10 * second : 10 * second + 10], FPS)
+    seen = {}
+    for kind, folder in (("movies", "videos"), ("clips", "clips"), ("frames", "frames")):
+        of = config.changed(data={"kind": kind, "videos": tmp_path / folder, "frames_fps": FPS})
+        sample = dataset_of(of)[SampleKey(0, 2)]
+        clips = KeyFrameClips(of, key_frames_of(of))
+        tested = list(clips.iterate(range(4)))
+        assert clips.count.decoded == {"movies": 37, "clips": 0, "frames": 19}[kind], "19 are in a clip"
+        boxes = [sample.box_G4, *(clip.box_G4 for clip in tested)]
+        shown = [sample.clip_TSSC, *(clip.clip_THWC for clip in tested if clip.clip_THWC is not None)]
+        assert len(shown) == 5
+        seen[kind] = [box_G4.tolist() for box_G4 in boxes], [numbers_in(clip[:, :3]) for clip in shown]
+        for clip, box_G4 in zip(shown, boxes, strict=True):
+            np.testing.assert_allclose(box_G4[0], green_in(clip[4]), atol=1.3)
+    assert seen["movies"] == seen["clips"] == seen["frames"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
