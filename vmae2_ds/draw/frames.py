@@ -157,8 +157,8 @@ def draw_frame(frame: FramePicture, left: float, top: float, grid: Grid, height:
         x = left + place * (grid.panel + GAP)
         room = grid.panel
         if panel.pixels_HWC is None:
-            shapes.append(Text(x + room, top + LINE / 2, NO_FRAME, SMALL, SOFT, "end"))
-            room -= text_width(NO_FRAME, SMALL) + GAP
+            shapes.append(Text(x + room - GAP, top + LINE / 2, NO_FRAME, SMALL, SOFT, "end"))
+            room -= text_width(NO_FRAME, SMALL) + 2 * GAP
         shapes.append(Text(x, top + LINE / 2, shortened(panel.title, room, SMALL), SMALL, SOFT))
         width, own_height = size_of(panel.aspect, grid.panel)
         draw_panel(panel, (x, top + LINE + 2, x + width, top + LINE + 2 + own_height), shapes)

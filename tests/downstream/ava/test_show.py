@@ -327,8 +327,11 @@ def test_an_empty_file_is_told(folder: Path) -> None:
     (folder / "none.csv").write_text("")
     with pytest.raises(DataError, match="names no key frame; there is nothing to draw"):
         show(asking(folder, "x.png", "good", gt=None, det=folder / "none.csv"))
-    page = show(asking(folder, "x.html", det=folder / "none.csv")).read_text()
+    page = show(asking(folder, "x.html", det=folder / "none.csv", threshold=None)).read_text()
     assert "0 of 8" in page
+    assert "inf" not in Elements(page).text
+    assert "by scores of 0.00 and above" in Elements(page).text
+    assert "3 without a prediction; 6 key frames scored" in Elements(page).text
 
 
 def test_the_verb_says_which_file_it_wrote_and_refuses_in_one_line(

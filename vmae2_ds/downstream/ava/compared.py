@@ -137,6 +137,7 @@ def compare(truth: BoxRows, detections: BoxRows, scores: FrameScores, threshold:
     found_at_G[counted.truth.row_K[scores.truth_H]] = detections.score_N[hit]
     if threshold is None:
         threshold = balanced_score(detections.score_N[counted_N], is_hit_N[counted_N], int(asked_G.sum()))
+        threshold = max(threshold, float(detections.score_N.min(initial=0.0)))  # finite, where nothing counts
     kept = np.flatnonzero(detections.score_N >= threshold)
     shown = detections.of(kept)
     kind_N = np.full(len(kept), _KINDS.index(NOT_COMPARED), np.int8)

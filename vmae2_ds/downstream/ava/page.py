@@ -101,6 +101,7 @@ def _figures(shown: ShownPeople, scores: FrameScores) -> list[Figure]:
     compared, videos = shown.compared, shown.videos
     truths, missed = int(compared.asked_G.sum()), int(compared.is_missed.sum())
     judged, false = int(compared.is_judged.sum()), int(compared.is_false.sum())
+    silent = sum(not video.predicted for video in videos)
     with_truth = sum(score.truths > 0 for score in scores.classes.values())
     return [
         Figure(
@@ -108,7 +109,11 @@ def _figures(shown: ShownPeople, scores: FrameScores) -> list[Figure]:
             f"{scores.frame_map:.2%}",
             f"at IoU {scores.iou:g}, {counted(with_truth, 'class', 'classes')}",
         ),
-        Figure("Videos", str(len(videos)), f"{counted(scores.counted.key_frames, 'key frame')} scored"),
+        Figure(
+            "Videos",
+            str(len(videos)),
+            f"{silent} without a prediction; {counted(scores.counted.key_frames, 'key frame')} scored",
+        ),
         Figure(
             "Truth found", f"{truths - missed} of {truths}", f"by scores of {score_text(compared.threshold)} and above"
         ),

@@ -205,4 +205,4 @@ def _said_of_found(compared: Compared, frame: ShownFrame) -> str:
     said = f"predicted: {counted(len(frame.found), 'box', 'boxes')}, {counted(labels, 'label')}"
     unscored = len(rows) - int(compared.is_judged[rows].sum())
     said += f", {false} wrong" if compared.is_compared else ""
-    return said + (f", {unscored} not scored" if compared.is_compared and unscored else "")
+    return said + (f", {unscored} unscored" if compared.is_compared and unscored else "")

@@ -54,8 +54,8 @@ class AvaShowArguments(StrictModel):
     exclude: Path | None = None
     """Key frames that are not compared, as AVA publishes them."""
     out: Path
-    """File to write. With VIDEO a contact sheet of key frames, FILE.png or FILE.svg, or an animation, FILE.mp4, FILE.gif or
-    FILE.webp; without it a page, FILE.html, that needs no other file."""
+    """File to write. With VIDEO a contact sheet of key frames, FILE.png or FILE.svg, or an animation, FILE.mp4 (the
+    smallest), FILE.gif or FILE.webp; without it a page, FILE.html, that needs no other file."""
     videos: Path | None = None
     """Folder of the videos, as --kind says; default: the folder of a VIDEO that is a file, else boxes are drawn on grey."""
     kind: VideosAre = "movies"
