@@ -108,7 +108,7 @@ def __getattr__(name: str) -> Training[Any]:
 
 
 ENTRY = StageEntry(
-    WeighConfig,
+    "tests.config.made_up_stage:WeighConfig",
     "weighing",
     "Weigh videos: vmae2 weigh RECIPE.",
     recipes="tests.config.made_up_stage:RECIPES",

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from pydantic import BaseModel
 
 from vmae2_ds.cli.options import check_known, in_own_words, options_of
 from vmae2_ds.cli.tyro_refusals import refusing
-from vmae2_ds.config.pretrain import PretrainConfig
-from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.console.terminal import fitted, nobody_reads, say
 from vmae2_ds.errors import ConfigError, Vmae2Error
 from vmae2_ds.recipes import describe_recipe
+
+if TYPE_CHECKING:
+    from vmae2_ds.config.pretrain import PretrainConfig
+    from vmae2_ds.config.run import RunConfig
 
 Asked = TypeVar("Asked", bound=BaseModel)
 Result = TypeVar("Result")
@@ -80,6 +82,8 @@ def ask(
 
 def pretraining(prog: str, config: RunConfig) -> PretrainConfig:
     """The config where it is one of pre-training; raises ConfigError for others."""
+    from vmae2_ds.config.pretrain import PretrainConfig
+
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{config.recipe} is no pre-training recipe, and {prog} takes no others")
     return config

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmae2_ds.cli.parse import ask, call, pretraining, recipe
-from vmae2_ds.config.distil import DistilConfig, check_has_teacher
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.terminal import fitted, say
 from vmae2_ds.dist import is_alone
@@ -39,6 +38,7 @@ def train(stage: str) -> Verb:
 def distil_cache(args: list[str]) -> None:
     """Keep what the teacher of a distil run says of its clips, for runs to come: the run's line with --distil.cache FOLDER."""
     _, config = recipe("vmae2 distil-cache", args, ["distil"])
+    from vmae2_ds.config.distil import DistilConfig, check_has_teacher
     from vmae2_ds.runs.first_look import cache_of, check_cache, first_look
 
     assert isinstance(config, DistilConfig), "what a recipe of distil makes"

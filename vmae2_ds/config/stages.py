@@ -11,22 +11,19 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from vmae2_ds.config.ava import AvaConfig
-from vmae2_ds.config.distil import DistilConfig
-from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.refusals import refused
-from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.strict import StrictModel
-from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.errors import ConfigError
 
-Run = TypeVar("Run", bound=RunConfig)
-RecipeFn = Callable[[], RunConfig]
+if TYPE_CHECKING:
+    from vmae2_ds.config.run import RunConfig
+
+Run = TypeVar("Run", bound="RunConfig")
+RecipeFn = Callable[[], "RunConfig"]
 
 CLIP_OPTIONS = {"num_frames", "size", "stride"}
 """Options by which a verb asks for other clips than the run's: fields of `data`."""
@@ -36,8 +33,9 @@ CLIP_OPTIONS = {"num_frames", "size", "stride"}
 class StageEntry:
     """One kind of training. Its name in STAGES is its verb, `vmae2 NAME RECIPE`, and the `stage` in its runs' run.json."""
 
-    config: type[RunConfig]
-    """What decides a run; its field `stage` is a literal of the name."""
+    settings: str
+    """The class of what decides a run; its field `stage` is a literal of the name. As `module:NAME`: all stages' settings take
+    a tenth of a second to load, which a verb without any should not wait for."""
     kind: str
     """What messages call it."""
     help: str
@@ -52,6 +50,12 @@ class StageEntry:
     videos: str | None = None
     """A function of the config that opens a run's videos, (mixture, validation list or None), where something else lists them
     than `data.manifest` and `data.mixture`; without torch. As `module:NAME`."""
+
+    @property
+    def config(self) -> type[RunConfig]:
+        """What decides a run."""
+        found: type[RunConfig] = pkgutil.resolve_name(self.settings)
+        return found
 
     def recipe_functions(self) -> Mapping[str, RecipeFn]:
         """The stage's recipes by name."""
@@ -71,7 +75,7 @@ class StageEntry:
 
 STAGES: dict[str, StageEntry] = {
     "pretrain": StageEntry(
-        PretrainConfig,
+        "vmae2_ds.config.pretrain:PretrainConfig",
         "pre-training",
         "Pre-train a named recipe with dual masking: vmae2 pretrain RECIPE --data.manifest FILE [--section.key value].",
         recipes="vmae2_ds.recipes.pretrain:RECIPES",
@@ -79,7 +83,7 @@ STAGES: dict[str, StageEntry] = {
         check="vmae2_ds.masking:check_masks",
     ),
     "finetune": StageEntry(
-        FinetuneConfig,
+        "vmae2_ds.config.finetune:FinetuneConfig",
         "fine-tuning",
         "Train a classifier: post-pre-training, fine-tuning, linear probing: "
         "vmae2 finetune RECIPE --train.init RUN_OR_FILE ...",
@@ -87,7 +91,7 @@ STAGES: dict[str, StageEntry] = {
         training="vmae2_ds.train.finetune:FINETUNING",
     ),
     "distil": StageEntry(
-        DistilConfig,
+        "vmae2_ds.config.distil:DistilConfig",
         "distillation",
         "Train a classifier on what a frozen teacher says of its clips: vmae2 distil RECIPE --teacher RUN_OR_FILE ...",
         recipes="vmae2_ds.recipes.distil:DISTIL_RECIPES",
@@ -95,7 +99,7 @@ STAGES: dict[str, StageEntry] = {
         check="vmae2_ds.config.distil:check_has_teacher",
     ),
     "tad": StageEntry(
-        TadConfig,
+        "vmae2_ds.config.tad:TadConfig",
         "temporal detection",
         "Find actions in time: train a head on features, or adapters and a head on videos: vmae2 tad RECIPE --data.annotations "
         "FILE --data.features FOLDER (or --data.videos FOLDER --train.init WEIGHTS).",
@@ -105,7 +109,7 @@ STAGES: dict[str, StageEntry] = {
         videos="vmae2_ds.downstream.tad.videos:open_videos",
     ),
     "ava": StageEntry(
-        AvaConfig,
+        "vmae2_ds.config.ava:AvaConfig",
         "spatial detection",
         "Say what people in boxes do: train an encoder with a head on boxes: vmae2 ava RECIPE --data.truth FILE "
         "--data.label-map FILE --data.videos FOLDER --train.init WEIGHTS.",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
-from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.stages import STAGES, RecipeFn
 from vmae2_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmae2_ds.config.run import RunConfig
 
 
 def get_recipe(stage: str, name: str) -> RunConfig:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vmae2_ds.config.pretrain import PretrainConfig
-from vmae2_ds.config.stages import RunConfig, with_options
+from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.stages import with_options
 from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch
 from vmae2_ds.data.clips.crops import crop_resize, view_crops
 from vmae2_ds.data.clips.sampling import middle_clip

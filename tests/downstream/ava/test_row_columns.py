@@ -132,12 +132,12 @@ def test_rows_read_at_once_are_those_read_one_after_the_other(
     at_once = RowFile._plain
     lengths = []
 
-    def noted(rows: RowFile, text: bytes) -> object:
-        piece = at_once(rows, text)
-        lengths.append(len(text))
+    def noted(rows: RowFile, table: TextColumns) -> object:
+        piece = at_once(rows, table)
+        lengths.append(table.lines)
         return piece
 
-    def never(rows: RowFile, text: bytes) -> object:
+    def never(rows: RowFile, table: TextColumns) -> object:
         raise NotPlain
 
     for seed in range(150):

@@ -329,8 +329,10 @@ def test_hostile_sets() -> None:
     crowd = make_rows([("v", 0)] * 1000, [[i / 1000, 0, (i + 1) / 1000, 1] for i in range(1000)], [7] * 1000)
     assert scored(crowd, crowd, 7).frame_map == 1
     ids = range(5, 2**15 + 100)
-    wide = make_rows([("v", 0)] * 200, [box] * 200, list(ids[-100:]) + list(ids[:100]))
-    assert scored(wide, wide, *ids).frame_map == 1
+    some = [*ids[-100:], *ids[:100]]
+    wide = make_rows([("v", 0)] * 200, [box] * 200, some)
+    half = make_rows([("v", 0)] * 200, [box] * 100 + [[0.8, 0.8, 0.9, 0.9]] * 100, some)
+    assert [scored(half, wide, *ids).ap_of[action] for action in some] == [1] * 100 + [0] * 100
     turned = make_rows([("v", 0)], [[0.5, 0.5, 0.1, 0.1]], [7])
     assert scored(turned, turned, 7).frame_map == 0
 

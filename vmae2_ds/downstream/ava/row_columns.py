@@ -34,15 +34,20 @@ class TextColumns:
         """Raises NotPlain where lines differ otherwise, or hold a quote."""
         if b'"' in text:
             raise NotPlain
-        text = text.rstrip()
-        self._buffer = b"0" * PAD + text + b"\n" + b"0" * LONGEST_KEY
+        lines = None if text.endswith(b"\n") and not text[-2:-1].isspace() else text.count(b"\n")
+        if lines is not None:
+            text = text.rstrip() + b"\n"
+        self._buffer = b"".join(
+            (b"0" * PAD, text, b"0" * LONGEST_KEY)
+        )  # one copy: fresh memory costs more than arithmetic
         self._byte_B = np.frombuffer(self._buffer, np.uint8)
         self._word_B = np.ndarray((len(self._buffer) - 7,), "<u8", self._buffer, 0, (1,))
-        byte_B = self._byte_B[: PAD + len(text) + 1]
+        byte_B = self._byte_B[: PAD + len(text)]
         stop_B = np.flatnonzero((byte_B == COMMA) | (byte_B == BREAK))
         last_L = np.flatnonzero(byte_B[stop_B] == BREAK)
         width_L: Ints = np.diff(last_L, prepend=-1)
         self.columns = int(width_L.max())
+        self.lines = len(width_L) if lines is None else lines
         self.is_full_L = width_L == self.columns
         if not (self.is_full_L | (width_L == 2)).all() or not 2 <= self.columns <= most_columns:
             raise NotPlain
