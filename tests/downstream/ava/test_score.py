@@ -307,6 +307,8 @@ def test_what_cannot_be_scored_is_refused_in_a_line() -> None:
         score_frames(truth, truth, a_map(2))
     with pytest.raises(DataError, match=r"0 have an action id .*, and 1 are in excluded key frames"):
         score_frames(truth, truth, a_map(1), excluded=frozenset({("v", 0)}), protocol="legacy")
+    with pytest.raises(DataError, match="these rows has no true box to score"):
+        score_frames(make_rows([], [], [], frames=[("v", 0)]), truth, a_map(1))
     with pytest.raises(ConfigError, match="there is no protocol 'ava'"):
         score_frames(truth, truth, a_map(1), protocol="ava")  # type: ignore[arg-type]
     for iou in (0, 1.5, float("nan")):
@@ -332,7 +334,8 @@ def test_hostile_sets() -> None:
     some = [*ids[-100:], *ids[:100]]
     wide = make_rows([("v", 0)] * 200, [box] * 200, some)
     half = make_rows([("v", 0)] * 200, [box] * 100 + [[0.8, 0.8, 0.9, 0.9]] * 100, some)
-    assert [scored(half, wide, *ids).ap_of[action] for action in some] == [1] * 100 + [0] * 100
+    ap_of = scored(half, wide, *ids).ap_of
+    assert [ap_of[action] for action in some] == [1] * 100 + [0] * 100
     turned = make_rows([("v", 0)], [[0.5, 0.5, 0.1, 0.1]], [7])
     assert scored(turned, turned, 7).frame_map == 0
 

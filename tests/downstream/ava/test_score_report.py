@@ -119,9 +119,9 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     assert "gone.csv: No such file or directory" in said(det="gone.csv")
     assert "line 1: 2 columns, where a row has 8 columns" in said(det=EXCLUDED)
-    assert "line 1: the person id is '0.122100', which is no whole number" in said(gt=DET)
+    assert "line 1: the person id is '0.122100', which is no whole number; write whole numbers" in said(gt=DET)
     assert "line 2: 8 columns, where a row has 2 columns" in said(exclude=GT)
-    assert "no true box is left to score" in said(gt=file("v,1\n"))
+    assert "has no true box to score" in said(gt=file("v,1\n"))
     assert "have no key frame in common: 'vid_aaaaaaaa' at 0902 in one, 'v.mp4' at 0902 in the other" in said(
         det=file("v.mp4,902,0,0,1,1,74,0.5\n")
     )

@@ -82,6 +82,8 @@ def count_rows(
     is_excluded_F = np.fromiter((key in excluded for key in frame_of), np.bool_, len(frame_of))
     is_kept_F = np.ones(len(frame_of), np.bool_) if how.keeps_excluded_truth else ~is_excluded_F
     true, outside, in_excluded, _ = _kept(truth, np.arange(num_named, dtype=np.int32), label_map, is_kept_F, is_kept_F)
+    if not len(truth):
+        raise DataError(f"{truth.source} has no true box to score: it needs rows with a box and an action id")
     if not len(true):
         raise DataError(
             f"{truth.source}: no true box is left to score: of {len(truth)}, {outside} have an action id that {label_map.file} "

@@ -31,6 +31,13 @@ LATEST_S = 1e12
 MOST_COLUMNS = 8
 MOST_ID = 2**31
 BOX = ("x1", "y1", "x2", "y2")
+WAYS_OUT = {
+    "time": "write seconds, such as 902 or 12.5",
+    **dict.fromkeys(BOX, "write shares of the frame's width and height, 0 to 1"),
+    "action id": "write the number that the label map gives the action",
+    "score": "write a number, or leave the row out",
+    "person id": "write whole numbers, or no such column; a file with scores there is one of detections",
+}
 
 
 class RowKind(enum.Enum):
@@ -175,9 +182,8 @@ def _field(name: str, read: Callable[[str], _Read], text: str) -> _Read:
     try:
         return read(text)
     except ValueError:
-        raise ValueError(
-            f"the {name} is {text!r}, which is no {'whole' if read is _whole else 'finite'} number"
-        ) from None
+        kind = "whole" if read is _whole else "finite"
+        raise ValueError(f"the {name} is {text!r}, which is no {kind} number; {WAYS_OUT[name]}") from None
 
 
 def _number(text: str, most: float = math.inf) -> float:
