@@ -17,6 +17,8 @@ from vmae2_ds.errors import ConfigError
 Files = tuple[Path, ...]
 Seconds = Annotated[float, Field(ge=-1e6, le=1e6)]
 Turn = Annotated[float, Field(ge=0, le=180)]
+FrameProtocolName = Literal["activitynet", "legacy", "legacy_pyslowfast", "mmaction2", "act"]
+"""How frame mAP is counted: published scorers by their names in downstream/ava/protocols.py."""
 VideosAre = Literal["movies", "clips", "frames"]
 """How the frames around a key frame are kept on disk."""
 
@@ -147,6 +149,10 @@ class AvaDataConfig(DataConfig):
     """Validate only on key frames at whole multiples of so many seconds (PySlowFast: 4); 0: on all."""
     val_every: Count = 1
     """Validate only on each so many-th key frame of a video, the first among them; 1: on all."""
+    val_protocol: FrameProtocolName = "activitynet"
+    """Which published scorer frame mAP is counted as: activitynet, today's official one, which takes the 50 best rows of a key
+    frame; legacy, that of VideoMAE-Action-Detection, whose figures the recipes cite, which takes all; legacy_pyslowfast;
+    mmaction2; act. `vmae2 ava score --help` tells more."""
     person_score: bool = True
     """With detected people: an action's score is its probability times the person's score (published). Otherwise it is its
     probability alone."""

@@ -29,6 +29,7 @@ MAY_CHANGE = {
         "val_videos",
         "val_every_s",
         "val_every",
+        "val_protocol",
         "test_short_side",
         "person_score",
     },

@@ -31,7 +31,7 @@ MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8
 NOTES = {
     "loss": "Averaged over ranks and over the steps between two rows.",
     "val_map": "Over --data.val-tious, as ActivityNet's scorer counts it; of the weights' running mean, where there is one.",
-    "val_frame_map": "At IoU 0.5, as ActivityNet's AVA scorer counts it; of the weights' running mean, where there is one.",
+    "val_frame_map": "At IoU 0.5, by --data.val-protocol; of the weights' running mean, where there is one.",
     "val_top1": "Of one clip from the middle of each video.",
     "lr": "Peak = base rate x videos per step / --optim.lr-batch.",
     "grad_norm": "Over all parameters and ranks.",

@@ -83,6 +83,13 @@ def test_what_detect_writes_scores_as_the_last_validation_did(run: Path, files: 
     assert found.frame_map == pytest.approx(last["val_frame_map"], abs=1e-12)
     scores = score_frames(read_truth(files.val_truth), read_detections(out), read_label_map(files.label_map))
     assert scores.frame_map == found.frame_map
+    other = asked(run, tmp_path / "mmaction2.csv", protocol="mmaction2")
+    again = score_frames(
+        read_truth(files.val_truth), read_detections(other.file), read_label_map(files.label_map), protocol="mmaction2"
+    )
+    assert other.frame_map == again.frame_map
+    assert "by protocol mmaction2" in str(other)
+    other.file.unlink()
     assert found.rows == len(ACTIONS) * found.boxes == len(out.read_text().splitlines())
     assert list(out.parent.iterdir()) == [out], "no parts are left"
     assert asked(run, out).frame_map == found.frame_map, "an earlier file of its own is replaced"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
-from vmae2_ds.config.ava import AvaConfig, Files, Seconds, VideosAre
+from vmae2_ds.config.ava import AvaConfig, Files, FrameProtocolName, Seconds, VideosAre
 from vmae2_ds.config.stages import with_options
 from vmae2_ds.config.strict import Amount, Count, Edge, Part, StrictModel, Workers
 from vmae2_ds.console.progress import Ticker, counted, heard
@@ -74,6 +74,8 @@ class AvaDetectArguments(StrictModel):
     """Which weights: their running mean (ema), or those of the last step; default: the mean, where the run keeps one."""
     person_score: bool | None = None
     """Whether an action's score is its probability times the person's score, or its probability alone."""
+    protocol: FrameProtocolName | None = None
+    """Which published scorer frame mAP is counted as (vmae2 ava score has all of them)."""
     threshold: Part = 0.0
     """Rows with a lower score are not written."""
     precision: Literal["bf16", "fp32"] | None = None
@@ -97,6 +99,7 @@ class AvaDetected(NamedTuple):
     """Key frames that an earlier start had asked at."""
     frame_map: float | None
     """None where there is no truth."""
+    protocol: FrameProtocolName
 
     def __str__(self) -> str:
         said = "".join(f"{line}\n" for line in self.unreadable)
@@ -107,7 +110,7 @@ class AvaDetected(NamedTuple):
         if self.before:
             said += f", {self.before} done before"
         if self.frame_map is not None:
-            said += f"; frame mAP {100 * self.frame_map:.2f} % at IoU 0.5, as ActivityNet counts it"
+            said += f"; frame mAP {100 * self.frame_map:.2f} % at IoU 0.5 by protocol {self.protocol}"
         return f"{said}; wrote {self.file}"
 
 
@@ -160,6 +163,7 @@ def _as_asked(config: AvaConfig, asked: AvaDetectArguments) -> AvaConfig:
         "val_videos": asked.videos,
         "val_every_s": asked.every_s,
         "val_every": asked.every,
+        "val_protocol": asked.protocol,
         "test_short_side": asked.short_side,
         **asked.model_dump(include={"box_threshold", "label_map", "kind", "video_starts_s", "person_score", "workers"}),
     }
@@ -253,7 +257,7 @@ def _finish(
         write_detections(rows, asked.out)
     except OSError as error:
         raise ConfigError(f"--out {asked.out}: {error.strerror}; {parts.folder} keeps what was found") from None
-    truth = validation_truth(config.data, frames) if config.data.val_truth else None
+    truth, protocol = validation_truth(config.data, frames) if config.data.val_truth else None, config.data.val_protocol
     unreadable = [(frames.key(one.row), one.reason) for one in found if one.reason is not None]
     result = AvaDetected(
         asked.out,
@@ -262,7 +266,10 @@ def _finish(
         len(rows),
         [f"{video} at {seconds_of(time_ms)} s: {reason}" for (video, time_ms), reason in unreadable],
         before,
-        None if truth is None or not len(truth) else score_frames(truth, rows, frames.label_map).frame_map,
+        score_frames(truth, rows, frames.label_map, protocol=protocol).frame_map
+        if truth is not None and len(truth)
+        else None,
+        protocol,
     )
     parts.remove()
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FrameProtocolName = Literal["activitynet", "legacy", "legacy_pyslowfast", "mmaction2", "act"]
+from vmae2_ds.config.ava import FrameProtocolName as FrameProtocolName
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class FrameMapValidation:
     def _figures(self, found: Sequence[FoundInFrame]) -> dict[str, Any]:
         in_order = [one.probability_GC for one in sorted(found, key=lambda one: one.row)]
         rows = found_rows(self._frames, in_order, person_score=self._config.data.person_score)
-        scores = score_frames(self._truth, rows, self._frames.label_map)
+        scores = score_frames(self._truth, rows, self._frames.label_map, protocol=self._config.data.val_protocol)
         return {
             "val_key_frames": len(self._frames),
             "val_unreadable": sum(one.reason is not None for one in found),
