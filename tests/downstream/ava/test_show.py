@@ -102,6 +102,7 @@ def test_frames_are_those_of_their_times_and_others_are_counted_in_one_line(
     with caplog.at_level(logging.WARNING):
         pictures.warn(logging.getLogger("test"))
     assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("(--video-starts-s)")
     assert caplog.messages[0].startswith(
         "2 of 12 frames are drawn grey, the first of v at 0009 s: it has no frame at the key time"
     )
@@ -206,6 +207,9 @@ def test_a_sheet_has_every_key_frame_twice_and_the_frames_of_their_times(folder:
     for more in ({"video": "good", "videos": folder}, {"video": str(folder / "good.mkv")}):
         show(asking(folder, "x.png", **more))
         assert [number_of(shape.pixels_HWC) for shape in pictures_on(sheets[-1])] == [0, 0, 25, 25]
+    (folder / "starts.csv").write_text("good,-1\n")
+    show(asking(folder, "x.png", "good", videos=folder, video_starts=folder / "starts.csv"))
+    assert [number_of(shape.pixels_HWC) for shape in pictures_on(sheets[-1])] == [25, 25, 50, 50]
     show(asking(folder, "x.png", "good"))
     assert not pictures_on(sheets[-1])
     assert [text.text for text in sheets[-1].texts].count("no frame") == 4

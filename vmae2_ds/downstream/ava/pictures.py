@@ -48,7 +48,7 @@ class Pictures:
             (video, time_ms), reason = next(iter(self._bad.items()))
             log.warning(
                 "%d of %d frames are drawn grey, the first of %s at %s s: %s",
-                len(self._bad), self._asked, video, seconds_of(time_ms), reason,
+                len(self._bad), self._asked, video, seconds_of(time_ms), str(reason).replace("--data.", "--"),
             )  # fmt: skip
 
     def _read(self, key: Key, span: Span) -> list[np.ndarray | None] | None:

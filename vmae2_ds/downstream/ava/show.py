@@ -16,7 +16,7 @@ from vmae2_ds.config.strict import Part, ReadLimit, Size, StrictModel
 from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.disk import check_out_file, check_there
 from vmae2_ds.downstream.ava.animation import animate, stretch_of
-from vmae2_ds.downstream.ava.clip_files import ClipFiles
+from vmae2_ds.downstream.ava.clip_files import ClipFiles, read_starts
 from vmae2_ds.downstream.ava.page import is_our_page, write_page
 from vmae2_ds.downstream.ava.people import frames_of
 from vmae2_ds.downstream.ava.pictures import Pictures
@@ -63,6 +63,8 @@ class AvaShowArguments(StrictModel):
     VIDEO of pictures."""
     video_starts_s: Seconds = 0.0
     """Time in seconds of the first frame of movies and of folders of frames: 900 for AVA's, cut to minutes 15 to 30."""
+    video_starts: Path | None = None
+    """File with a line `video,seconds` for each video that begins at another time than --video-starts-s."""
     frames_fps: Size = 30
     """With --kind frames: pictures a second."""
     frames: Annotated[int, Field(ge=1, le=100)] = 12
@@ -169,6 +171,7 @@ def _clip_files(asked: AvaShowArguments) -> ClipFiles | None:
         folder,
         asked.kind,
         starts_s=asked.video_starts_s,
+        starts_s_of=None if asked.video_starts is None else read_starts(asked.video_starts),
         frames_fps=asked.frames_fps,
         reader=asked.reader,
     )
