@@ -94,6 +94,7 @@ WITHOUT_TORCH = (
     "runs.first_look",
     "weights.ours",
     "downstream.ava.boxes",
+    "downstream.ava.check",
     "downstream.ava.person_boxes",
     "downstream.ava.plain_pickle",
     "downstream.classify.evaluate",

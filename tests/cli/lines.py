@@ -20,6 +20,7 @@ from vmae2_ds.data.tools.shards import IndexShardsArguments
 from vmae2_ds.data.tools.synthetic import SynthArguments
 from vmae2_ds.doctor.doctor import DoctorArguments
 from vmae2_ds.downstream.ava.box_arguments import AvaBoxesArguments
+from vmae2_ds.downstream.ava.check import AvaCheckArguments
 from vmae2_ds.downstream.ava.detect import AvaDetectArguments
 from vmae2_ds.downstream.ava.score_report import AvaScoreArguments
 from vmae2_ds.downstream.ava.show import AvaShowArguments
@@ -57,6 +58,7 @@ LINES: dict[str, str] = {
     "visualize": "{file} --manifest {list}",
     "tad score": "--gt {file} --pred {file}",
     "tad show": "{video} --pred {file} --out {new}.png",
+    "ava check": "--truth {rows} --label-map {actions}",
     "ava boxes": "--from-coco {file} --truth {list} --out {new}.csv",
     "ava show": "{video} --det {file} --out {new}.png",
     "ava score": "--gt {file} --det {file} --labelmap {file}",
@@ -93,6 +95,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "tad score": ScoreArguments,
     "tad show": ShowArguments,
     "ava boxes": AvaBoxesArguments,
+    "ava check": AvaCheckArguments,
     "ava score": AvaScoreArguments,
     "ava score-tubes": ScoreTubesArguments,
     "ava convert": ConvertArguments,

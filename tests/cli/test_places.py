@@ -14,6 +14,7 @@ from vmae2_ds.cli.main import VERBS
 
 FOLDERS = {
     "extract": "--out",
+    "ava check": "--pictures",
     "visualize": "--out",
     "data synth": "",
     "data index": "--out",

@@ -137,6 +137,21 @@ def ava_score(args: list[str]) -> None:
     _show(call(shown, AvaScoreArguments, "vmae2 ava score", args))
 
 
+def ava_check(args: list[str]) -> None:
+    """Explain what is wrong with a set in AVA's form: vmae2 ava check --truth FILE --label-map FILE [--videos FOLDER]."""
+    from vmae2_ds.downstream.ava.check import AvaCheckArguments
+    from vmae2_ds.downstream.ava.check import ava_check as run
+
+    def shown(asked: AvaCheckArguments) -> tuple[Mapping[str, Any] | str, bool]:
+        result = run(asked)
+        return result.json() if asked.json_ else str(result), result.would_fail
+
+    said, would_fail = call(shown, AvaCheckArguments, "vmae2 ava check", args)
+    _show(said)
+    if would_fail:
+        raise SystemExit(EXIT_USER_ERROR)
+
+
 def ava_boxes(args: list[str]) -> None:
     """Boxes of persons: vmae2 ava boxes --convert IN OUT, or --videos DIR --truth FILE --weights FILE --out FILE."""
     from vmae2_ds.downstream.ava.box_arguments import AvaBoxesArguments, Boxed
@@ -369,6 +384,7 @@ VERBS: dict[str, Verb] = {
     "ava convert": ava_convert,
     "ava boxes": ava_boxes,
     "ava show": ava_show,
+    "ava check": ava_check,
     "data synth": data_synth,
     "data index": data_index,
     "data check": data_check,
