@@ -5,18 +5,16 @@ No verb's `--help` imports torch: the functions and models that say the options 
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from vmae2_ds.cli.answers import Verb, say_once, show_answer
+from vmae2_ds.cli.ava import AVA_VERBS
 from vmae2_ds.cli.parse import ask, call, pretraining, recipe
 from vmae2_ds.config.stages import STAGES
-from vmae2_ds.console.terminal import fitted, say
+from vmae2_ds.console.terminal import say
 from vmae2_ds.dist import is_alone
 from vmae2_ds.errors import EXIT_USER_ERROR
-
-Verb = Callable[[list[str]], None]
 
 
 def train(stage: str) -> Verb:
@@ -50,7 +48,7 @@ def distil_cache(args: list[str]) -> None:
     from vmae2_ds.train.distil.cache import distil_cache as run
 
     said = run(config, inputs)
-    _say_once(said)
+    say_once(said)
 
 
 def evaluate(args: list[str]) -> None:
@@ -59,7 +57,7 @@ def evaluate(args: list[str]) -> None:
     from vmae2_ds.downstream.classify.evaluate import evaluate as run
 
     result = call(run, EvaluateArguments, "vmae2 evaluate", args)
-    _say_once(describe(result))
+    say_once(describe(result))
 
 
 def predict(args: list[str]) -> None:
@@ -87,7 +85,7 @@ def extract(args: list[str]) -> None:
     from vmae2_ds.downstream.features.extract import extract as run
 
     result = call(run, ExtractArguments, "vmae2 extract", args)
-    _say_once(describe(result))
+    say_once(describe(result))
 
 
 def tad_detect(args: list[str]) -> None:
@@ -96,16 +94,7 @@ def tad_detect(args: list[str]) -> None:
     from vmae2_ds.downstream.tad.detect import tad_detect as run
 
     result = call(run, TadDetectArguments, "vmae2 tad detect", args)
-    _say_once(str(result))
-
-
-def ava_detect(args: list[str]) -> None:
-    """Say what people in boxes do, and write it for scorers: vmae2 ava detect RUN --out FILE.csv [--boxes FILE]."""
-    from vmae2_ds.downstream.ava.detect import AvaDetectArguments
-    from vmae2_ds.downstream.ava.detect import ava_detect as run
-
-    result = call(run, AvaDetectArguments, "vmae2 ava detect", args)
-    _say_once(str(result))
+    say_once(str(result))
 
 
 def visualize(args: list[str]) -> None:
@@ -124,45 +113,7 @@ def tad_score(args: list[str]) -> None:
     def shown(asked: ScoreArguments) -> Mapping[str, Any] | str:
         return scores_json(score(asked)) if asked.json_ else describe(score(asked))
 
-    _show(call(shown, ScoreArguments, "vmae2 tad score", args))
-
-
-def ava_score(args: list[str]) -> None:
-    """Score detections of what people do: vmae2 ava score --gt FILE --det FILE --labelmap FILE [--protocol NAME] [--json]."""
-    from vmae2_ds.downstream.ava.score_report import AvaScoreArguments, describe, score, scores_json
-
-    def shown(asked: AvaScoreArguments) -> Mapping[str, Any] | str:
-        return scores_json(score(asked)) if asked.json_ else describe(score(asked))
-
-    _show(call(shown, AvaScoreArguments, "vmae2 ava score", args))
-
-
-def ava_check(args: list[str]) -> None:
-    """Explain what is wrong with a set in AVA's form: vmae2 ava check --truth FILE --label-map FILE [--videos FOLDER]."""
-    from vmae2_ds.downstream.ava.check import AvaCheckArguments
-    from vmae2_ds.downstream.ava.check import ava_check as run
-
-    def shown(asked: AvaCheckArguments) -> tuple[Mapping[str, Any] | str, bool]:
-        result = run(asked)
-        return result.json() if asked.json_ else str(result), result.would_fail
-
-    said, would_fail = call(shown, AvaCheckArguments, "vmae2 ava check", args)
-    _show(said)
-    if would_fail:
-        raise SystemExit(EXIT_USER_ERROR)
-
-
-def ava_boxes(args: list[str]) -> None:
-    """Boxes of persons: vmae2 ava boxes --convert IN OUT, or --videos DIR --truth FILE --weights FILE --out FILE."""
-    from vmae2_ds.downstream.ava.box_arguments import AvaBoxesArguments, Boxed
-    from vmae2_ds.downstream.ava.boxes import ava_boxes as run
-
-    def shown(asked: AvaBoxesArguments) -> Mapping[str, Any] | str:
-        result: Boxed = run(asked)
-        return result.json() if asked.json_ else str(result)
-
-    said = call(shown, AvaBoxesArguments, "vmae2 ava boxes", args)
-    _say_once(said if isinstance(said, str) else json.dumps(said))
+    show_answer(call(shown, ScoreArguments, "vmae2 tad score", args))
 
 
 def tad_show(args: list[str]) -> None:
@@ -171,31 +122,6 @@ def tad_show(args: list[str]) -> None:
     from vmae2_ds.downstream.tad.show import show as run
 
     say(str(call(run, ShowArguments, "vmae2 tad show", args)))
-
-
-def ava_score_tubes(args: list[str]) -> None:
-    """Score action tubes, video mAP and frame mAP: vmae2 ava score-tubes --gt FILE --det FILE [--protocol NAME] [--json]."""
-    from vmae2_ds.downstream.ava.tube_report import ScoreTubesArguments, describe, score, scores_json
-
-    def shown(asked: ScoreTubesArguments) -> Mapping[str, Any] | str:
-        return scores_json(score(asked)) if asked.json_ else describe(score(asked))
-
-    _show(call(shown, ScoreTubesArguments, "vmae2 ava score-tubes", args))
-
-
-def ava_convert(args: list[str]) -> None:
-    """Annotations of tubes (UCF101-24, JHMDB, MultiSports) to AVA csv: vmae2 ava convert FILE.pkl --out FOLDER --fps N."""
-    from vmae2_ds.downstream.ava.tube_convert import ConvertArguments, convert
-
-    say(str(call(convert, ConvertArguments, "vmae2 ava convert", args)))
-
-
-def ava_show(args: list[str]) -> None:
-    """People in boxes, truth beside predictions: a picture or animation of a video, a page of a set: vmae2 ava show [VIDEO]."""
-    from vmae2_ds.downstream.ava.show import AvaShowArguments
-    from vmae2_ds.downstream.ava.show import show as run
-
-    say(str(call(run, AvaShowArguments, "vmae2 ava show", args)))
 
 
 def data_synth(args: list[str]) -> None:
@@ -273,7 +199,7 @@ def flops(args: list[str]) -> None:
     def shown(asked: FlopsArguments) -> Mapping[str, Any] | str:
         return run(asked) if asked.json_ else describe_flops(run(asked))
 
-    _show(call(shown, FlopsArguments, "vmae2 flops", args), fits=True)
+    show_answer(call(shown, FlopsArguments, "vmae2 flops", args), fits=True)
 
 
 def memory(args: list[str]) -> None:
@@ -284,7 +210,7 @@ def memory(args: list[str]) -> None:
     def shown(asked: MemoryArguments) -> Mapping[str, Any] | str:
         return run(asked) if asked.json_ else describe_memory(run(asked))
 
-    _show(call(shown, MemoryArguments, "vmae2 memory", args), fits=True)
+    show_answer(call(shown, MemoryArguments, "vmae2 memory", args), fits=True)
 
 
 def plan(args: list[str]) -> None:
@@ -295,7 +221,7 @@ def plan(args: list[str]) -> None:
 
     asked, config, _, _ = ask(PlanArguments, "vmae2 plan", args, list(PLANNED))
     made = make_forecast(planned(config), asked)
-    _show(forecast_json(made) if asked.json_ else describe_forecast(made), fits=True)
+    show_answer(forecast_json(made) if asked.json_ else describe_forecast(made), fits=True)
     check_fits(made)
 
 
@@ -307,7 +233,7 @@ def tune(args: list[str]) -> None:
 
     asked, config, _, words = ask(TuneArguments, "vmae2 tune", args, ["pretrain"])
     tuned = run(pretraining("vmae2 tune", config), asked, words[1:])
-    _show(tuning_json(tuned) if asked.json_ else describe_tuning(tuned))
+    show_answer(tuning_json(tuned) if asked.json_ else describe_tuning(tuned))
 
 
 def doctor(args: list[str]) -> None:
@@ -318,7 +244,7 @@ def doctor(args: list[str]) -> None:
 
     asked, config, _, words = ask(DoctorArguments, "vmae2 doctor", args, list(STAGES), lambda asked: asked.recipe)
     made = run(asked, config, tuple(words[1:]))
-    _show(as_json(made) if asked.json_ else page(made))
+    show_answer(as_json(made) if asked.json_ else page(made))
     if made.light == "red":
         raise SystemExit(EXIT_USER_ERROR)
 
@@ -331,7 +257,7 @@ def launch_doctor(args: list[str]) -> None:
         HostDoctorsArguments, "vmae2 launch doctor", args, list(STAGES), lambda asked: asked.recipe
     )
     answers = ask_hosts(asked, words[1:])
-    _show(hosts_json(answers) if asked.json_ else describe_hosts(answers))
+    show_answer(hosts_json(answers) if asked.json_ else describe_hosts(answers))
     if any(answer.light == "red" for answer in answers):
         raise SystemExit(EXIT_USER_ERROR)
 
@@ -342,7 +268,7 @@ def launch_slurm(args: list[str]) -> None:
     from vmae2_ds.launch.slurm import launch_slurm as run
 
     asked, config, stage, words = ask(SlurmArguments, "vmae2 launch slurm", args, list(STAGES))
-    _show(run(asked, config, [stage, *words]))
+    show_answer(run(asked, config, [stage, *words]))
 
 
 def launch_hosts(args: list[str]) -> None:
@@ -351,20 +277,7 @@ def launch_hosts(args: list[str]) -> None:
     from vmae2_ds.launch.hosts import launch_hosts as run
 
     asked, config, stage, words = ask(HostsArguments, "vmae2 launch hosts", args, list(STAGES))
-    _show(run(asked, config, [stage, *words]))
-
-
-def _say_once(text: str) -> None:
-    """Print what all ranks have come to, on the first alone; they have met, so that RANK is set."""
-    if os.environ.get("RANK", "0") == "0":
-        say(text)
-
-
-def _show(result: Mapping[str, Any] | str, *, fits: bool = False) -> None:
-    """Print a calculator's answer: JSON, or text, which `fits` breaks at the terminal's width."""
-    if isinstance(result, str):
-        return say(fitted(result) if fits else result)
-    say(json.dumps(result, indent=2))
+    show_answer(run(asked, config, [stage, *words]))
 
 
 VERBS: dict[str, Verb] = {
@@ -375,16 +288,10 @@ VERBS: dict[str, Verb] = {
     "probe": probe,
     "extract": extract,
     "tad detect": tad_detect,
-    "ava detect": ava_detect,
     "visualize": visualize,
+    **AVA_VERBS,
     "tad score": tad_score,
     "tad show": tad_show,
-    "ava score": ava_score,
-    "ava score-tubes": ava_score_tubes,
-    "ava convert": ava_convert,
-    "ava boxes": ava_boxes,
-    "ava show": ava_show,
-    "ava check": ava_check,
     "data synth": data_synth,
     "data index": data_index,
     "data check": data_check,

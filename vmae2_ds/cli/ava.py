@@ -1,0 +1,95 @@
+"""The verbs of `vmae2 ava`, a function each, as in verbs.py: who does what in the pictures of videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vmae2_ds.cli.answers import Verb, say_once, show_answer
+from vmae2_ds.cli.parse import call
+from vmae2_ds.console.terminal import say
+from vmae2_ds.errors import EXIT_USER_ERROR
+
+
+def ava_detect(args: list[str]) -> None:
+    """Say what people in boxes do, and write it for scorers: vmae2 ava detect RUN --out FILE.csv [--boxes FILE]."""
+    from vmae2_ds.downstream.ava.detect import AvaDetectArguments
+    from vmae2_ds.downstream.ava.detect import ava_detect as run
+
+    result = call(run, AvaDetectArguments, "vmae2 ava detect", args)
+    say_once(str(result))
+
+
+def ava_score(args: list[str]) -> None:
+    """Score detections of what people do: vmae2 ava score --gt FILE --det FILE --labelmap FILE [--protocol NAME] [--json]."""
+    from vmae2_ds.downstream.ava.score_report import AvaScoreArguments, describe, score, scores_json
+
+    def shown(asked: AvaScoreArguments) -> Mapping[str, Any] | str:
+        return scores_json(score(asked)) if asked.json_ else describe(score(asked))
+
+    show_answer(call(shown, AvaScoreArguments, "vmae2 ava score", args))
+
+
+def ava_check(args: list[str]) -> None:
+    """Explain what is wrong with a set in AVA's form: vmae2 ava check --truth FILE --label-map FILE [--videos FOLDER]."""
+    from vmae2_ds.downstream.ava.check import AvaCheckArguments
+    from vmae2_ds.downstream.ava.check import ava_check as run
+
+    def shown(asked: AvaCheckArguments) -> tuple[Mapping[str, Any] | str, bool]:
+        result = run(asked)
+        return result.json() if asked.json_ else str(result), result.would_fail
+
+    said, would_fail = call(shown, AvaCheckArguments, "vmae2 ava check", args)
+    show_answer(said)
+    if would_fail:
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+def ava_boxes(args: list[str]) -> None:
+    """Boxes of persons: vmae2 ava boxes --convert IN OUT, or --videos DIR --truth FILE --weights FILE --out FILE."""
+    from vmae2_ds.downstream.ava.box_arguments import AvaBoxesArguments, Boxed
+    from vmae2_ds.downstream.ava.boxes import ava_boxes as run
+
+    def shown(asked: AvaBoxesArguments) -> Mapping[str, Any] | str:
+        result: Boxed = run(asked)
+        return result.json() if asked.json_ else str(result)
+
+    said = call(shown, AvaBoxesArguments, "vmae2 ava boxes", args)
+    say_once(said if isinstance(said, str) else json.dumps(said))
+
+
+def ava_score_tubes(args: list[str]) -> None:
+    """Score action tubes, video mAP and frame mAP: vmae2 ava score-tubes --gt FILE --det FILE [--protocol NAME] [--json]."""
+    from vmae2_ds.downstream.ava.tube_report import ScoreTubesArguments, describe, score, scores_json
+
+    def shown(asked: ScoreTubesArguments) -> Mapping[str, Any] | str:
+        return scores_json(score(asked)) if asked.json_ else describe(score(asked))
+
+    show_answer(call(shown, ScoreTubesArguments, "vmae2 ava score-tubes", args))
+
+
+def ava_convert(args: list[str]) -> None:
+    """Annotations of tubes (UCF101-24, JHMDB, MultiSports) to AVA csv: vmae2 ava convert FILE.pkl --out FOLDER --fps N."""
+    from vmae2_ds.downstream.ava.tube_convert import ConvertArguments, convert
+
+    say(str(call(convert, ConvertArguments, "vmae2 ava convert", args)))
+
+
+def ava_show(args: list[str]) -> None:
+    """People in boxes, truth beside predictions: a picture or animation of a video, a page of a set: vmae2 ava show [VIDEO]."""
+    from vmae2_ds.downstream.ava.show import AvaShowArguments
+    from vmae2_ds.downstream.ava.show import show as run
+
+    say(str(call(run, AvaShowArguments, "vmae2 ava show", args)))
+
+
+AVA_VERBS: dict[str, Verb] = {
+    "ava detect": ava_detect,
+    "ava score": ava_score,
+    "ava score-tubes": ava_score_tubes,
+    "ava convert": ava_convert,
+    "ava boxes": ava_boxes,
+    "ava show": ava_show,
+    "ava check": ava_check,
+}
