@@ -94,7 +94,7 @@ def test_two_ranks_at_stage_3_train_and_validate_as_one(job: Job, run: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_on", [1, 2])
 def test_killed_and_started_again_on_other_ranks_the_file_is_the_same(job: Job, run: Path, killed_on: int) -> None:
-    """Three parts; the job is killed where one is whole, or one of each rank, and the next half there."""
+    """36 parts; the job is killed where one is whole, or one of each rank, and the next half there."""
     whole, out = job.folder / "whole.csv", job.folder / f"killed_on_{killed_on}.csv"
     if not whole.exists():
         job.end(detect(run, whole), 1)

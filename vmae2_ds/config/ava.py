@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from vmae2_ds.config.ava_head import BoxLossConfig, RoiHeadConfig
 from vmae2_ds.config.model import SIZES, WholeClipConfig
 from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
-from vmae2_ds.config.strict import Amount, Count, Edge, Part, PartBelow1, Size, switched_off_by
+from vmae2_ds.config.strict import Amount, ClipLength, Count, Edge, Part, PartBelow1, Size, switched_off_by
 from vmae2_ds.errors import ConfigError
 
 Files = tuple[Path, ...]
@@ -74,6 +74,10 @@ class AvaDataConfig(DataConfig):
     views: tyro.conf.Suppress[Literal[1]] = 1
     size: Edge = 224
     """Height and width in pixels of the square that is cut out of a training clip; --data.short-side is what is cut from."""
+    num_frames: ClipLength = 16
+    """Number of frames of the clip around a key frame."""
+    stride: ClipLength = 4
+    """Step between two frames of a clip, in frames of the video, or as --data.stride-fps says."""
     truth: Files = ()
     """Files of boxes and their actions to train on, as AVA has them: video, second, x1, y1, x2, y2 in parts of the picture,
     action id, and perhaps a person id. Several files (AVA's and AVA-Kinetics') are read as one."""

@@ -81,6 +81,7 @@ class PublishedAva(NamedTuple):
                 hue_turn=20,
                 saturation=0.1,
                 brightness=0.1,
+                val_protocol="legacy",
             ),
             loss=BoxLossConfig(mean_over="clips"),
             optim=AvaOptimConfig(
@@ -122,6 +123,7 @@ class PublishedAva(NamedTuple):
                 "hue_turn": 0,
                 "saturation": 0,
                 "brightness": 0,
+                "val_protocol": "mmaction2",
             },
             loss={"mean_over": "boxes", "boxes_without_action": "leave_out"},
             optim={"min_lr": 0, "lr_batch": made.train.global_batch, "clip_grad": 40},

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHUNKS_A_PART = 16
-"""Batches whose answers are written to disk together: what a job that is killed loses."""
+CHUNKS_A_PART, PARTS = 16, 64
+"""Batches whose answers are written to disk together at most, which is what a job that is killed loses; fewer where there would
+not be so many parts for ranks to share."""
 WRITTEN = re.compile(r'("[^"]*"|[^,"]+),[\d.]+(,\d\.\d{6}){4},\d*,\d\.\d{6}\r?\n')
 """A row as it is written here; those of other people have other digits."""
 LONGEST_LINE = 1 << 16
@@ -213,7 +214,8 @@ def _fill(parts: PartFolder, objective: NameActions, config: AvaConfig, listed: 
     from vmae2_ds.downstream.ava.detector import chunks_of, name_actions
 
     frames, at_once = listed.key_frames, config.train.micro_batch
-    rows_of = chunks_of(range(len(frames)), CHUNKS_A_PART * at_once)
+    chunks_a_part = max(1, min(CHUNKS_A_PART, len(frames) // (PARTS * at_once)))  # whatever the number of ranks
+    rows_of = chunks_of(range(len(frames)), chunks_a_part * at_once)
     todo = ranks.from_first(lambda: [part for part in range(len(rows_of)) if not parts.is_done(part)])
     mine, total = todo[ranks.rank :: ranks.size], sum(len(rows_of[part]) for part in todo)
     before = len(frames) - total
