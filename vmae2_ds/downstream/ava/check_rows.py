@@ -78,8 +78,8 @@ def check_classes(rows: BoxRows, label_map: LabelMap) -> Iterator[SetFinding]:
     few = [name for number, name in there if number < FEW_ROWS]
     yield SetFinding(
         "tells",
-        f"{rows.source}: {counted(len(rows), 'row')} of {counted(len(there), 'class', 'classes')}, from {most} of {first!r} to "
-        f"{least} of {last!r}; {len(few)} have fewer than {FEW_ROWS}",
+        f"{rows.source}: {counted(sum(counts.values()), 'row')} of {counted(len(there), 'class', 'classes')}, from {most} of "
+        f"{first!r} to {least} of {last!r}; {len(few)} have fewer than {FEW_ROWS}",
     )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vmae2_ds.console.progress import counted
 from vmae2_ds.console.tables import table
+from vmae2_ds.downstream.ava.matching import iou_of
 from vmae2_ds.downstream.ava.person_boxes import PersonBoxes
 from vmae2_ds.downstream.ava.rows import BoxRows
 
@@ -76,7 +77,7 @@ def recall_of(truth: BoxRows, boxes: PersonBoxes, threshold: float = 0.0) -> Rec
     place_T = place_F[frame_T]
     iou_T = np.zeros(len(frame_T))
     for person_P, box_P in _pairs(place_T, kept.first_F):
-        iou_P = _iou(person_T5[person_P, 1:], kept.box_N5[box_P, :4])
+        iou_P = iou_of(person_T5[person_P, 1:], kept.box_N5[box_P, :4])
         taken: set[int] = set()
         order_P = np.lexsort((box_P, person_P, -iou_P))
         for pair in order_P[iou_P[order_P] > 0].tolist():
@@ -127,10 +128,3 @@ def _pairs(place_T: NDArray[np.int64], first_F: NDArray[np.int64]) -> Iterator[t
         person_P = start + np.repeat(np.arange(end - start), count)
         step_P = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         yield person_P, first_F[place_T[person_P]] + step_P
-
-
-def _iou(one_P4: NDArray[np.float64], other_P4: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = np.maximum(one_P4[:, :2], other_P4[:, :2]), np.minimum(one_P4[:, 2:], other_P4[:, 2:])
-    both = np.clip(high - low, 0, None).prod(axis=1)
-    area = (one_P4[:, 2:] - one_P4[:, :2]).prod(axis=1) + (other_P4[:, 2:] - other_P4[:, :2]).prod(axis=1)
-    return np.asarray(both / np.maximum(area - both, 1e-300))
