@@ -13,6 +13,7 @@ from tests.cli.lines import MODELS
 from tests.docs_names import is_setting
 from tests.downstream.features.made_source import WIDTH, write_encoder, write_list, write_video
 from vmae2_ds.cli.main import main
+from vmae2_ds.cli.options import options_of
 from vmae2_ds.cli.verbs import VERBS
 from vmae2_ds.recipes import get_recipe
 
@@ -38,7 +39,8 @@ def unknown_options(words: list[str]) -> list[str]:
     if verb not in MODELS:
         get_recipe(verb, words[1])
         return [option for option in options if not is_setting(option)]
-    return [option for option in options if option not in {n.rstrip("_") for n in MODELS[verb].model_fields}]
+    known = {option[2:].replace("-", "_") for option in options_of(MODELS[verb])}
+    return [option for option in options if option not in known]
 
 
 @pytest.mark.parametrize("words", commands(PAGE), ids=" ".join)
