@@ -29,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "map.txt": "run\njump\n", "gt.csv": "\n".join(truth), "det.csv": "a,902,0.1,0.1,0.5,0.9,1,0.9\n", "empty": "",
         "short.csv": "a,902,0.1,0.1\n", "words.csv": "a,902,x,0.1,0.5,0.9,1,0\n", "other_map.txt": "7: swim\n9: fly\n",
         "twice.txt": "1: run\n1: jump\n", "all.csv": "a,902\na,903\nb,902\n", "nan.csv": "a,902,nan,0.1,0.5,0.9,1,0.5\n",
+        "pixels.csv": "a,902,10,20,300,400,1,0.5\n", "true_pixels.csv": "a,902,10,20,300,400,1,0\n",
         "elsewhere.csv": "z,5,0.1,0.1,0.5,0.9,1,0.5\n",
     }  # fmt: skip
     for name, text in texts.items():
@@ -53,7 +54,9 @@ LINES = [
         (TRAIN, ("--data.truth", "--data.label-map"), ("a_folder", "empty", "bytes")),
         (TRAIN, ("--data.train-on truth_and_proposals --data.boxes",), ("gone", "code.pkl", "bytes", "empty", "a_folder")),
     ) for option in options for wrong in wrongs),
-    f"{SCORE} --gt empty", f"{SCORE} --gt all.csv", f"{SCORE} --det elsewhere.csv", f"{SCORE} --iou 0", f"{SCORE} --iou nan",
+    f"{SCORE} --gt empty", f"{SCORE} --gt all.csv", f"{SCORE} --det elsewhere.csv", f"{SCORE} --det pixels.csv",
+    f"{SCORE} --gt true_pixels.csv",
+    f"{SCORE} --iou 0", f"{SCORE} --iou nan",
     f"{SCORE} --protocol legacy --exclude all.csv", f"{SCORE} --protocol nobodys", "score --gt gt.csv",
     "score-tubes --gt code.pkl --det det.csv", "score-tubes --gt boxes.pkl --det det.csv", f"{TUBES} --fps 0",
     "convert gone --fps 25 --out new", "convert code.pkl --fps 25 --out new", "convert boxes.pkl --fps 25 --out gt.csv",

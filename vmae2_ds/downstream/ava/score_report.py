@@ -18,6 +18,8 @@ from vmae2_ds.downstream.ava.rows import BoxRows, read_detections, read_excluded
 from vmae2_ds.downstream.ava.score import SIZE_LIMITS, SIZES, FrameScores, score_frames
 from vmae2_ds.errors import DataError
 
+LOOKED_AT = 10_000
+"""Boxes, from the first on, that tell the unit of a file."""
 LEFT_OUT = {
     "outside_label_map": "action id that the label map does not have",
     "in_excluded_frames": "excluded key frame",
@@ -67,12 +69,14 @@ def score(asked: AvaScoreArguments) -> ScoredFrames:
 
     Raises:
         DataError: A file cannot be read, or as `score_frames` says; files of two sets, which have no key frame or no action in
-            common.
+            common; boxes in pixels.
     """
     label_map = read_label_map(asked.labelmap)
     truth = read_truth(asked.gt)
     excluded = read_excluded(asked.exclude) if asked.exclude else frozenset()
     detections = read_detections(asked.det)
+    for rows in (truth, detections):
+        _check_unit(rows)
     scores = score_frames(truth, detections, label_map, excluded=excluded, protocol=asked.protocol, iou=asked.iou)
     if len(detections):
         _check_same_set(scores, truth, detections, label_map)
@@ -189,6 +193,16 @@ def _ties(scores: FrameScores) -> str:
         f"detections with the score of another one of their class: {scores.tied_rows}; in another order of equal scores mAP "
         f"is between {lowest} and {highest}; here the order of the file stays{cuts}"
     )
+
+
+def _check_unit(rows: BoxRows) -> None:
+    """Raises DataError where every box, of many the first ones, ends more than a picture beyond it."""
+    box_N4 = rows.box_N4[:LOOKED_AT]
+    if len(box_N4) and (box_N4.max(axis=1) > 2).all():
+        raise DataError(
+            f"{rows.source}: boxes are in pixels, it seems, the first {box_N4[0].tolist()}; corners are parts of the picture's "
+            "width and height, 0 to 1: divide x by its width and y by its height"
+        )
 
 
 def _check_same_set(scores: FrameScores, truth: BoxRows, detections: BoxRows, label_map: LabelMap) -> None:
