@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("a_folder", "videos"):
         (tmp_path / name).mkdir()
-    truth = ["a,902,0.1,0.1,0.5,0.9,1,0", "a,903,0.1,0.1,0.5,0.9,2,0", "b,902,0.2,0.1,0.5,0.9,1,0"]
+    truth = [*(f"a,90{second},0.1,0.1,0.5,0.9,1,0" for second in (2, 3)), "b,902,0.2,0.1,0.5,0.9,2,0"]
     texts = {
         "map.txt": "run\njump\n", "gt.csv": "\n".join(truth), "det.csv": "a,902,0.1,0.1,0.5,0.9,1,0.9\n", "empty": "",
         "short.csv": "a,902,0.1,0.1\n", "words.csv": "a,902,x,0.1,0.5,0.9,1,0\n", "other_map.txt": "7: swim\n9: fly\n",
@@ -55,8 +55,7 @@ LINES = [
         (TRAIN, ("--data.train-on truth_and_proposals --data.boxes",), ("gone", "code.pkl", "bytes", "empty", "a_folder")),
     ) for option in options for wrong in wrongs),
     f"{SCORE} --gt empty", f"{SCORE} --gt all.csv", f"{SCORE} --det elsewhere.csv", f"{SCORE} --det pixels.csv",
-    f"{SCORE} --gt true_pixels.csv",
-    f"{SCORE} --iou 0", f"{SCORE} --iou nan",
+    f"{SCORE} --gt true_pixels.csv", f"{SCORE} --iou 0", f"{SCORE} --iou nan",
     f"{SCORE} --protocol legacy --exclude all.csv", f"{SCORE} --protocol nobodys", "score --gt gt.csv",
     "score-tubes --gt code.pkl --det det.csv", "score-tubes --gt boxes.pkl --det det.csv", f"{TUBES} --fps 0",
     "convert gone --fps 25 --out new", "convert code.pkl --fps 25 --out new", "convert boxes.pkl --fps 25 --out gt.csv",
