@@ -34,7 +34,7 @@ def test_the_steps_for_own_people_run(tmp_path: Path, monkeypatch: pytest.Monkey
     section = PAGE.partition("### Your own people")[2].partition("\n### ")[0]
     steps = [words for words in commands(section) if "--weights" not in words]
     assert [verb_of(words) for words in steps] == [
-        "ava boxes", "ava", "ava detect", "ava score", "ava show", "ava show"
+        "ava check", "ava boxes", "ava", "ava detect", "ava score", "ava show", "ava show"
     ]  # fmt: skip
     for words in steps:
         line = " ".join(words).replace("my_video", video).replace("num-classes 7", "num-classes 4")
