@@ -20,6 +20,10 @@ WAYS: dict[str, Callable[[random.Random], str]] = {
     "up to fifteen decimals": lambda draw: f"{draw.random():.{draw.randrange(16)}f}",
     "many digits before the point": lambda draw: f"{draw.random() * 10 ** draw.randrange(12):.{draw.randrange(4)}f}",
     "all digits": lambda draw: repr(draw.random()),
+    "more digits than a float has": lambda draw: f"{draw.random():.{draw.randrange(15, 22)}f}",
+    "halfway between two floats": lambda draw: (
+        f"{(2 * draw.randrange(2**10) + 1) / 2**11:.17f}"[:-1] + draw.choice("01")
+    ),
     "single precision": lambda draw: str(np.float32(draw.random())),
     "small ones, with exponents": lambda draw: repr(draw.random() ** 40),
     "signs": lambda draw: f"{draw.uniform(-9, 9):+.4f}",

@@ -20,6 +20,8 @@ LONGEST_KEY, LONGEST_NUMBER = 128, 32
 MOST_DIGITS = 16
 """Characters of a number that are worked out as one integer. With a point these are 15 digits at most: such integers are
 floats, and so are powers of ten up to 22, so that the one division is rounded correctly. Longer numbers take the slow way."""
+MOST_DECIMALS = 19
+"""All of them are an integer below 2**64."""
 COMMA, BREAK, RETURN, POINT, UNDERSCORE = b",\n\r._"
 
 
@@ -130,7 +132,7 @@ class TextColumns:
         """Numbers of digits and a point, the last `decimals` digits behind it; whether each is such a one."""
         length_M = end_M - start_M
         if decimals >= MOST_DIGITS:
-            return np.empty(len(start_M)), np.zeros(len(start_M), np.bool_)
+            return self._all_digits(start_M, end_M, decimals)
         is_known_M = (length_M > (decimals >= 0)) & (length_M <= MOST_DIGITS)
         low_M = _without(self._word_B[end_M - 8] ^ ZEROS, length_M)
         is_long = bool((length_M > 8).any())
@@ -145,6 +147,22 @@ class TextColumns:
         if is_long:
             digits_M = digits_M + _of_digits(high_M) * np.uint64(10**8)
         return digits_M.astype(np.float64) / 10.0 ** max(decimals, 0), is_known_M
+
+    def _all_digits(self, start_M: Ints, end_M: Ints, decimals: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """The same for 0. and 16 decimals or more, as floats are written in full: in the 64 digits that x86 divides with."""
+        if decimals > MOST_DECIMALS or np.finfo(np.longdouble).nmant != 63:
+            return np.empty(len(start_M)), np.zeros(len(start_M), np.bool_)
+        is_known_M = (end_M - start_M == decimals + 2) & (self._byte_B[start_M] == ord("0"))
+        high_M = _without(self._word_B[end_M - 24] ^ ZEROS, np.array(decimals - 16))
+        digits_M = np.zeros(len(start_M), np.uint64)
+        for word_M in (high_M, self._word_B[end_M - 16] ^ ZEROS, self._word_B[end_M - 8] ^ ZEROS):
+            is_known_M &= _are_digits(word_M)
+            digits_M = digits_M * np.uint64(10**8) + _of_digits(word_M)
+        quotient_M = digits_M.astype(np.longdouble) / np.uint64(10**decimals).astype(np.longdouble)
+        number_M = quotient_M.astype(np.float64)
+        off_M, step_M = np.abs(quotient_M - number_M), np.spacing(number_M)
+        # halfway between two floats only after it was rounded itself, perhaps
+        return number_M, is_known_M & (off_M != step_M / 2) & (off_M != step_M / 4)
 
     def _by_float(self, start_M: Ints, end_M: Ints) -> Floats:
         """Numbers with a sign, an exponent, spaces, many digits: as Python reads them."""
