@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from vmae2_ds.config.ava_head import BoxLossConfig, RoiHeadConfig
+from vmae2_ds.config.ava_protocols import FrameProtocolName
 from vmae2_ds.config.model import SIZES, WholeClipConfig
 from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from vmae2_ds.config.strict import Amount, ClipLength, Count, Edge, Part, PartBelow1, Size, switched_off_by
@@ -17,8 +18,6 @@ from vmae2_ds.errors import ConfigError
 Files = tuple[Path, ...]
 Seconds = Annotated[float, Field(ge=-1e6, le=1e6)]
 Turn = Annotated[float, Field(ge=0, le=180)]
-FrameProtocolName = Literal["activitynet", "legacy", "legacy_pyslowfast", "mmaction2", "act"]
-"""How frame mAP is counted: published scorers by their names in downstream/ava/protocols.py."""
 VideosAre = Literal["movies", "clips", "frames"]
 """How the frames around a key frame are kept on disk."""
 

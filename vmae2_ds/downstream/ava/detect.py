@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
-from vmae2_ds.config.ava import AvaConfig, Files, FrameProtocolName, Seconds, VideosAre
+from vmae2_ds.config.ava import AvaConfig, Files, Seconds, VideosAre
+from vmae2_ds.config.ava_protocols import FrameProtocolName
 from vmae2_ds.config.stages import with_options
 from vmae2_ds.config.strict import Amount, Count, Edge, Part, StrictModel, Workers
 from vmae2_ds.console.progress import Ticker, counted, heard

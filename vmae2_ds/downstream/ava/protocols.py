@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vmae2_ds.config.ava import FrameProtocolName as FrameProtocolName
+from vmae2_ds.config.ava_protocols import FrameProtocolName as FrameProtocolName
 
 
 @dataclass(frozen=True)
