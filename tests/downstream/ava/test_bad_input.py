@@ -40,6 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+BOXES = "boxes --truth gt.csv --out new.csv"
+SHOW = "show --gt gt.csv --det det.csv --labelmap map.txt --out new.html"
 SCORE = "score --gt gt.csv --det det.csv --labelmap map.txt"
 TUBES = "score-tubes --gt gt.csv --det det.csv --labelmap map.txt --fps 1"
 TRAIN = "ava_desk --data.truth gt.csv --data.label-map map.txt --data.videos videos --model.num-classes 2"
@@ -53,6 +55,12 @@ LINES = [
         (TRAIN, ("--data.truth", "--data.label-map", "--data.videos", "--data.val-truth", "--train.init"), ("gone",)),
         (TRAIN, ("--data.truth", "--data.label-map"), ("a_folder", "empty", "bytes")),
         (TRAIN, ("--data.train-on truth_and_proposals --data.boxes",), ("gone", "code.pkl", "bytes", "empty", "a_folder")),
+        ("boxes --convert", ("",), ("gone new.csv", "a_folder new.csv", "bytes new.csv", "code.pkl new.csv", "gt.csv new.pkl")),
+        ("boxes --convert boxes.pkl", ("",), ("boxes.pkl", "det.csv", "a_folder", "new.json", "new.txt")),
+        (BOXES, ("--from-coco", "--videos videos --weights"), ("gone", "bytes", "a_folder")),
+        (SHOW, ("--gt", "--det", "--labelmap", "--videos", "--exclude"), ("gone",)),
+        (SHOW, ("--gt", "--det", "--labelmap"), ("a_folder", "bytes")),
+        (SHOW, ("--out",), ("gt.csv", "det.csv", "map.txt", "a_folder", "new.png")),
     ) for option in options for wrong in wrongs),
     f"{SCORE} --gt empty", f"{SCORE} --gt all.csv", f"{SCORE} --det elsewhere.csv", f"{SCORE} --det pixels.csv",
     f"{SCORE} --gt true_pixels.csv", f"{SCORE} --iou 0", f"{SCORE} --iou nan",
@@ -63,6 +71,8 @@ LINES = [
     f"{TRAIN} --data.kind reels", f"{TRAIN} --data.size 30", f"{TRAIN} --data.most-boxes 0",
     f"{TRAIN} --model.head.exclusive 0 5", "ava_desk", "nothing",
     "detect gone --out new.csv", "detect a_folder --out new.csv", "detect bytes --out new.csv",
+    "boxes", f"{BOXES} --videos videos", f"{SHOW} --frames 0", f"{SHOW} --gt empty", "show --out new.html",
+    "show nobody --gt gt.csv --out new.png", "check --truth gt.csv --label-map map.txt --pictures gt.csv",
 ]  # fmt: skip
 
 
