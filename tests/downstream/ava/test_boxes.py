@@ -168,6 +168,10 @@ def test_a_detectors_results_become_boxes_at_the_key_frames_with_their_recall(
             "--videos needs --weights FILE, a file of the detector's weights",
         ),
         (["--convert", "x", "y.csv", "--out", "z.csv"], "leave --out away"),
+        (
+            ["--convert", "x", "y.json", "--size", "0x9"],
+            "--size: '0x9' is no width and height in pixels, such as 1920x1080",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,6 +253,7 @@ def test_a_job_that_stopped_goes_on_with_the_rest_and_gives_the_same_file(filmed
     with pytest.raises(OSError, match="the lights went out"):
         ava_boxes(asked(filmed, tmp_path / "boxes.csv", weights=weights))
     assert not (tmp_path / "boxes.csv").exists()
+    assert sorted(path.suffix for path in tmp_path.glob(".*")) == [".jsonl"]  # what was found; no lock
     weights.write_text('{"score": 0.75}')
     with pytest.raises(ConfigError, match="what a job with another threshold found; give the same options"):
         ava_boxes(asked(filmed, tmp_path / "boxes.csv", weights=weights, threshold=0.2))

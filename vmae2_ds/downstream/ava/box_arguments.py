@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from vmae2_ds.config.ava import VideosAre
 from vmae2_ds.config.strict import Amount, Count, Edge, Part, ReadLimit, Size, StrictModel, Whole
@@ -20,6 +21,12 @@ from vmae2_ds.errors import ConfigError
 
 FORM_OF: dict[str, FormatName] = {".json": "coco", ".csv": "pyslowfast", ".pkl": "mmaction2"}
 """Ending of a file -> the form that it then has."""
+
+
+def _check_size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+        raise ValueError(f"{text!r} is no width and height in pixels, such as 1920x1080")
+    return text
 
 
 class AvaBoxesArguments(StrictModel):
@@ -46,7 +53,7 @@ class AvaBoxesArguments(StrictModel):
     images: Path | None = None
     """JSON file whose images (id, width, height, and movie and timestamp or file_name) boxes in pixels refer to, such as
     VideoMAE-Action-Detection's ava_val_v2.2_min.json; default: those in the file itself."""
-    size: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")] | None = None
+    size: Annotated[str, AfterValidator(_check_size)] | None = None
     """Width and height in pixels of all pictures, such as 1920x1080, to write coco without --images."""
     category: Whole | None = None
     """Id of persons in COCO's results; default: of the category named person, else 1."""

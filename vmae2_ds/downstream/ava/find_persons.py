@@ -82,8 +82,10 @@ class Findings:
                         f"{file} holds what a job with another {differing} found; give the same options to go on with it, name "
                         "another file, or remove that one"
                     )
-            yield
-            self._lock.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                self._lock.unlink(missing_ok=True)
 
     def of_rank(self, rank: int) -> Path:
         """Where a rank writes."""
