@@ -52,6 +52,7 @@ def test_both_ways_to_train_have_the_head_and_the_loss_of_their_authors() -> Non
     assert (alone.data.box_threshold, both.data.box_threshold, both.data.proposal_overlap) == (0.8, 0.9, 0.9)
     assert (alone.data.most_boxes, both.data.most_boxes) == (100, 32)
     assert (alone.data.val_protocol, both.data.val_protocol) == ("legacy", "mmaction2")
+    assert (alone.data.person_score, both.data.person_score) == (True, False)
     assert (alone.data.box_jitter, both.data.box_jitter) == ((0.2, 0.1, 0.1, 0.05), (0, 0, 0, 0))
     heads = [
         (head.size, head.aligned, head.box_extension, head.dropout) for head in (alone.model.head, both.model.head)

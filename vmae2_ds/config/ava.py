@@ -157,8 +157,8 @@ class AvaDataConfig(DataConfig):
     frame; legacy, that of VideoMAE-Action-Detection, whose figures the recipes cite, which takes all; legacy_pyslowfast;
     mmaction2; act. `vmae2 ava score --help` tells more."""
     person_score: bool = True
-    """With detected people: an action's score is its probability times the person's score (published). Otherwise it is its
-    probability alone."""
+    """With detected people: an action's score is its probability times the person's score (VideoMAE-AD). Otherwise it is its
+    probability alone (mmaction2, PySlowFast)."""
 
     @model_validator(mode="after")
     def _fits(self) -> AvaDataConfig:

@@ -124,6 +124,7 @@ class PublishedAva(NamedTuple):
                 "saturation": 0,
                 "brightness": 0,
                 "val_protocol": "mmaction2",
+                "person_score": False,
             },
             loss={"mean_over": "boxes", "boxes_without_action": "leave_out"},
             optim={"min_lr": 0, "lr_batch": made.train.global_batch, "clip_grad": 40},
