@@ -11,6 +11,7 @@ from vmae2_ds.downstream.ava.found_rows import found_rows
 from vmae2_ds.downstream.ava.key_frames import KeyFrames, make_key_frames
 from vmae2_ds.downstream.ava.label_map import LabelMap
 from vmae2_ds.downstream.ava.rows import read_detections, write_detections
+from vmae2_ds.errors import DataError
 
 LABEL_MAP = LabelMap(Path("actions.txt"), (3, 11, 4), ("sit", "talk", "walk"))
 
@@ -63,3 +64,13 @@ def test_rows_below_a_threshold_are_left_out_by_what_is_written(
     assert len(found_rows(frames, some, person_score=False, threshold=0.5)) == 3 * 4 * 9
     assert len(found_rows(frames, some, person_score=False, threshold=0.500001)) == 0
     assert len(found_rows(frames, [None] * 10, person_score=True)) == 0
+
+
+def test_an_answer_that_is_no_number_is_refused_and_not_left_out(
+    frames: KeyFrames, answers: list[np.ndarray | None]
+) -> None:
+    some = [None if answer is None else answer.copy() for answer in answers]
+    assert some[5] is not None
+    some[5][1, 2] = np.nan
+    with pytest.raises(DataError, match=r"says of video 'video 1' at 0002 s is no number: .* --precision fp32"):
+        found_rows(frames, some, person_score=True)

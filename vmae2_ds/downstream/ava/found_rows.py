@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae2_ds.downstream.ava.key_frames import KeyFrames
-from vmae2_ds.downstream.ava.rows import BoxRows
+from vmae2_ds.downstream.ava.rows import BoxRows, seconds_of
+from vmae2_ds.errors import DataError
 
 # F key frames, G boxes of one, C actions, N rows.
 
@@ -35,6 +36,9 @@ def found_rows(
         probability_FGC: How likely each action is in each box of each; None where its frames could not be read.
         person_score: Whether an action's score is its probability times the person's score, or its probability alone.
         threshold: Least score of a row.
+
+    Raises:
+        DataError: A probability that is no number.
     """
     ids_C = np.array(frames.label_map.ids, np.int32)
     kept: list[tuple[NDArray[Any], ...]] = [(np.zeros(0, np.int32), np.zeros((0, 4)), ids_C[:0], np.zeros(0))]
@@ -42,6 +46,11 @@ def found_rows(
         if probability_GC is None:
             continue
         score_GC = probability_GC.astype(np.float64)
+        if np.isnan(score_GC).any():
+            raise DataError(
+                f"what the model says of video {frame.video!r} at {seconds_of(frame.time_ms)} s is no number: take an earlier "
+                "checkpoint, whose weights are finite, or --precision fp32 if they are"
+            )
         if person_score:
             score_GC *= frame.score_G[:, None]
         score_GC = rounded(score_GC)
