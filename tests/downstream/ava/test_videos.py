@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.downstream.ava.made_up_set import made_up_ava, write_made_up_set
+from vmae2_ds.dist import Ranks
 from vmae2_ds.downstream.ava.found_rows import found_rows
 from vmae2_ds.downstream.ava.rows import read_truth
 from vmae2_ds.downstream.ava.score import score_frames
+from vmae2_ds.downstream.ava.stage import FrameMapValidation
 from vmae2_ds.downstream.ava.videos import validation_list, validation_truth
+from vmae2_ds.errors import DataError
 
 
 def test_excluded_key_frames_and_those_between_are_neither_missed_nor_found(tmp_path: Path) -> None:
@@ -47,3 +50,20 @@ def test_several_files_of_truth_are_read_as_one(tmp_path: Path) -> None:
     assert joined.label_N.tolist() == whole.label_N.tolist()
     assert joined.box_N4.tolist() == whole.box_N4.tolist()
     assert validation_list(one).key_frames.digest == validation_list(two).key_frames.digest
+
+
+def test_truth_that_cannot_be_scored_is_refused_before_anything_is_learnt(tmp_path: Path) -> None:
+    """Of other actions than those of the map, where key frames are asked about all the same; or at which a scorer stops."""
+    files = write_made_up_set(tmp_path, videos=1, validation=2)
+    other, turned = tmp_path / "other.csv", tmp_path / "turned.csv"
+    other.write_text("".join(",".join([*line.split(",")[:6], "40\n"]) for line in files.val_truth.open()))
+    turned.write_text(files.val_truth.read_text() + "video_01,0002,0.9,0.1,0.5,0.6,3,9\n")
+    for truth, protocol, said in (
+        (other, "activitynet", "no true box is left to score"),
+        (turned, "mmaction2", "1 boxes are inside out"),
+    ):
+        config = made_up_ava(tmp_path, files).changed(
+            data={"val_truth": (truth,), "val_boxes": (files.boxes,), "val_protocol": protocol}
+        )
+        with pytest.raises(DataError, match=said):
+            FrameMapValidation(config, validation_list(config), Ranks())

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from vmae2_ds.config.ava import AvaConfig
@@ -19,7 +21,7 @@ from vmae2_ds.downstream.ava.dataset import KeyFrameClips, KeyFrameDataset
 from vmae2_ds.downstream.ava.detector import FoundInFrame, chunks_of, name_actions
 from vmae2_ds.downstream.ava.found_rows import found_rows
 from vmae2_ds.downstream.ava.objective import NameActions, ava_objective, boxes_of_a_step
-from vmae2_ds.downstream.ava.score import score_frames
+from vmae2_ds.downstream.ava.score import FrameScores, score_frames
 from vmae2_ds.downstream.ava.videos import actions_of, label_map_of, validation_truth
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.train.build import tower_shape
@@ -62,9 +64,11 @@ class FrameMapValidation:
     """Frame mAP on the key frames of `data.val_truth`."""
 
     def __init__(self, config: AvaConfig, manifest: KeyFrameList, ranks: Ranks) -> None:
+        """Raises DataError for truth that `data.val_protocol` cannot score."""
         self._config, self._ranks, self._frames = config, ranks, manifest.key_frames
         self._truth = validation_truth(config.data, self._frames)
         self._clips = KeyFrameClips(config, self._frames)
+        self._scored([None] * len(self._frames))  # truth that cannot be scored is refused before anything is learnt
 
     def run(self, engine: Engine) -> dict[str, Any]:
         """Figures over all key frames, the same on every rank; those that could not be read have no detections."""
@@ -82,14 +86,17 @@ class FrameMapValidation:
 
     def _figures(self, found: Sequence[FoundInFrame]) -> dict[str, Any]:
         in_order = [one.probability_GC for one in sorted(found, key=lambda one: one.row)]
-        rows = found_rows(self._frames, in_order, person_score=self._config.data.person_score)
-        scores = score_frames(self._truth, rows, self._frames.label_map, protocol=self._config.data.val_protocol)
         return {
             "val_key_frames": len(self._frames),
             "val_unreadable": sum(one.reason is not None for one in found),
             "val_boxes": len(self._frames.box_N4),
-            "val_frame_map": scores.frame_map,
+            "val_frame_map": self._scored(in_order).frame_map,
         }
+
+    def _scored(self, probability_FGC: Sequence[NDArray[np.float32] | None]) -> FrameScores:
+        data = self._config.data
+        rows = found_rows(self._frames, probability_FGC, person_score=data.person_score)
+        return score_frames(self._truth, rows, self._frames.label_map, protocol=data.val_protocol)
 
 
 def groups(objective: nn.Module, config: AvaConfig) -> list[dict[str, Any]]:
