@@ -145,7 +145,8 @@ class AvaDataConfig(DataConfig):
     val_excluded: Files = ()
     """Files of key frames, in the form of --data.excluded, that validation passes over."""
     val_boxes: Files = ()
-    """Files of detected people to validate on; default: the true boxes, which tell the actions apart from the detector."""
+    """Files of detected people to validate on, at the key frames that --data.val-truth names (rows of video and second alone
+    too); default: the true boxes, which tell the actions apart from the detector."""
     val_videos: Path | None = None
     """Folder of the videos of validation; default: --data.videos."""
     val_every_s: Amount = 0.0

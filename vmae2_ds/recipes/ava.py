@@ -3,7 +3,8 @@
 Settings and their sources: docs/PAPER.md#spatial-detection-recipes; those that are not set here are the defaults of
 config/ava.py and config/ava_head.py, which are VideoMAE-AD's. Every one starts from `--train.init`. What is not as published,
 in all of them: pixels are normalised as in pre-training, the head has the 60 classes that are scored and not 80, and frame mAP
-is measured after every epoch and the best checkpoint kept, because AVA is best early, say the authors.
+is measured after every epoch and the best checkpoint kept, because AVA is best early, say the authors. VideoMAE-AD brings the
+long side of training pictures to 464 pixels at most; here wider films keep their short side.
 """
 
 from __future__ import annotations
