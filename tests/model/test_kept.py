@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,6 +34,19 @@ def test_made_once_for_each_value_and_device(ramp: Kept) -> None:
     assert ramp(3, like=here) is ramp(3, like=here)
     assert ramp(4, like=here).tolist() == [0, 1, 2, 3]
     assert ramp(3, like=there).is_meta
+
+
+def test_of_ever_others_the_last_that_were_asked_for_are_kept() -> None:
+    made: list[int] = []
+
+    @partial(once_per_device, most=2)
+    def ramp(number: int, device: torch.device) -> Tensor:
+        made.append(number)
+        return torch.arange(float(number), device=device)
+
+    for number in (1, 2, 1, 3, 1, 2):
+        assert len(ramp(number, like=torch.ones(1))) == number
+    assert made == [1, 2, 3, 2]
 
 
 def test_what_inference_makes_serves_training(ramp: Kept) -> None:

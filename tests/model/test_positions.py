@@ -6,6 +6,7 @@ What the published script does with it is told in docs/PAPER.md#what-we-do-other
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,17 @@ def test_positions_of_a_wide_clip_are_cubic_in_each_picture_and_linear_in_time(
     table = linear_by_hand(cubic_by_hand(cubic_by_hand(table, rows, 1), columns, 2), steps, 0).reshape(-1, WIDTH)
     found_ND = table_of_picture(trained, wide, WIDTH, like=torch.empty(0))
     np.testing.assert_allclose(found_ND.numpy(), table, atol=2e-5)
+
+
+def test_clips_of_ever_other_widths_do_not_fill_the_device_with_their_positions() -> None:
+    """A table for each width of a set, kept, would be gigabytes beside ViT-g."""
+    trained = ClipGeometry(16, 64, 64, 2, 16)
+    first_ND, *others = (
+        table_of_picture(trained, ClipGeometry(16, 64, 16 * columns, 2, 16), WIDTH, like=torch.empty(0))
+        for columns in range(5, 30)
+    )
+    held = weakref.ref(first_ND)
+    del first_ND
+    assert held() is None
+    again_ND = table_of_picture(trained, ClipGeometry(16, 64, 16 * 29, 2, 16), WIDTH, like=torch.empty(0))
+    assert again_ND is others[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -123,7 +124,12 @@ def position_table(geometry: ClipGeometry, width: int, built_for: ClipGeometry |
     return fitted_NDTHW[0].flatten(1).T.contiguous()
 
 
-@once_per_device
+TABLES_KEPT = 8
+"""Positions of so many sizes of pictures stay on a device: for ViT-g each is some 30 MB, and a set such as Kinetics has a
+hundred sizes."""
+
+
+@partial(once_per_device, most=TABLES_KEPT)
 def table_of_picture(built_for: ClipGeometry, geometry: ClipGeometry, width: int, device: torch.device) -> Tensor:
     """The sinusoid table of one clip, resized to the rows and columns of another of any height and width: (N, D) float32.
 

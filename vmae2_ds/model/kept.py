@@ -19,8 +19,9 @@ class Kept(Protocol):
         """What `make(*values, device=like.device)` gives. Read it only: all callers share it."""
 
 
-def once_per_device(make: Callable[..., Tensor]) -> Kept:
-    """Keep what `make(*values, device)` returns, by values and device, for as long as the process lives.
+def once_per_device(make: Callable[..., Tensor], *, most: int | None = None) -> Kept:
+    """Keep what `make(*values, device)` returns, by values and device, for as long as the process lives; or of a function that
+    is asked for ever others, only the `most` that were asked for last.
 
     No buffers, because those follow their module to 16 bit. A compiler gets the making itself, which it folds into the
     kernel that reads the result; where tensors are fake, or of another kind than torch's own, each call makes its own.
@@ -34,7 +35,13 @@ def once_per_device(make: Callable[..., Tensor]) -> Kept:
         if key not in _kept:
             with torch.inference_mode(False):  # made inside it, training could not use it
                 _kept[key] = make(*values, device=like.device)
-        return _kept[key]
+        tensor = _kept[key]
+        if most is not None:
+            _kept[key] = _kept.pop(key)  # the last that was asked for stands behind
+            own = [one for one in _kept if one[0] is make]
+            for forgotten in own[: len(own) - most]:
+                del _kept[forgotten]
+        return tensor
 
     return get
 
