@@ -24,6 +24,7 @@ def test_the_model_is_told_how_much_of_a_clip_is_picture(tmp_path: Path) -> None
     objective.model.init_weights(0)
     clips = KeyFrameClips(config, validation_list(config).key_frames)
     found = {one.row: one.probability_GC for one in name_actions(objective, clips, chunks_of(range(6), 4), Ranks())}
+    assert all(answer is not None and answer.base is None for answer in found.values()), "no batch is kept for them"
     differs = 0
     for clip in clips.iterate(range(6)):
         assert clip.clip_THWC is not None

@@ -77,7 +77,8 @@ def name_actions(
     try:
         for one, answers in ask_ahead(passes, move, ask, device):
             for place, clip in enumerate(one.clips):
-                found = answers[0][place, : len(clip.box_G4)].numpy() if answers else None
+                # a copy: a view would keep the batch's answers, on CUDA in memory that is locked for copying
+                found = answers[0][place, : len(clip.box_G4)].numpy().copy() if answers else None
                 yield FoundInFrame(clip.row, found, clip.reason)
     finally:
         objective.train(was_training)
