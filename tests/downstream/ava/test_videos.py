@@ -38,6 +38,16 @@ def test_excluded_key_frames_and_those_between_are_neither_missed_nor_found(tmp_
             assert score_frames(truth, rows, frames.label_map).frame_map == pytest.approx(1)
 
 
+def test_key_frames_at_which_nobody_was_detected_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Boxes of another video's name, say, would be missed in silence."""
+    files = write_made_up_set(tmp_path, videos=1, validation=2)
+    some = tmp_path / "some.csv"
+    some.write_text("".join(line for line in files.boxes.open() if "video_01" in line))
+    with caplog.at_level("INFO", "vmae2_ds"):
+        validation_list(made_up_ava(tmp_path, files).changed(data={"val_boxes": (some,)}))
+    assert "not asked about: 3 key frames without a box" in caplog.text
+
+
 def test_several_files_of_truth_are_read_as_one(tmp_path: Path) -> None:
     files = write_made_up_set(tmp_path, videos=1, validation=2)
     lines = files.val_truth.read_text().splitlines(keepends=True)

@@ -68,6 +68,8 @@ def validation_list(config: AvaConfig) -> KeyFrameList:
         every_s=data.val_every_s,
         every=data.val_every,
     )
+    for line in frames.left_out.lines():
+        log.info("not asked about: %s", line)
     return list_of(frames, ClipFiles.of(data, data.folder_of_validation))
 
 
