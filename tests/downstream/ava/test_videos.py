@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.downstream.ava.made_up_set import made_up_ava, write_made_up_set
 from vmae2_ds.dist import Ranks
 from vmae2_ds.downstream.ava.found_rows import found_rows
-from vmae2_ds.downstream.ava.rows import read_truth
+from vmae2_ds.downstream.ava.rows import read_excluded, read_truth
 from vmae2_ds.downstream.ava.score import score_frames
 from vmae2_ds.downstream.ava.stage import FrameMapValidation
 from vmae2_ds.downstream.ava.videos import validation_list, validation_truth
@@ -36,6 +37,30 @@ def test_excluded_key_frames_and_those_between_are_neither_missed_nor_found(tmp_
         if not boxes:
             rows = found_rows(frames, perfect, person_score=False, threshold=0.5)
             assert score_frames(truth, rows, frames.label_map).frame_map == pytest.approx(1)
+
+
+@pytest.mark.parametrize("protocol", ["legacy", "legacy_pyslowfast", "mmaction2"])
+def test_what_is_excluded_counts_as_in_a_score_of_the_file_with_the_same_exclusions(
+    protocol: str, tmp_path: Path
+) -> None:
+    files, excluded = write_made_up_set(tmp_path, videos=1, validation=2), tmp_path / "excluded.csv"
+    excluded.write_text("video_01,0001\nvideo_02,0003\n")
+    for boxes in ((), (files.boxes,)):
+        config = made_up_ava(tmp_path, files).changed(
+            data={"val_excluded": (excluded,), "val_boxes": boxes, "val_protocol": protocol}
+        )
+        frames = validation_list(config).key_frames
+        rng = np.random.default_rng(0)
+        answers = [rng.random((len(frame.box_G4), 4), np.float32) for frame in frames]
+        rows = found_rows(frames, answers, person_score=True)
+        found, expected = (
+            score_frames(truth, rows, frames.label_map, excluded=those, protocol=config.data.val_protocol).frame_map
+            for truth, those in (
+                (validation_truth(config.data, frames), frozenset()),
+                (read_truth(files.val_truth), read_excluded(excluded)),
+            )
+        )
+        assert 0 < found == expected
 
 
 def test_key_frames_at_which_nobody_was_detected_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

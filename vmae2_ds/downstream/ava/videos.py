@@ -14,6 +14,7 @@ from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.downstream.ava.clip_files import ClipFiles, KeyFrameList, list_of
 from vmae2_ds.downstream.ava.key_frames import KeyFrames, read_key_frames, strided
 from vmae2_ds.downstream.ava.label_map import LabelMap, read_label_map
+from vmae2_ds.downstream.ava.protocols import FRAME_PROTOCOLS
 from vmae2_ds.downstream.ava.rows import BoxRows, Key, make_rows, read_excluded, read_truth
 from vmae2_ds.errors import ConfigError
 
@@ -76,7 +77,8 @@ def validation_list(config: AvaConfig) -> KeyFrameList:
 def validation_truth(data: AvaDataConfig, frames: KeyFrames) -> BoxRows:
     """The truth of the key frames that validation asks about, those without a detected person among them.
 
-    What is excluded, or between those of the stride, counts neither as missed nor as wrong.
+    What is excluded, or between those of the stride, counts neither as missed nor as wrong; but what is excluded as missed by
+    the protocol that counts it so.
 
     `frames`: those of `validation_list`. Raises DataError.
     """
@@ -87,6 +89,8 @@ def validation_truth(data: AvaDataConfig, frames: KeyFrames) -> BoxRows:
     asked = set(map(frames.key, range(len(frames))))
     if data.val_boxes:  # also where nobody was detected
         asked = set(strided(sorted(named - excluded), data.val_every_s, data.val_every))
+    if FRAME_PROTOCOLS[data.val_protocol].keeps_excluded_truth:
+        asked |= set(strided(sorted(named & excluded), data.val_every_s, data.val_every))
     if named <= asked:
         return rows
     is_asked_F = np.array([key in asked for key in rows.keys])
