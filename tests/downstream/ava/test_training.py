@@ -222,7 +222,9 @@ def test_another_label_map_is_refused_with_the_action_that_differs(run: Path, fi
     with pytest.raises(ConfigError, match=r"action 2 is '5: teal', and the run was trained on '5: green' there"):
         asked(run, tmp_path / "found.csv", label_map=names)
     names.write_text("".join(files.label_map.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ConfigError, match=r"--model\.num-classes 4, and .* names 3 actions"):
+    with pytest.raises(
+        ConfigError, match=r"action 4 is 'nothing', and the run was trained on '.*' there; give the file that"
+    ):
         asked(run, tmp_path / "found.csv", label_map=names)
 
 

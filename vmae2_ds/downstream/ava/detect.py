@@ -126,6 +126,7 @@ def ava_detect(asked: AvaDetectArguments) -> AvaDetected:
     if is_alone():  # several ranks: below, for all of them together
         _check_out(asked)
 
+    from vmae2_ds.downstream.ava.label_map import read_label_map
     from vmae2_ds.downstream.ava.objective import ava_objective
     from vmae2_ds.downstream.ava.part_files import PartFolder
     from vmae2_ds.downstream.ava.videos import check_actions, validation_list
@@ -136,8 +137,9 @@ def ava_detect(asked: AvaDetectArguments) -> AvaDetected:
     mean = None if asked.weights is None else asked.weights == "ema"
     run = open_trained(asked.source, AvaConfig, otherwise, mean, best=asked.best)
     config, checkpoint = _as_asked(run.config, asked), run.checkpoint
+    assert config.data.label_map is not None, "a run has one"
+    check_actions(checkpoint.parent.parent, read_label_map(config.data.label_map))
     listed = validation_list(config)
-    check_actions(checkpoint.parent.parent, listed.key_frames.label_map)
     ranks = start_ranks(meet_ranks()._replace(timeout_s=LONGEST_WAIT_S))
     ranks.from_first(lambda: _check_out(asked, config))
     parts = PartFolder(asked.out)
