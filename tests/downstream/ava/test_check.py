@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[Callable[[Made], Any], str]] = {
     ),
     "ids from 0": (
         lambda made: spoil(made.train, 6, lambda action: action - 1, ALL),
-        "warns: {train}: 24 of 72 rows have action ids outside of the label map: 0 (24 rows); the file counts actions from 0",
+        "fails: {train}: 24 of 72 rows have action ids outside of the label map: 0 (24 rows); the file counts actions from 0",
     ),
     "no id in the map": (
         lambda made: spoil(made.val, 6, lambda action: action + 80, ALL),

@@ -38,7 +38,7 @@ SHEET = "key_frames.png"
 class AvaCheckArguments(StrictModel):
     """Explain what is wrong with a set of key frames, boxes and actions: a line each, with the numbers and the way out.
 
-    Exit code 2 where training or its validation would fail, or learn nothing of what is there; 0 otherwise.
+    Exit code 2 where training or its validation would fail, learn nothing of what is there, or other actions; 0 otherwise.
     """
 
     truth: Files = ()

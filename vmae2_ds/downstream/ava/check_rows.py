@@ -50,10 +50,11 @@ def check_labels(rows: BoxRows, label_map: LabelMap) -> Iterator[SetFinding]:
         remedy = (
             f"training leaves these rows out: put the actions into the label map, or take them out of the file; {ids}"
         )
-        if 0 in unknown and min(label_map.ids) == 1 and max(count_of) < max(label_map.ids):
+        from_0 = 0 in unknown and min(label_map.ids) == 1 and max(count_of) < max(label_map.ids)
+        if from_0:
             remedy = f"the file counts actions from 0, it seems, and the map from 1: add 1 to each id; {ids}"
         yield SetFinding(
-            "fails" if number == len(rows) else "warns",
+            "fails" if from_0 or number == len(rows) else "warns",  # from 0: each row has another action's name
             f"{rows.source}: {number} of {counted(len(rows), 'row')} have action ids outside of the label map: {some}"
             + (", ..." if len(unknown) > 5 else ""),
             remedy,
