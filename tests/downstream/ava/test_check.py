@@ -169,6 +169,11 @@ FAULTS: dict[str, tuple[Callable[[Made], Any], str]] = {
         "fails: {folder}/videos: 1 of 4 videos are missing, with 4 key frames of 16; the first is dan.mp4; the folder has "
         "'dann': name videos alike",
     ),
+    "a missing video that is a folder": (
+        lambda made: ((path := made.folder / "videos" / "dan.mp4").unlink(), path.with_suffix("").mkdir()),
+        "fails: {folder}/videos: 1 of 4 videos are missing, with 4 key frames of 16; the first is dan.mp4; there is a folder "
+        "{folder}/videos/dan: give --kind clips, or --kind frames where it holds pictures",
+    ),
     "an unreadable video": (
         lambda made: (
             (made.folder / "videos" / "dan.mp4").unlink(),
@@ -210,7 +215,10 @@ FAULTS: dict[str, tuple[Callable[[Made], Any], str]] = {
 }
 
 
-OF_VIDEOS = {"a late key time", "times from 900", "numbers of frames", "a missing video", "an unreadable video"}
+OF_VIDEOS = {
+    "a late key time", "times from 900", "numbers of frames", "a missing video", "a missing video that is a folder",
+    "an unreadable video",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -250,6 +258,12 @@ def test_exclusions_that_leave_nothing_or_name_nothing_are_told(made: Made) -> N
     assert made.check(excluded=(file,), val_truth=(), videos=None).key_frames == 11
 
 
+def test_videos_of_another_kind_are_told_with_the_kind_that_they_are(made: Made) -> None:
+    for kind in ("clips", "frames"):
+        (told,) = wrong(made.check(kind=kind))
+        assert told.endswith(f"; there is a file {made.folder}/videos/ann.mp4: give --kind movies")
+
+
 def test_seconds_that_have_no_file_are_told(made: Made) -> None:
     for name in (*TRAIN, *VAL):
         film = made.folder / "videos" / f"{name}.mp4"
@@ -258,6 +272,16 @@ def test_seconds_that_have_no_file_are_told(made: Made) -> None:
         for second in range(4):
             (made.folder / "videos" / name / f"{second}.mp4").write_text("not opened")
     assert wrong(made.check(kind="clips")) == []
+    for second in range(4):
+        file = made.folder / "videos" / "dan" / f"{second}.mp4"
+        file.rename(file.with_name(f"{900 + second}.mp4"))
+    (told,) = wrong(made.check(kind="clips"))
+    assert told.endswith(
+        "videos/dan has a file of none of their seconds: files are called by the key times in whole "
+        "seconds, such as 12.mp4"
+    )
+    for second in range(4):
+        file.with_name(f"{900 + second}.mp4").rename(file.with_name(f"{second}.mp4"))
     (made.folder / "videos" / "ben" / "2.mp4").unlink()
     (told,) = wrong(made.check(kind="clips"))
     assert told.startswith(

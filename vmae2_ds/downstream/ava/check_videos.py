@@ -6,11 +6,13 @@ import contextlib
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae2_ds.config.ava import VideosAre
 from vmae2_ds.console.progress import Ticker, counted
 from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.downstream.ava.check_rows import SetFinding, Weight
@@ -152,17 +154,17 @@ def _missing(
 ) -> SetFinding:
     video = next(iter(missing))
     number = sum(map(len, missing.values()))
-    there = sorted(
-        {
-            path.stem if path.is_file() else path.name
-            for path in files.folder.rglob("*")
-            if not path.name.startswith(".")
-        }
-    )
-    close = difflib.get_close_matches(video, there[:10_000], 1, 0.6)
-    way_out = (
-        f"the folder has {close[0]!r}: name videos alike" if close else "fetch them, take their rows out, or see --kind"
-    )
+    there = {
+        path.stem if path.is_file() else path.name: path
+        for path in sorted(files.folder.rglob("*"))
+        if not path.name.startswith(".")
+    }
+    close = difflib.get_close_matches(video, list(there)[:10_000], 1, 0.6)
+    way_out = "fetch them, take their rows out, or see --kind"
+    if video in there:
+        way_out = _way_to(there[video], files.kind)
+    elif close:
+        way_out = f"the folder has {close[0]!r}: name videos alike"
     try:
         wanted = files.file_of(missing[video][0])
     except DataError as error:
@@ -173,6 +175,15 @@ def _missing(
         f"{counted(number, 'key frame')} of {total}; the first is {wanted}",
         way_out,
     )
+
+
+def _way_to(path: Path, kind: VideosAre) -> str:
+    """What to do about a video that is there, and not kept as videos of this kind are."""
+    if path.is_file():
+        return f"there is a file {path}: give --kind movies"
+    if kind == "movies":
+        return f"there is a folder {path}: give --kind clips, or --kind frames where it holds pictures"
+    return f"{path} has a file of none of their seconds: files are called by the key times in whole seconds, such as 12.mp4"
 
 
 def _seconds(files: ClipFiles, keys_of: dict[str, list[Key]], total: int, most_bad: float) -> Iterator[SetFinding]:
