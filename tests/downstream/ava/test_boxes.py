@@ -237,6 +237,12 @@ def test_a_detector_sees_the_pictures_at_the_key_times_and_bad_ones_are_named(fi
     )
     assert "torn: 1 key frame could not be read: text, not a video" in result.notes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.csv"]
+    starts = tmp_path / "starts.csv"
+    starts.write_text("film1,-0.5\n")  # its frames are half a second further on at the same times
+    ava_boxes(asked(filmed, tmp_path / "later.csv", video_starts=starts))
+    later = read_person_boxes(tmp_path / "later.csv")
+    assert later["film0", 1500].tolist() == boxes["film0", 1500].tolist()
+    assert later["film1", 1500].tolist() != boxes["film1", 1500].tolist()
     with pytest.raises(
         TooManyBadFiles, match=r"3 of 11 key frames could not be read, more than --max-bad-share 0.1; the first"
     ):

@@ -258,6 +258,18 @@ def test_exclusions_that_leave_nothing_or_name_nothing_are_told(made: Made) -> N
     assert made.check(excluded=(file,), val_truth=(), videos=None).key_frames == 11
 
 
+def test_a_file_says_when_single_videos_begin(made: Made) -> None:
+    starts = made.folder / "starts.csv"
+    starts.write_text("ann,900\n")
+    (told,) = wrong(made.check(video_starts=starts))
+    assert told.startswith("fails: 4 key times of 16 lie outside of their video, in 1 video, the first 'ann' at 0000 s")
+    starts.write_text("ann\n")
+    pictures = made.folder / "pictures"  # which are drawn all the same
+    assert wrong(made.check(video_starts=starts, pictures=pictures)) == [
+        f"fails: {starts}:1: 'ann' is not `video,seconds`"
+    ]
+
+
 def test_videos_of_another_kind_are_told_with_the_kind_that_they_are(made: Made) -> None:
     for kind in ("clips", "frames"):
         (told,) = wrong(made.check(kind=kind))

@@ -9,8 +9,8 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 from pydantic import AfterValidator, model_validator
 
-from vmae2_ds.config.ava import VideosAre
-from vmae2_ds.config.strict import Amount, Count, Edge, Part, ReadLimit, Size, StrictModel, Whole
+from vmae2_ds.config.ava import Seconds, VideosAre
+from vmae2_ds.config.strict import Count, Edge, Part, ReadLimit, Size, StrictModel, Whole
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import check_out_file
 from vmae2_ds.downstream.ava.image_table import read_image_table, table_of_size
@@ -74,8 +74,10 @@ class AvaBoxesArguments(StrictModel):
     """Pictures that the detector sees at once."""
     kind: VideosAre = "movies"
     """How videos are kept: movies, clips of one second, or folders of frames."""
-    video_starts_s: Amount = 0.0
+    video_starts_s: Seconds = 0.0
     """Time in seconds of the first frame of movies and of folders of frames: 900 for AVA's, cut to minutes 15 to 30."""
+    video_starts: Path | None = None
+    """File with a line `video,seconds` for each video that begins at another time than --video-starts-s."""
     frames_fps: Size = 30
     """With --kind frames: pictures a second."""
     reader: str = "pyav"
@@ -154,6 +156,7 @@ class Boxed(NamedTuple):
 def check_written(asked: AvaBoxesArguments) -> None:
     """Raises ConfigError where the file cannot be written, or is there."""
     inputs = [asked.from_coco, asked.images, asked.weights, asked.convert and asked.convert[0], asked.truth]
+    inputs.append(asked.video_starts)
     assert asked.form, "known, or an error"
     check_out_file(
         asked.written, "OUT" if asked.convert else "--out", [one for one in inputs if one is not None], lambda _: False

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import tyro
 
-from vmae2_ds.config.ava import Files, VideosAre
-from vmae2_ds.config.strict import Amount, Count, Part, ReadLimit, Seed, Size, StrictModel
+from vmae2_ds.config.ava import Files, Seconds, VideosAre
+from vmae2_ds.config.strict import Count, Part, ReadLimit, Seed, Size, StrictModel
 from vmae2_ds.console.progress import Ticker, counted
 from vmae2_ds.disk import check_out_folder
 from vmae2_ds.downstream.ava.check_rows import (
@@ -28,6 +29,9 @@ from vmae2_ds.downstream.ava.label_map import LabelMap, read_label_map
 from vmae2_ds.downstream.ava.person_boxes import checked, read_as_written
 from vmae2_ds.downstream.ava.rows import BoxRows, Key, read_excluded, read_truth, seconds_of
 from vmae2_ds.errors import DataError, Vmae2Error
+
+if TYPE_CHECKING:
+    from vmae2_ds.downstream.ava.clip_files import ClipFiles
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +63,10 @@ class AvaCheckArguments(StrictModel):
     """Folder of the videos, each of which is opened; default: videos are not looked at."""
     kind: VideosAre = "movies"
     """How videos are kept: movies, clips of one second, or folders of frames."""
-    video_starts_s: Amount = 0.0
-    """Time in seconds of the first frame of movies and of folders of frames."""
+    video_starts_s: Seconds = 0.0
+    """Time in seconds of the first frame of movies and of folders of frames: 900 for AVA's, cut to minutes 15 to 30."""
+    video_starts: Path | None = None
+    """File with a line `video,seconds` for each video that begins at another time than --video-starts-s."""
     frames_fps: Size = 30
     """With --kind frames: pictures a second."""
     reader: str = "pyav"
@@ -136,11 +142,12 @@ def ava_check(asked: AvaCheckArguments) -> CheckedSet:
     findings += _of_boxes(asked, every, left_out)
     if label_map is not None and parts[0] and not any(one.weight == "fails" for one in findings):
         findings += _as_in_training(parts[0], label_map, left_out)
-    if asked.videos is not None and keys:
-        findings += _of_videos(asked, asked.videos, keys)
+    files = _read(partial(_files, asked), asked.videos, findings) if asked.videos is not None and keys else None
+    if files is not None:
+        findings += _of_videos(asked, files, keys)
     drawn = None
     if asked.pictures is not None and keys:
-        drawn = _draw(asked, asked.pictures, every, keys, label_map)
+        drawn = _draw(asked, files, asked.pictures, every, keys, label_map)
     num = sum(map(len, every))
     return CheckedSet(tuple(findings), num, len(keys), len({video for video, _ in keys}), drawn)
 
@@ -195,28 +202,31 @@ def _as_in_training(train: Sequence[BoxRows], label_map: LabelMap, left_out: fro
     return []
 
 
-def _of_videos(asked: AvaCheckArguments, folder: Path, keys: Sequence[Key]) -> list[SetFinding]:
+def _of_videos(asked: AvaCheckArguments, files: ClipFiles, keys: Sequence[Key]) -> list[SetFinding]:
     from vmae2_ds.downstream.ava.check_videos import check_videos
 
     def tell(number: int) -> Ticker:
         return Ticker(log, "videos opened", number)
 
     try:
-        return list(check_videos(_files(asked, folder), keys, asked.max_bad_share, asked.timeout_s, tell))
+        return list(check_videos(files, keys, asked.max_bad_share, asked.timeout_s, tell))
     except DataError as error:
         return [SetFinding("fails", str(error))]
 
 
-def _files(asked: AvaCheckArguments, folder: Path) -> Any:
+def _files(asked: AvaCheckArguments, folder: Path) -> ClipFiles:
     from vmae2_ds.downstream.ava.clip_files import ClipFiles
 
-    return ClipFiles(
-        folder, asked.kind, starts_s=asked.video_starts_s, frames_fps=asked.frames_fps, reader=asked.reader
-    )
+    return ClipFiles.of(asked, folder)
 
 
 def _draw(
-    asked: AvaCheckArguments, folder: Path, every: Sequence[BoxRows], keys: Sequence[Key], label_map: LabelMap | None
+    asked: AvaCheckArguments,
+    files: ClipFiles | None,
+    folder: Path,
+    every: Sequence[BoxRows],
+    keys: Sequence[Key],
+    label_map: LabelMap | None,
 ) -> Path:
     """A sheet of key frames drawn at random, with their boxes and actions."""
     import contextlib
@@ -231,8 +241,7 @@ def _draw(
     pixels: dict[Key, np.ndarray] = {}
     reasons: dict[Key, str] = {}
     drawn = [keys[place] for place in sorted(chosen.tolist())]
-    if asked.videos is not None:
-        files = _files(asked, asked.videos)
+    if files is not None:
         with contextlib.closing(GuardedReader(asked.timeout_s)) as reader:
             for key in drawn:
                 for moment in pictures_at(files, [key], reader):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,21 @@ class Folder(NamedTuple):
         return f"{self.before}{{:0{self.digits}}}{self.after}" if self.digits else f"{self.before}{{}}{self.after}"
 
 
+class HowVideosAreKept(Protocol):
+    """Settings of a run, or options of a verb, that tell of a folder of videos; config/ava.py explains them."""
+
+    @property
+    def kind(self) -> VideosAre: ...
+    @property
+    def video_starts_s(self) -> float: ...
+    @property
+    def video_starts(self) -> Path | None: ...
+    @property
+    def frames_fps(self) -> float: ...
+    @property
+    def reader(self) -> str: ...
+
+
 class ClipFiles:
     """The videos below a folder, of one kind.
 
@@ -119,16 +134,15 @@ class ClipFiles:
         self._seconds, self._pictures = lru_cache(1024)(seconds_in), lru_cache(1024)(_pictures_in)
 
     @classmethod
-    def of(cls, data: AvaDataConfig, folder: Path) -> ClipFiles:
-        """The videos of a folder that a run's settings name. Raises DataError."""
-        starts = {} if data.video_starts is None else read_starts(data.video_starts)
+    def of(cls, asked: HowVideosAreKept, folder: Path) -> ClipFiles:
+        """The videos of a folder as a run's settings, or the options of a verb, tell of them. Raises DataError."""
         return cls(
             folder,
-            data.kind,
-            starts_s=data.video_starts_s,
-            starts_s_of=starts,
-            frames_fps=data.frames_fps,
-            reader=data.reader,
+            asked.kind,
+            starts_s=asked.video_starts_s,
+            starts_s_of=None if asked.video_starts is None else read_starts(asked.video_starts),
+            frames_fps=asked.frames_fps,
+            reader=asked.reader,
         )
 
     def file_of(self, key: Key) -> str:

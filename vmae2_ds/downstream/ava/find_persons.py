@@ -118,8 +118,7 @@ def boxes_of_videos(asked: AvaBoxesArguments) -> Boxed:
     if is_alone():
         check_written(asked)
     truth = read_truth(asked.truth)
-    starts_s, fps = asked.video_starts_s, asked.frames_fps
-    files = ClipFiles(asked.videos, asked.kind, starts_s=starts_s, frames_fps=fps, reader=asked.reader)
+    files = ClipFiles.of(asked, asked.videos)
     _check_any(files, truth)
     ranks = start_ranks(meet_ranks()._replace(timeout_s=LONGEST_WAIT_S))
     findings = Findings(asked.written)
@@ -302,7 +301,8 @@ def _of(asked: AvaBoxesArguments) -> dict[str, Any]:
         "frames_fps",
         "reader",
     }
-    return {**places, **asked.model_dump(include=decides)}
+    starts = {} if asked.video_starts is None else {"video_starts": str(asked.video_starts.resolve())}
+    return {**places, **starts, **asked.model_dump(include=decides)}
 
 
 def _check_any(files: ClipFiles, truth: BoxRows) -> None:

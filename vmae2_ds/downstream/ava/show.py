@@ -16,7 +16,7 @@ from vmae2_ds.config.strict import Part, ReadLimit, Size, StrictModel
 from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.disk import check_out_file, check_there
 from vmae2_ds.downstream.ava.animation import animate, stretch_of
-from vmae2_ds.downstream.ava.clip_files import ClipFiles, read_starts
+from vmae2_ds.downstream.ava.clip_files import ClipFiles
 from vmae2_ds.downstream.ava.page import is_our_page, write_page
 from vmae2_ds.downstream.ava.people import frames_of
 from vmae2_ds.downstream.ava.pictures import Pictures
@@ -167,14 +167,7 @@ def _clip_files(asked: AvaShowArguments) -> ClipFiles | None:
         folder = Path(path).parent
     if folder is None:
         return None
-    return ClipFiles(
-        folder,
-        asked.kind,
-        starts_s=asked.video_starts_s,
-        starts_s_of=None if asked.video_starts is None else read_starts(asked.video_starts),
-        frames_fps=asked.frames_fps,
-        reader=asked.reader,
-    )
+    return ClipFiles.of(asked, folder)
 
 
 def _is_our_picture(path: Path) -> bool:
