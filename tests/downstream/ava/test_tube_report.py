@@ -81,11 +81,24 @@ def test_the_verb_gives_multisports_numbers_from_its_files(
     assert "basketball save" not in found["ap"]
 
 
-def test_written_tubes_score_as_linked_ones(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_written_tubes_score_as_linked_ones_and_replace_no_other_file(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     linked = score_json(capsys, "--gt", files["gt.pkl"], "--det", files["det.csv"], "--out", files["tubes.pkl"])
     ready = score_json(capsys, "--gt", files["gt.pkl"], "--tubes", files["tubes.pkl"])
     assert ready["ap"] == linked["ap"]
     assert (ready["frame_map"], ready["boxes"], ready["short_tubes"]) == (None, None, None)
+    line = ["ava", "score-tubes", "--gt", files["gt.pkl"], "--det", files["det.csv"], "--out"]
+    written = Path(files["tubes.pkl"]).read_bytes()
+    assert answer([*line, files["tubes.pkl"]], capsys)[0] == 0, "tubes may be written anew"
+    assert Path(files["tubes.pkl"]).read_bytes() == written
+    movie, other = tmp_path / "movie.mp4", tmp_path / "other.pkl"
+    movie.write_bytes(b"no pickle")
+    write_pickle(golden_set()[0], other)
+    for theirs in (movie, other):
+        before = theirs.read_bytes()
+        assert "is a file of something else; name another, or remove it" in refusal([*line, str(theirs)], capsys)
+        assert theirs.read_bytes() == before
 
 
 def in_order(tubes: Tubes, names: list[str]) -> Tubes:

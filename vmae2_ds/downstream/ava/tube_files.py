@@ -365,6 +365,18 @@ def write_found_tubes(tubes: Tubes, num_classes: int, file: Path) -> None:
         part.write_bytes(pickle.dumps(data, protocol=4))
 
 
+def are_found_tubes(file: Path) -> bool:
+    """Whether a file has the form that `write_found_tubes` writes, and may be written anew."""
+    try:
+        data = load_plain_pickle(file)
+    except DataError:
+        return False
+    return isinstance(data, dict) and all(
+        isinstance(klass, int) and isinstance(tubes, list) and all(isinstance(tube, tuple) for tube in tubes)
+        for klass, tubes in data.items()
+    )
+
+
 def _kind(data: Any) -> str:
     if isinstance(data, np.ndarray):
         return f"an array of shape {data.shape}"

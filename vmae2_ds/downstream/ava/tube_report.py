@@ -23,6 +23,7 @@ from vmae2_ds.downstream.ava.tube_files import (
     FoundInFrames,
     Part,
     TubeSet,
+    are_found_tubes,
     boxes_of,
     is_pickle,
     read_found,
@@ -112,9 +113,8 @@ def score(asked: ScoreTubesArguments) -> TubesScored:
     if asked.det is None and asked.tubes is None:
         raise ConfigError("nothing to score: give --det, boxes found in frames, or --tubes, ready tubes")
     if asked.out is not None:
-        check_out_file(
-            asked.out, "--out", [file for file in (asked.gt, asked.det, asked.tubes, asked.labelmap) if file]
-        )
+        read = [file for file in (asked.gt, asked.det, asked.tubes, asked.labelmap) if file]
+        check_out_file(asked.out, "--out", read, are_found_tubes)
     clock = Clock(asked.fps, asked.first_frame)
     truth = _read_truth(asked, clock)
     protocol = _protocol(asked, truth)
