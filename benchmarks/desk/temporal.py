@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from benchmarks.desk.encoders import random_encoder
 from benchmarks.desk.pixel_windows import write_pixel_windows
 from benchmarks.desk.stages import run_vmae2
 from benchmarks.record import Row, append_rows, provenance
@@ -26,7 +27,6 @@ from vmae2_ds.downstream.features.sidecar import (
     write_features,
 )
 from vmae2_ds.downstream.features.windows import WindowGrid
-from vmae2_ds.downstream.probe.frozen import drawn_weights
 from vmae2_ds.downstream.tad.annotations import Annotations, read_annotations
 from vmae2_ds.downstream.tad.decode import Candidates
 from vmae2_ds.downstream.tad.detections import Detections, read_detections
@@ -35,10 +35,6 @@ from vmae2_ds.downstream.tad.stage import ONE_CLASS, of_one_class
 from vmae2_ds.downstream.tad.suppress import suppress
 from vmae2_ds.errors import DataError, Vmae2Error
 from vmae2_ds.json_lines import rows_of
-from vmae2_ds.runs.folder import find_checkpoint
-from vmae2_ds.runs.open import about_run
-from vmae2_ds.weights.files import write_weights
-from vmae2_ds.weights.layouts import to_layout
 
 WINDOWS = "--grid opentad --stride 4 --interval 4 --aspect squash"
 """A window is 8 frames, 4 apart: one and a half seconds at 20 frames a second. Whole frames, as the encoder saw in training."""
@@ -116,7 +112,7 @@ def _measure(asked: TemporalDesk, known: set[tuple[str, int]]) -> Iterator[Row]:
     for seed in asked.seeds:
         sources: dict[str, Callable[[], Path]] = {
             "pre-trained": lambda: asked.encoder,
-            "random encoder": lambda seed=seed: _random_encoder(asked, seed),  # type: ignore[misc]
+            "random encoder": lambda seed=seed: random_encoder(asked.encoder, asked.out, seed),  # type: ignore[misc]
         }
         for model in asked.models:
             if (model, seed) in known:
@@ -177,16 +173,6 @@ def _standardised(folder: Path, truth: Path) -> Path:
         if not is_finished(made, name):
             write_features(made, name, ((array - mean_D) / deviation_D).astype(np.float32), about)
     return made
-
-
-def _random_encoder(asked: TemporalDesk, seed: int) -> Path:
-    """A file of the encoder's first weights, drawn from the seed."""
-    run, _ = find_checkpoint(asked.encoder)
-    file = asked.out / f"random{seed}.safetensors"
-    if not file.is_file():
-        weights = drawn_weights(run, 1000 + seed)  # as the other desk experiment draws them
-        write_weights(to_layout(weights, run.model), file, run.model, about_run(run))
-    return file
 
 
 def _train(out: Path, name: str, words: list[Any]) -> Path:
