@@ -117,12 +117,17 @@ def told(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+KEY = ("case", "group", "variant", "run", "seed")
+DESK_KEY = ("model", "test", "set", "how", "boxes")
+"""What tells one figure of a desk experiment from another."""
+ACCURACIES = ("accuracy", "train_accuracy", "average_map", "average_map_one_class", "frame_map", "train_frame_map")
+
+
 @cache
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a file: of each key the newest, as a report takes them."""
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return list({(row.get("case"), row.get("group"), row.get("variant"), row.get("run"), row.get("seed"), row.get("model"),
-                  row.get("test"), row.get("set"), row.get("how")): row for row in rows}.values())  # fmt: skip
+    return list({tuple(row.get(name) for name in (*KEY, *DESK_KEY)): row for row in rows}.values())
 
 
 Seeds = tuple[float, ...]
@@ -133,9 +138,9 @@ def accuracies(path: Path) -> frozenset[Seeds]:
     """Percentages of the rows of a desk experiment, a tuple over seeds for each figure, model, test, set and probe."""
     found: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for row in rows_of(path):
-        for name in ("accuracy", "train_accuracy", "average_map", "average_map_one_class"):
+        for name in ACCURACIES:
             if name in row:
-                found[(name, *(row.get(key) for key in ("model", "test", "set", "how")))].append(100 * row[name])
+                found[(name, *(row.get(key) for key in DESK_KEY))].append(100 * row[name])
     return frozenset(tuple(sorted(values)) for values in found.values())
 
 
