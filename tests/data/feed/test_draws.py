@@ -74,7 +74,7 @@ def twice(path: Path) -> Mixture:
 def test_streams_have_the_numbers_that_runs_were_made_with() -> None:
     assert {purpose.name: int(purpose) for purpose in Purpose} == {
         "ORDER": 1, "FRAMES": 2, "CROP": 3, "MASK": 4, "REPLACEMENT": 5, "AUGMENT": 6, "ERASE": 7, "MIX": 8,
-        "STRETCH": 9,
+        "STRETCH": 9, "BOXES": 10,
     }  # fmt: skip
     found = generator(Purpose.CROP, 7, epoch=3, row=2, view=1, attempt=4, source=5)
     assert found.random() == np.random.default_rng((3, 7, 3, 2, 1, 4, 5)).random()

@@ -155,7 +155,10 @@ def test_key_frames_may_be_thinned_and_a_folder_of_others_is_left_alone(
     assert "holds files of something else" in refusal(line, capsys)
 
 
-def test_the_page_tells_what_was_scored_and_left_out(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_tells_what_was_scored_and_left_out(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # a narrow terminal has lists for tables
     code, page, _ = answer(["ava", "score-tubes", "--gt", files["gt.pkl"], "--det", files["det.pkl"]], capsys)
     assert code == 0
     assert page.startswith("protocol act: ACT's and MOC's scorer")
