@@ -17,7 +17,7 @@ from vmae2_ds.data.feed.loader import load_samples
 from vmae2_ds.data.feed.shared_memory import key_frames_bytes, tensor_bytes
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.sources.order import SampleKey
-from vmae2_ds.downstream.ava.clip_files import ClipFiles, list_of
+from vmae2_ds.downstream.ava.clip_files import ClipFiles, KeyFrameList, list_of
 from vmae2_ds.downstream.ava.dataset import KeyFrameClips, KeyFrameDataset
 from vmae2_ds.downstream.ava.key_frames import KeyFrames, read_key_frames
 from vmae2_ds.downstream.ava.label_map import read_label_map
@@ -43,10 +43,13 @@ def key_frames_of(config: AvaConfig) -> KeyFrames:
     return read_key_frames(config.data.truth, read_label_map(config.data.label_map))
 
 
-def dataset_of(config: AvaConfig) -> KeyFrameDataset:
+def listed_in(config: AvaConfig) -> KeyFrameList:
     assert config.data.videos is not None
-    listed = list_of(key_frames_of(config), ClipFiles.of(config.data, config.data.videos))
-    return KeyFrameDataset(config, Mixture.of_manifest(listed, "pyav"))
+    return list_of(key_frames_of(config), ClipFiles.of(config.data, config.data.videos))
+
+
+def dataset_of(config: AvaConfig) -> KeyFrameDataset:
+    return KeyFrameDataset(config, Mixture.of_manifest(listed_in(config), "pyav"))
 
 
 def walkers(folder: Path, frames: int = 40, videos: int = 2, **data: Any) -> AvaConfig:
@@ -166,7 +169,7 @@ def test_what_workers_hold_is_known_before(tmp_path: Path) -> None:
     assert said[0] == batch.clip_BTHWC.nbytes
     people = batch.is_box_BG.shape[1]
     assert [8 // people * tensor.nbytes for tensor in batch[1:]] == said[1:], "eight people are counted on"
-    run = KeyFrameClips(config, key_frames_of(config))[[0]]
+    run = KeyFrameClips(config, listed_in(config))[[0]]
     assert run[0].clip_THWC is not None
     ahead = (
         8 * (3 * 2 + 1) * run[0].clip_THWC.nbytes
@@ -177,7 +180,7 @@ def test_what_workers_hold_is_known_before(tmp_path: Path) -> None:
 def test_a_test_sees_each_key_frame_whole_with_its_people_in_their_boxes(tmp_path: Path) -> None:
     config = walkers(tmp_path, frames=60, test_short_side=36)
     frames = key_frames_of(config)
-    clips = KeyFrameClips(config, frames)
+    clips = KeyFrameClips(config, listed_in(config))
     rows = [3, 4, 5, 11, 0, 1, 2, 6]
     found = list(clips.iterate(rows))
     assert [clip.row for clip in found] == rows
@@ -194,7 +197,7 @@ def test_a_test_sees_each_key_frame_whole_with_its_people_in_their_boxes(tmp_pat
 def test_key_frames_read_together_are_those_read_alone_and_no_frame_is_decoded_twice(tmp_path: Path) -> None:
     """6 key frames a second apart: 6 clips of 8 frames, 16 apart from first to last, decoded in one go through 60 frames."""
     config = walkers(tmp_path, frames=60, videos=1)
-    clips = KeyFrameClips(config, key_frames_of(config))
+    clips = KeyFrameClips(config, listed_in(config))
     together = clips[range(6)]
     assert clips.count.decoded <= 60
     assert [clip.row for clip in together] == list(range(6))
@@ -217,7 +220,7 @@ def test_training_and_tests_see_the_same_of_movies_seconds_and_pictures(tmp_path
     for kind, folder in (("movies", "videos"), ("clips", "clips"), ("frames", "frames")):
         of = config.changed(data={"kind": kind, "videos": tmp_path / folder, "frames_fps": FPS})
         sample = dataset_of(of)[SampleKey(0, 2)]
-        clips = KeyFrameClips(of, key_frames_of(of))
+        clips = KeyFrameClips(of, listed_in(of))
         tested = list(clips.iterate(range(4)))
         assert clips.count.decoded == {"movies": 37, "clips": 0, "frames": 19}[kind], "19 are in a clip"
         boxes = [sample.box_G4, *(clip.box_G4 for clip in tested)]
@@ -235,7 +238,7 @@ def test_a_key_frame_that_cannot_be_read_says_why_and_its_neighbours_are_there(t
     (tmp_path / "videos" / "v1.mp4").write_text("no video")
     with (tmp_path / "truth.csv").open("a") as file:
         file.write("\nv0,77,0,0,0.5,1,3,0")
-    found = list(KeyFrameClips(config, key_frames_of(config)).iterate(range(9)))
+    found = list(KeyFrameClips(config, listed_in(config)).iterate(range(9)))
     assert [clip.clip_THWC is None for clip in found] == [False] * 4 + [True] * 5
     assert found[4].reason is not None
     assert found[4].reason.startswith("v0.mp4: it has no frame at the key time 0077 s")

@@ -22,7 +22,7 @@ def test_the_model_is_told_how_much_of_a_clip_is_picture(tmp_path: Path) -> None
     )
     objective = ava_objective(config).eval()
     objective.model.init_weights(0)
-    clips = KeyFrameClips(config, validation_list(config).key_frames)
+    clips = KeyFrameClips(config, validation_list(config))
     found = {one.row: one.probability_GC for one in name_actions(objective, clips, chunks_of(range(6), 4), Ranks())}
     assert all(answer is not None and answer.base is None for answer in found.values()), "no batch is kept for them"
     differs = 0

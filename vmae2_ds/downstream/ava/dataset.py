@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +21,8 @@ from vmae2_ds.data.readers.watchdog import GuardedReader
 from vmae2_ds.data.seeding import Purpose
 from vmae2_ds.data.sources.mixture import Mixture, Source
 from vmae2_ds.data.sources.order import SampleKey
-from vmae2_ds.downstream.ava.clip_files import ClipFiles, KeyFrameList, Span
+from vmae2_ds.downstream.ava.clip_files import KeyFrameList, Span
 from vmae2_ds.downstream.ava.framing import Framing, draw, is_left, jittered, whole
-from vmae2_ds.downstream.ava.key_frames import KeyFrames
 from vmae2_ds.errors import VideoError
 
 # B clips, T frames, H x W pixels, S x S those of a training clip, G boxes, C actions.
@@ -120,12 +118,9 @@ class KeyFrameClips(Dataset[list[KeyFrameClip]]):
     Key frames that follow each other in one movie or folder of frames are decoded together.
     """
 
-    def __init__(self, config: AvaConfig, key_frames: KeyFrames, folder: Path | None = None) -> None:
-        """`folder` has the videos; default: that of validation. Raises DataError as `ClipFiles`."""
-        self.data, self.key_frames = config.data, key_frames
-        folder = folder or config.data.folder_of_validation
-        assert folder is not None, "checked by check_is_named"
-        self.files = ClipFiles.of(config.data, folder)
+    def __init__(self, config: AvaConfig, listed: KeyFrameList) -> None:
+        """`listed` says at which key frames, and where their videos are."""
+        self.data, self.key_frames, self.files = config.data, listed.key_frames, listed.files
         self._span, self._patch = Span.of(config.data), config.model.patch
         self._reader = GuardedReader(config.data.read_timeout_s)
         self.count = FrameCount()

@@ -227,7 +227,7 @@ def _fill(parts: PartFolder, objective: NameActions, config: AvaConfig, listed: 
     ticker, done = Ticker(log, "key frames looked at", total, speaks=ranks.rank == 0), 0
     error: OSError | Vmae2Error | None = None
     try:
-        clips = KeyFrameClips(config, frames)
+        clips = KeyFrameClips(config, listed)
         chunks = [chunk for part in mine for chunk in chunks_of(rows_of[part], at_once)]
         with heard(ticker):
             found = name_actions(objective, clips, chunks, Ranks())  # a rank has all weights, and goes at its own pace

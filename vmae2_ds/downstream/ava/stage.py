@@ -67,7 +67,7 @@ class FrameMapValidation:
         """Raises DataError for truth that `data.val_protocol` cannot score."""
         self._config, self._ranks, self._frames = config, ranks, manifest.key_frames
         self._truth = validation_truth(config.data, self._frames)
-        self._clips = KeyFrameClips(config, self._frames)
+        self._clips = KeyFrameClips(config, manifest)
         self._scored([None] * len(self._frames))  # truth that cannot be scored is refused before anything is learnt
 
     def run(self, engine: Engine) -> dict[str, Any]:
