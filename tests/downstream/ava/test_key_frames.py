@@ -29,10 +29,7 @@ def truth_of(*rows: tuple[str, int, tuple[float, ...], int], frames: tuple[tuple
 
 def said(frames: KeyFrames) -> dict[tuple[str, int], list[tuple[tuple[float, ...], tuple[int, ...]]]]:
     """{key: [(box, action ids)]}."""
-    return {
-        frame.key: list(zip(map(tuple, frame.box_G4.tolist()), frame.action_ids, strict=True))
-        for frame in frames.frames
-    }
+    return {frame.key: list(zip(map(tuple, frame.box_G4.tolist()), frame.action_ids, strict=True)) for frame in frames}
 
 
 def test_a_file_is_joined_as_a_few_lines_by_hand_join_it(tmp_path: Path) -> None:
@@ -65,7 +62,7 @@ def test_a_file_is_joined_as_a_few_lines_by_hand_join_it(tmp_path: Path) -> None
         action: sum(line.split(",")[6] == str(action) for line in lines) for action in (1, 4, 5)
     }
     assert frames.left_out.excluded == 2
-    for row, frame in enumerate(frames.frames):
+    for row, frame in enumerate(frames):
         columns = [[label_map.ids[c] for c in np.flatnonzero(row_C)] for row_C in frames.targets(row)]
         assert [set(ids) for ids in columns] == [set(ids) for ids in frame.action_ids]
 
@@ -118,7 +115,7 @@ def test_a_test_on_detected_people_has_the_key_frames_of_the_truth_and_nobody_el
         ("v", 3000): [((0.0, 0.0, 1.0, 1.0), ())],
         ("v", 4000): [(LEFT, ())],
     }
-    assert [frame.score_G.tolist() for frame in always.frames] == [[0.8], [0.9], [1.0], [0.7]]
+    assert [frame.score_G.tolist() for frame in always] == [[0.8], [0.9], [1.0], [0.7]]
     alone = make_key_frames([], MAP, boxes=found, box_threshold=0.8, use="boxes")
     assert list(said(alone)) == [("v", 1000), ("v", 2000), ("v", 9000)]
 
@@ -145,9 +142,9 @@ def test_a_stride_is_in_seconds_of_the_clock_or_in_key_frames_of_a_video() -> No
         *((video, second, LEFT, 2) for video in "ab" for second in range(902, 912) if (video, second) != ("b", 904))
     )
     frames = make_key_frames(rows, MAP, every_s=4)
-    assert [frame.key for frame in frames.frames] == [("a", 904000), ("a", 908000), ("b", 908000)]
+    assert [frame.key for frame in frames] == [("a", 904000), ("a", 908000), ("b", 908000)]
     frames = make_key_frames(rows, MAP, every=4)
-    assert [frame.time_ms // 1000 for frame in frames.frames] == [902, 906, 910, 902, 907, 911]
+    assert [frame.time_ms // 1000 for frame in frames] == [902, 906, 910, 902, 907, 911]
     assert frames.left_out.between == 13
 
 

@@ -119,11 +119,6 @@ class KeyFrames(Sequence[KeyFrame]):
     def __iter__(self) -> Iterator[KeyFrame]:
         return (self[number] for number in range(len(self)))
 
-    @property
-    def frames(self) -> Sequence[KeyFrame]:
-        """The key frames themselves."""
-        return self
-
     def key(self, number: int) -> Key:
         """(video, milliseconds) of a key frame."""
         return self.videos[self.video_F[number]], int(self.time_ms_F[number])
