@@ -125,6 +125,27 @@ def test_a_disk_that_fills_up_leaves_the_source_and_nothing_else(
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 
+class TwoRanks(Ranks):
+    """Rank 0 of two, of which the other could not read a file."""
+
+    def first_said(self, text: str | None) -> str | None:
+        return text or "step00000003: a shard of rank 7 is damaged"
+
+    def from_first(self, function: Any) -> Any:
+        return function()
+
+
+def test_a_file_that_one_rank_alone_cannot_read_ends_the_conversion_on_all(
+    tmp_path: Path, conversions: list[Path]
+) -> None:
+    source = write_checkpoint(tmp_path, 3)
+    engine: Any = SimpleNamespace(stage=2, zero_policy={"stage": 2})
+    with pytest.raises(CheckpointError, match=r"step00000003: a shard of rank 7 is damaged"):
+        fitting(engine, source, TwoRanks(0, 0, 2))
+    assert conversions == [source]
+    assert not list((tmp_path / "ckpt" / "universal").iterdir())
+
+
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from tests.checkpoint.made_checkpoint import counted, list_files, made_checkpoint
+from vmae2_ds.checkpoint import zero_shards
 from vmae2_ds.checkpoint.whole import WHOLE
 from vmae2_ds.checkpoint.zero_shards import ZeroShards
 from vmae2_ds.checkpoint.zero_weights import open_weights, read_weights
@@ -86,6 +87,23 @@ def test_frozen_parts_that_are_too_short_are_refused(tmp_path: Path, lacks: str)
     reason = "the shards end before model.frozen" if lacks == "a value" else r"has \*_model_states.pt of 1 rank"
     with pytest.raises(CheckpointError, match=reason):
         open_weights(target)["frozen"]
+
+
+@pytest.mark.parametrize(("stage", "most"), [(1, 2), (3, 60)])
+def test_a_parameter_costs_the_files_that_hold_it(
+    stage: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 300 ranks' files: at stage 1 two neighbours at most for one that is smaller than a shard, at stage 3 one a value."""
+    weights = counted(SMALL.model)
+    target = made_checkpoint(tmp_path, SMALL, weights, stage, 300)
+    read: list[str] = []
+    kept = zero_shards.read_shard
+    monkeypatch.setattr(zero_shards, "read_shard", lambda path: (read.append(path.name), kept(path))[1])
+    shards = ZeroShards(target, 300, stage)
+    assert len(read) == 2, "rank 0's"
+    name = min(weights, key=lambda name: weights[name].numel())
+    assert torch.equal(shards.whole(f"model.{name}"), weights[name])
+    assert 0 < len(set(read)) - 2 <= min(most, weights[name].numel())
 
 
 EXPORT = """

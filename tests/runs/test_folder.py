@@ -19,6 +19,7 @@ from vmae2_ds.checkpoint.whole import WHOLE, find_newest_whole, tag_of, why_torn
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.disk import write_whole
+from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.runs import folder as runs
@@ -234,6 +235,28 @@ def test_a_torn_checkpoint_is_passed_over(damage: Any, reason: str, tmp_path: Pa
     damage(newer)
     assert reason in (why_torn(newer) or "")
     assert find_newest_whole(tmp_path / "ckpt") == older
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 8])
+def test_ranks_look_at_each_file_of_a_checkpoint_once_together(
+    ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are as many files as ranks and more: all looking at all would be their product."""
+    target = write_checkpoint(tmp_path, 1)
+    files = {f"shard_{number}.pt": 2 for number in range(7)}
+    for name in files:
+        (target / name).write_bytes(b"12")
+    (target / WHOLE).write_text(json.dumps({"files": files}))
+    asked: list[str] = []
+    kept = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **how: (asked.append(path.name), kept(path, **how))[1])
+    assert [why_torn(target, Ranks(rank, rank, ranks)) for rank in range(ranks)] == [None] * ranks
+    assert {name: len(set(asked) & {name}) for name in files} == dict.fromkeys(files, 1)
+    assert asked.count("shard_4.pt") == asked.count("shard_0.pt") <= 2, "is it a file, and how long"
+    monkeypatch.undo()
+    (target / "shard_4.pt").unlink()
+    told = [why_torn(target, Ranks(rank, rank, ranks)) for rank in range(ranks)]
+    assert [reason for reason in told if reason] == ["shard_4.pt is missing"]
 
 
 def test_an_atomic_write_leaves_nothing_else_behind(tmp_path: Path) -> None:

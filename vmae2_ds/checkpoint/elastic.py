@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vmae2_ds.checkpoint.hashed_files import HashedFiles
 from vmae2_ds.checkpoint.universal import FOLDER, convert, remove
 from vmae2_ds.checkpoint.whole import WHOLE, declare_whole, why_unsound
 from vmae2_ds.console.progress import counted
@@ -64,7 +65,14 @@ def _make(source: Path, target: Path, whole: dict[str, Any], ranks: Ranks) -> bo
     if ranks.from_first(is_made) and ranks.first_said(why_unsound(target, ranks)) is None:
         return False
     ranks.from_first(lambda: _prepare(source, target, unfinished, whole))
-    files = convert(source, unfinished, whole["world_size"], whole["stage"], ranks)
+    refused = None
+    try:
+        files = convert(source, unfinished, whole["world_size"], whole["stage"], ranks)
+    except CheckpointError as told:  # a rank opens only the files that it needs: the others wait for it
+        files, refused = HashedFiles(unfinished), str(told)
+    if refused := ranks.first_said(refused):
+        ranks.from_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        raise CheckpointError(refused)
     about = {"step": whole["step"], "universal_of": origin}
     if error := declare_whole(files, about, ranks):
         ranks.from_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))

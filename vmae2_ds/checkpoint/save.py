@@ -150,7 +150,7 @@ def load_checkpoint(engine: Engine, target: Path, ranks: Ranks) -> dict[str, Any
     It is of the engine's own layout, or universal (elastic.fitting finds or makes that). No pickled code is run.
     Raises CheckpointError on all ranks where one cannot see it whole.
     """
-    reason = ranks.first_said(why_torn(target))
+    reason = ranks.first_said(why_torn(target, ranks))
     if reason is not None:
         raise CheckpointError(f"{target}: not whole on every rank ({reason})")
     whole = json.loads((target / WHOLE).read_text())

@@ -26,8 +26,8 @@ FOLDER = "universal"
 def convert(source: Path, target: Path, world_size: int, stage: int, ranks: Ranks) -> HashedFiles:
     """Write the universal form of `source` into the folder `target`, each rank its share of the parameters.
 
-    Returns this rank's files, whose `error` holds what the disk refused. Raises CheckpointError where the source is not as
-    DeepSpeed writes it.
+    Returns this rank's files, whose `error` holds what the disk refused. Raises CheckpointError, perhaps on some ranks alone,
+    where the source is not as DeepSpeed writes it.
     """
     states = ZeroShards(source, world_size, stage)
     groups = states.hyperparameters()  # on every rank: none is left waiting where there are none

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vmae2_ds.dist import Ranks
 log = logging.getLogger(__name__)
 WHOLE = "whole.json"
 LATEST = "latest"
+ALONE = Ranks()
 
 
 def tag_of(step: int) -> str:
@@ -61,15 +63,18 @@ def find_newest_whole(folder: Path) -> Path | None:
     return None
 
 
-def why_torn(target: Path) -> str | None:
-    """None where every listed file is there with its size, else what is wrong."""
+def why_torn(target: Path, ranks: Ranks = ALONE) -> str | None:
+    """None where every listed file is there with its size, else what is wrong.
+
+    `ranks` share the looking: each says what is wrong with its part of the files, which grow in number with the ranks.
+    """
     try:
         whole = json.loads((target / WHOLE).read_text())
     except FileNotFoundError:
         return "it was never finished"
     except (OSError, ValueError) as error:
         return f"{WHOLE} cannot be read: {error}"
-    for name, size in whole["files"].items():
+    for name, size in islice(whole["files"].items(), ranks.rank, None, ranks.size):
         path = target / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
@@ -96,7 +101,7 @@ def newest_sound(newest: Path, ranks: Ranks) -> Path | None:
 
 def why_unsound(target: Path, ranks: Ranks) -> str | None:
     """`why_torn`, and the first of this rank's share of the files whose content is not what was written."""
-    if reason := why_torn(target):
+    if reason := why_torn(target, ranks):
         return reason
     whole = json.loads((target / WHOLE).read_text())
     sizes, written = whole["files"], whole.get("sha256", {})

@@ -11,7 +11,7 @@ import math
 import mmap
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,66 +50,103 @@ class Fragment(NamedTuple):
     numel: int
 
 
+class _Place(NamedTuple):
+    """Where a parameter begins: in the vector of its group at stages 0 to 2, in each rank's shard of it at stage 3."""
+
+    shard: int
+    start: int
+
+
+class _RankStates(NamedTuple):
+    """What one rank wrote: tensors by state and shard, and Adam's counter of each shard."""
+
+    shards: dict[str, list[Tensor]]
+    steps: list[Any]
+
+
 class ZeroShards:
-    """The states of a checkpoint that ranks wrote.
+    """The states of a checkpoint that ranks wrote. Files of ranks but the first are opened where they hold what is asked for.
 
     Args:
         source: the checkpoint's folder.
         world_size: ranks that wrote it.
         stage: their ZeRO stage.
 
-    Raises CheckpointError where a rank's shards are not there, the files are not as DeepSpeed writes them, or one holds
-    anything but plain data and tensors.
+    Raises CheckpointError, when made or when asked for a tensor, where a rank's shards are not there, the files are not as
+    DeepSpeed writes them, or one holds anything but plain data and tensors.
     """
 
     def __init__(self, source: Path, world_size: int, stage: int) -> None:
-        self._source, self._stage = source, stage
+        self._source, self._stage, self._ranks = source, stage, world_size
         self.shapes: dict[str, torch.Size] = {}
         """Shapes of the trained parameters, in the order they are stored."""
         self.frozen_shapes: dict[str, torch.Size] = {}
         """Shapes of the other parameters."""
-        self._frozen: dict[str, list[Tensor]] = {}  # by rank
-        self._fragments: dict[str, list[Fragment]] = {}
-        self._shards: list[dict[str, list[Tensor]]] = []  # by rank: state -> shards
-        self._steps: list[list[Any]] = []  # by rank and shard
+        self._frozen: list[dict[str, Tensor]] = []  # by rank
+        self._places: dict[str, _Place] = {}
+        self._opened: dict[int, _RankStates] = {}
         self._groups: list[dict[str, Any]] | None = None
         with as_known(source):
-            models = [read_shard(path) for path in self._by_rank("*_model_states.pt", world_size if stage == 3 else 1)]
-            self.model: dict[str, Any] = models[0]
+            self._models = self._by_rank("*_model_states.pt", world_size if stage == 3 else 1)
+            self.model: dict[str, Any] = read_shard(self._models[0])
             """What was saved with the model, as rank 0 wrote it."""
             if stage == 0:
                 self._open_unsplit()
             else:
                 self._open_split(world_size)
-            self._find_frozen(models)
+            self._find_frozen()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """State -> whole tensor of the trained parameter `name`: fp32, and as saved exp_avg, exp_avg_sq, ema, step."""
-        whole = {state: self.whole(name, state) for state in self._shards[0]}
+        whole = {state: self.whole(name, state) for state in self._of(0).shards}
         step = self.step(name)
         return whole if step is None else {**whole, "step": step}
 
     def step(self, name: str) -> Tensor | None:
         """Adam's counter of the trained parameter `name`; None where it was not saved."""
-        first = self._fragments[name][0]
-        step = self._steps[first.rank][first.shard]
+        first = self.fragments(name)[0]
+        with as_known(self._source):
+            step = self._of(first.rank).steps[first.shard]
         return None if step is None else step.clone()
 
     def whole(self, name: str, state: str = MASTER) -> Tensor:
         """One state of a parameter, or the only one of a frozen one; float32, in its shape."""
-        if name in self._frozen:
-            shape = self.frozen_shapes[name]
-            pieces = [(fragment, 0, fragment.numel()) for fragment in self._frozen[name]]
-        else:
-            shape = self.shapes[name]
-            found = self._fragments[name]
-            pieces = [(self._shards[x.rank][state][x.shard], x.offset, x.numel) for x in found]
+        with as_known(self._source):
+            if name in self.frozen_shapes:
+                shape = self.frozen_shapes[name]
+                pieces = [(part, 0, part.numel()) for part in self._frozen_parts(name)]
+            else:
+                shape = self.shapes[name]
+                found = self.fragments(name)
+                pieces = [(self._of(x.rank).shards[state][x.shard], x.offset, x.numel) for x in found]
         values = torch.empty(sum(numel for _, _, numel in pieces))
         if values.numel() < shape.numel() or any(x.numel() < offset + numel for x, offset, numel in pieces):
             raise CheckpointError(f"{self._source}: the shards end before {name}; they are of another split")
         for place, (stored, offset, _) in zip(values.split([numel for _, _, numel in pieces]), pieces, strict=True):
             _take(place, stored.detach(), offset)
         return values[: shape.numel()].view(shape)
+
+    def fragments(self, name: str) -> list[Fragment]:
+        """Where the elements of the trained parameter `name` lie, in their order. Opens no file."""
+        shard, start = self._places[name]
+        numel = self.shapes[name].numel()
+        if (
+            self._stage == 3
+        ):  # each parameter is cut in equal parts, the last ones padded; a rank strings its parts together
+            part = max(1, math.ceil(numel / self._ranks))
+            return [
+                Fragment(rank, shard, start, min(part, numel - rank * part)) for rank in range(math.ceil(numel / part))
+            ]
+        size = (
+            self._of(0).shards[MASTER][shard].numel()
+        )  # the vector of a group is cut in equal parts, the last one padded
+        ranks = range(start // size, math.ceil((start + numel) / size)) if self._stage else range(1)
+        starts = [max(start, rank * size) for rank in ranks]
+        stops = [*starts[1:], start + numel]
+        return [
+            Fragment(rank, shard, first - rank * size, stop - first)
+            for rank, first, stop in zip(ranks, starts, stops, strict=True)
+        ]
 
     def hyperparameters(self) -> list[dict[str, Any]]:
         """The optimizer's groups as they were saved. Raises CheckpointError where weights alone can be read."""
@@ -125,71 +162,60 @@ class ZeroShards:
         masters = [self.model["module"][name] for name in order]
         for shard, (name, master) in enumerate(zip(order, masters, strict=True)):
             self.shapes[name] = master.shape
-            self._fragments[name] = [Fragment(0, shard, 0, master.numel())]
-        self._add_rank(masters, optimizer)
+            self._places[name] = _Place(shard, 0)
+        self._groups, self._opened[0] = self._states(0, masters, optimizer)
 
     def _open_split(self, world_size: int) -> None:
-        paddings = None
-        for path in self._by_rank("*_optim_states.pt", world_size):
-            saved = read_shard(path)["optimizer_state_dict"]
-            masters = saved["fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"]
-            paddings = saved.get("param_alignment_paddings")
-            self._add_rank(masters, saved.get("optimizer_state_dict" if self._stage == 3 else "base_optimizer_state"))
+        self._optimizers = self._by_rank("*_optim_states.pt", world_size)
+        saved = read_shard(self._optimizers[0])["optimizer_state_dict"]
+        self._groups, self._opened[0] = self._split_states(0, saved)
+        paddings = saved.get("param_alignment_paddings")
         for shard, shapes in enumerate(self.model["param_shapes"]):
             self.shapes |= shapes
-            if self._stage == 3:
-                self._place_apart(shard, shapes, world_size)
-            else:
-                self._place_end_to_end(shard, shapes, paddings and paddings[shard])
+            start = 0
+            for place, (name, shape) in enumerate(shapes.items()):
+                self._places[name] = _Place(shard, start)
+                start += math.ceil(shape.numel() / world_size) if self._stage == 3 else shape.numel()
+                start += paddings[shard][place] if paddings and self._stage < 3 else 0
 
-    def _add_rank(self, masters: list[Tensor], optimizer: Any) -> None:
-        """Read a rank's part. In `optimizer` only Adam's dict of states is known; elastic_checkpoint writes a list."""
-        states: dict[int, dict[str, Any]] = {}
+    def _of(self, rank: int) -> _RankStates:
+        if rank not in self._opened:
+            saved = read_shard(self._optimizers[rank])["optimizer_state_dict"]
+            _, self._opened[rank] = self._split_states(rank, saved)
+        return self._opened[rank]
+
+    def _split_states(self, rank: int, saved: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, _RankStates]:
+        masters = saved["fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"]
+        optimizer = saved.get("optimizer_state_dict" if self._stage == 3 else "base_optimizer_state")
+        return self._states(rank, masters, optimizer)
+
+    def _states(
+        self, rank: int, masters: list[Tensor], optimizer: Any
+    ) -> tuple[list[dict[str, Any]] | None, _RankStates]:
+        """Groups and states. In `optimizer` only Adam's dict of states is known; elastic_checkpoint writes a list."""
+        groups, states = None, dict[int, dict[str, Any]]()
         if isinstance(optimizer, dict):
-            self._groups, states = optimizer["param_groups"], optimizer["state"]
+            groups, states = optimizer["param_groups"], optimizer["state"]
         moments = [states.get(shard, {}) for shard in range(len(masters))]
         shards = {MASTER: list(masters)}
         shards |= {key: [state[key] for state in moments] for key in MOMENTS if all(key in state for state in moments)}
-        mean = self._source / mean_file(len(self._shards))
+        mean = self._source / mean_file(rank)
         if mean.is_file():
             shards[MEAN] = read_shard(mean)
-        self._shards.append(shards)
-        self._steps.append([state.get("step") for state in moments])
+        return groups, _RankStates(shards, [state.get("step") for state in moments])
 
-    def _place_apart(self, shard: int, shapes: Mapping[str, torch.Size], world_size: int) -> None:
-        """Stage 3: each parameter is cut in equal parts, the last ones padded, and each rank strings its parts together."""
-        offset = 0
-        for name, shape in shapes.items():
-            part = math.ceil(shape.numel() / world_size)
-            self._fragments[name] = [
-                Fragment(rank, shard, offset, max(0, min(part, shape.numel() - rank * part)))
-                for rank in range(world_size)
-            ]
-            offset += part
-
-    def _place_end_to_end(self, shard: int, shapes: Mapping[str, torch.Size], paddings: list[int] | None) -> None:
-        """Stages 1 and 2: a group's parameters lie end to end, perhaps with gaps, and that vector is cut among the ranks."""
-        sizes = [shards[MASTER][shard].numel() for shards in self._shards]
-        start = 0
-        for place, (name, shape) in enumerate(shapes.items()):
-            stop = start + shape.numel()
-            self._fragments[name] = found = []
-            before = 0
-            for rank, size in enumerate(sizes):
-                first, last = max(start, before), min(stop, before + size)
-                if first < last:
-                    found.append(Fragment(rank, shard, first - before, last - first))
-                before += size
-            start = stop + (paddings[place] if paddings is not None else 0)
-
-    def _find_frozen(self, models: list[dict[str, Any]]) -> None:
+    def _find_frozen(self) -> None:
         """They keep the type they were trained in."""
         if self._stage == 3:
             self.frozen_shapes = dict(self.model["frozen_param_shapes"] or {})
-            self._frozen = {name: [x["frozen_param_fragments"][name] for x in models] for name in self.frozen_shapes}
         else:
-            self._frozen = {name: [value] for name, value in self.model["module"].items() if name not in self.shapes}
-            self.frozen_shapes = {name: value.shape for name, (value,) in self._frozen.items()}
+            self._frozen = [{name: value for name, value in self.model["module"].items() if name not in self.shapes}]
+            self.frozen_shapes = {name: value.shape for name, value in self._frozen[0].items()}
+
+    def _frozen_parts(self, name: str) -> list[Tensor]:
+        if not self._frozen:
+            self._frozen = [read_shard(path)["frozen_param_fragments"] for path in self._models]
+        return [parts[name] for parts in self._frozen]
 
     def _by_rank(self, pattern: str, ranks: int) -> list[Path]:
         """Rank 0 first: rank 10 is not behind rank 1."""
