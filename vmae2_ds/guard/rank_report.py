@@ -228,15 +228,18 @@ def _spans(ranks: Sequence[int]) -> str:
 
 def _differences(reports: Sequence[RankReport], tables: Sequence[dict[str, str]], ranks: Iterable[int]) -> str:
     """`train/loop.py is 1a2b on w1, 3c4d on w2` for the first few keys that differ; empty where none does."""
-    ranks = list(ranks)
-    keys = dict.fromkeys(key for rank in ranks for key in tables[rank])
+    alike: dict[int, list[int]] = defaultdict(list)  # ranks by the table that they share
+    for rank in ranks:
+        alike[id(tables[rank])].append(rank)
+    groups = list(alike.values())
+    keys = dict.fromkeys(key for own in groups for key in tables[own[0]])
+    differing = [key for key in keys if len({tables[own[0]].get(key, "missing") for own in groups}) > 1]
     told = []
-    for key in keys:
+    for key in differing[:NAMED]:
         holders: dict[str, list[int]] = defaultdict(list)
-        for rank in ranks:
-            holders[tables[rank].get(key, "missing")].append(rank)
-        if len(holders) > 1:
-            first = sorted(holders.items(), key=lambda item: -len(item[1]))[:NAMED]
-            told.append(f"{key} is " + ", ".join(f"{value} on {name_ranks(reports, own)}" for value, own in first))
-    more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
-    return "; ".join(told[:NAMED]) + more
+        for own in groups:
+            holders[tables[own[0]].get(key, "missing")] += own
+        first = sorted(holders.items(), key=lambda item: -len(item[1]))[:NAMED]
+        told.append(f"{key} is " + ", ".join(f"{value} on {name_ranks(reports, sorted(own))}" for value, own in first))
+    more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+    return "; ".join(told) + more

@@ -7,6 +7,7 @@ what keeps collectives from working. Rank 0 compares; a difference ends every ra
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import platform
@@ -27,6 +28,8 @@ from vmae2_ds.guard.rank_report import RankReport, describe_host, host_table, pr
 
 log = logging.getLogger(__name__)
 
+TABLES = ("code", "versions", "settings", "lists")
+"""Fields of a report that ranks should have alike."""
 SEEN_WITHIN_S = 10.0
 """How long a file of rank 0 may take to show up on another host: network file systems keep what they know for a while."""
 GRACE_S = 60.0
@@ -87,7 +90,7 @@ def _check(
                 store.set("file", "")
         sees_folder = rank == 0 or _sees(_run_folder(config), _text(store, "file"))
         report = report_of(config, inputs, sees_folder=sees_folder, error=None if failure is None else str(failure))
-        store.set(f"report/{rank}", json.dumps(asdict(report)))
+        _put_report(store, rank, report)
         hosts: list[dict[str, Any]] = []
         if rank == 0:
             verdict, hosts = _judge(meeting, store, deadline)
@@ -124,10 +127,10 @@ def _judge(
             "blocks reading the lists and the run folder, then start the same command again",
             lost=True,
         ), []
-    reports = [RankReport(**json.loads(_text(store, f"report/{rank}"))) for rank in ranks]
+    reports = _take_reports(store, ranks)
     called = time.time()
     store.set("call", "")
-    offsets_s = [0.0, *(float(_text(store, f"clock/{rank}")) - called for rank in ranks[1:])]
+    offsets_s = [0.0, *(float(clock) - called for clock in store.multi_get([f"clock/{rank}" for rank in ranks[1:]]))]
     problems = problems_of(reports)
     hosts = host_table(reports, offsets_s)
     if not problems:
@@ -136,6 +139,25 @@ def _judge(
         for warning in warnings_of(reports, offsets_s):
             log.warning("%s", warning)
     return StartVerdict("; also ".join(problems) or None, lost=False), hosts
+
+
+def _put_report(store: torch.distributed.Store, rank: int, report: RankReport) -> None:
+    """What most ranks have alike, nearly all of a report, is written by the first to say it; the others name its digest."""
+    said = asdict(report)
+    for table in TABLES:
+        text = json.dumps(said[table])
+        said[table] = digest = hashlib.sha256(text.encode()).hexdigest()
+        if store.add(f"sayers/{digest}", 1) == 1:
+            store.set(f"said/{digest}", text)
+    store.set(f"report/{rank}", json.dumps(said))
+
+
+def _take_reports(store: torch.distributed.Store, ranks: range) -> list[RankReport]:
+    """All reports, once they are there; what ranks have alike is one object."""
+    told = [json.loads(text) for text in store.multi_get([f"report/{rank}" for rank in ranks])]
+    digests = list(dict.fromkeys(report[table] for report in told for table in TABLES))
+    tables = dict(zip(digests, map(json.loads, store.multi_get([f"said/{each}" for each in digests])), strict=True))
+    return [RankReport(**{**report, **{table: tables[report[table]] for table in TABLES}}) for report in told]
 
 
 def _say_goodbye(meeting: Meeting, store: torch.distributed.Store) -> None:
