@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_a_hang_ends_with_stacks_a_line_and_its_code(hang: str, tmp_path: Path) 
         f"vmae2: rank 3: no step was finished within 0.3 s after step 2; what every rank was doing is in {folder}"
         in (ended.stderr)
     )
-    (stacks,) = (folder / STACKS).glob("rank3_*.txt")
+    stacks = folder / STACKS / "rank3.txt"
     assert 'File "<string>", line 1' in stacks.read_text()  # of this program: the lines of HANGS come last
 
 
@@ -73,8 +74,26 @@ def test_without_a_limit_nothing_ends(tmp_path: Path) -> None:
 def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
     with HangSwitch(tmp_path, Ranks(), 100, 100) as switch:
         switch.step(1)
-        assert [path.name[:6] for path in (tmp_path / STACKS).iterdir()] == ["rank0_"]
+        assert [path.name for path in (tmp_path / STACKS).iterdir()] == ["rank0.txt"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stacks_of_an_earlier_hang_stay_and_nobody_lists_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank has a file in it: a list for each would be ranks x ranks entries."""
+    folder = tmp_path / STACKS
+    folder.mkdir()
+    (folder / "rank0.txt").write_text("hung in a save")
+    listed = []
+    monkeypatch.setattr(os, "scandir", lambda path=".": listed.append(path))
+    monkeypatch.setattr(os, "listdir", lambda path=".": listed.append(path) or [])
+    with HangSwitch(tmp_path, Ranks(), 100, 100) as switch:
+        switch.step(1)
+    monkeypatch.undo()
+    assert listed == []
+    (kept,) = folder.glob("rank0_*.txt")
+    assert kept.read_text() == "hung in a save"
 
 
 def test_an_end_that_was_announced_comes(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from vmae2_ds.errors import EXIT_HUNG, Vmae2Error
 log = logging.getLogger(__name__)
 
 STACKS = "stacks"
-"""Folder in the run folder, with a file a rank and start."""
+"""Folder in the run folder, with a file a rank; what a rank wrote at an earlier start has its time in the name."""
 SAY_AFTER_S, EXIT_AFTER_S = 5.0, 10.0
 """After the alarm: the other ranks, stuck in a collective with this one, get as long to write their own stacks."""
 LAST_S = 60.0
@@ -134,7 +134,7 @@ class HangSwitch:
         faulthandler.unregister(signal.SIGUSR2)
         if self._file is not sys.stderr:
             self._file.close()
-        _remove_empty(self._folder, self._rank)
+            _set_aside(self._folder / _name(self._rank))
         with contextlib.suppress(OSError):  # another rank's file is in it
             self._folder.rmdir()
 
@@ -174,18 +174,31 @@ def _address(function: Any) -> int | None:
 
 
 def _open_stacks(folder: Path, rank: int) -> IO[str]:
-    """A new file of this rank; standard error where the run folder cannot be written, which others tell."""
+    """A new file of this rank; standard error where the run folder cannot be written, which others tell.
+
+    Nobody lists the folder: with a file for each rank, all of them doing so would read ranks x ranks entries.
+    """
+    path = folder / _name(rank)
     try:
         folder.mkdir(exist_ok=True)
-        _remove_empty(folder, rank)
-        return (folder / f"rank{rank}_{time.strftime('%Y%m%d-%H%M%S')}.txt").open("a")
+        _set_aside(path)
+        return path.open("a")
     except OSError as error:
         log.warning("%s cannot be written (%s): stacks of a hang go to standard error", folder, error.strerror)
         return sys.stderr
 
 
-def _remove_empty(folder: Path, rank: int) -> None:
-    """Files of this rank that a run which did not hang has left."""
-    for path in folder.glob(f"rank{rank}_*.txt"):
-        if not path.stat().st_size:
-            path.unlink(missing_ok=True)
+def _name(rank: int) -> str:
+    return f"rank{rank}.txt"
+
+
+def _set_aside(path: Path) -> None:
+    """Give the stacks of a hang a name with their time; remove a file that a start without one has left empty."""
+    with contextlib.suppress(FileNotFoundError):
+        about = path.stat()
+        if about.st_size:
+            path.rename(
+                path.with_name(f"{path.stem}_{time.strftime('%Y%m%d-%H%M%S', time.localtime(about.st_mtime))}.txt")
+            )
+        else:
+            path.unlink()
