@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import psutil
@@ -96,3 +97,16 @@ def test_this_host_has_the_memory_that_psutil_reads() -> None:
     assert found is not None
     assert found.total == psutil.virtual_memory().total
     assert 0 < found.left <= found.available <= found.total
+
+
+def test_a_process_may_open_more_files_up_to_its_hard_limit() -> None:
+    kept = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, kept[1]))
+        assert host.allow_open_files(300) == 512, "never less"
+        assert host.allow_open_files(900) == 900
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 900
+        if kept[1] != resource.RLIM_INFINITY:
+            assert host.allow_open_files(kept[1] + 1) == kept[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, kept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -96,6 +97,19 @@ def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> HostMemory | None:
         limit = allowed if limit is None else min(limit, allowed)
         left = min(left, max(0, allowed - used + _file_cache(folder)))
     return HostMemory(total, available, limit, left)
+
+
+def allow_open_files(count: int) -> int:
+    """Let this process open `count` files and sockets at once where its hard limit allows it; returns how many it may open.
+
+    Systems commonly start a process with 1,024, and leave it to the process to ask for more (`man 2 setrlimit`).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < min(count, most):
+        soft = min(count, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def die_with(parent: int) -> None:

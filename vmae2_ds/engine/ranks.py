@@ -16,12 +16,17 @@ import torch
 
 from vmae2_ds.dist import Ranks, default_device, map_rank_variables
 from vmae2_ds.errors import RankLost
+from vmae2_ds.host import allow_open_files
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 1800.0
 """Seconds that ranks wait for each other where nothing else is set: PyTorch's under gloo."""
 LONGEST_WAIT_S = 3 * 86400.0
 """Ranks that have done their videos wait for those that have longer ones: three days at most."""
+CONNECTIONS = 2
+"""Rank 0 has so many to every other: that of torch's store, and that of guard/peers.py."""
+OTHER_FILES = 1024
+"""What a process opens beside those, loaders and libraries among it."""
 GLOO_LETS_GO_S = 0.2
 """A thread of gloo drops a collective's tensors after it has told that it is done. One that does so while Python ends aborts
 the process (pytorch/pytorch pull request 179291), and references of DeepSpeed's keep it from being joined."""
@@ -49,6 +54,13 @@ def meet_ranks(timeout_s: float = TIMEOUT_S) -> Meeting:
         torch.cuda.set_device(device)
     if ranks.size == 1 or torch.distributed.is_initialized():
         return Meeting(ranks, None, timeout_s)
+    needed = OTHER_FILES + CONNECTIONS * ranks.size
+    if (allowed := allow_open_files(needed)) < needed and ranks.rank == 0:
+        log.warning(
+            "rank 0 holds %d connections to each of %d ranks and may open %d files, of which it wants %d: raise the hard limit "
+            "(ulimit -Hn) on %s, or ranks may not find it",
+            CONNECTIONS, ranks.size, allowed, needed, platform.node(),
+        )  # fmt: skip
     try:
         store, *_ = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     except (torch.distributed.DistError, OSError) as error:

@@ -7,6 +7,7 @@ and no thread wakes while all is well. A host that is down or cut off is noticed
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -34,6 +35,8 @@ LAUNCHER_LOOKS_S = 3.0
 END_S = 5.0
 """A rank that still waits for the lost one so many seconds later is ended (HangSwitch.end_in), by this thread if by nobody."""
 BYE = b"."
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
+"""Why `accept` fails where a process, or the host, may open no more: at once, and each time it is called."""
 
 _open: set[socket.socket] = set()
 
@@ -100,7 +103,10 @@ class PeerWatch:
                     connection, _ = listener.accept()
                     connection.settimeout(HELLO_S)
                     said, _, name = connection.recv(1024).decode(errors="replace").partition(" ")
-                except OSError:
+                except OSError as error:
+                    if error.errno in NO_MORE_FILES:
+                        log.warning("rank 0 cannot watch %d ranks: %s (ulimit -n)", self._ranks.size, error.strerror)
+                        break
                     continue
                 if secrets.compare_digest(said.encode(), secret.encode()):
                     self._keep(connection, name)
