@@ -5,34 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import torch.distributed
-
+from benchmarks.rank_parts import CountingStore
 from tests.guard.test_rank_report import report
 from vmae2_ds.guard.rank_report import RankReport, problems_of
-from vmae2_ds.guard.startup import _put_report, _take_reports
-
-
-class CountingStore:
-    """torch's store in memory, which counts what is asked of it and the bytes that go in and out."""
-
-    def __init__(self) -> None:
-        self._store = torch.distributed.HashStore()
-        self.calls = self.bytes_in = self.bytes_out = 0
-
-    def add(self, key: str, amount: int) -> int:
-        self.calls += 1
-        return self._store.add(key, amount)
-
-    def set(self, key: str, value: str) -> None:
-        self.calls += 1
-        self.bytes_in += len(value)
-        self._store.set(key, value)
-
-    def multi_get(self, keys: list[str]) -> list[bytes]:
-        self.calls += 1
-        found = self._store.multi_get(keys)
-        self.bytes_out += sum(map(len, found))
-        return found
+from vmae2_ds.guard.startup import put_report, take_reports
 
 
 def long_report(rank: int) -> RankReport:
@@ -45,8 +21,8 @@ def long_report(rank: int) -> RankReport:
 def exchange(reports: list[RankReport]) -> tuple[list[RankReport], CountingStore]:
     store = CountingStore()
     for rank, one in enumerate(reports):
-        _put_report(store, rank, one)  # type: ignore[arg-type]
-    return _take_reports(store, range(len(reports))), store  # type: ignore[arg-type]
+        put_report(store, rank, one)  # type: ignore[arg-type]
+    return take_reports(store, range(len(reports))), store  # type: ignore[arg-type]
 
 
 def test_reports_arrive_as_they_were_said() -> None:

@@ -90,7 +90,7 @@ def _check(
                 store.set("file", "")
         sees_folder = rank == 0 or _sees(_run_folder(config), _text(store, "file"))
         report = report_of(config, inputs, sees_folder=sees_folder, error=None if failure is None else str(failure))
-        _put_report(store, rank, report)
+        put_report(store, rank, report)
         hosts: list[dict[str, Any]] = []
         if rank == 0:
             verdict, hosts = _judge(meeting, store, deadline)
@@ -127,7 +127,7 @@ def _judge(
             "blocks reading the lists and the run folder, then start the same command again",
             lost=True,
         ), []
-    reports = _take_reports(store, ranks)
+    reports = take_reports(store, ranks)
     called = time.time()
     store.set("call", "")
     offsets_s = [0.0, *(float(clock) - called for clock in store.multi_get([f"clock/{rank}" for rank in ranks[1:]]))]
@@ -141,7 +141,7 @@ def _judge(
     return StartVerdict("; also ".join(problems) or None, lost=False), hosts
 
 
-def _put_report(store: torch.distributed.Store, rank: int, report: RankReport) -> None:
+def put_report(store: torch.distributed.Store, rank: int, report: RankReport) -> None:
     """What most ranks have alike, nearly all of a report, is written by the first to say it; the others name its digest."""
     said = asdict(report)
     for table in TABLES:
@@ -152,7 +152,7 @@ def _put_report(store: torch.distributed.Store, rank: int, report: RankReport) -
     store.set(f"report/{rank}", json.dumps(said))
 
 
-def _take_reports(store: torch.distributed.Store, ranks: range) -> list[RankReport]:
+def take_reports(store: torch.distributed.Store, ranks: range) -> list[RankReport]:
     """All reports, once they are there; what ranks have alike is one object."""
     told = [json.loads(text) for text in store.multi_get([f"report/{rank}" for rank in ranks])]
     digests = list(dict.fromkeys(report[table] for report in told for table in TABLES))
