@@ -134,21 +134,23 @@ class PeerWatch:
 
     def _watch(self) -> None:
         """The thread: sleeps until a connection says something, which is most likely its end."""
-        events = selectors.DefaultSelector()
-        for connection in self._peers:
-            events.register(connection, selectors.EVENT_READ, connection)
-        while events.get_map() and not self._leaving:
-            for key, _ in events.select():
-                try:
-                    news, cause = key.data.recv(1024), ""
-                except OSError as error:
-                    news, cause = b"", f" ({error.strerror})"
-                if self._leaving:
-                    return
-                if news != BYE:
-                    self._end(news.decode() or f"{self._peers[key.data]} is gone{cause}")
-                    return
-                events.unregister(key.data)
+        with (
+            selectors.DefaultSelector() as events
+        ):  # left, it lets go of the connections: they would wait for a collection
+            for connection in self._peers:
+                events.register(connection, selectors.EVENT_READ, connection)
+            while events.get_map() and not self._leaving:
+                for key, _ in events.select():
+                    try:
+                        news, cause = key.data.recv(1024), ""
+                    except OSError as error:
+                        news, cause = b"", f" ({error.strerror})"
+                    if self._leaving:
+                        return
+                    if news != BYE:
+                        self._end(news.decode() or f"{self._peers[key.data]} is gone{cause}")
+                        return
+                    events.unregister(key.data)
 
     def _end(self, why: str) -> None:
         self._why = why
