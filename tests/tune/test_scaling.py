@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from vmae2_ds.cost.hardware import get_accelerator
-from vmae2_ds.tune.scaling import COUNTS, RECIPE_OF_SIZE, activations_table, adapters_table, cell, hours_table, markers
+from vmae2_ds.tune.scaling import (
+    COUNTS,
+    RECIPE_OF_SIZE,
+    activations_table,
+    adapters_table,
+    cell,
+    hours_table,
+    long_clips_table,
+    markers,
+)
 
 TEXT = (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text()
 HINT = "run: python -m vmae2_ds.tune.scaling docs/SCALING.md"
@@ -26,6 +35,10 @@ def test_tables_on_the_paper_are_up_to_date() -> None:
 
 def test_table_of_adapters_is_up_to_date() -> None:
     assert between("adapters") == adapters_table(), HINT
+
+
+def test_table_of_long_clips_is_up_to_date() -> None:
+    assert between("clips") == long_clips_table(), HINT
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmae2_ds.config.model import SizeName
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import make_cluster
@@ -17,6 +18,7 @@ from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.paper_hours import compare_with_paper
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.masking import count_masks
 from vmae2_ds.recipes.pretrain import RECIPES
 from vmae2_ds.recipes.tad_adapters import PUBLISHED
 from vmae2_ds.tune.arguments import PlanArguments
@@ -36,6 +38,8 @@ RECIPE_OF_SIZE = {
 }
 GPUS = ("rtx-4090", "a100-40g", "a100-80g", "h200")
 COUNTS = (8, 64, 256, 1024)
+LONG_FRAMES, LONG_SIZES = 64, (266, 392)
+"""Frames and pixels of the longest and largest clips that a cooldown takes."""
 PAPER_MIB: dict[SizeName, tuple[int, int]] = {"base": (631, 328), "giant": (1753, 1050)}
 """Memory of feature maps, encoder-only and dual, in the paper's Table 2 (docs/PAPER.md#dual-masking)."""
 
@@ -149,10 +153,54 @@ def _adapted(config: TadConfig, blocks: str) -> list[str]:
     ]
 
 
+def long_clips_table() -> str:
+    """ViT-g on long and large clips, a clip a GPU on 64 GPUs: memory of a GPU, and the most videos of one clip that fit it."""
+    rows = [
+        _long_clip(size, gpu, stage, checkpointing)
+        for size in LONG_SIZES
+        for gpu in ("a100-80g", "h200")
+        for stage, checkpointing in ((1, "all"), (2, "all"), (3, "all"), (1, "none"))
+    ]
+    sizes = ("a GPU, GiB", "in the worst case", "largest micro batch", "step")
+    header = ["clip", "seen, decoded", "GPU", "stage", "recompute", *sizes]
+    return markdown(header, rows)
+
+
+def _long_clip(size: int, gpu: str, stage: int, checkpointing: str) -> list[str]:
+    """At 266 pixels the grid is odd: cubes to decode are drawn there, as many as running cells keep."""
+    grid = size // 14
+    config = RECIPES["vit_g_pretrain_hybrid"]().changed(
+        data={"num_frames": LONG_FRAMES, "size": size, "views": 1},
+        mask={"decoder": "random" if grid % 2 else "running_cell"},
+        model={"checkpointing": checkpointing},
+        train={"micro_batch": 1, "global_batch": 64, "ds_config": f"zero{stage}"},
+    )
+    plan = make_forecast(config, PlanArguments(gpus=64, gpu=gpu))
+    counts, memory = count_masks(config.mask, config.geometry), plan.memory
+    fits = [micro for micro in (2**power for power in range(9)) if _fits(config, plan.cluster.memory_gib, gpu, micro)]
+    return [
+        f"{LONG_FRAMES}x{size}x{size}",
+        f"{counts.visible:,}, {counts.decode:,}",
+        f"{get_accelerator(gpu).memory_gb:g} GB",
+        f"{stage}",
+        checkpointing,
+        f"{memory['expected'].total_gib:.1f}",
+        f"{memory['worst'].total_gib:.1f}",
+        f"{max(fits, default=0)}",
+        duration(plan.time["expected"].total_s),
+    ]
+
+
+def _fits(config: PretrainConfig, memory_gib: float, gpu: str, micro_batch: int) -> bool:
+    larger = config.changed(train={"micro_batch": micro_batch, "global_batch": 64 * micro_batch})
+    return make_forecast(larger, PlanArguments(gpus=64, gpu=gpu)).memory["worst"].total_gib <= memory_gib
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "memory": activations_table,
     "hours": hours_table,
     "adapters": adapters_table,
+    "clips": long_clips_table,
     "tune": scaling_tables,
 }
 
