@@ -7,6 +7,7 @@ import pytest
 from benchmarks.fake_memory import measure, saved_shapes
 from benchmarks.steps import MASKS, geometry_of
 from vmae2_ds.config.model import SIZES, ModelConfig
+from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.cost.activations import Activations, AttentionKind, mae_activations
 from vmae2_ds.cost.traffic import ComputePrecision
@@ -92,6 +93,15 @@ def test_peak_of_a_step(masking: str, attention: AttentionKind, checkpointing: s
     print(f"{form.peak / MIB:.1f} MiB for {measured.peak / MIB:.1f}: {100 * (form.peak / measured.peak - 1):+.3f} %")
     assert form.held == pytest.approx(measured.held, rel=TOLERANCE)
     assert form.peak == pytest.approx(measured.peak, rel=TOLERANCE)
+
+
+def test_held_by_a_long_and_large_clip() -> None:
+    """64 frames of 266 pixels in patches of 14, as docs/SCALING.md plans them."""
+    model, mask, geometry = shallow(size="giant"), MaskConfig(decoder="random"), ClipGeometry(64, 266, 266, 2, 14)
+    counts = count_masks(mask, geometry)
+    assert (counts.visible, counts.decode) == (1184, 5776)
+    form = mae_activations(model, geometry, counts.visible, counts.decode, attention="flash", precision="bf16")
+    assert form.held == pytest.approx(measure(model, mask, geometry, "flash", "bf16").held, rel=TOLERANCE)
 
 
 def test_fused_attention_saves_no_scores() -> None:
