@@ -360,14 +360,14 @@ def tune(ranks: int, folder: Path) -> Part:
 MakePart = Callable[[int, Path], Part]
 """From the number of ranks and a folder of its own."""
 PARTS: dict[str, MakePart] = {
-    "start-up check, rank 0": start,
-    "watching peers, rank 0": peers,
+    "start-up check of rank 0": start,
+    "peers watched by rank 0": peers,
     "order of a billion rows": order,
     "ledger of bad files": ledger,
     "agreement of a step": agreement,
     "index of a checkpoint": index,
-    "conversion of 6b, stage 1": partial(conversion, stage=1),
-    "conversion of 6b, stage 3": partial(conversion, stage=3),
+    "conversion of 6b at stage 1": partial(conversion, stage=1),
+    "conversion of 6b at stage 3": partial(conversion, stage=3),
     "stacks of a hang": stacks,
     "launch": launch,
     "tune": tune,

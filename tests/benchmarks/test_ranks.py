@@ -21,14 +21,14 @@ def counts(name: str, folder: Path, of: int) -> dict[str, float]:
 
 
 PER_RANK = {
-    ("start-up check, rank 0", "calls_of_rank_0"): 0,
-    ("watching peers, rank 0", "connections_of_rank_0"): 1,
-    ("watching peers, rank 0", "connections_of_another"): 0,
-    ("watching peers, rank 0", "threads"): 0,
+    ("start-up check of rank 0", "calls_of_rank_0"): 0,
+    ("peers watched by rank 0", "connections_of_rank_0"): 1,
+    ("peers watched by rank 0", "connections_of_another"): 0,
+    ("peers watched by rank 0", "threads"): 0,
     ("agreement of a step", "bytes_added_up"): 8,
     ("index of a checkpoint", "files"): 2,
     ("index of a checkpoint", "files_looked_at"): 0,
-    ("conversion of 6b, stage 1", "files"): 1,
+    ("conversion of 6b at stage 1", "files"): 1,
     ("launch", "command_lines"): 1 / 8,
 }
 """What another rank adds to a count, of rank 0 or of each rank."""
@@ -43,7 +43,7 @@ def test_what_another_rank_adds_is_known(tmp_path: Path) -> None:
 
 def test_new_ranks_together_open_each_shard_a_few_times_not_all_of_them_each(tmp_path: Path) -> None:
     """At stage 1 a shard holds a run of parameters, and each of these is asked for by one rank."""
-    found = counts("conversion of 6b, stage 1", tmp_path, 300)
+    found = counts("conversion of 6b at stage 1", tmp_path, 300)
     assert found["opened_in_all"] < 10 * found["files"] < 300 * found["files"] / 10
 
 
