@@ -49,7 +49,7 @@ ABOUT = {
     "loader_rate": "Clips that the loader delivers, by its number of workers.",
     "checkpoint": "Saving, resuming and exporting.",
     "real_run": "A run under the launcher, from videos to checkpoints, killed on the way and gone on with.",
-    "ranks": "One rank's part of what grows with the number of ranks, up to 4,096, with stand-ins for the others.",
+    "ranks": "One rank's part of what grows with the number of ranks, up to thousands, with stand-ins for the others.",
     "guards": "What looking for spikes and hangs adds to a step.",
     "extraction": "Features of long videos, each frame decoded once, beside each window decoded anew, as published.",
     "tad_score": "Reading and scoring detections in long videos, beside plain Python loops and ActionFormer's scorer of PyPI.",
