@@ -13,7 +13,7 @@ export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test check gpu bench visit clean
+.PHONY: help venv quickstart test check gpu bench visit deepspeed clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,17 @@ bench: venv ## every benchmark case at small size, and a report of it (under 20 
 visit: MINUTES ?= 10
 visit: venv ## ten minutes on this machine's GPU: what is worth most, and a report of it (MINUTES=5 for less)
 	$(BIN)/python -m benchmarks visit --minutes $(MINUTES)
+
+# An environment that has the DeepSpeed asked for in front of .venv's packages: torch is the one of .venv, nothing is compiled.
+deepspeed: OTHER = build/deepspeed/$(VERSION)
+deepspeed: venv ## cases that DeepSpeed may get silently wrong, with another version: make deepspeed VERSION=0.19.3
+	@test -n "$(VERSION)" || { echo "make: name a version: make deepspeed VERSION=0.19.3" >&2; exit 1; }
+	test -x $(OTHER)/bin/python || $(BIN)/python -m venv --without-pip $(OTHER)
+	$(BIN)/python -c 'import pathlib, sysconfig; mine = sysconfig.get_paths()["purelib"]; \
+		[path.joinpath("behind.pth").write_text(mine) for path in pathlib.Path("$(OTHER)").glob("lib/python3*/site-packages")]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip --python $(OTHER)/bin/python install --disable-pip-version-check --quiet --no-deps \
+		--no-build-isolation --ignore-installed deepspeed==$(VERSION)
+	nice $(OTHER)/bin/python -m benchmarks.deepspeed --rows build/deepspeed/$(VERSION).jsonl
 
 clean: ## remove what was built (not .venv, not runs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache quickstart_data

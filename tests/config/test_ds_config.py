@@ -82,6 +82,12 @@ def test_a_bf16_run_asks_deepspeed_to_drop_what_is_not_finite(stage: int, tmp_pa
         ('{"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}', "offload_optimizer='cpu'; write"),
         ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": -5}}', "reduce_bucket_size=-5: a number above 0"),
         ("{}", "stage 0 takes a wrong first step"),
+        ('{"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}', "use .* zero2 or zero3"),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, '
+            '"data_types": {"grad_accum_dtype": "fp32"}}',
+            "keeps an infinite gradient",
+        ),
     ],
 )
 def test_what_is_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def fill_policy(policy: dict[str, Any], config: RunConfig, plan: RunPlan, *, on_
     if config.train.ds_zero_init and stage != 3:
         raise ConfigError(f"--train.ds-zero-init needs ZeRO stage 3, {config.train.ds_config} has stage {stage}")
     zero = ds_config.get("zero_optimization", {})
+    if bf16 and ds_config.get("data_types", {}).get("grad_accum_dtype") in ("fp32", "float32"):
+        _check_float32_sums(stage, zero)
     for part in ("offload_optimizer", "offload_param"):
         if part in zero:
             if zero[part].get("pin_memory", AUTO) == AUTO:
@@ -116,6 +118,21 @@ def fill_policy(policy: dict[str, Any], config: RunConfig, plan: RunPlan, *, on_
             ds_config.setdefault("zero_force_ds_cpu_optimizer", False)  # torch's fused AdamW needs no C++ build
     _refuse_left_auto(ds_config)
     return ds_config
+
+
+def _check_float32_sums(stage: int, zero: dict[str, Any]) -> None:
+    """bf16 gradients may add up in float32 where DeepSpeed still drops one that is not finite (docs/DEEPSPEED.md)."""
+    found = {
+        "takes an optimizer at stage 1 that does not check gradients": stage == 1,
+        "keeps an infinite gradient in its sums under offload, and applies no step after it": stage == 2
+        and "offload_optimizer" in zero,
+    }
+    for what, is_so in found.items():
+        if is_so:
+            raise ConfigError(
+                f"ds_config sets data_types.grad_accum_dtype to fp32, with which DeepSpeed {what}; "
+                "use --train.ds-config zero2 or zero3 with it, or leave it out"
+            )
 
 
 def _own(section: dict[str, Any], key: str, value: Any, prefix: str = "") -> None:

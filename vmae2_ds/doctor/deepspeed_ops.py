@@ -26,7 +26,7 @@ def look_at_deepspeed(needs: Needs) -> Iterator[Finding]:
         from deepspeed.ops.op_builder.all_ops import ALL_OPS
     except BaseException as error:  # whatever runs at import
         value = f"{version_of('deepspeed')} cannot be imported: {describe(error)}"
-        yield red("deepspeed", value, "pip install 'deepspeed>=0.19.3'", version=None)
+        yield red("deepspeed", value, "pip install 'deepspeed>=0.19.8'", version=None)
         return
     from deepspeed.accelerator import get_accelerator
 
