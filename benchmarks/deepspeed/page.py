@@ -125,12 +125,12 @@ def page_of(rows: list[Row]) -> str:
 
 FOOT = """## What follows
 
-- **The bound in `setup.py`** was 0.19.3 and is 0.19.8 now: this package does not run with 0.19.3, which lacks
-  `combine_grad_norm_groups` (`engine/internals.py`), and 0.19.3 itself still applies a gradient that is not finite in fp32.
-  0.19.2 applies one in bf16 too (#8035), and 0.18.9 averages the last micro batch of no other rank under
-  `grad_accum_dtype` fp32 (#7985). 0.19.4 to 0.19.7 were not run. The reports of backward passes lost under offload (#7981)
-  and of a norm that lacks micro batches (#7967) are of versions before 0.19.2, which is right there; 0.18.9 could not be
-  seen to be wrong: with torch 2.14 its stage 2 ends with an error on a CPU.
+- **The bound in `setup.py`** was 0.19.3 and is 0.19.8 now: this package trains with neither 0.19.3 nor 0.19.7, which lack
+  `combine_grad_norm_groups` (`engine/internals.py`), and both still apply some gradients that are not finite. 0.19.2 applies
+  one in bf16 at stage 2 too (#8035), and 0.18.9 averages the last micro batch of no other rank under `grad_accum_dtype` fp32
+  (#7985). 0.19.4 to 0.19.6 were not run. The reports of backward passes lost under offload (#7981) and of a norm that lacks
+  micro batches (#7967) are of versions before 0.19.2, which is right there; 0.18.9 could not be seen to be wrong: with
+  torch 2.14 its stage 2 ends with an error on a CPU.
 - **bf16 at stage 0** is refused, and so is `data_types.grad_accum_dtype` fp32 at stage 1 and with offload at stage 2
   (`config/ds_config.py`). With `zero2` and `zero3` it does what it says; `cost/states.py` does not count its memory.
 - **A model of your own that does not use each of its weights in each micro batch** loses gradients at `zero1` and with
