@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,8 +68,14 @@ def test_overlap_of_tube_and_running_cell_is_the_published_constant(case: dict) 
     assert count_masks(disjoint, geometry).decode == counts.supervised  # 704, and 920 for ViT-g
 
 
+def masks_of(decoder: str, decoded: int | None, **others: Any) -> MaskConfig:
+    return MaskConfig(decoder=decoder, decoded=None if decoder == "none" else decoded, **others)
+
+
 CONFIGS = st.builds(
-    MaskConfig,
+    masks_of,
+    visible=st.one_of(st.none(), st.sampled_from([1, 4, 8, 16, 36, 64])),
+    decoded=st.one_of(st.none(), st.sampled_from([2, 8, 9, 16, 49, 64])),
     encoder=st.sampled_from(["tube", "random", "frame"]),
     encoder_ratio=st.sampled_from([0.25, 0.5, 0.6, 0.75, 0.9]),
     decoder=st.sampled_from(["none", "running_cell", "frame", "random"]),
@@ -107,6 +114,29 @@ def test_what_is_not_refused_has_the_counts_it_promises(config: MaskConfig, geom
     np.testing.assert_array_equal(draw(config, geometry, seed).decode_M, masks.decode_M)
 
 
+@pytest.mark.parametrize(
+    # frames, size, patch: longer and larger clips, 19 x 19 cubes of ViT-g's at 266 pixels among them
+    ("frames", "size", "patch", "visible", "decoded"),
+    [(32, 224, 16, 160, 784), (64, 224, 16, 160, 1568), (16, 288, 16, 160, 1296), (16, 384, 16, 160, 2304),
+     (32, 266, 14, 208, 1444), (64, 266, 14, 192, 2888)],
+)  # fmt: skip
+def test_masks_keep_the_number_of_cubes_on_other_clips(
+    frames: int, size: int, patch: int, visible: int, decoded: int
+) -> None:
+    geometry, config = ClipGeometry(frames, size, size, 2, patch), MaskConfig(visible=visible, decoded=decoded)
+    by_share = count_masks(MaskConfig(), geometry)
+    steps, cells = frames // 2, (size // patch) ** 2
+    assert by_share[:2] == (steps * (cells - int(0.9 * cells)), steps * cells // 2)
+    counts = count_masks(config, geometry)
+    assert counts[:2] == (visible, decoded)
+    for seed in range(3):
+        masks = draw(config, geometry, seed)
+        seen_TS, decoded_TS = (is_kept(index, geometry).reshape(steps, cells) for index in masks[:2])
+        assert (seen_TS == seen_TS[0]).all(), "the same cells in every step"
+        assert (decoded_TS.sum(axis=0) == steps * decoded // (steps * cells)).all(), "every cell equally often"
+        assert masks.is_supervised_M.sum() == counts.supervised == decoded - (seen_TS & decoded_TS).sum()
+
+
 @pytest.mark.parametrize("encoder", ["tube", "random", "frame"])
 @pytest.mark.parametrize("decoder", ["running_cell", "random", "frame"])
 def test_supervised_count_is_none_exactly_where_it_varies(encoder: str, decoder: str) -> None:
@@ -128,7 +158,7 @@ def test_random_masks_hide_every_cube_equally_often(axis: str) -> None:
 @pytest.mark.parametrize(
     ("config", "geometry", "says"),
     [
-        (MaskConfig(), ClipGeometry(16, 112, 112, 2, 16), "multiple of 32"),  # 7x7: the published code miscounts it
+        (MaskConfig(), ClipGeometry(12, 112, 112, 2, 16), "multiple of 32, or a multiple of 8 frames"),  # 7x7, 6 steps
         (MaskConfig(decoder_ratio=0.6), PUBLISHED, "use 0.25, 0.5 or 0.75"),
         (MaskConfig(decoder_ratio=0.0), PUBLISHED, "use 0.25, 0.5 or 0.75"),
         (MaskConfig(encoder="frame"), PUBLISHED, "try 0.875"),
@@ -139,6 +169,16 @@ def test_random_masks_hide_every_cube_equally_often(axis: str) -> None:
         (MaskConfig(decoder_tokens="disjoint"), ClipGeometry(12, 224, 224, 2, 16), "multiple of 8 frames"),
         (MaskConfig(decoder_tokens="disjoint", encoder="random"), PUBLISHED, "encoder=tube"),
         (MaskConfig(decoder_tokens="disjoint", decoder="random"), PUBLISHED, "decoder_tokens=official"),
+        (
+            MaskConfig(visible=161),
+            PUBLISHED,
+            r"visible 161: a tube mask keeps multiples of the 8 .* 1560; try 160 or 168",
+        ),
+        (MaskConfig(visible=1568), PUBLISHED, "visible 1568: of 1568 cubes, at most 1560; try 1560"),
+        (MaskConfig(visible=3), PUBLISHED, "try 8 or 16"),
+        (MaskConfig(encoder="frame", visible=200), PUBLISHED, "196 cubes of a frame, at most 1372; try 196 or 392"),
+        (MaskConfig(decoded=700), PUBLISHED, "keeps a quarter, .* of 1568 cubes: 392, 784, 1176; use one of them"),
+        (MaskConfig(decoder="random", decoded=1569), PUBLISHED, "of 1568 cubes, at most 1568; try 1568"),
     ],
 )
 def test_refuses_what_the_mask_cannot_be(config: MaskConfig, geometry: ClipGeometry, says: str) -> None:
@@ -167,6 +207,8 @@ def test_the_passes_decode_every_hidden_cube_with_masks_of_the_same_kind(
         assert (np.diff(one.decode_M) > 0).all()
         np.testing.assert_array_equal(one.is_supervised_M, np.isin(one.decode_M, hidden))
     kept_share = 1.0 if config.decoder == "none" else 1 - config.decoder_ratio
+    if config.decoded is not None:
+        kept_share = config.decoded / geometry.num_cubes
     if config.decoder in ("none", "running_cell") or (kept_share * geometry.grid[0]).is_integer():
         assert len(passes) == math.ceil(1 / kept_share)
     if kept_share in (1.0, 0.5) and len(passes) == math.ceil(1 / kept_share) and geometry.num_cubes % 2 == 0:

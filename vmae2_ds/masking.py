@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from vmae2_ds.errors import ConfigError
 # Boolean maps are (T', S), True where the cube is kept, and never leave this file.
 
 CELL = 4  # cubes in a 2 x 2 cell, and the period of the running cell mask in tubelet steps
+
+
+Side = Literal["encoder", "decoder"]
 
 
 class MaskCounts(NamedTuple):
@@ -40,11 +43,11 @@ def make_masks(config: MaskConfig, geometry: ClipGeometry, rng: np.random.Genera
         ConfigError: as `count_masks`.
     """
     count_masks(config, geometry)
-    is_visible_N = _ENCODER[config.encoder](config.encoder_ratio, geometry, rng).ravel()
+    is_visible_N = _ENCODER[config.encoder](_ratio_of("encoder", config, geometry), geometry, rng).ravel()
     if config.decoder == "none":
         is_decoded_N = ~is_visible_N
     else:
-        is_decoded_N = _DECODER[config.decoder](config.decoder_ratio, geometry, rng).ravel()
+        is_decoded_N = _DECODER[config.decoder](_ratio_of("decoder", config, geometry), geometry, rng).ravel()
         if config.decoder_tokens == "disjoint":
             is_decoded_N = is_decoded_N & ~is_visible_N
     decode_M = np.flatnonzero(is_decoded_N)
@@ -90,16 +93,19 @@ def count_masks(config: MaskConfig, geometry: ClipGeometry) -> MaskCounts:
     """
     num_steps, height, width = geometry.grid
     cells = height * width
-    visible = geometry.num_cubes - _num_hidden("encoder", config.encoder, config.encoder_ratio, geometry)
+    visible = geometry.num_cubes - _num_hidden("encoder", config, geometry)
     if config.decoder == "none":
         decode = geometry.num_cubes - visible
         return MaskCounts(visible, decode, decode)
-    decode = geometry.num_cubes - _num_hidden("decoder", config.decoder, config.decoder_ratio, geometry)
+    decode = geometry.num_cubes - _num_hidden("decoder", config, geometry)
     overlap = None
     # A mask that is constant in time meets one that keeps every cell, or every frame, equally often in a fixed number
-    # of cubes; so do whole frames and the running cell, which keeps the same share of every frame.
-    if (config.encoder, config.decoder) in {("tube", "frame"), ("frame", "running_cell")} or (
-        (config.encoder, config.decoder) == ("tube", "running_cell") and num_steps % CELL == 0
+    # of cubes; so do whole frames and the running cell, which keeps the same share of every frame on an even grid.
+    pair = config.encoder, config.decoder
+    if (
+        pair == ("tube", "frame")
+        or (pair == ("frame", "running_cell") and _is_even(geometry))
+        or (pair == ("tube", "running_cell") and num_steps % CELL == 0)
     ):
         overlap = visible * decode // (num_steps * cells)
     supervised = None if overlap is None else decode - overlap
@@ -119,16 +125,55 @@ def check_masks(config: PretrainConfig) -> None:
     count_masks(config.mask, config.geometry)
 
 
-def _num_hidden(side: str, name: str, ratio: float, geometry: ClipGeometry) -> int:
-    """Cubes that the mask `name` hides at `ratio`; ConfigError where that is not a mask."""
+def _is_even(geometry: ClipGeometry) -> bool:
+    """Whether 2x2 cells tile a frame."""
+    _, height, width = geometry.grid
+    return height % 2 == width % 2 == 0
+
+
+def _ratio_of(side: Side, config: MaskConfig, geometry: ClipGeometry) -> float:
+    """The share of cubes that a mask hides, where it is asked for by share or by number; ConfigError for no such number."""
+    count, ratio = (
+        (config.visible, config.encoder_ratio) if side == "encoder" else (config.decoded, config.decoder_ratio)
+    )
+    if count is None:
+        return ratio
+    name, option = getattr(config, side), "--mask.visible" if side == "encoder" else "--mask.decoded"
+    num_steps, height, width = geometry.grid
+    if name == "running_cell":
+        if 4 * count % geometry.num_cubes or not 0 < count < geometry.num_cubes:
+            shares = ", ".join(str(round(share * geometry.num_cubes)) for share in (0.25, 0.5, 0.75))
+            raise ConfigError(
+                f"{option} {count}: a running cell keeps a quarter, a half or three quarters of {geometry.num_cubes} cubes: "
+                f"{shares}; use one of them, or --mask.decoder random"
+            )
+        return 1 - count / geometry.num_cubes
+    unit, what = {"tube": (num_steps, "tubelet steps"), "frame": (height * width, "cubes of a frame")}.get(
+        name, (1, "")
+    )
+    if count % unit or not count < geometry.num_cubes + (side == "decoder"):
+        most = geometry.num_cubes - unit * (side == "encoder")
+        lower = min(max(count // unit, 1) * unit, most)
+        tries = sorted({lower, min(lower + unit, most)})
+        why = (
+            f"a {name} mask keeps multiples of the {unit} {what}" if count % unit else f"of {geometry.num_cubes} cubes"
+        )
+        raise ConfigError(f"{option} {count}: {why}, at most {most}; try {' or '.join(map(str, tries))}")
+    return 1 - count / geometry.num_cubes
+
+
+def _num_hidden(side: Side, config: MaskConfig, geometry: ClipGeometry) -> int:
+    """Cubes that a mask hides; ConfigError where that is not a mask."""
+    name, ratio = getattr(config, side), _ratio_of(side, config, geometry)
     num_steps, height, width = geometry.grid
     if name == "running_cell":
         if ratio not in (0.25, 0.5, 0.75):
             raise ConfigError(f"--mask.{side}-ratio {ratio} is no share of a 2x2 running cell; use 0.25, 0.5 or 0.75")
-        if height % 2 or width % 2:
+        if num_steps % CELL and not _is_even(geometry):
             raise ConfigError(
-                f"a 2x2 running cell needs an even grid, but {geometry.height}x{geometry.width} pixels in patches of "
-                f"{geometry.patch} give {height}x{width}; use a size that is a multiple of {2 * geometry.patch}"
+                f"2x2 running cells tile an even grid, and {geometry.height}x{geometry.width} pixels in patches of "
+                f"{geometry.patch} give {height}x{width}; use a size that is a multiple of {2 * geometry.patch}, or a "
+                f"multiple of {CELL * geometry.tubelet} frames"
             )
         return round(ratio * geometry.num_cubes)
     units = {"tube": height * width, "random": geometry.num_cubes, "frame": num_steps}[name]
@@ -182,7 +227,8 @@ def _keep_running_cell(ratio: float, geometry: ClipGeometry, rng: np.random.Gene
     """A 2x2 cell, tiled over the frame, whose hidden corners move on by one with each tubelet step.
 
     Corner c (row-major) at step t with phase f is hidden where (c + t + f + 1) mod 4 < 4 * ratio; the phase is drawn
-    per clip (pattern of the published generator: tests/golden/masks.json).
+    per clip (pattern of the published generator: tests/golden/masks.json). Cells at the end of an odd grid are cut, which the
+    published generator cannot; over 4 steps every cube is then still hidden equally often.
     """
     phase = rng.integers(CELL)
     turn_N = (_corners(geometry) + phase + 1) % CELL

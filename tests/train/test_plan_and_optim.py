@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.golden_data import golden_json
@@ -235,6 +238,65 @@ def test_the_whole_schedule_is_the_published_one(plan: RunPlan, schedule: dict[s
         plan, num_steps=len(values), warmup_steps=warmup, peak_lr=args["base_value"], min_lr=args["final_value"]
     )
     assert [learning_rate(step, plan) for step in range(len(values))] == pytest.approx(values, rel=1e-12)
+
+
+def falling(name: str, done: float) -> float:
+    """What is left of the rate, from the words of --optim.decay-shape, in another form than the code's."""
+    return {"linear": 1 - done, "sqrt": 1 - done**0.5, "cosine": math.cos(math.pi * done / 2) ** 2}[name]
+
+
+@pytest.mark.parametrize("shape", ["linear", "sqrt", "cosine"])
+@pytest.mark.parametrize(("epochs", "warmup", "decay"), [(10.0, 1.0, 2.5), (10.0, 0.0, 10.0), (4.0, 1.0, 0.0)])
+def test_a_constant_rate_falls_at_the_end_alone(shape: Any, epochs: float, warmup: float, decay: float) -> None:
+    """Of 1000 videos, 32 a step. The whole curve by numpy: a ramp with end point, the peak, and the fall without end point."""
+    config = get_recipe("pretrain", "vit_ti_pretrain_desk").changed(
+        optim={"schedule": "wsd", "warmup_epochs": warmup, "decay": decay, "decay_shape": shape, "base_lr": 1e-3},
+        train={"global_batch": 64, "micro_batch": 16, "epochs": epochs, "epoch_steps": "whole", "max_steps": None},
+        data={"views": 2},
+    )
+    plan = plan_run(config, 1000, 2)
+    steps, up, down = (round(passes * 31) for passes in (epochs, warmup, decay))
+    peak, end = 1e-3 * 32 / config.optim.lr_batch, config.optim.min_lr * 32 / config.optim.lr_batch
+    fall = [end + (peak - end) * falling(shape, done) for done in np.linspace(0, 1, down, endpoint=False)]
+    expected = [*np.linspace(0, peak, up), *[peak] * (steps - up - down), *fall]
+    assert [learning_rate(step, plan) for step in range(plan.num_steps)] == pytest.approx(expected, rel=1e-12)
+    said = "\n".join(plan.describe())
+    assert (f"falls from step {steps - down} to {steps} ({shape})" if down else "no --optim.decay") in said
+
+
+def test_a_cooldown_has_the_rates_of_a_run_planned_so_from_the_start() -> None:
+    recipe = get_recipe("pretrain", "vit_ti_pretrain_desk")
+    optim = {"schedule": "wsd", "warmup_epochs": 1.0, "decay": 2.0}
+    planned = plan_run(recipe.changed(optim=optim, train={"max_steps": 500}), 800, 2)
+    assert planned.decay_steps == round(2 * planned.steps_per_epoch)
+    first = 500 - planned.decay_steps
+    branch = {"branch": Path(f"runs/r/x/ckpt/step{first:08d}"), "max_steps": None, "epochs": 1.0}
+    cooled = plan_run(recipe.changed(optim=optim, train=branch), 800, 2)
+    assert (cooled.first_step, cooled.num_steps, cooled.own_steps) == (first, 500, planned.decay_steps)
+    assert [learning_rate(at, cooled) for at in range(500)] == [learning_rate(at, planned) for at in range(500)]
+    assert learning_rate(first, cooled) == cooled.peak_lr > learning_rate(first + 1, cooled)
+    assert f"a cooldown from step {first} of another run: the rate falls from step {first} to 500" in cooled.lines()[2]
+
+
+@pytest.mark.parametrize(
+    ("optim", "train", "says"),
+    [
+        ({"decay": 2.0}, {}, "--optim.decay 2 is the end of a constant rate, .* add --optim.schedule wsd"),
+        ({"schedule": "wsd", "schedule_epochs": 9.0}, {}, "--optim.schedule-epochs 9 is the length of a cosine"),
+        (
+            {"schedule": "wsd", "decay": 40.0},
+            {"max_steps": 100},
+            r"--optim.decay 40 is \d+ steps, and \d+ of the run's 100",
+        ),
+        ({}, {"branch": Path("r/ckpt/step00000040")}, "needs --optim.decay, .* 0 of them are no step"),
+        ({"decay": 1.0}, {"branch": Path("r/ckpt")}, "--train.branch r/ckpt is no checkpoint of a run: give .*stepN"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(optim: dict[str, Any], train: dict[str, Any], says: str) -> None:
+    config = get_recipe("pretrain", "vit_ti_pretrain_desk").changed(optim=optim, train=train)
+    with pytest.raises(ConfigError, match=says) as error:
+        plan_run(config, 800, 2)
+    assert "\n" not in str(error.value)
 
 
 def test_layer_scales_are_kept_when_the_rate_is_set() -> None:

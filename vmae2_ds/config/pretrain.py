@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.run import DataConfig, RunConfig
-from vmae2_ds.config.strict import Part, PartBelow1, StrictModel
+from vmae2_ds.config.strict import Count, Part, PartBelow1, StrictModel
 
 EncoderMask = Literal["tube", "random", "frame"]
 DecoderMask = Literal["none", "running_cell", "frame", "random"]
@@ -24,14 +24,28 @@ class MaskConfig(StrictModel):
     whole frames."""
     encoder_ratio: PartBelow1 = 0.9
     """Share of all cubes that is hidden from the encoder."""
+    visible: Count | None = None
+    """Number of cubes that the encoder sees, instead of --mask.encoder-ratio: clips that are longer or larger then cost the
+    encoder no more. tube: a multiple of the steps in time; frame: a multiple of the cubes in a frame."""
     decoder: DecoderMask = "running_cell"
     """Which cubes the decoder mask leaves out of the reconstruction. running_cell: the published dual masking; frame:
     whole frames; random: cubes drawn independently; none: decode every cube hidden from the encoder (VideoMAE V1)."""
     decoder_ratio: PartBelow1 = 0.5
     """Share of all cubes that is not decoded; running_cell takes 0.25, 0.5 or 0.75."""
+    decoded: Count | None = None
+    """Number of cubes that the decoder mask keeps, seen by the encoder or not, instead of --mask.decoder-ratio.
+    running_cell: a quarter, a half or three quarters of all; random: any; frame: a multiple of the cubes in a frame."""
     decoder_tokens: Literal["official", "disjoint"] = "official"
     """Which cubes get a mask token in the decoder. official: every cube that the decoder mask keeps, seen by the encoder
     or not (published); disjoint: of these only the cubes that the encoder did not see."""
+
+    @model_validator(mode="after")
+    def _something_to_count(self) -> MaskConfig:
+        if self.decoder == "none" and self.decoded is not None:
+            raise ValueError(
+                f"decoded={self.decoded} is what a decoder mask keeps, and decoder=none has every hidden cube decoded; keep one"
+            )
+        return self
 
 
 class ObjectiveConfig(StrictModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +33,7 @@ from vmae2_ds.config.strict import (
     switched_off_by,
 )
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.errors import ConfigError
 
 ReaderName = Annotated[
     str,
@@ -107,22 +109,35 @@ class DataConfig(StrictModel):
         return None
 
 
+DecayShape = Literal["linear", "sqrt", "cosine"]
+"""How a rate falls at the end of a schedule (train/optim.py:DECAYS)."""
+
+
 class OptimConfig(StrictModel):
-    """AdamW, and a cosine schedule with warm-up, stepped per optimizer step."""
+    """AdamW, and a schedule with warm-up, stepped per optimizer step."""
 
     base_lr: Size = 1.5e-4
     """Learning rate for a batch of --optim.lr-batch videos; the peak used is base_lr x (global_batch / views) / lr_batch
     (published rule)."""
     min_lr: Amount = 1e-5
-    """Learning rate at the end of the cosine schedule, for a batch of --optim.lr-batch videos; scaled to the batch used as
-    base_lr is."""
+    """Learning rate at the end of the schedule, for a batch of --optim.lr-batch videos; scaled to the batch used as base_lr
+    is."""
     lr_batch: Count = 256
     """Batch in videos that --optim.base-lr and --optim.min-lr are given for."""
     warmup_epochs: Amount = 30
     """Length of the linear warm-up from learning rate 0, in passes over the data."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """What follows the warm-up. cosine: half a cosine down to --optim.min-lr (published); wsd: the peak rate, then a fall to
+    --optim.min-lr over the last --optim.decay passes."""
     schedule_epochs: Size | None = None
-    """Length of the whole schedule in passes over the data, where the run ends before its cosine does; default: that of the
+    """Length of the whole cosine in passes over the data, where the run ends before its cosine does; default: that of the
     run."""
+    decay: Amount = 0
+    """Length of the fall at the end of a wsd schedule, or of a run with --train.branch, in passes over the data; 0: the rate
+    stays at its peak to the end."""
+    decay_shape: DecayShape = "linear"
+    """How the rate falls over --optim.decay, from p = 0 to 1. linear: with 1 - p; sqrt: with 1 - sqrt(p); cosine: with
+    (1 + cos(pi p)) / 2."""
     betas: tuple[PartBelow1, PartBelow1] = (0.9, 0.95)
     """AdamW's decay rates for the mean of the gradient and for the mean of its square."""
     eps: Size = 1e-8
@@ -185,6 +200,10 @@ class TrainConfig(StrictModel):
     init: Path | None = None
     """Weights to start from (a published checkpoint, a run folder or an exported file); default: freshly initialised
     weights."""
+    branch: Path | None = None
+    """Checkpoint RUN/ckpt/stepN of a run with a constant rate, to cool down in a run of its own: weights, optimizer states and
+    the order of the videos go on from there, and the rate falls over --optim.decay, at whose end the run ends. RUN is only
+    read, and may go on training."""
     save_every: Count = 1000
     """Optimizer steps between checkpoints; the end of the run is always saved."""
     save_behind: SaveBehind = "auto"
@@ -220,6 +239,24 @@ class TrainConfig(StrictModel):
         if self.tf32 and self.precision != "fp32":
             raise ValueError(f"tf32 is for float32 products, and precision is {self.precision}; keep one of the two")
         return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TrainConfig:
+        if self.branch is not None and self.init is not None:
+            raise ValueError(f"branch={self.branch} and init={self.init} both say what to start from; keep one")
+        return self
+
+    @property
+    def branch_step(self) -> int:
+        """The step that a run begins behind, as the name of `branch` says it; 0 without one. Raises ConfigError."""
+        if self.branch is None:
+            return 0
+        named = re.fullmatch(r"step(\d+)", self.branch.name)
+        if named is None:
+            raise ConfigError(
+                f"--train.branch {self.branch} is no checkpoint of a run: give the folder RUN/ckpt/stepN of one"
+            )
+        return int(named[1])
 
     @property
     def product_format(self) -> Literal["bf16", "fp32", "tf32"]:

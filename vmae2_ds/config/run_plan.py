@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.run import DecayShape, RunConfig
 from vmae2_ds.console.progress import counted
 from vmae2_ds.errors import ConfigError
 
@@ -30,6 +30,16 @@ class RunPlan:
     min_lr: float
     schedule_steps: int | None = None
     """Steps of the learning rate's schedule, where it is longer than the run."""
+    decay_steps: int | None = None
+    """The last steps, in which the rate falls from the peak that it kept since the warm-up; None: a cosine falls all along."""
+    decay_shape: DecayShape = "linear"
+    first_step: int = 0
+    """Steps done before, by the run that this one branches off."""
+
+    @property
+    def own_steps(self) -> int:
+        """Steps that this run makes, from its own first one to its last."""
+        return self.num_steps - self.first_step
 
     @property
     def videos_per_step(self) -> int:
@@ -58,15 +68,29 @@ class RunPlan:
             f"peak learning rate {self.peak_lr:.4g} = base_lr {self.base_lr:g} x ({counted(self.global_batch, 'clip')} / "
             f"{counted(self.views, 'view')}) / {self.lr_batch}; the end is {self.min_lr:.4g}"
             + (f", at step {self.schedule_steps}, behind the run's" if self.schedule_steps else ""),
+            *self._schedule(),
             f"{counted(self.num_steps, 'step')} ({self.warmup_steps} of warm-up) = "
             f"{counted(self.epochs, 'pass', 'passes')} over {counted(self.num_videos, 'video')}, "
             f"{self.epochs * self.views:.4g} with views",
         ]
 
+    def _schedule(self) -> list[str]:
+        """What a rate does that is constant after its warm-up."""
+        if self.decay_steps is None:
+            return []
+        falls = (
+            f"falls from step {self.num_steps - self.decay_steps} to {self.num_steps} ({self.decay_shape})"
+            if self.decay_steps
+            else "stays there to the end (no --optim.decay)"
+        )
+        if self.first_step:
+            return [f"a cooldown from step {self.first_step} of another run: the rate {falls}"]
+        return [f"warm-up, stable, decay: the rate reaches its peak at step {self.warmup_steps} and {falls}"]
+
     def warnings(self) -> list[str]:
         """What is allowed and hardly ever meant, each with a way out."""
         found = []
-        if 2 * self.warmup_steps > self.num_steps:
+        if 2 * self.warmup_steps > self.num_steps and not self.first_step:
             share = self.num_steps / 10 / self.steps_per_epoch
             found.append(
                 f"{self.warmup_steps} of {counted(self.num_steps, 'step')} are warm-up, in which the learning rate only rises "
@@ -99,7 +123,11 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
         raise ConfigError("the manifest lists no videos")
     videos_per_step = train.global_batch // views
     steps_per_epoch = _steps_per_epoch(config, num_videos, videos_per_step)
-    num_steps = train.max_steps or round(train.epochs * steps_per_epoch)
+    decay_steps, first_step = _decay_steps(config, steps_per_epoch), train.branch_step
+    if train.branch is not None:
+        num_steps = first_step + (decay_steps or 0)
+    else:
+        num_steps = train.max_steps or round(train.epochs * steps_per_epoch)
     if num_steps < 1:
         raise ConfigError(
             f"--train.epochs {train.epochs:g} over {num_videos} videos is less than one step of {videos_per_step} videos; "
@@ -114,6 +142,12 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
                 f"has {num_steps}: a schedule may be longer than its run, not shorter"
             )
     warmup_steps = min(round(config.optim.warmup_epochs * steps_per_epoch), num_steps)
+    left = num_steps - warmup_steps
+    if decay_steps is not None and train.branch is None and decay_steps > left + 1:  # each is rounded by itself
+        raise ConfigError(
+            f"--optim.decay {config.optim.decay:g} is {counted(decay_steps, 'step')}, and {left} of the run's {num_steps} are "
+            f"left after {warmup_steps} of warm-up; shorten the decay, or make the run longer"
+        )
     scale = videos_per_step / config.optim.lr_batch  # views do not count (published: docs/PAPER.md#learning-rate)
     return RunPlan(
         global_batch=train.global_batch,
@@ -126,11 +160,38 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
         num_steps=num_steps,
         warmup_steps=warmup_steps,
         schedule_steps=schedule_steps,
+        decay_steps=decay_steps if decay_steps is None else min(decay_steps, left),
+        decay_shape=config.optim.decay_shape,
+        first_step=first_step,
         base_lr=config.optim.base_lr,
         lr_batch=config.optim.lr_batch,
         peak_lr=config.optim.base_lr * scale,
         min_lr=config.optim.min_lr * scale,
     )
+
+
+def _decay_steps(config: RunConfig, steps_per_epoch: float) -> int | None:
+    """Steps in which a rate falls that is constant before; None for a cosine. Raises ConfigError for what is neither."""
+    optim, branch = config.optim, config.train.branch
+    if optim.schedule == "cosine" and branch is None:
+        if optim.decay:
+            raise ConfigError(
+                f"--optim.decay {optim.decay:g} is the end of a constant rate, and --optim.schedule cosine falls all along; "
+                "add --optim.schedule wsd, or leave the decay out"
+            )
+        return None
+    if optim.schedule_epochs is not None:
+        raise ConfigError(
+            f"--optim.schedule-epochs {optim.schedule_epochs:g} is the length of a cosine, and this run's rate is constant up "
+            "to --optim.decay; leave it out"
+        )
+    steps = round(optim.decay * steps_per_epoch)
+    if branch is not None and steps < 1:
+        raise ConfigError(
+            f"--train.branch {branch} needs --optim.decay, the length of its cooldown in passes over the data: "
+            f"{optim.decay:g} of them are no step; one step is {1 / steps_per_epoch:.2g}"
+        )
+    return steps
 
 
 def _steps_per_epoch(config: RunConfig, num_videos: int, videos_per_step: int) -> float:

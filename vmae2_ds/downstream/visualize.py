@@ -103,7 +103,7 @@ def visualize(asked: VisualizeArguments) -> Path:
     data = asked.model_dump(include=CLIP_OPTIONS)
     mask = asked.model_dump(include={"encoder_ratio", "decoder", "decoder_ratio"})
     found = _find(asked.source, asked.manifest, asked.config)
-    config = with_options(found.config, data=data, mask=mask, objective={"target": asked.target})
+    config = with_options(_by_share(found.config, asked), data=data, mask=mask, objective={"target": asked.target})
     count_masks(config.mask, config.geometry)  # refuses what no mask can be
     if asked.manifest is None and config.data.manifest is not None and not config.data.manifest.exists():
         raise ConfigError(
@@ -146,6 +146,12 @@ def visualize(asked: VisualizeArguments) -> Path:
         if asked.out is None:
             write_report(found.run)
     return folder
+
+
+def _by_share(config: PretrainConfig, asked: VisualizeArguments) -> PretrainConfig:
+    """The run's masks without a number of cubes where a share, or another mask, is asked for."""
+    by_number = {"visible": asked.encoder_ratio, "decoded": asked.decoder_ratio or asked.decoder}
+    return config.changed(mask={name: None for name, other in by_number.items() if other is not None})
 
 
 class _SourceFound(NamedTuple):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from vmae2_ds.config.run import OptimConfig
+from vmae2_ds.config.run import DecayShape, OptimConfig
 from vmae2_ds.config.run_plan import RunPlan
 
 
@@ -62,15 +63,32 @@ def make_optimizer(groups: list[dict], config: OptimConfig) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
 
-def learning_rate(step: int, plan: RunPlan) -> float:
-    """Rate of the optimizer step number `step`, counted from 0: linear warm-up from 0 to the peak, then half a cosine.
+DECAYS: dict[DecayShape, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "sqrt": lambda done: 1 - math.sqrt(done),  # arXiv 2405.18392, "1-sqrt"
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+"""What is left of a rate of 1 where so much of its decay is done, both from 0 to 1."""
 
-    The warm-up's last step is the peak itself and so is the cosine's first, as published (np.linspace with end point).
+
+def learning_rate(step: int, plan: RunPlan) -> float:
+    """Rate of the optimizer step number `step`, counted from 0: linear warm-up from 0 to the peak, then half a cosine, or the
+    peak up to the last `decay_steps`.
+
+    The warm-up's last step is the peak itself and so is the first of what falls, as published (np.linspace with end point):
+    a step with the number `num_steps` would have `min_lr`.
     """
     if step < plan.warmup_steps:
         return plan.peak_lr * step / max(1, plan.warmup_steps - 1)
-    progress = (step - plan.warmup_steps) / max(1, (plan.schedule_steps or plan.num_steps) - plan.warmup_steps)
-    return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + math.cos(math.pi * progress))
+    if plan.decay_steps is not None:
+        done = step - (plan.num_steps - plan.decay_steps)
+        if done <= 0:
+            return plan.peak_lr
+        left = DECAYS[plan.decay_shape](done / plan.decay_steps)
+    else:
+        last = plan.schedule_steps or plan.num_steps
+        left = DECAYS["cosine"]((step - plan.warmup_steps) / max(1, last - plan.warmup_steps))
+    return plan.min_lr + (plan.peak_lr - plan.min_lr) * left
 
 
 def set_learning_rate(groups: list[dict], rate: float) -> None:

@@ -68,7 +68,7 @@ class Forecast:
 
     def hours(self, end: End) -> float:
         """Wall hours of the whole recipe."""
-        return self.run.num_steps * self.time[end].total_s / 3600
+        return self.run.own_steps * self.time[end].total_s / 3600
 
     def utilisation(self, end: End) -> tuple[float, float]:
         """MFU and HFU: FLOPs without and with recomputation over what the GPUs could do in the step's time."""
@@ -165,6 +165,8 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
             "clips_per_micro_step": forecast.run.clips_per_micro_step,
             "steps": forecast.run.num_steps,
             "warmup_steps": forecast.run.warmup_steps,
+            "decay_steps": forecast.run.decay_steps,
+            "first_step": forecast.run.first_step,
             "videos": forecast.run.num_videos,
             "peak_lr": forecast.run.peak_lr,
         },
@@ -225,7 +227,7 @@ def _run_lines(forecast: Forecast) -> list[str]:
         *run.lines(),
         f"videos from {forecast.videos_from}",
         f"work: {of_clip} a {asks.unit}, {scaled(without * run.global_batch, 'FLOP')} a step, "
-        f"{scaled(without * run.global_batch * run.num_steps, 'FLOP')} in all"
+        f"{scaled(without * run.global_batch * run.own_steps, 'FLOP')} in all"
         + (
             f"; recomputation makes it {with_recompute / without:.2f} times as much" if with_recompute > without else ""
         ),

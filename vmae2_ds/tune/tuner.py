@@ -290,7 +290,7 @@ def _run_lines(forecast: Forecast | None) -> list[str]:
     gpu_hours = forecast.hours("expected") * forecast.cluster.num_gpus
     mfu, hfu = forecast.utilisation("expected")
     return [
-        f"  {forecast.run.num_steps:,} steps over {forecast.run.num_videos:,} videos: {expected} ({best} to {worst}), "
+        f"  {forecast.run.own_steps:,} steps over {forecast.run.num_videos:,} videos: {expected} ({best} to {worst}), "
         f"{gpu_hours:,.4g} {forecast.cluster.one} hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
     ]
 
