@@ -76,6 +76,11 @@ def open_run_folder(config: RunConfig, identity: Mapping[str, Any], names: Class
     settings that no other job holds; else a new one. Raises ConfigError where a named run is held by another job or was
     started with settings, videos or a ZeRO policy that change the result.
     """
+    if config.train.branch is not None:  # rather than a run from random weights
+        raise ConfigError(
+            f"--train.branch {config.train.branch}: vmae2 plan tells what a cooldown takes, and no run starts one yet; "
+            "plan the decay from the start with --optim.schedule wsd --optim.decay, or take weights alone with --train.init"
+        )
     try:
         return _find_or_make(config, Identity(dict(identity), names))
     except OSError as error:
