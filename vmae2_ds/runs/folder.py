@@ -6,10 +6,11 @@ runs/<recipe>/<time>_<commit>/  run.json identity.json labels.txt ds.json env.js
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -65,24 +66,26 @@ class Identity(NamedTuple):
     of: dict[str, Any]
     """Plain JSON."""
     names: ClassNames | None
+    begin: Callable[[Path], Path | None]
+    """Puts into the folder of a new run the checkpoint that it begins with, where it has one."""
 
 
-def open_run_folder(config: RunConfig, identity: Mapping[str, Any], names: ClassNames | None = None) -> RunFolder:
+def open_run_folder(
+    config: RunConfig,
+    identity: Mapping[str, Any],
+    names: ClassNames | None = None,
+    begin: Callable[[Path], Path | None] = lambda path: None,
+) -> RunFolder:
     """Find or make the folder of this run, and hold it until this process ends (rank 0 only).
 
     `identity` is what a resumed run must share beside its settings: `Inputs.identity`, and who its teacher is. `names` are
-    kept with a new run.
+    kept with a new run, and `begin` puts a checkpoint into its folder, or returns None.
     With `train.run` that folder; else, with resume=auto, the newest unfinished run of the recipe with the same
     settings that no other job holds; else a new one. Raises ConfigError where a named run is held by another job or was
     started with settings, videos or a ZeRO policy that change the result.
     """
-    if config.train.branch is not None:  # rather than a run from random weights
-        raise ConfigError(
-            f"--train.branch {config.train.branch}: vmae2 plan tells what a cooldown takes, and no run starts one yet; "
-            "plan the decay from the start with --optim.schedule wsd --optim.decay, or take weights alone with --train.init"
-        )
     try:
-        return _find_or_make(config, Identity(dict(identity), names))
+        return _find_or_make(config, Identity(dict(identity), names, begin))
     except OSError as error:
         named = "--train.runs" if config.train.run is None else "--train.run"
         why = error.strerror or str(error)
@@ -193,11 +196,19 @@ def _start(config: RunConfig, identity: Identity, path: Path) -> RunFolder:
     if not _hold(path):
         raise ConfigError(f"{path} is held by another job; name another --train.run")
     (path / "ckpt").mkdir(exist_ok=True)
+    try:
+        first = identity.begin(path)
+    except ConfigError:  # nothing of a run is left that did not begin
+        (path / LOCK).unlink(missing_ok=True)
+        for folder in (path / "ckpt", path):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
     write_whole(path / "identity.json", json.dumps(identity.of, indent=1))
     if identity.names is not None:
         write_whole(path / NAMES, identity.names.text)
     write_whole(path / "run.json", config.model_dump_json(indent=1))
-    return RunFolder(path, None)
+    return RunFolder(path, first)
 
 
 _HELD: dict[Path, IO[str]] = {}  # open for as long as the process lives: the lock goes with it, however it ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,13 @@ MAY_CHANGE_INSIDE = {"adapters": {"clips_at_once"}}
 """The same, of settings that are sections themselves."""
 
 
-def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) -> list[str]:
-    """What changes the result and differs from the run in folder `path`, as "a.b: was x, now y"."""
+def differing_settings(
+    config: RunConfig, identity: dict[str, Any], path: Path, besides: Mapping[str, set[str]] | None = None
+) -> list[str]:
+    """What changes the result and differs from the run in folder `path`, as "a.b: was x, now y".
+
+    `besides`: by section, settings that may differ beside MAY_CHANGE.
+    """
     try:
         before = read_as_written(path).model_dump(mode="json")
         identity_before = json.loads((path / "identity.json").read_text())
@@ -56,7 +62,8 @@ def differing_settings(config: RunConfig, identity: dict[str, Any], path: Path) 
         for section, values in now.items()
         if isinstance(values, dict)
         for key, value in values.items()
-        if key not in MAY_CHANGE.get(section, set()) and _settled(key, before[section][key]) != _settled(key, value)
+        if key not in MAY_CHANGE.get(section, set()) | (besides or {}).get(section, set())
+        and _settled(key, before[section][key]) != _settled(key, value)
     ]
     said = {
         "manifest": f"--data.manifest: the content of {config.data.manifest}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from vmae2_ds.guard.startup import check_start
 from vmae2_ds.guard.stopping import StopRequests, stop_signals
 from vmae2_ds.model.kernel_support import sdpa_took
 from vmae2_ds.runs.folder import RunFolder, checkpoint_to_resume, open_run_folder, second_place, write_run_files
+from vmae2_ds.train.branch import check_branch, has_other_clips, take_over
 from vmae2_ds.train.build import build_engine, resolve_attention
 from vmae2_ds.train.ema import WeightAverage, check_ema
 from vmae2_ds.train.metrics import MetricsWriter, Reporter
@@ -113,7 +114,10 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
         validate = stage.validation(inputs.validation, ranks)
     extras = stage.extras(inputs.mixture, ranks)
     identity = {**inputs.identity(), **extras.identity}
-    folder = ranks.from_first(lambda: open_run_folder(config, identity, inputs.names))
+    ranks.from_first(lambda: check_branch(config, identity, plan.num_videos))
+    folder = ranks.from_first(
+        lambda: open_run_folder(config, identity, inputs.names, lambda path: take_over(config, path))
+    )
     minutes = config.guard.hang_minutes, config.guard.hang_slow_minutes
     hang = guards.enter_context(HangSwitch(folder.path, ranks, *(60 * limit for limit in minutes)))
     met.peers.on_loss = lambda why: hang.end_in(END_S, why)
@@ -156,6 +160,10 @@ def build(opened: Opened) -> Built:
     state = TrainState()
     if checkpoint is not None:
         state = with_rollbacks(TrainState(**load(checkpoint, engine, mean, ranks)), folder.path)
+        if state.step == opened.plan.first_step and ranks.from_first(lambda: has_other_clips(config)):
+            state = replace(state, attention=None, compile=None, recent={})  # measured, and learnt, on other shapes
+    elif config.train.branch is not None:
+        raise ConfigError(f"{folder.checkpoints} has no checkpoint any more to go on from; start the cooldown anew")
     check_room(engine, folder.checkpoints, config.train.keep, mean is not None, ranks)
     return Built(opened, engine, mean, state)
 
