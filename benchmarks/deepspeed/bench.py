@@ -13,8 +13,8 @@ from benchmarks.deepspeed.case import MORE, Setting
 from benchmarks.deepspeed.toy import SAMPLES, Batch, OptimizerOf, Plain, Toy, Weights, every_rank, sgd
 from vmae2_ds.config.ds_config import fill_policy, read_policy
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
-from vmae2_ds.config.run import OptimConfig, TrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig, PretrainOptimConfig
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.dist import Ranks
 
@@ -60,7 +60,7 @@ def our_config(setting: Setting, accumulation: int, clip: float, ranks: int) -> 
     config = PretrainConfig(
         model=ModelConfig(encoder=tower, decoder=tower, patch=8),
         data=PretrainDataConfig(num_frames=8, size=32, views=1),
-        optim=OptimConfig(clip_grad=clip),
+        optim=PretrainOptimConfig(clip_grad=clip),
         train=TrainConfig(
             global_batch=SAMPLES * accumulation * ranks,
             micro_batch=SAMPLES,

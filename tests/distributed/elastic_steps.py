@@ -15,8 +15,8 @@ from tests.distributed.ranks import answer
 from tests.distributed.state_bytes import MODELS
 from tests.distributed.steps import make_clips
 from vmae2_ds.config.ds_config import resolve_ds_config
-from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
-from vmae2_ds.config.run import OptimConfig, TrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig, PretrainOptimConfig
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.dist import Ranks
 from vmae2_ds.model.mae import MaskedAutoencoder
@@ -33,7 +33,7 @@ def make_config(policy: str, precision: str) -> PretrainConfig:
     return PretrainConfig(
         model=MODELS["small"],
         data=PretrainDataConfig(num_frames=8, size=64, views=1),
-        optim=OptimConfig(base_lr=3e-3, lr_batch=GLOBAL_BATCH, min_lr=1e-4, warmup_epochs=1, clip_grad=0.5),
+        optim=PretrainOptimConfig(base_lr=3e-3, lr_batch=GLOBAL_BATCH, min_lr=1e-4, warmup_epochs=1, clip_grad=0.5),
         train=TrainConfig(
             global_batch=GLOBAL_BATCH,
             micro_batch=MICRO_BATCH,

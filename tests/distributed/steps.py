@@ -14,8 +14,8 @@ import torch
 from tests.distributed.ranks import answer
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
-from vmae2_ds.config.run import OptimConfig, TrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig, PretrainOptimConfig
+from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.config.run_plan import RunPlan, plan_run
 from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.dist import Ranks
@@ -41,7 +41,9 @@ def make_config(world_size: int, **changes: Any) -> PretrainConfig:
             **changes.pop("model", {}),
         ),
         data=PretrainDataConfig(num_frames=8, size=32, views=1),
-        optim=OptimConfig(base_lr=PEAK_LR, lr_batch=GLOBAL_BATCH, min_lr=1e-4, warmup_epochs=1, clip_grad=clip_grad),
+        optim=PretrainOptimConfig(
+            base_lr=PEAK_LR, lr_batch=GLOBAL_BATCH, min_lr=1e-4, warmup_epochs=1, clip_grad=clip_grad
+        ),
         train=TrainConfig(
             global_batch=GLOBAL_BATCH,
             micro_batch=GLOBAL_BATCH // world_size // accumulation,

@@ -137,12 +137,39 @@ def test_a_foreign_file_is_refused_with_the_nearest_layout_and_its_first_keys(tm
     assert "\n" not in message
 
 
-def test_pre_training_needs_the_decoder_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_pre_training_from_an_encoder_alone_takes_all_of_it_and_draws_the_rest(tmp_path: Path, layout: str) -> None:
+    ours = drawn(CLASSIFIER)
+    weights, report = load_for(written(to_layout(ours, CLASSIFIER, layout), tmp_path / "x.pth"), AUTOENCODER)
+    assert_taken(weights, ours, {name for name in ours if name.startswith("encoder.")})
+    assert set(report.new) == {name for name in our_shapes(AUTOENCODER) if name not in weights}
+    assert {name.partition(".")[0] for name in report.new} == {"encoder", "bridge", "decoder"}
+    assert {name for name in report.new if name.startswith("encoder")} == {"encoder.norm.weight", "encoder.norm.bias"}
+
+
+def test_pre_training_takes_the_decoder_too_unless_a_new_one_is_asked_for(tmp_path: Path) -> None:
     ours = drawn(AUTOENCODER)
-    weights, _ = load_for(written(to_layout(ours, AUTOENCODER), tmp_path / "x.pth"), AUTOENCODER)
-    assert_taken(weights, ours, set(ours))
-    with pytest.raises(CheckpointError, match=r"mask_token"):
-        load_for(written(to_layout(drawn(CLASSIFIER), CLASSIFIER), tmp_path / "y.pth"), AUTOENCODER)
+    file = written(to_layout(ours, AUTOENCODER), tmp_path / "x.pth")
+    assert_taken(load_for(file, AUTOENCODER)[0], ours, set(ours))
+    weights, report = load_for(file, AUTOENCODER, new_decoder=True)
+    assert_taken(weights, ours, {name for name in ours if name.startswith("encoder.")})
+    assert set(report.new) == set(ours) - set(weights)
+
+
+def test_a_decoder_that_does_not_fit_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+    ours = drawn(AUTOENCODER)
+    file = written(to_layout(ours, AUTOENCODER), tmp_path / "x.pth")
+    for changes, said in (
+        ({"width": 16}, r"bridge\.weight \(12, 24\), not \(16, 24\)"),
+        ({"depth": 2}, r"no decoder\.blocks\.1\.norm1\.weight"),
+    ):
+        other = AUTOENCODER.model_copy(update={"decoder": AUTOENCODER.decoder.model_copy(update=changes)})
+        with pytest.raises(CheckpointError, match=said) as refused:
+            load_for(file, other)
+        assert "its encoder fits this model, and its decoder does not" in str(refused.value)
+        assert "--model.decoder.width" in str(refused.value)
+        assert "--objective.new-decoder" in str(refused.value)
+        assert set(load_for(file, other, new_decoder=True)[0]) == {name for name in ours if name.startswith("encoder.")}
 
 
 def test_head_map_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from vmae2_ds.config.model import ModelConfig
-from vmae2_ds.config.run import DataConfig, RunConfig
+from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig
 from vmae2_ds.config.strict import Count, Part, PartBelow1, StrictModel
 
 EncoderMask = Literal["tube", "random", "frame"]
@@ -54,6 +54,9 @@ class ObjectiveConfig(StrictModel):
     target: Target = "normalised"
     """What the decoder predicts. normalised: pixels with each cube's own mean and standard deviation per colour removed
     (published); pixels: plain pixels in [0, 1]."""
+    new_decoder: bool = False
+    """Draw the decoder anew, whatever --train.init has of one: for weights whose decoder has another shape, or was trained on
+    another target. Of weights without a decoder it is always drawn."""
 
 
 class PretrainDataConfig(DataConfig):
@@ -76,6 +79,14 @@ class PretrainDataConfig(DataConfig):
     receives whole frames."""
 
 
+class PretrainOptimConfig(OptimConfig):
+    """AdamW, and a schedule with warm-up, stepped per optimizer step."""
+
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate of each layer of the encoder divided by that of the layer above it, for training that goes on from
+    --train.init; the decoder has the full rate. 1 gives all layers the same rate (published)."""
+
+
 class PretrainConfig(RunConfig):
     """Everything that decides a pre-training run."""
 
@@ -89,6 +100,8 @@ class PretrainConfig(RunConfig):
     """Reconstruction target."""
     data: PretrainDataConfig = PretrainDataConfig()
     """Videos and clips."""
+    optim: PretrainOptimConfig = PretrainOptimConfig()
+    """AdamW and its schedule."""
 
     @property
     def target(self) -> str:

@@ -9,8 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmae2_ds.config.model import ModelConfig
-from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig, PretrainConfig, PretrainDataConfig
-from vmae2_ds.config.run import OptimConfig, TrainConfig
+from vmae2_ds.config.pretrain import (
+    MaskConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    PretrainDataConfig,
+    PretrainOptimConfig,
+)
+from vmae2_ds.config.run import TrainConfig
 
 
 def _hybrid(
@@ -34,7 +40,7 @@ def _hybrid(
         model=ModelConfig.of_size(size, checkpointing=checkpointing),
         mask=MaskConfig(encoder="tube", encoder_ratio=0.9, decoder="running_cell", decoder_ratio=0.5),
         data=PretrainDataConfig(num_frames=16, size=224, stride=4, source_strides={"ssv2": 2}, views=views),
-        optim=OptimConfig(base_lr=base_lr, min_lr=1e-5, warmup_epochs=warmup_epochs, clip_grad=clip_grad),
+        optim=PretrainOptimConfig(base_lr=base_lr, min_lr=1e-5, warmup_epochs=warmup_epochs, clip_grad=clip_grad),
         train=TrainConfig(
             global_batch=gpus * micro_batch * views,
             micro_batch=micro_batch,
@@ -150,10 +156,81 @@ def vit_ti_pretrain_desk() -> PretrainConfig:
         data=PretrainDataConfig(
             num_frames=16, size=64, sampling="spread", views=4, workers=1, min_frames=8, crop_scales=(1.0, 0.875, 0.75)
         ),
-        optim=OptimConfig(base_lr=3.2e-2, min_lr=1e-4, warmup_epochs=3, clip_grad=1.0),
+        optim=PretrainOptimConfig(base_lr=3.2e-2, min_lr=1e-4, warmup_epochs=3, clip_grad=1.0),
         train=TrainConfig(
             global_batch=32, micro_batch=4, epochs=36, ds_config="cpu", save_every=250, log_every=10, keep=2
         ),
+    )
+
+
+def _continued(
+    name: str, size: str, *, base_lr: float, layer_decay: float, micro_batch: int, clip_grad: float = 0.0
+) -> PretrainConfig:
+    """The shared part: a quarter of the published rate, which random weights need and trained ones do not; 5 of 100 passes of
+    warm-up, in which AdamW's moments form; 64 videos x 4 views a step, so that some thousand videos still give many steps."""
+    return PretrainConfig(
+        recipe=name,
+        model=ModelConfig.of_size(size, checkpointing="all" if size == "giant" else "none"),
+        mask=MaskConfig(encoder="tube", encoder_ratio=0.9, decoder="running_cell", decoder_ratio=0.5),
+        data=PretrainDataConfig(num_frames=16, size=224, stride=4, views=4),
+        optim=PretrainOptimConfig(
+            base_lr=base_lr, min_lr=base_lr / 100, warmup_epochs=5, layer_decay=layer_decay, clip_grad=clip_grad
+        ),
+        train=TrainConfig(global_batch=256, micro_batch=micro_batch, epochs=100),
+    )
+
+
+def vit_s_continue() -> PretrainConfig:
+    """ViT-S goes on from weights that are there, on your own videos.
+
+    Command:  vmae2 pretrain vit_s_continue --train.init FILE_OR_RUN --data.manifest L
+    Hardware: one GPU, or 2 or 4; no GPU has run it. Time: see `vmae2 plan vit_s_continue --videos N`. Score: unknown.
+    Source:   ours; nobody has published such a recipe. Masks and clips are the published ones, rate and length are guesses.
+    """
+    return _continued("vit_s_continue", "small", base_lr=2.5e-4, layer_decay=0.8, micro_batch=16)
+
+
+def vit_b_continue() -> PretrainConfig:
+    """ViT-B goes on from weights that are there, on your own videos.
+
+    Command:  vmae2 pretrain vit_b_continue --train.init FILE_OR_RUN --data.manifest L
+    Hardware: one GPU, or 2 or 4; no GPU has run it. Time: see `vmae2 plan vit_b_continue --videos N`. Score: unknown.
+    Source:   ours; nobody has published such a recipe. Masks and clips are the published ones, rate and length are guesses.
+    """
+    return _continued("vit_b_continue", "base", base_lr=2.5e-4, layer_decay=0.85, micro_batch=16)
+
+
+def vit_l_continue() -> PretrainConfig:
+    """ViT-L goes on from weights that are there, on your own videos.
+
+    Command:  deepspeed --num_gpus 4 --module vmae2_ds pretrain vit_l_continue --train.init FILE_OR_RUN --data.manifest L
+    Hardware: one to 8 GPUs; no GPU has run it. Time: see `vmae2 plan vit_l_continue --videos N`. Score: unknown.
+    Source:   ours; nobody has published such a recipe. Masks and clips are the published ones, rate and length are guesses.
+    """
+    return _continued("vit_l_continue", "large", base_lr=2.5e-4, layer_decay=0.9, micro_batch=8)
+
+
+def vit_g_continue() -> PretrainConfig:
+    """ViT-g goes on from weights that are there, on your own videos.
+
+    Command:  deepspeed --num_gpus 8 --module vmae2_ds pretrain vit_g_continue --train.init FILE_OR_RUN --data.manifest L
+    Hardware: one to 8 GPUs; no GPU has run it. Time: see `vmae2 plan vit_g_continue --videos N`. Score: unknown.
+    Source:   ours; nobody has published such a recipe. Masks, clips and clipping are the published ones, rate and length are
+              guesses.
+    """
+    return _continued("vit_g_continue", "giant", base_lr=1.5e-4, layer_decay=0.95, micro_batch=8, clip_grad=0.02)
+
+
+def vit_ti_continue_desk() -> PretrainConfig:
+    """ViT-Ti goes on from weights of vit_ti_pretrain_desk: minutes on two CPU cores, for trying it out.
+
+    Command:  vmae2 pretrain vit_ti_continue_desk --train.init RUN --data.manifest L
+    Hardware: CPU cores. Time and score: not measured.
+    Source:   ours: vit_ti_pretrain_desk with a quarter of its rate.
+    """
+    desk = vit_ti_pretrain_desk()
+    return desk.changed(optim={"base_lr": 8e-3, "min_lr": 8e-5, "warmup_epochs": 1, "layer_decay": 0.9}).model_copy(
+        update={"recipe": "vit_ti_continue_desk"}
     )
 
 
@@ -167,6 +244,11 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
         vit_h_pretrain_hybrid,
         vit_g_pretrain_hybrid,
         vit_6b_pretrain_plan,
+        vit_ti_continue_desk,
+        vit_s_continue,
+        vit_b_continue,
+        vit_l_continue,
+        vit_g_continue,
     )
 }
 """Recipe functions by name."""

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 MANY_NAMES = 16
 """Names that a warning still lists."""
 HEAD = ("head.weight", "head.bias")
+DECODER = ("bridge.", "decoder.")
 Data = TypeVar("Data", bound=DataConfig)
 
 
@@ -62,7 +63,7 @@ def initial_weights(config: RunConfig) -> StateDict:
     """What `train.init` has for the run's model, under our names; nothing where it is not set. Logs the report.
 
     Raises:
-        CheckpointError: it cannot be read, or lacks a part of the encoder; for pre-training also of the decoder.
+        CheckpointError: it cannot be read, lacks a part of the encoder, or has a decoder that does not fit.
         ConfigError: a head map that does not fit.
     """
     if config.train.init is None:
@@ -70,10 +71,12 @@ def initial_weights(config: RunConfig) -> StateDict:
     head_map = None
     if config.head_map is not None and config.classes is not None:
         head_map = read_head_map(config.head_map, config.classes)
-    weights, report = load_for(config.train.init, config.model, head_map)
+    new_decoder = isinstance(config, PretrainConfig) and config.objective.new_decoder
+    weights, report = load_for(config.train.init, config.model, head_map, new_decoder=new_decoder)
     log.info("%s: %s", config.train.init, report)
     if report.new:
-        log.warning("%s does not have these; they are newly drawn: %s", config.train.init, _by_part(report.new))
+        lacks = "leaves these out" if new_decoder else "does not have these"
+        log.warning("%s %s; they are newly drawn: %s", config.train.init, lacks, _by_part(report.new))
     if (other := _other_clip(config)) is not None:
         log.info("%s: %s", config.train.init, other)
     return weights
@@ -114,11 +117,14 @@ def is_run(source: Path) -> bool:
     return source.is_dir() and not is_weights_folder(source)
 
 
-def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = None) -> tuple[StateDict, LoadReport]:
-    """The tensors of a run or of a file that fit this model.
+def load_for(
+    source: Path, config: EncoderConfig, head_map: list[int] | None = None, *, new_decoder: bool = False
+) -> tuple[StateDict, LoadReport]:
+    """The tensors of a run or of a file that fit this model. An encoder alone does for pre-training too.
 
     Args:
         head_map: for each class of the model, the class of the checkpoint's head that it takes over.
+        new_decoder: leave out what it has of a decoder.
 
     Raises CheckpointError as `initial_weights`, ConfigError for a head map that the head does not have.
     """
@@ -141,10 +147,21 @@ def load_for(source: Path, config: EncoderConfig, head_map: list[int] | None = N
     if isinstance(config, AvaModelConfig) and "encoder.norm.weight" not in found:
         # a classifier's: its head has learnt from the mean of a whole clip behind another norm
         used = {name: x for name, x in used.items() if name not in HEAD}
+    if new_decoder:
+        used = {name: x for name, x in used.items() if name.startswith("encoder.")}
     new = [name for name in shapes if name not in used]
-    needed = [name for name in new if isinstance(config, ModelConfig) or name.startswith("encoder.")]
-    if isinstance(config, AvaModelConfig):  # a classifier has its norm behind the pooling
+    needed = [name for name in new if name.startswith("encoder.")]
+    has_decoder = isinstance(config, ModelConfig) and any(name.startswith(DECODER) for name in found)
+    if isinstance(config, AvaModelConfig) or (isinstance(config, ModelConfig) and not has_decoder):
+        # a classifier has its norm behind the pooling
         needed = [name for name in needed if not name.startswith("encoder.norm.")]
+    if has_decoder and not new_decoder and not needed and (unfit := [name for name in new if name.startswith(DECODER)]):
+        which = [f"{name} {tuple(found[name].shape)}, not {shapes[name]}" for name in unfit if name in found]
+        which += [f"no {name}" for name in unfit if name not in found]
+        raise CheckpointError(
+            f"{source}: its encoder fits this model, and its decoder does not, in {len(unfit)} of its tensors: {some(which)}; "
+            "set --model.decoder.width, depth, heads and mlp to its own, or --objective.new-decoder to draw the decoder anew"
+        )
     if needed:
         other = [f"{name} {tuple(found[name].shape)}, not {shapes[name]}" for name in needed if name in found]
         detail = f"{len(other)} of another shape: {some(other)}; " if other else ""

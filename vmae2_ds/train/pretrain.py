@@ -26,7 +26,7 @@ def pretrain_stage(config: PretrainConfig) -> Stage:
         forward_macs=mae_macs(config.model, config.geometry, counts.visible, counts.decode).total,
         about_clip=f"the encoder sees {counts.visible}, the decoder fills {counts.decode}",
         has_draws=config.model.drop_path > 0,
-        needs_init=False,
+        needs_init=config.optim.layer_decay < 1,
     )
 
 
@@ -37,8 +37,8 @@ def reconstruction(config: PretrainConfig) -> Reconstruct:
 
 
 def groups(objective: nn.Module, config: PretrainConfig) -> list[dict[str, Any]]:
-    """With and without weight decay."""
-    return parameter_groups(objective, config.optim.weight_decay)
+    """With and without weight decay; by layer of the encoder where their rates differ."""
+    return parameter_groups(objective, config.optim.weight_decay, config.optim.layer_decay, config.model.encoder.depth)
 
 
 def loss_words(config: PretrainConfig) -> LossWords:
