@@ -20,8 +20,8 @@ from vmae2_ds.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-TRIED_BYTES = 4096
-"""What a trial writes: a block, so that a full disk says no."""
+TRIAL, TRIED_BYTES = ".vmae2_can_write.", 4096
+"""What the name of a trial begins with, and what it writes: a block, so that a full disk says no."""
 CHUNK = 1 << 22
 """Bytes read at a time for a hash."""
 LARGEST_WRITE = 1 << 30
@@ -140,13 +140,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hold(path: Path) -> IO[str] | None:
+def hold(path: Path, mode: str = "w") -> IO[str] | None:
     """Lock the file `path`, made where it is not there; None where another process has it.
 
-    The lock ends when the file that is returned is closed, and with this process, however that ends. A file system without
-    locks is taken on trust.
+    The lock ends when this process closes the file, by this handle or any other, and with the process, however that ends. A
+    file system without locks is taken on trust. `mode`: "r+" leaves what the file holds.
     """
-    file = path.open("w")
+    file = path.open(mode)
     try:
         # of this process alone: a flock would live on in its loader workers for seconds after a kill -9
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,6 +156,21 @@ def hold(path: Path) -> IO[str] | None:
     except OSError as error:
         log.warning("%s: this file system has no locks (%s); do not start two jobs on one folder", path.parent, error)
     return file
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether another process has locked the file `path` by `hold`; None where the file system does not say.
+
+    Not to be asked for a file that this process holds: closing it would end the lock.
+    """
+    with path.open("r+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:
+            return None
+    return False
 
 
 @contextlib.contextmanager
@@ -224,7 +239,7 @@ def refuse_inputs(path: Path, option: str, inputs: Iterable[str | Path]) -> None
 
 def _try_writing(folder: Path, said: str) -> None:
     made = [above for above in (folder, *folder.parents) if not above.exists()]
-    trial = folder / f".vmae2_can_write.{os.getpid()}"
+    trial = folder / f"{TRIAL}{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:

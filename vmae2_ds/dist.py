@@ -140,9 +140,16 @@ def is_alone(env: Mapping[str, str] = os.environ) -> bool:
 def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> Ranks:
     """Find the launcher's variables in `env`, write the torch names into it, and return where this process stands.
 
+    Raises ConfigError as `find_ranks`, and where nothing says the address of rank 0.
+    """
+    return _write(env, find_ranks(env))
+
+
+def find_ranks(env: MutableMapping[str, str] = os.environ) -> Ranks:
+    """Where the launcher's variables in `env` say that this process stands: enough for work without a process group.
+
     With none set this process is the only one. Raises ConfigError where a launcher's variables are set only in part or
-    contradict each other, where two launchers disagree, where an unknown one started this process, or where nothing
-    says the address of rank 0.
+    contradict each other, where two launchers disagree, or where an unknown one started this process.
     """
     whole: dict[str, Ranks] = {}
     for launcher, names in LAUNCHERS.items():
@@ -158,9 +165,9 @@ def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> Ranks:
                 "start with deepspeed, torchrun, mpirun or srun, or unset them"
             )
     if whole:
-        return _write(env, _choose(env, whole))
+        return _choose(env, whole)
     _refuse_a_silent_copy(env)
-    return _write(env, Ranks())
+    return Ranks()
 
 
 def _whole_set(env: MutableMapping[str, str], launcher: str) -> Ranks:

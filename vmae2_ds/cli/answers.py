@@ -19,6 +19,14 @@ def say_once(text: str) -> None:
         say(text)
 
 
+def say_of_part(result: object) -> None:
+    """Print what a data tool has come to; of the ranks of a launcher the first has it, and the others have nothing to add."""
+    from vmae2_ds.data.tools.job_folder import PartDone
+
+    if not isinstance(result, PartDone) or result.part.kind == "part":
+        say(str(result))
+
+
 def show_answer(result: Mapping[str, Any] | str, *, fits: bool = False) -> None:
     """Print a calculator's answer: JSON, or text, which `fits` breaks at the terminal's width."""
     if isinstance(result, str):

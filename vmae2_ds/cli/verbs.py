@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vmae2_ds.cli.answers import Verb, say_once, show_answer
+from vmae2_ds.cli.answers import Verb, say_of_part, say_once, show_answer
 from vmae2_ds.cli.ava import AVA_VERBS
 from vmae2_ds.cli.parse import ask, call, pretraining, recipe
 from vmae2_ds.config.stages import STAGES
@@ -144,21 +144,21 @@ def data_check(args: list[str]) -> None:
     """Read every file of a manifest under a time limit; write a clean list, a bad list with reasons, and a page of it."""
     from vmae2_ds.data.tools.check import CheckArguments, check_manifest
 
-    say(str(call(check_manifest, CheckArguments, "vmae2 data check", args)))
+    say_of_part(call(check_manifest, CheckArguments, "vmae2 data check", args))
 
 
 def data_pack(args: list[str]) -> None:
     """Copy the videos of a manifest into tar shards (webdataset) with checksums, and write the manifest that finds them."""
     from vmae2_ds.data.tools.pack import PackArguments, pack_manifest
 
-    say(str(call(pack_manifest, PackArguments, "vmae2 data pack", args)))
+    say_of_part(call(pack_manifest, PackArguments, "vmae2 data pack", args))
 
 
 def data_prepare(args: list[str]) -> None:
     """Re-encode videos to a short side and a short GOP, in parallel, and tell how much faster clips are read."""
     from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
 
-    say(str(call(prepare_manifest, PrepareArguments, "vmae2 data prepare", args)))
+    say_of_part(call(prepare_manifest, PrepareArguments, "vmae2 data prepare", args))
 
 
 def data_index_shards(args: list[str]) -> None:

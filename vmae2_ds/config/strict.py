@@ -77,6 +77,8 @@ TimeSpan = Annotated[str, AfterValidator(_check_span)]
 """A stretch of time, as SLURM writes it with all three parts, or as a number with its unit."""
 
 
+PartOf = Annotated[str, Field(max_length=20)]
+"""A part of an array job, i/N; `data/tools/parts.py:part_here` says what it may be."""
 ClipLength = Annotated[int, Field(ge=1, le=100_000)]
 """Frames of a clip, or steps between them."""
 Edge = Annotated[int, Field(ge=1, le=2**14)]

@@ -8,22 +8,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 from tyro.conf import Positional
 
-from vmae2_ds.config.strict import AtOnce, ClipLength, ReadLimit, Seed, StrictModel
-from vmae2_ds.console.progress import Ticker, counted, heard
+from vmae2_ds.config.strict import AtOnce, ClipLength, PartOf, ReadLimit, Seed, StrictModel
+from vmae2_ds.console.progress import counted
 from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.readers.storage import check_template
 from vmae2_ds.data.readers.table import find_reader
 from vmae2_ds.data.sources.list_formats import LARGEST_LABEL, csv_line, list_form
 from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.tools.check_report import write_check_report
-from vmae2_ds.data.tools.scan import DecodeName, Scanned, ScanOptions, scan
+from vmae2_ds.data.tools.division import Distinct, Ints, share
+from vmae2_ds.data.tools.job_folder import JobFolder, PartDone, job_folder
+from vmae2_ds.data.tools.parts import part_here
+from vmae2_ds.data.tools.scan import DecodeName, Scanned, ScanOptions, found_by_all, key_of, scan
 from vmae2_ds.data.tools.verdicts import CheckedManifest, JudgedRow, judge
-from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
+from vmae2_ds.data.tools.work_folder import check_work_folder
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
 
@@ -31,6 +35,8 @@ log = logging.getLogger(__name__)
 
 BENCHED = 16
 """Files that the readers are measured on."""
+PICTURE = 50_000
+"""Bytes that a picture is taken to have where it is only known how many there are."""
 MOST_PICTURES = 1000
 """On one page."""
 ADVICE = "before a long run, check once with --decode all: damage outside of one clip of each file was not looked for"
@@ -84,10 +90,14 @@ class CheckArguments(StrictModel):
     """Seed of the random choice of timed files and drawn clips."""
     strict: bool = False
     """End with exit code 2 when any row is bad."""
+    part: PartOf | None = None
+    """For array jobs: do the i-th of N parts of the work, as i/N; the last part to end puts the result together. Under a
+    launcher (srun, mpirun, deepspeed, torchrun) the ranks share the work without it."""
 
 
-def check_manifest(asked: CheckArguments) -> CheckedManifest:
-    """Write what is good, what is bad and why, and a page of it, into the folder asked for."""
+def check_manifest(asked: CheckArguments) -> CheckedManifest | PartDone:
+    """Write what is good, what is bad and why, and a page of it, into the folder asked for; or look at a part of the files."""
+    part = part_here(asked.part)
     manifest, out = asked.manifest, asked.out
     if asked.kind == "frames":
         check_template(asked.template)
@@ -97,35 +107,57 @@ def check_manifest(asked: CheckArguments) -> CheckedManifest:
         raise ConfigError("--classes and --labels say the same thing twice; keep one")
     form = list_form(asked.ignore_columns, asked.labels, frame_folders=asked.kind == "frames")
     classes = asked.classes if form.names is None else len(form.names.names)
-    check_work_folder(out, "check", (manifest, asked.labels), root=asked.root)
+    check_work_folder(out, "check", (manifest, asked.labels), root=asked.root, several=part.of > 1)
     opened = read_manifest(manifest, asked.root, form=form)
-    check_work_folder(out, "check", root=opened.root)
+    check_work_folder(out, "check", root=opened.root, several=part.of > 1)
     how = ReadAs(asked.kind, asked.template, asked.reader)
     look = ScanOptions(how, asked.decode, asked.num_frames, asked.stride, asked.timeout_s)
-    with work_folder(out, "check", {"list": os.path.abspath(manifest)}):
+    alike: dict[str, Any] = {"ways": look.settings, "min_frames": asked.min_frames, "classes": classes}
+    alike |= {"list": opened.rows.digest, "bench": asked.bench, "pictures": asked.pictures, "seed": asked.seed}
+    alike |= {"root": os.path.abspath(opened.root), "strict": asked.strict}
+    settings = {"list": os.path.abspath(manifest)}
+    with job_folder(out, "check", settings, part, alike=alike, results="checked.jsonl") as folder:
+        files = Distinct(key_of(entry, how) for entry in opened)
+        mine = share(_costs(folder, opened, files, how), part.number, part.of)
         at_once = asked.workers or os.cpu_count() or 1
-        log.info("%s: %s, looked at %d at a time", manifest, counted(len(opened), "row"), at_once)
-        with heard(Ticker(log, "files checked", None)) as ticker:
-            found = scan(opened, look, out / "checked.jsonl", at_once, ticker.tell)
-        judged = list(judge(opened, found, how, asked.min_frames, classes))
-        _write_lists(opened, judged, out)
-        warnings = [*_warnings(opened, found), *_advice(found, asked.num_frames * asked.stride)]
-        verdicts = Counter(str(row.verdict) for row in judged if row.verdict is not None)
-        if asked.bench:
-            log.info("measuring the readers on up to %d files", BENCHED)
-        readers = _bench(opened, judged, how, asked.timeout_s, asked.seed) if asked.bench else ""
-        result = CheckedManifest(
-            out,
-            len(opened),
-            len(found),
-            dict(verdicts),
-            warnings,
-            readers,
-            "" if asked.decode == "all" else ADVICE,
+        if folder.speaks:
+            some = f", {len(mine)} of {counted(len(files), 'file')} for {part}" if part.of > 1 else ""
+            log.info("%s: %s%s, looked at %d at a time", manifest, counted(len(opened), "row"), some, at_once)
+        scan(folder, opened, files, mine, look, at_once)
+        result = folder.finish(
+            lambda: _together(asked, opened, look, found_by_all(folder, files, look, out / "checked.jsonl"), classes)
         )
-        write_check_report(result, opened, found, judged, look, asked.pictures, asked.seed)
-    if asked.strict and result.bad:
+    if asked.strict and isinstance(result, CheckedManifest) and result.bad:
         raise DataError(f"{result.bad} of {result.rows} rows of {manifest} are bad: see {out}/bad.csv and report.html")
+    return result
+
+
+def _costs(folder: JobFolder, manifest: Manifest, files: Distinct, how: ReadAs) -> Ints:
+    """About what looking at each file costs: its bytes, or the pictures of a folder."""
+    if folder.part.of == 1:
+        return np.zeros(len(files), np.int64)  # nothing is divided
+    if how.kind == "video" and not manifest.is_packed:
+        seen = folder.look(lambda number: manifest[int(files.first[number])].path, len(files))
+        return np.asarray(seen["size"], np.int64)
+    entries = (manifest[row] for row in files.first.tolist())
+    return np.array([entry.size or PICTURE * (entry.frames or 1) for entry in entries], np.int64)
+
+
+def _together(
+    asked: CheckArguments, opened: Manifest, look: ScanOptions, found: dict[str, Scanned], classes: int | None
+) -> CheckedManifest:
+    """Lists, verdicts and the page of what all parts have found."""
+    out = asked.out
+    judged = list(judge(opened, found, look.how, asked.min_frames, classes))
+    _write_lists(opened, judged, out)
+    warnings = [*_warnings(opened, found), *_advice(found, asked.num_frames * asked.stride)]
+    verdicts = Counter(str(row.verdict) for row in judged if row.verdict is not None)
+    if asked.bench:
+        log.info("measuring the readers on up to %d files", BENCHED)
+    readers = _bench(opened, judged, look.how, asked.timeout_s, asked.seed) if asked.bench else ""
+    advice = "" if asked.decode == "all" else ADVICE
+    result = CheckedManifest(out, len(opened), len(found), dict(verdicts), warnings, readers, advice)
+    write_check_report(result, opened, found, judged, look, asked.pictures, asked.seed)
     return result
 
 
@@ -188,8 +220,6 @@ def _advice(found: dict[str, Scanned], span: int) -> list[str]:
 
 
 def _bench(manifest: Manifest, judged: list[JudgedRow], how: ReadAs, timeout_s: float, seed: int) -> str:
-    import numpy as np
-
     from vmae2_ds.data.readers.choice import choose_reader
 
     good = [row.row for row in judged if row.verdict is None]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import logging
 import os
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,10 +14,8 @@ import numpy as np
 from pydantic import Field
 from tyro.conf import Positional
 
-from vmae2_ds.config.strict import AtOnce, ReadLimit, Seed, StrictModel
-from vmae2_ds.console.progress import Ticker, counted, heard
-from vmae2_ds.contracts import ReadFailure
-from vmae2_ds.data.bad_files import BadFileLedger
+from vmae2_ds.config.strict import AtOnce, PartOf, ReadLimit, Seed, StrictModel
+from vmae2_ds.console.progress import counted
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.choice import clip_cost
 from vmae2_ds.data.readers.common import check_is_file
@@ -27,13 +24,17 @@ from vmae2_ds.data.readers.table import read_clip
 from vmae2_ds.data.readers.watchdog import Watchdog
 from vmae2_ds.data.sources.list_formats import csv_line, list_form
 from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manifest
+from vmae2_ds.data.tools.copies import Copies, refuse_sources
+from vmae2_ds.data.tools.division import share
 from vmae2_ds.data.tools.encode import X264, Encoded, reencode
+from vmae2_ds.data.tools.job_folder import JobFolder, PartDone, job_folder, write_bad_files, write_lines
 from vmae2_ds.data.tools.parallel import in_parallel
+from vmae2_ds.data.tools.parts import part_here
+from vmae2_ds.data.tools.places import BAD, is_bad
 from vmae2_ds.data.tools.scan import stamp_of
-from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
+from vmae2_ds.data.tools.work_folder import check_work_folder
 from vmae2_ds.disk import whole_file, write_whole
-from vmae2_ds.errors import ConfigError, DataError, VideoError
-from vmae2_ds.json_lines import adding_rows, rows_of
+from vmae2_ds.errors import DataError, VideoError
 
 log = logging.getLogger(__name__)
 
@@ -131,15 +132,19 @@ class PrepareArguments(StrictModel):
     ignore_columns: tuple[str, ...] | None = None
     """Names of extra columns to ignore in the list; the option without a name ignores every column that is not used
     here. Default: a list with an unknown column is refused."""
+    part: PartOf | None = None
+    """For array jobs: do the i-th of N parts of the work, as i/N; the last part to end puts the result together. Under a
+    launcher (srun, mpirun, deepspeed, torchrun) the ranks share the work without it."""
 
 
-def prepare_manifest(asked: PrepareArguments) -> Prepared:
-    """Re-encode the videos into the folder asked for, with a manifest of the copies."""
+def prepare_manifest(asked: PrepareArguments) -> Prepared | PartDone:
+    """Re-encode the videos into the folder asked for, with a manifest of the copies; or a part of them."""
+    part = part_here(asked.part)
     out = asked.out
     form = list_form(asked.ignore_columns, asked.labels)
-    check_work_folder(out, "prepare", (asked.manifest, asked.labels), root=asked.root)
+    check_work_folder(out, "prepare", (asked.manifest, asked.labels), root=asked.root, several=part.of > 1)
     opened = read_manifest(asked.manifest, asked.root, form=form)
-    check_work_folder(out, "prepare", root=opened.root)
+    check_work_folder(out, "prepare", root=opened.root, several=part.of > 1)
     settings = {
         "list": opened.rows.digest,
         "short_side": asked.short_side,
@@ -148,135 +153,100 @@ def prepare_manifest(asked: PrepareArguments) -> Prepared:
         "x264": X264,
     }
     settings["labels"] = form.names and form.names.digest
-    with work_folder(out, "prepare", settings):
-        by_name = _jobs(opened)
-        jobs = list({job.target: job for job in by_name.values()}.values())
-        _refuse_sources(jobs, out)
-        ledger = BadFileLedger(out / "bad_files.jsonl")
-        done = {line["target"]: line for line in rows_of(out / "prepared.jsonl")}
-        kept = {job.target for job in jobs if _is_current(job, done.get(job.target), out)}
-        left = [job for job in jobs if job.target not in kept]
+    alike = {"sample": asked.sample, "seed": asked.seed}
+    with job_folder(out, "prepare", settings, part, alike=alike, results="prepared.jsonl") as folder:
+        copies = Copies(opened)
+        seen = folder.look(copies.place, len(copies))
+        mine = share(copies.costs(seen), part.number, part.of)
+        refuse_sources(copies, mine, seen, out)
+        done = _found(copies, folder.rows(), set(mine.tolist()))[0]
+        left = [number for number in mine.tolist() if not _is_current(copies, number, done.get(number), out)]
         at_once = asked.workers or os.cpu_count() or 1
-        log.info(
-            "%s: %s, %d of them prepared before, %d at a time",
-            asked.manifest,
-            counted(len(jobs), "video"),
-            len(kept),
-            at_once,
-        )
-
-        def work(job: _Job, watchdog: Watchdog) -> tuple[_Job, dict[str, Any] | str]:
-            return job, _prepare_one(job, out, watchdog, (asked.short_side, asked.gop, asked.crf))
-
-        bad, written = 0, 0
-        with (
-            adding_rows(out / "prepared.jsonl") as add,
-            heard(Ticker(log, "videos prepared", len(jobs), len(kept))) as ticker,
-        ):
-            for number, (job, line) in enumerate(in_parallel(left, work, at_once, asked.timeout_s), 1):
-                if isinstance(line, str):
-                    ledger.record([ReadFailure(job.source.name, line)])
-                    bad += 1
-                    done.pop(job.target, None)
-                else:
-                    done[job.target] = line
-                    add(line)
-                    written += 1
-                ticker.tell(len(kept) + number)
-        there = [job for job in jobs if job.target in done]
-        if not there:
-            raise DataError(
-                f"{asked.manifest}: none of its {len(jobs)} videos could be prepared; see {out}/bad_files.jsonl"
-            )
-        rows = _write_manifest(out, opened, {name: job.target for name, job in by_name.items() if job.target in done})
-        facts = [done[job.target] for job in there]
-        if asked.sample:
+        if folder.speaks:
             log.info(
-                "measuring on up to %s how much faster a clip is read", counted(min(asked.sample, len(there)), "video")
+                "%s: %s, %d of them prepared before, %d at a time",
+                asked.manifest,
+                counted(len(mine), "video") + (f" of {len(copies)} for {part}" if part.of > 1 else ""),
+                len(mine) - len(left),
+                at_once,
             )
-        result = Prepared(
-            out,
-            len(there),
-            rows,
-            bad,
-            sum(fact["bytes_before"] for fact in facts),
-            sum(fact["bytes"] for fact in facts),
-            sum(fact["seconds"] for fact in facts) / 3600,
-            sorted(_speedups(there, out, asked.sample, asked.seed, min(asked.timeout_s, SAMPLE_S))),
-            written,
-        )
-        write_whole(out / "report.json", json.dumps({**result._asdict(), "out": str(out), **settings}, indent=1))
-        return result
+        del seen, done
+
+        with folder.working("videos prepared", len(mine) - len(left), len(mine), len(copies)) as add:
+
+            def work(number: int, watchdog: Watchdog) -> None:
+                job = _Job(copies.source(number), copies.target(number))
+                line = _prepare_one(job, out, watchdog, (asked.short_side, asked.gop, asked.crf))
+                add(
+                    line, written=not is_bad(line)
+                )  # before the thread takes another: a kill loses what is in work alone
+
+            for _ in in_parallel(left, work, at_once, asked.timeout_s):
+                pass
+        return folder.finish(lambda: _together(asked, opened, copies, folder, settings))
 
 
-def _jobs(manifest: Manifest) -> dict[str, _Job]:
-    """Jobs by the name of the video; names of one file share a job, and two files never share a target.
-
-    The tree below the root is kept; what lies elsewhere goes into a folder named by a hash of where.
-    """
-    jobs: dict[str, _Job] = {}
-    taken: dict[str, _Job] = {}
-    for entry in manifest:
-        if entry.name in jobs:
+def _found(
+    copies: Copies, rows: Iterable[dict[str, Any]], wanted: Container[int]
+) -> tuple[dict[int, bytes], dict[int, str]]:
+    """The newest line of each copy that is wanted, as JSON, which is small; and why others could not be made."""
+    done: dict[int, bytes] = {}
+    bad: dict[int, str] = {}
+    for row in rows:
+        number = copies.number_of_name(row["path"]) if is_bad(row) else copies.number_of(row["target"])
+        if number is None or number not in wanted:
             continue
-        job = _Job(entry, _target(entry, manifest.root))
-        other = taken.get(job.target)
-        if other is not None and not _is_same_file(
-            other.source, entry
-        ):  # x.avi becomes x.avi.mp4, which may be there too
-            job = _Job(entry, _elsewhere(entry))
-        jobs[entry.name] = taken.setdefault(job.target, job)
-    return jobs
+        if is_bad(row):
+            bad[number] = row[BAD]
+            done.pop(number, None)
+        else:
+            done[number] = json.dumps(row).encode()
+            bad.pop(number, None)
+    return done, bad
 
 
-def _is_same_file(one: VideoEntry, other: VideoEntry) -> bool:
-    try:
-        return one.shard is None and other.shard is None and os.path.samefile(one.path, other.path)
-    except OSError:
+def _together(
+    asked: PrepareArguments, opened: Manifest, copies: Copies, folder: JobFolder, settings: dict[str, Any]
+) -> Prepared:
+    """The manifest and the report of what all parts have done, in the order of the list, whoever did what."""
+    out = asked.out
+    done, bad = _found(copies, folder.rows(of_all=True), range(len(copies)))
+    there = sorted(done)
+    write_lines(out / "prepared.jsonl", (done[number] for number in there))
+    write_bad_files(out, ({"path": copies.source(number).name, BAD: bad[number]} for number in sorted(bad)))
+    if not there:
+        raise DataError(
+            f"{asked.manifest}: none of its {len(copies)} videos could be prepared; see {out}/bad_files.jsonl"
+        )
+    rows = _write_manifest(out, opened, copies, done)
+    before = size = 0
+    seconds = 0.0
+    for number in there:
+        fact = json.loads(done[number])
+        before, size, seconds = before + fact["bytes_before"], size + fact["bytes"], seconds + fact["seconds"]
+    if asked.sample:
+        log.info(
+            "measuring on up to %s how much faster a clip is read", counted(min(asked.sample, len(there)), "video")
+        )
+    speedups = _speedups(copies, there, out, asked.sample, asked.seed, min(asked.timeout_s, SAMPLE_S))
+    result = Prepared(out, len(there), rows, len(bad), before, size, seconds / 3600, sorted(speedups), folder.written)
+    about = {name: value for name, value in result._asdict().items() if name not in ("out", "written")}
+    write_whole(out / "report.json", json.dumps({**about, **settings}, indent=1))
+    return result
+
+
+def _is_current(copies: Copies, number: int, line: bytes | None, out: Path) -> bool:
+    if line is None:
         return False
-
-
-def _refuse_sources(jobs: list[_Job], out: Path) -> None:
-    """Raises ConfigError where a copy would replace a video that is read, under whatever name."""
-    sources = {place: job.source.name for job in jobs if (place := _place_of(job.source.shard or job.source.path))}
-    for job in jobs:
-        place = _place_of(out / job.target)
-        if place is not None and (source := sources.get(place)):
-            raise ConfigError(f"{out / job.target} is {source}, which is read; name another --out")
-
-
-def _place_of(path: str | Path) -> tuple[int, int] | None:
-    """Device and inode of what lies at `path` now; None where there is nothing."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _target(entry: VideoEntry, root: str) -> str:
-    inside = os.path.relpath(entry.path, root) if entry.shard is None and "://" not in entry.path else entry.path
-    if entry.shard is not None or inside.startswith("..") or os.path.isabs(inside) or "://" in inside:
-        return _elsewhere(entry)
-    # the old suffix stays in front of the new one: a.avi and a.mp4 do not become one file
-    return inside if inside.endswith(".mp4") else f"{inside}.mp4"
-
-
-def _elsewhere(entry: VideoEntry) -> str:
-    where = hashlib.sha256(os.fsencode(entry.name)).hexdigest()[:16]
-    name = os.path.basename(entry.path)
-    return os.path.join("elsewhere", where, name if name.endswith(".mp4") else f"{name}.mp4")
-
-
-def _is_current(job: _Job, line: dict[str, Any] | None, out: Path) -> bool:
-    if line is None or line["stamp"] != stamp_of(job.source):
+    fact = json.loads(line)
+    if fact["stamp"] != stamp_of(copies.source(number)):
         return False
-    target = out / job.target
-    return target.is_file() and target.stat().st_size == line["bytes"]
+    target = out / fact["target"]
+    return target.is_file() and target.stat().st_size == fact["bytes"]
 
 
-def _prepare_one(job: _Job, out: Path, watchdog: Watchdog, settings: tuple[int, int, int]) -> dict[str, Any] | str:
-    """A line of prepared.jsonl, or why the video could not be prepared."""
+def _prepare_one(job: _Job, out: Path, watchdog: Watchdog, settings: tuple[int, int, int]) -> dict[str, Any]:
+    """A line of prepared.jsonl, or one that says why the video could not be prepared."""
     target = out / job.target
     target.parent.mkdir(parents=True, exist_ok=True)
     stamp = stamp_of(job.source)
@@ -284,7 +254,7 @@ def _prepare_one(job: _Job, out: Path, watchdog: Watchdog, settings: tuple[int, 
         with whole_file(target, alone=True) as part:
             encoded, bytes_before, seconds = watchdog.call(_encode, job.source, str(part), settings)
     except VideoError as error:
-        return str(error)
+        return {"path": job.source.name, BAD: str(error)}
     return {"target": job.target, "stamp": stamp, "bytes_before": bytes_before, "seconds": seconds} | {
         "frames": encoded.frames,
         "bytes": encoded.size,
@@ -312,30 +282,35 @@ def _encode(source: VideoEntry, target: str, settings: tuple[int, int, int]) -> 
     return encoded, size, encoded.frames / rates[0]
 
 
-def _write_manifest(out: Path, manifest: Manifest, targets: dict[str, str]) -> int:
+def _write_manifest(out: Path, manifest: Manifest, copies: Copies, done: Container[int]) -> int:
     """manifest.csv with every row whose file was prepared; returns how many."""
-    text = io.StringIO()
-    text.write(csv_line(["path", "label", "source", "start", "frames"]))
     rows = 0
-    for row in range(len(manifest)):
-        video, target = manifest.listed(row), targets.get(manifest[row].name)
-        if target is not None:
-            source = "" if video.source == DEFAULT_SOURCE else video.source
-            text.write(csv_line((target, video.label, source, video.start or None, video.frames)))
-            rows += 1
-    write_whole(out / "manifest.csv", text.getvalue())
+    with (
+        whole_file(out / "manifest.csv") as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        file.write(csv_line(["path", "label", "source", "start", "frames"]))
+        for row in range(len(manifest)):
+            number = copies.of_row(row)
+            if number in done:
+                video = manifest.listed(row)
+                source = "" if video.source == DEFAULT_SOURCE else video.source
+                file.write(csv_line((copies.target(number), video.label, source, video.start or None, video.frames)))
+                rows += 1
     return rows
 
 
-def _speedups(jobs: list[_Job], out: Path, sample: int, seed: int, timeout_s: float) -> list[float]:
+def _speedups(
+    copies: Copies, numbers: list[int], out: Path, sample: int, seed: int, timeout_s: float
+) -> Iterator[float]:
     """CPU time of the same clips before over after, of up to `sample` videos; those that cannot be read are passed over."""
-    found: list[float] = []
+    found = 0
     with Watchdog(timeout_s) as watchdog:
-        for at in np.random.default_rng(seed).permutation(len(jobs))[: 2 * sample]:
-            job = jobs[int(at)]
-            copy = VideoEntry(str(out / job.target), None, "", 0, None)
-            if len(found) < sample:
+        for at in np.random.default_rng(seed).permutation(len(numbers))[: 2 * sample].tolist():
+            copy = VideoEntry(str(out / copies.target(numbers[at])), None, "", 0, None)
+            if found < sample:
                 with contextlib.suppress(VideoError):
-                    before, after = (watchdog.call(clip_cost, entry, ReadAs()) for entry in (job.source, copy))
-                    found.append(before / max(1e-9, after))
-    return found
+                    source = copies.source(numbers[at])
+                    before, after = (watchdog.call(clip_cost, entry, ReadAs()) for entry in (source, copy))
+                    found += 1
+                    yield before / max(1e-9, after)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,10 +22,11 @@ from vmae2_ds.data.readers.pyav import Upright
 from vmae2_ds.data.readers.storage import fetch
 from vmae2_ds.data.readers.watchdog import Watchdog
 from vmae2_ds.data.sources.manifest import Manifest
+from vmae2_ds.data.tools.division import Distinct, Ints
+from vmae2_ds.data.tools.job_folder import JobFolder, write_lines
 from vmae2_ds.data.tools.parallel import in_parallel
 from vmae2_ds.data.tools.video_facts import VideoFacts, probe_entry
 from vmae2_ds.errors import VideoError
-from vmae2_ds.json_lines import adding_rows, rows_of
 
 DecodeName = Literal["clip", "all", "none"]
 PIECE = 64
@@ -65,32 +67,57 @@ def key_of(entry: VideoEntry, how: ReadAs) -> str:
     return f"{entry.name}#{entry.start}+{entry.frames}" if how.kind == "frames" else entry.name
 
 
-def scan(
-    manifest: Manifest, look: ScanOptions, file: Path, workers: int, tell: Callable[[int, int], None]
-) -> dict[str, Scanned]:
-    """Look at all files that `file` has no current result of, append theirs to it, and return all results by key.
+def scan(folder: JobFolder, manifest: Manifest, files: Distinct, mine: Ints, look: ScanOptions, workers: int) -> None:
+    """Look at the files of `mine` that no row has a current result of; rows of the others are kept as they come."""
+    wanted = set(mine.tolist())
+    stamps: dict[int, Any] = {}
+    for key, (stamp, _) in _read(folder.rows(), look.settings):
+        number = files.number_of(key)
+        if number is not None and number in wanted:
+            stamps[number] = stamp
+    entry_of = {number: manifest[int(files.first[number])] for number in wanted}
+    left = [
+        entry_of[number]
+        for number in mine.tolist()
+        if number not in stamps or stamps[number] != stamp_of(entry_of[number])
+    ]
+    before = len(mine) - len(left)
+    del stamps, entry_of, wanted
 
-    `tell` gets (files done, files to do).
-    """
-    done = dict(_read(file, look.settings))
-    entries: dict[str, VideoEntry] = {}
-    for entry in manifest:
-        entries.setdefault(key_of(entry, look.how), entry)
-    found = {key: done[key][1] for key, entry in entries.items() if key in done and done[key][0] == stamp_of(entry)}
-    left = [entry for key, entry in entries.items() if key not in found]
-    del entries, done
-    total = len(found) + len(left)
-    tell(len(found), total)
-    with adding_rows(file) as add:
+    with folder.working("files checked", before, len(mine), len(files)) as add:
 
-        def work(entry: VideoEntry, watchdog: Watchdog) -> tuple[list[int] | None, Scanned]:
-            return stamp_of(entry), look_at(entry, look, watchdog)
-
-        for stamp, scanned in in_parallel(left, work, workers, look.timeout_s):
-            found[scanned.key] = scanned
+        def work(entry: VideoEntry, watchdog: Watchdog) -> None:
+            stamp, scanned = stamp_of(entry), look_at(entry, look, watchdog)
             add([look.settings, stamp, *scanned[:-1], scanned.facts])
-            tell(len(found), total)
-    return found
+
+        for _ in in_parallel(left, work, workers, look.timeout_s):
+            pass
+
+
+def found_by_all(folder: JobFolder, files: Distinct, look: ScanOptions, file: Path) -> dict[str, Scanned]:
+    """The results of all files by key, in the order of the list, whoever found what; they are written so into `file` too.
+
+    Behind them stay the rows of other ways of looking, which may be asked for again.
+    """
+    found: dict[int, tuple[Any, Scanned]] = {}
+    others: dict[str, bytes] = {}
+    for row in folder.rows(of_all=True):
+        read = next(iter(_read([row], look.settings)), None)
+        number = None if read is None else files.number_of(read[0])
+        if read is not None and number is not None:
+            found[number] = read[1]
+        else:
+            line = json.dumps(row).encode()
+            others[json.dumps([row[0], row[2]]) if isinstance(row, list) and len(row) > 2 else ""] = line
+    in_order = [found[number] for number in range(len(files))]
+    write_lines(
+        file,
+        chain(
+            (json.dumps([look.settings, stamp, *one[:-1], one.facts]).encode() for stamp, one in in_order),
+            others.values(),
+        ),
+    )
+    return {one.key: one for _, one in in_order}
 
 
 def look_at(entry: VideoEntry, look: ScanOptions, watchdog: Watchdog) -> Scanned:
@@ -156,9 +183,9 @@ def stamp_of(entry: VideoEntry) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read(file: Path, settings: str) -> Iterable[tuple[str, tuple[Any, Scanned]]]:
-    """The newest result of each key comes last."""
-    for row in rows_of(file):
+def _read(rows: Iterable[Any], settings: str) -> Iterator[tuple[str, tuple[Any, Scanned]]]:
+    """Results of this way of looking; the newest of each key comes last."""
+    for row in rows:
         with contextlib.suppress(ValueError, TypeError):  # of an earlier version: its file is looked at again
             told, stamp, key, reason, is_missing, frames, facts = row
             if told == settings:

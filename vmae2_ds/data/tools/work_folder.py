@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vmae2_ds.disk import check_out_folder, hold, write_whole
+from vmae2_ds.disk import TRIAL, check_out_folder, hold, write_whole
 from vmae2_ds.errors import ConfigError, DataError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -18,7 +18,13 @@ LOCK = ".lock"
 
 
 def check_work_folder(
-    folder: Path, job: str, inputs: Iterable[Path | None] = (), option: str = "--out", root: str | Path | None = None
+    folder: Path,
+    job: str,
+    inputs: Iterable[Path | None] = (),
+    option: str = "--out",
+    root: str | Path | None = None,
+    *,
+    several: bool = False,
 ) -> None:
     """Raises ConfigError unless `folder` is new, empty, or one that this job began; it holds nothing that is read.
 
@@ -30,18 +36,21 @@ def check_work_folder(
         inputs: Files that are read.
         option: What the folder was given by.
         root: The folder that the paths of the list start from.
+        several: Whether others may begin the same job at the same time: what one of them makes the others do not take away.
     """
     if root is not None and folder.exists() and Path(root).exists() and folder.samefile(root):
         raise ConfigError(f"{option} {folder} is the folder that the list's paths start from; name another folder")
     files = [path for path in inputs if path is not None]
     made = [above for above in (folder, *folder.parents) if not above.exists()]
-    check_out_folder(folder, option, files, lambda path: (path / f"{job}.json").is_file() or _names(path) <= {LOCK})
-    for above in made:
+    check_out_folder(folder, option, files, lambda path: (path / f"{job}.json").is_file() or _is_beginning(path, job))
+    for above in () if several else made:
         above.rmdir()
 
 
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+def _is_beginning(folder: Path, job: str) -> bool:
+    """Whether a folder holds no more than a job has there before it says whose the folder is."""
+    beginnings = (LOCK, f".{job}.json.part", TRIAL)
+    return all(path.name.startswith(beginnings) for path in folder.iterdir()) or (folder / f"{job}.json").is_file()
 
 
 @contextlib.contextmanager
@@ -52,13 +61,13 @@ def work_folder(folder: Path, job: str, settings: dict[str, Any], option: str = 
     with other settings filled it.
     """
     file, text = folder / f"{job}.json", json.dumps(settings, indent=1)
-    _check_settings(file, folder, json.loads(text), option)  # before a lock is left in a folder of something else
+    check_settings(file, folder, json.loads(text), option)  # before a lock is left in a folder of something else
     with full_disk_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if (lock := hold(folder / LOCK)) is None:
             raise ConfigError(f"{folder} is held by another vmae2 data {job}; wait for it or name another {option}")
         with lock:
-            _check_settings(file, folder, json.loads(text), option)
+            check_settings(file, folder, json.loads(text), option)
             if not file.is_file():
                 write_whole(file, text)
             yield
@@ -77,7 +86,8 @@ def full_disk_is_told(place: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_settings(file: Path, folder: Path, now: dict[str, Any], option: str) -> None:
+def check_settings(file: Path, folder: Path, now: dict[str, Any], option: str) -> None:
+    """Raises ConfigError where `file` says that `folder` was begun with other settings than `now`."""
     if not file.is_file():
         return
     try:

@@ -1,0 +1,283 @@
+"""Data tools as several ranks or parts: the same result as one process, nothing done twice, and whoever is lost is named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmae2_ds.cli.main import main
+from vmae2_ds.data.tools import division, parts
+from vmae2_ds.data.tools.check import CheckArguments, check_manifest
+from vmae2_ds.data.tools.job_folder import PartDone
+from vmae2_ds.data.tools.parts import part_here
+from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
+from vmae2_ds.data.tools.synthetic import SyntheticSet
+from vmae2_ds.errors import ConfigError
+
+VIDEOS = 10
+PREPARE = {"short_side": 32, "gop": 4, "workers": 1, "sample": 0}
+CHECK = {"pictures": 0, "workers": 1, "num_frames": 4, "stride": 1}
+
+WORKER = """
+import os, signal, sys, time
+from vmae2_ds.cli.main import main
+from vmae2_ds.data.tools import job_folder, parts, prepare, scan
+counted, die_at, wait_for = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+parts.BEAT_S = 0.2
+done = 0
+def counting(inner, path_of):
+    def work(*values):
+        global done
+        if done == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while wait_for and not os.path.exists(wait_for):
+            time.sleep(0.02)
+        result = inner(*values)
+        done += 1
+        with open(counted, "a") as file:
+            file.write(path_of(values).partition("/set/")[2] + chr(10))
+        return result
+    return work
+prepare._prepare_one = counting(prepare._prepare_one, lambda values: values[0].source.path)
+scan.look_at = counting(scan.look_at, lambda values: values[0].path)
+main(sys.argv[4:])
+"""
+
+
+@pytest.fixture
+def listed(synthetic_set: SyntheticSet, tmp_path: Path) -> Path:
+    """Ten small videos, one of them as two parts and under two names, two that are none, one that is not there."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    sound = sorted((synthetic_set.train.parent / "train").glob("*.mp4"))[:VIDEOS]
+    for number, path in enumerate(sound):
+        shutil.copy(path, folder / f"{number}.mp4")
+    for name in ("text.mp4", "other.mp4"):
+        (folder / name).write_text(f"{name}: no video\n")
+    rows = [f"{number}.mp4,{number % 3},," for number in range(VIDEOS)]
+    rows += ["0.mp4,0,4,8", "./1.mp4,1,,", "text.mp4,1,,", "other.mp4,1,,", "none.mp4,2,,"]
+    (folder / "list.csv").write_text("path,label,start,frames\n" + "".join(f"{row}\n" for row in rows))
+    return folder / "list.csv"
+
+
+def words(verb: str, listed: Path, out: Path, *more: str) -> list[str]:
+    given = {"prepare": PREPARE, "check": CHECK}[verb]
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return ["data", verb, str(listed), "--out", str(out), *options, *more]
+
+
+class Start:
+    """A process as a launcher starts it, by the variables that torchrun sets."""
+
+    def __init__(self, args: list[str], folder: Path, rank: int | None = None, ranks: int = 1, **how: object) -> None:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        if rank is not None:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost"}
+        self.counted = folder / "counted"
+        line = [
+            sys.executable,
+            "-c",
+            WORKER,
+            self.counted,
+            str(how.get("die_at", -1)),
+            str(how.get("wait_for", "")),
+            *args,
+        ]
+        self.process = subprocess.Popen(line, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All that is in a folder, hidden files too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def alone(verb: str, listed: Path, out: Path) -> dict[str, bytes]:
+    with pytest.raises(SystemExit) as stop:
+        main(words(verb, listed, out))
+    assert not stop.value.code
+    return content(out)
+
+
+@pytest.mark.parametrize("verb", ["prepare", "check"])
+def test_ranks_that_are_killed_and_gone_on_with_by_another_number_give_what_one_gives(
+    verb: str, listed: Path, tmp_path: Path
+) -> None:
+    """Three ranks, of which one is killed after two files; then two go on: what is in the folder, and what was done."""
+    one, out = alone(verb, listed, tmp_path / "one"), tmp_path / "out"
+    args = words(verb, listed, out)
+    first = [Start(args, tmp_path, rank, 3, die_at=2 if rank == 1 else -1) for rank in range(3)]
+    ends = [start.end() for start in first]
+    assert [code for code, _, _ in ends] == [78, -signal.SIGKILL, 0], ends
+    host = os.uname().nodename
+    assert f"rank 1 is gone on {host}: 2 of its" in ends[0][2], ends[0][2]
+    assert "the same command goes on, on any number of ranks" in ends[0][2]
+    done = Counter((tmp_path / "counted").read_text().split())
+    assert 2 < len(done) < VIDEOS + 3
+    second = [Start(args, tmp_path, rank, 2) for rank in range(2)]
+    ends = [start.end() for start in second]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert ends[1][1] == ""
+    assert "in an earlier start rank 1 is gone" in ends[0][2]
+    assert content(out) == one
+    bad = {"text.mp4", "other.mp4", "none.mp4"}
+    again = Counter((tmp_path / "counted").read_text().split())
+    assert {name for name, times in again.items() if times > 1} <= (bad if verb == "prepare" else set())
+    other_name = {"./1.mp4"} if verb == "check" else set()
+    assert set(again) == {f"{number}.mp4" for number in range(VIDEOS)} | other_name | bad
+
+
+@pytest.mark.parametrize("verb", ["prepare", "check"])
+def test_parts_of_an_array_job_in_any_order_give_what_one_gives(
+    verb: str, listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, out = alone(verb, listed, tmp_path / "one"), tmp_path / "out"
+    capsys.readouterr()
+    for part in ("3/3", "1/3", "2/3"):
+        with pytest.raises(SystemExit) as stop:
+            main(words(verb, listed, out, "--part", part))
+        assert not stop.value.code
+        said = capsys.readouterr().out
+        if part != "2/3":
+            assert said.startswith(f"part {part} is done: ")
+            assert "part 2/3 has not begun" in said
+    assert content(out) == one
+    with pytest.raises(SystemExit):  # a task of a finished job that comes again changes nothing
+        main(words(verb, listed, out, "--part", "1/3"))
+    assert content(out) == one
+
+
+def test_two_parts_that_end_at_once_put_one_result_together(listed: Path, tmp_path: Path) -> None:
+    """Held back until both are at work, then let go: one tells of the result, the other that there is one or who has it."""
+    one, out, go = alone("check", listed, tmp_path / "one"), tmp_path / "out", tmp_path / "go"
+    starts = [Start(words("check", listed, out, "--part", f"{part}/2"), tmp_path, wait_for=str(go)) for part in (1, 2)]
+    deadline = time.monotonic() + 60
+    while len(list((out / ".parts").glob("*.jsonl"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(SystemExit) as stop:  # neither one process nor other parts come in between
+        main(words("check", listed, out))
+    assert stop.value.code == 2
+    go.touch()
+    ends = [start.end() for start in starts]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert sum("clean.csv, bad.csv, report.html" in said for _, said, _ in ends) == 1
+    assert content(out) == one
+
+
+def test_parts_that_do_not_fit_together_are_refused(
+    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def prepare(part: str | None, **asked: object) -> object:
+        return prepare_manifest(PrepareArguments(manifest=listed, out=out, part=part, **{**PREPARE, **asked}))  # type: ignore[arg-type]
+
+    for part in ("0/4", "5/4", "1/0"):
+        with pytest.raises(ConfigError, match="parts are numbered from 1 to N"):
+            prepare(part)
+    for part in ("1", "a/b", "-1/2", "1/2/3", ""):
+        with pytest.raises(ConfigError, match="write i/N"):
+            prepare(part)
+    assert not out.exists()
+    assert isinstance(prepare("1/3"), PartDone)
+    with pytest.raises(ConfigError, match=r"other settings \(crf: was 20, now 30\)"):
+        prepare("2/3", crf=30)
+    with pytest.raises(ConfigError, match=r"begun with other settings \(seed: was 0, now 1\); give all parts the same"):
+        prepare("2/3", seed=1)
+    with pytest.raises(ConfigError, match="holds files of something else"):
+        check_manifest(CheckArguments(manifest=listed, out=out, part="2/3"))
+    go = tmp_path / "go"
+    with held_back(
+        Start(words("prepare", listed, out, "--part", "2/3"), tmp_path, wait_for=str(go)),
+        out / ".parts/00002.jsonl",
+        go,
+    ):
+        with pytest.raises(
+            ConfigError, match=r"worked on in 3 parts: part 2/3 is at work on .*; this is part 1/4 of 4"
+        ):
+            prepare("1/4")
+        with pytest.raises(ConfigError, match=r"part 2/3 is at work on"):
+            prepare("2/3")
+        with pytest.raises(ConfigError, match="worked on in 3 parts"):
+            prepare(None)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="torch started 2 ranks, which share the work by themselves"):
+        part_here("1/2")
+
+
+@contextlib.contextmanager
+def held_back(start: Start, file: Path, go: Path) -> Iterator[None]:
+    """A part at work for as long as the block lasts."""
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        go.touch()
+        assert start.end()[0] == 0
+
+
+def test_a_part_that_is_lost_or_stopped_is_named_by_the_others(listed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed = Start(words("prepare", listed, out, "--part", "2/2"), tmp_path, die_at=1).end()
+    assert killed[0] == -signal.SIGKILL
+    said = Start(words("prepare", listed, out, "--part", "1/2"), tmp_path).end()[1]
+    assert f"part 2/2 is gone on {os.uname().nodename}: 1 of its" in said
+    assert "start --part 2/2 again" in said
+    go = tmp_path / "go"
+    start = Start(words("prepare", listed, out, "--part", "2/2"), tmp_path, wait_for=str(go))
+    deadline = time.monotonic() + 60
+    while parts.read_status(out / ".parts/00002").pid != start.process.pid:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    start.process.send_signal(signal.SIGTERM)
+    code, _, err = start.end()
+    assert code == 75, err
+    assert "stopped by SIGTERM; what is finished stays, and the same command goes on" in err
+
+
+# --- division --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", [2, 3, 7])
+def test_parts_have_each_file_once_and_like_cost(of: int) -> None:
+    rng = np.random.default_rng(0)
+    costs = (10 ** rng.uniform(4, 9, 4000)).astype(np.int64)
+    costs[::of] *= 3  # every of-th is large: parts that take turns would not be alike
+    shares = [division.share(costs, part, of) for part in range(of)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(4000))
+    loads = [costs[share].sum() for share in shares]
+    assert max(loads) - min(loads) < 0.001 * sum(loads)
+    left = shares[0]  # of a part that never ran, another number of parts has about as much each
+    others = [len(np.intersect1d(left, division.share(costs, part, 2 * of))) for part in range(2 * of)]
+    assert max(others) < 2 * len(left) / (2 * of)
+
+
+def test_names_are_numbered_as_they_first_occur() -> None:
+    rng = np.random.default_rng(1)
+    names = [f"n{number}" for number in rng.integers(0, 300, 1000)]
+    found = division.Distinct(names)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    assert found.of_place.tolist() == [numbers[name] for name in names]
+    assert found.first.tolist() == [names.index(name) for name in numbers]
+    assert [found.number_of(name) for name in numbers] == list(numbers.values())
+    assert found.number_of("other") is None
