@@ -80,8 +80,10 @@ def test_a_cooldown_is_the_end_of_a_run_planned_so_from_the_start(
         return refused(capsys, videos, tmp_path / "none", *WSD, *decay, *more)
 
     branch = ("--train.branch", constant)
-    assert "is no whole checkpoint: it was never finished" in says("--train.branch", constant.replace("4", "3"))
-    assert "falls from step 4 on" in says("--train.branch", constant.replace("4", "6"))
+    assert "is no whole checkpoint: it was never finished" in says(
+        "--train.branch", constant.replace("p00000004", "p00000003")
+    )
+    assert "falls from step 4 on" in says("--train.branch", constant.replace("p00000004", "p00000006"))
     assert "these differ: model.encoder" in says(*branch, "--model.encoder.mlp", "96")
     assert "both say what to start from" in says(*branch, "--train.init", constant)
     assert "is no checkpoint of a run" in says("--train.branch", str(planned))
