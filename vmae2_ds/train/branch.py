@@ -103,9 +103,7 @@ def take_over(config: RunConfig, folder: Path) -> Path | None:
         raise ConfigError(
             f"--train.branch {source} could not be taken over: {error}; its run may have removed it: {_others(source)}"
         ) from None
-    log.info(
-        "cooling down from %s: %s %s", source, counted(len(whole["files"]), "file"), "linked" if linked else "copied"
-    )
+    log.info("cooling down from %s: %s %s", source, counted(len(linked), "file"), "linked" if all(linked) else "copied")
     return target
 
 

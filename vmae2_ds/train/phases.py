@@ -114,10 +114,7 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
         validate = stage.validation(inputs.validation, ranks)
     extras = stage.extras(inputs.mixture, ranks)
     identity = {**inputs.identity(), **extras.identity}
-    ranks.from_first(lambda: check_branch(config, identity, plan.num_videos))
-    folder = ranks.from_first(
-        lambda: open_run_folder(config, identity, inputs.names, lambda path: take_over(config, path))
-    )
+    folder = ranks.from_first(lambda: _open_folder(config, identity, inputs, plan))
     minutes = config.guard.hang_minutes, config.guard.hang_slow_minutes
     hang = guards.enter_context(HangSwitch(folder.path, ranks, *(60 * limit for limit in minutes)))
     met.peers.on_loss = lambda why: hang.end_in(END_S, why)
@@ -132,6 +129,12 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
         hang=hang,
         checkpoint=checkpoint,
     )
+
+
+def _open_folder(config: RunConfig, identity: dict[str, Any], inputs: Inputs, plan: RunPlan) -> RunFolder:
+    """The run's folder, new or old, with the checkpoint that a cooldown begins with (rank 0)."""
+    check_branch(config, identity, plan.num_videos)
+    return open_run_folder(config, identity, inputs.names, lambda path: take_over(config, path))
 
 
 @dataclass(frozen=True)
