@@ -122,9 +122,8 @@ class Bare:
 
     def save(self, folder: Path, step: int) -> None:
         """A checkpoint of its own layout."""
-        asks = {
-            "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}
-        }  # else stages 1 and 2 convert nothing
+        # without it stages 1 and 2 convert nothing
+        asks = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
         self.engine.save_checkpoint(str(folder), tag=f"step{step}", client_state=asks)
 
     def load(self, folder: Path, step: int) -> None:

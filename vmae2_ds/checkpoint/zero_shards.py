@@ -130,16 +130,14 @@ class ZeroShards:
         """Where the elements of the trained parameter `name` lie, in their order. Opens no file."""
         shard, start = self._places[name]
         numel = self.shapes[name].numel()
-        if (
-            self._stage == 3
-        ):  # each parameter is cut in equal parts, the last ones padded; a rank strings its parts together
+        if self._stage == 3:
+            # each parameter is cut in equal parts, the last ones padded; a rank strings its parts together
             part = max(1, math.ceil(numel / self._ranks))
             return [
                 Fragment(rank, shard, start, min(part, numel - rank * part)) for rank in range(math.ceil(numel / part))
             ]
-        size = (
-            self._of(0).shards[MASTER][shard].numel()
-        )  # the vector of a group is cut in equal parts, the last one padded
+        # the vector of a group is cut in equal parts, the last one padded
+        size = self._of(0).shards[MASTER][shard].numel()
         ranks = range(start // size, math.ceil((start + numel) / size)) if self._stage else range(1)
         starts = [max(start, rank * size) for rank in ranks]
         stops = [*starts[1:], start + numel]

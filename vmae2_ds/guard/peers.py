@@ -134,9 +134,8 @@ class PeerWatch:
 
     def _watch(self) -> None:
         """The thread: sleeps until a connection says something, which is most likely its end."""
-        with (
-            selectors.DefaultSelector() as events
-        ):  # left, it lets go of the connections: they would wait for a collection
+        # once left, it lets go of the connections, which would else wait for a collection of garbage
+        with selectors.DefaultSelector() as events:
             for connection in self._peers:
                 events.register(connection, selectors.EVENT_READ, connection)
             while events.get_map() and not self._leaving:
