@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import tyro
 from benchmarks.deepspeed.page import PAGE, ROWS, page_of, table_of
 from benchmarks.record import append_rows, provenance
 from vmae2_ds.disk import write_whole
+from vmae2_ds.host import free_port
 from vmae2_ds.json_lines import rows_of
 
 ROOT = Path(__file__).parents[2]
@@ -43,10 +43,7 @@ def run_worlds(asked: dict[str, object], folder: Path, timeout_s: float = 3000) 
     out = folder / "rows.jsonl"
     (folder / "asked.json").write_text(json.dumps({**asked, "folder": str(folder)}))
     for size in (2, 1):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        started = []
+        port, started = free_port(), []
         for rank in range(size):
             where = {
                 "RANK": rank,

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.deepspeed.bench import Bare, Bench
 from benchmarks.deepspeed.case import BOTH, IN_FP32, SUITE, Found, Setting, folder_of, same
-from benchmarks.deepspeed.toy import Toy, Weights, adamw, flat, moved
+from benchmarks.deepspeed.toy import Toy, Weights, adamw, every_rank, flat, moved
 
 STEP, MICRO_BATCHES = 2, 2
 LOSES = (*IN_FP32, *(Setting(policy, "bf16") for policy in ("zero1", "zero3")), Setting("zero3", "fp32", "hpZ"))
@@ -140,12 +140,6 @@ def _on_one_rank(bench: Bench, universal: bool) -> Found:
         engine.load(folder, STEP)
     else:
         engine.engine.load_checkpoint(str(folder), tag=f"step{STEP}" + "_universal" * universal)
-    batches = [batch for mine in _of_two(bench) for batch in mine]
+    batches = [batch for mine in every_rank(STEP, MICRO_BATCHES, 2) for batch in mine]
     engine.step(batches)
     return same(moved(saved["before"], saved["expected"]), moved(saved["before"], engine.weights()))
-
-
-def _of_two(bench: Bench) -> list[list]:
-    from benchmarks.deepspeed.toy import every_rank
-
-    return every_rank(STEP, MICRO_BATCHES, 2)
