@@ -24,8 +24,8 @@ MASKS = {
 }
 
 
-def objective_for(target: str = "normalised") -> Reconstruct:
-    config = ObjectiveConfig.model_validate({"target": target})
+def objective_for(target: str = "normalised", context_weight: float = 0.0) -> Reconstruct:
+    config = ObjectiveConfig.model_validate({"target": target, "context_weight": context_weight})
     return Reconstruct(MaskedAutoencoder(TINY, TINY_GEOMETRY), config, TINY_GEOMETRY)
 
 
@@ -129,7 +129,7 @@ class Exact(NamedTuple):
     gradient_BMP: Tensor
 
 
-def in_float64(pred_BMP: Tensor, batch: PretrainBatch, target: str) -> Exact:
+def in_float64(pred_BMP: Tensor, batch: PretrainBatch, target: str, context_weight: float = 0.0) -> Exact:
     """The definition in torch's words and float64, with autograd's gradient."""
     cubes_BMP = gather_cubes(batch.clip_BTHWC, batch.decode_BM, TINY_GEOMETRY)
     pixels_BMKC = cubes_BMP.double().div(255 if cubes_BMP.dtype == torch.uint8 else 1).unflatten(-1, (-1, 3))
@@ -138,11 +138,15 @@ def in_float64(pred_BMP: Tensor, batch: PretrainBatch, target: str) -> Exact:
         pixels_BMKC = (pixels_BMKC - mean_BM1C) / (pixels_BMKC.std(dim=2, keepdim=True) + 1e-6)
         mean_BM1C = torch.zeros_like(mean_BM1C)
     pred = pred_BMP.detach().double().requires_grad_()
-    is_supervised = batch.is_supervised_BM
-    loss = (pred - pixels_BMKC.flatten(2)).square().mean(dim=-1)[is_supervised].mean()
+    part_BM = batch.is_supervised_BM.double() + context_weight * (~batch.is_supervised_BM).double()
+
+    def mean(error_BM: Tensor) -> Tensor:
+        return (error_BM * part_BM).sum() / part_BM.sum()
+
+    loss = mean((pred - pixels_BMKC.flatten(2)).square().mean(dim=-1))
     loss.backward()
     assert pred.grad is not None
-    flat_loss = (pixels_BMKC - mean_BM1C).square().mean(dim=(2, 3))[is_supervised].mean()
+    flat_loss = mean((pixels_BMKC - mean_BM1C).square().mean(dim=(2, 3)))
     return Exact(float(loss.detach()), float(flat_loss), pred.grad)
 
 
@@ -180,6 +184,27 @@ def test_loss_and_gradient_are_those_of_float64(target: Target, pixels: str, dty
     assert torch.equal(batch.clip_BTHWC, before)  # what is written over is a copy
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("masks", ["dual", "varying count"])
+def test_cubes_that_both_see_count_as_their_weight_in_float64(masks: str, weight: float) -> None:
+    """At 1: the plain mean over all that the decoder gives."""
+    batch = odd_clips(make_batch(MASKS[masks], TINY_GEOMETRY))
+    assert not batch.is_supervised_BM.all()
+    shape = (*batch.decode_BM.shape, TINY_GEOMETRY.cube_values)
+    pred_BMP = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    out = reconstruction_loss(pred_BMP, batch, TINY_GEOMETRY, "normalised", weight)
+    out.loss.backward()
+    expected = in_float64(pred_BMP, batch, "normalised", weight)
+    assert out.loss.item() == pytest.approx(expected.loss, rel=1e-6)
+    assert out.flat_loss.item() == pytest.approx(expected.flat_loss, rel=1e-6)
+    assert pred_BMP.grad is not None
+    largest = float(expected.gradient_BMP.abs().max())
+    torch.testing.assert_close(pred_BMP.grad.double(), expected.gradient_BMP, rtol=2e-6, atol=2e-6 * largest)
+    if weight == 1:
+        error = pred_BMP.detach() - objective_for().target(batch)
+        assert out.loss.item() == pytest.approx(float(error.double().square().mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize("target", ["normalised", "pixels"])
 def test_a_prediction_without_an_error_has_a_gradient_of_zero(target: Target) -> None:
     """Where a norm has none of its own: 0 / 0."""
@@ -207,13 +232,13 @@ def test_one_tensor_as_wide_as_the_prediction_is_kept_for_its_gradient(dtype: to
     assert [x.dtype for x in saved if x.numel() >= pred_BMP.numel()] == [torch.float32]
 
 
-@pytest.mark.parametrize("target", ["normalised", "pixels"])
+@pytest.mark.parametrize(("target", "weight"), [("normalised", 0.0), ("pixels", 0.3)])
 @pytest.mark.parametrize(
     "backend",
     ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)],  # some 10 s and a C++ compiler
 )
-def test_compiled_by_itself_it_is_the_same_loss(backend: str, target: Target) -> None:
-    batch, objective = odd_clips(make_batch(MASKS["dual"], TINY_GEOMETRY)), objective_for(target)
+def test_compiled_by_itself_it_is_the_same_loss(backend: str, target: Target, weight: float) -> None:
+    batch, objective = odd_clips(make_batch(MASKS["dual"], TINY_GEOMETRY)), objective_for(target, weight)
     gradients = []
     for function in (reconstruction_loss, torch.compile(reconstruction_loss, backend=backend, fullgraph=True)):
         objective.loss_function = function

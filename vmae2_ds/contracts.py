@@ -67,7 +67,7 @@ class Masks(NamedTuple):
     decode_M: np.ndarray
     """Cubes that get a mask token in the decoder."""
     is_supervised_M: np.ndarray
-    """bool: those of `decode_M` that the encoder did not see; only they enter the loss."""
+    """bool: those of `decode_M` that the encoder did not see; only they have full weight in the loss."""
 
 
 class PretrainBatch(NamedTuple):

@@ -21,7 +21,8 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 
 
 class Reconstruct(nn.Module):
-    """Masked autoencoding: mean squared error over the cubes that are decoded and that the encoder did not see."""
+    """Masked autoencoding: mean squared error over the cubes that are decoded and that the encoder did not see; with a
+    `context_weight` over those that it saw too, each as that part of a cube."""
 
     def __init__(self, model: MaskedAutoencoder, config: ObjectiveConfig, geometry: ClipGeometry) -> None:
         super().__init__()
@@ -33,10 +34,11 @@ class Reconstruct(nn.Module):
         """Loss of one micro batch.
 
         Sum over supervised cubes of the mean squared error in the cube, over the number of those cubes in the micro
-        batch (published engine_for_pretraining.py:104-113). A micro batch without any has loss 0.
+        batch (published engine_for_pretraining.py:104-113). A micro batch without any has loss 0. With a context weight w
+        the cubes that both see are in the sum and in the number, each as w of a cube (docs/PAPER.md#decoder-masking).
         """
         pred_BMP = self.model(self.visible_cubes(batch), batch.visible_BV, batch.decode_BM)
-        return self.loss_function(pred_BMP, batch, self.geometry, self.config.target)
+        return self.loss_function(pred_BMP, batch, self.geometry, self.config.target, self.config.context_weight)
 
     def predict(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
         """Prediction in the model's dtype and target in float32, both (B, M, P)."""
@@ -145,13 +147,19 @@ def divergence(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Te
     return temperature**2 * F.kl_div(student_BC, teacher_BC, reduction="batchmean", log_target=True)
 
 
-def reconstruction_loss(pred_BMP: Tensor, batch: PretrainBatch, geometry: ClipGeometry, target: Target) -> LossOutput:
+def reconstruction_loss(
+    pred_BMP: Tensor, batch: PretrainBatch, geometry: ClipGeometry, target: Target, context_weight: float = 0.0
+) -> LossOutput:
     """What `Reconstruct` says of these predictions, in the model's dtype: target, loss and flat loss in one.
 
     A function by itself, so that it can be compiled by itself: then pixels are all that it reads beside the prediction.
     """
     num_supervised = batch.is_supervised_BM.sum()
-    weight_BM = batch.is_supervised_BM / (num_supervised.clamp(min=1) * geometry.cube_values)
+    if context_weight:
+        part_BM = torch.where(batch.is_supervised_BM, 1.0, context_weight)
+        weight_BM = part_BM / (part_BM.sum() * geometry.cube_values)
+    else:
+        weight_BM = batch.is_supervised_BM / (num_supervised.clamp(min=1) * geometry.cube_values)
     loss, flat_loss = _SquaredError.apply(pred_BMP, batch.clip_BTHWC, batch.decode_BM, weight_BM, geometry, target)
     return LossOutput(loss, num_supervised, flat_loss)
 

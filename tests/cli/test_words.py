@@ -273,6 +273,14 @@ def test_a_full_disk_under_standard_output_is_one_line(
         ("flops --num-frames 15", "--num-frames 15 is not a positive multiple"),
         ("memory --mask.encoder-ratio 0", "--mask.encoder-ratio 0.0 hides 0"),
         ("flops --mask.decoder-ratio 0", "--mask.decoder-ratio 0.0 is no share"),
+        (
+            "pretrain vit_ti_pretrain_desk --objective.context-weight 0.5 --mask.decoder none",
+            "--objective.context-weight 0.5 is for cubes that encoder and decoder both see, and with --mask.decoder none there",
+        ),
+        (
+            "pretrain vit_ti_pretrain_desk --objective.context-weight 1 --mask.decoder-tokens disjoint",
+            "--objective.context-weight 1 is for cubes that encoder and decoder both see, and with --mask.decoder-tokens disj",
+        ),
         ("pretrain vit_ti_pretrain_desk --model.positions-from 15 64", "--model.positions-from: its frames, 15"),
         ("plan vit_ti_pretrain_desk --gpus 7 --gpu h100 --videos 9", "--train.global-batch 32 is not a multiple"),
         ("distil vit_ti_distil_desk --distil.alpha 0 --teacher x", "--distil.alpha 0 and --distil.feature-weight 0"),

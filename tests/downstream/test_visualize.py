@@ -93,6 +93,9 @@ def test_the_whole_frame_has_each_hidden_cube_in_its_place_and_seen_ones_as_they
     supervised = np.setdiff1d(masks.decode_M, masks.visible_V)
     assert losses["loss"] == pytest.approx(np.square(supervised / N).mean(), rel=1e-6)
     assert losses["loss_hidden"] == pytest.approx(np.square((np.arange(N) / N + by_pass)[hidden]).mean(), rel=1e-6)
+    _, losses = decode_passes(SaysWhere(), torch.from_numpy(clip_THWC)[None], passes, 0.25)  # type: ignore[arg-type]
+    part = np.where(np.isin(masks.decode_M, masks.visible_V), 0.25, 1)
+    assert losses["loss"] == pytest.approx(np.average(np.square(masks.decode_M / N), weights=part), rel=1e-6)
     assert f"the {len(hidden)} cubes that the encoder does not see" in caption_of(clip) or len(passes) == 1
 
 
@@ -174,11 +177,13 @@ def test_a_run_is_drawn_from_another_folder_than_its_training_s(
 
 
 def test_all_hidden_cubes_in_one_pass_where_the_decoder_has_no_mask(
-    clips: SyntheticSet, file: Path, tmp_path: Path
+    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    shape = {"num_frames": 8, "size": 32, "clips": 1}
-    visualize(VisualizeArguments(source=file, manifest=clips.val, out=tmp_path / "none", decoder="none", **shape))
-    (one,) = drawn_in(tmp_path / "none")["clips"]
+    """Where training's had one, and cubes that both saw counted, too."""
+    config = RUN.changed(data={"manifest": clips.val}, objective={"context_weight": 0.5})
+    made_checkpoint(tmp_path / "run", config, weights, stage=1, ranks=1)
+    folder = visualize(VisualizeArguments(source=tmp_path / "run", decoder="none", clips=1))
+    (one,) = drawn_in(folder)["clips"]
     assert one["loss"] == one["loss_hidden"]
 
 

@@ -80,7 +80,9 @@ def test_a_perfect_prediction_gives_the_clip_or_grey(clip_THWC: np.ndarray, targ
 
 def test_caption_says_what_is_given(clip_THWC: np.ndarray) -> None:
     assert "mean and deviation of the true cube are put back" in caption_of(perfect(clip_THWC, "normalised"))
-    assert "Blue" in caption_of(perfect(clip_THWC, "pixels"))
+    assert "Blue: 12 cubes that both have, not in the loss." in caption_of(perfect(clip_THWC, "pixels"))
+    counted = perfect(clip_THWC, "pixels")._replace(context_weight=0.5)
+    assert "cubes that both have, with weight 0.5 in it." in caption_of(counted)
     assert "Blue" not in caption_of(perfect(clip_THWC, "pixels", decoder_tokens="disjoint"))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.golden_data import GOLDEN, TINY_EVERY, clip_by_rule, clip_of, fill, golden_json
 from tests.official_names import official_name
 from vmae2_ds.config.model import ModelConfig, TowerConfig
-from vmae2_ds.config.pretrain import ObjectiveConfig
+from vmae2_ds.config.pretrain import ObjectiveConfig, Target
 from vmae2_ds.contracts import ClipGeometry, PretrainBatch
 from vmae2_ds.model.embed import gather_cubes, normalise_pixels
 from vmae2_ds.model.mae import MaskedAutoencoder
@@ -88,6 +88,17 @@ def test_tiny_pixel_targets(tiny_published: Tiny, mode: str) -> None:
     expected_BMP = tensors["targets_unnormalised"].take_along_dim(batch.decode_BM[..., None], 1)
     torch.testing.assert_close(objective.target(batch)[..., ::TINY_EVERY], expected_BMP, **OUTPUT)
     assert objective(batch).loss.item() == pytest.approx(numbers[mode]["loss_unnormalised_target"], abs=LOSS)
+
+
+@pytest.mark.parametrize(("target", "of"), [("normalised", ""), ("pixels", "_unnormalised_target")])
+def test_a_context_weight_of_1_is_the_mean_over_all_that_the_published_decoder_gives(
+    tiny_published: Tiny, target: Target, of: str
+) -> None:
+    batch, expected = tiny_published.batch("dual"), tiny_published.numbers["dual"]
+    config = ObjectiveConfig(target=target, context_weight=1)
+    found = Reconstruct(tiny_published.model, config, tiny_published.geometry)(batch).loss.item()
+    assert found == pytest.approx(expected[f"loss_on_all_outputs{of}"], abs=LOSS)
+    assert abs(found - expected[f"loss{of}"]) > 50 * LOSS  # another loss than the one over hidden cubes
 
 
 @pytest.mark.parametrize("mode", ["encoder_only", "dual"])

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig
@@ -57,6 +58,9 @@ class ObjectiveConfig(StrictModel):
     new_decoder: bool = False
     """Draw the decoder anew, whatever --train.init has of one: for weights whose decoder has another shape, or was trained on
     another target. Of weights without a decoder it is always drawn."""
+    context_weight: Part = 0.0
+    """Weight in the loss of cubes that encoder and decoder both see, where a hidden one has 1. 0: they do not count
+    (published); 1: the mean over all that the decoder gives. Needs --mask.decoder-tokens official."""
 
 
 class PretrainDataConfig(DataConfig):
@@ -102,6 +106,17 @@ class PretrainConfig(RunConfig):
     """Videos and clips."""
     optim: PretrainOptimConfig = PretrainOptimConfig()
     """AdamW and its schedule."""
+
+    @model_validator(mode="after")
+    def _context_is_decoded(self) -> Self:
+        weight, mask = self.objective.context_weight, self.mask
+        if weight and (mask.decoder == "none" or mask.decoder_tokens == "disjoint"):
+            setting = "--mask.decoder none" if mask.decoder == "none" else "--mask.decoder-tokens disjoint"
+            raise ValueError(
+                f"--objective.context-weight {weight:g} is for cubes that encoder and decoder both see, and with {setting} "
+                "there are none; leave it at 0, or take a decoder mask with --mask.decoder-tokens official"
+            )
+        return self
 
     @property
     def target(self) -> str:

@@ -103,7 +103,8 @@ def visualize(asked: VisualizeArguments) -> Path:
     data = asked.model_dump(include=CLIP_OPTIONS)
     mask = asked.model_dump(include={"encoder_ratio", "decoder", "decoder_ratio"})
     found = _find(asked.source, asked.manifest, asked.config)
-    config = with_options(_by_share(found.config, asked), data=data, mask=mask, objective={"target": asked.target})
+    learned = {"target": asked.target, "context_weight": 0.0 if asked.decoder == "none" else None}
+    config = with_options(_by_share(found.config, asked), data=data, mask=mask, objective=learned)
     count_masks(config.mask, config.geometry)  # refuses what no mask can be
     if asked.manifest is None and config.data.manifest is not None and not config.data.manifest.exists():
         raise ConfigError(
@@ -220,7 +221,8 @@ def reconstruct(
         masks = Masks(*(tensor[0].numpy() for tensor in sample[1:4]))
         rng = np.random.default_rng((config.train.seed, number))
         passes = passes_over_hidden(config.mask, config.geometry, masks, rng)
-        decoded, losses = decode_passes(objective, sample.clip_KTHWC, passes)
+        weight = config.objective.context_weight
+        decoded, losses = decode_passes(objective, sample.clip_KTHWC, passes, weight)
         failures = list(dict.fromkeys(sample.failures))  # one may be drawn twice
         path = dataset.entry_of(key, attempt=len(sample.failures)).name
         yield DrawnClip(
@@ -230,29 +232,32 @@ def reconstruct(
                 geometry=config.geometry,
                 target=config.objective.target,
                 title=title_of(path, failures, losses),
+                context_weight=weight,
             ),
             {"video": path, "unused": [one._asdict() for one in failures], **losses},
         )
 
 
 def decode_passes(
-    objective: Reconstruct, clip_1THWC: Tensor, passes: list[Masks]
+    objective: Reconstruct, clip_1THWC: Tensor, passes: list[Masks], context_weight: float = 0.0
 ) -> tuple[list[DecodedPass], dict[str, float]]:
-    """What each pass predicts; and the mean squared error over the first pass's supervised cubes (`loss`, as in training)
-    and over all that some pass supervises (`loss_hidden`), each cube once, as the first pass that decodes it has it."""
+    """What each pass predicts; and the mean squared error over the first pass's supervised cubes (`loss`, as in training:
+    others count as `context_weight` of one) and over all that some pass supervises (`loss_hidden`), each cube once, as the
+    first pass that decodes it has it."""
     import torch
 
-    decoded, error_N = [], np.full(objective.geometry.num_cubes, np.nan)
+    decoded, losses, error_N = [], [], np.full(objective.geometry.num_cubes, np.nan)
     for masks in passes:
         batch = PretrainBatch.of_clips(clip_1THWC, [masks]).to(default_device())
         with torch.no_grad():
             predicted_BMP, target_BMP = objective.predict(batch)
         error_M = (predicted_BMP.float() - target_BMP).square().mean(dim=-1)[0].double().cpu().numpy()
         decoded.append(DecodedPass(masks, predicted_BMP[0].float().cpu().numpy()))
+        part_M = np.where(masks.is_supervised_M, 1.0, context_weight)
+        losses.append(float(part_M @ error_M / (part_M.sum() or 1.0)))
         is_new_M = masks.is_supervised_M & np.isnan(error_N[masks.decode_M])
         error_N[masks.decode_M[is_new_M]] = error_M[is_new_M]
-    own = passes[0].decode_M[passes[0].is_supervised_M]
-    return decoded, {"loss": float(error_N[own].sum() / max(1, len(own))), "loss_hidden": float(np.nanmean(error_N))}
+    return decoded, {"loss": losses[0], "loss_hidden": float(np.nanmean(error_N))}
 
 
 def title_of(path: str, failures: list[ReadFailure], losses: dict[str, float]) -> str:

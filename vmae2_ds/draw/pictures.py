@@ -53,6 +53,8 @@ class Reconstruction(NamedTuple):
     geometry: ClipGeometry
     target: Literal["normalised", "pixels"]
     title: str = ""
+    context_weight: float = 0.0
+    """In the loss, of decoded cubes that the encoder saw."""
 
     @property
     def masks(self) -> Masks:
@@ -84,7 +86,7 @@ def put_statistics_back(normalised_MP: np.ndarray, true_MP: np.ndarray) -> np.nd
 def picture_rows(clip: Reconstruction) -> dict[str, np.ndarray]:
     """The pictures of a clip by their label, each (T, H, W, 3) floats in [0, 1].
 
-    Only supervised cubes are drawn as predicted: at a cube that the encoder saw the decoder's output was never trained.
+    Only supervised cubes are drawn as predicted: where the encoder saw, the decoder's output was not trained as a prediction.
     """
     pixels_THWC = clip.clip_THWC / 255 if clip.clip_THWC.dtype == np.uint8 else clip.clip_THWC
     true_NP = cubes_of(pixels_THWC.astype(np.float32), clip.geometry)
@@ -124,7 +126,8 @@ def caption_of(clip: Reconstruction) -> str:
     visible, decoded, supervised = len(clip.masks.visible_V), len(clip.masks.decode_M), clip.masks.is_supervised_M.sum()
     text = f"The encoder sees {visible} of {clip.geometry.num_cubes} cubes; the loss is on {supervised}; grey: no cube."
     if decoded > supervised:
-        text += f" Blue: {decoded - supervised} cubes that both have, not in the loss."
+        part = f"with weight {clip.context_weight:g} in it" if clip.context_weight else "not in the loss"
+        text += f" Blue: {decoded - supervised} cubes that both have, {part}."
     if len(clip.passes) > 1:
         hidden = np.unique(np.concatenate([one.masks.decode_M[one.masks.is_supervised_M] for one in clip.passes]))
         text += (
