@@ -49,6 +49,8 @@ PARALLEL_PARENTS = {"mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", 
 """Process names of what starts the ranks of an MPI job; Linux cuts a name at 15 characters."""
 NODES = ("GROUP_WORLD_SIZE", "CROSS_SIZE")
 """Hosts of the job as torchrun and `deepspeed` have it."""
+TRAINS = "train a copy of its own"
+"""What a process does that takes itself for the only one."""
 DEFAULT_PORT = 29500
 SLURM_PORTS = 20000
 """First of the 10,000 ports for SLURM jobs; Linux hands out those from 32768 on to everybody else."""
@@ -145,11 +147,12 @@ def map_rank_variables(env: MutableMapping[str, str] = os.environ) -> Ranks:
     return _write(env, find_ranks(env))
 
 
-def find_ranks(env: MutableMapping[str, str] = os.environ) -> Ranks:
+def find_ranks(env: MutableMapping[str, str] = os.environ, alone: str = TRAINS) -> Ranks:
     """Where the launcher's variables in `env` say that this process stands: enough for work without a process group.
 
-    With none set this process is the only one. Raises ConfigError where a launcher's variables are set only in part or
-    contradict each other, where two launchers disagree, or where an unknown one started this process.
+    With none set this process is the only one. `alone` is what it then does, for the words of a refusal. Raises ConfigError
+    where a launcher's variables are set only in part or contradict each other, where two launchers disagree, or where an
+    unknown one started this process.
     """
     whole: dict[str, Ranks] = {}
     for launcher, names in LAUNCHERS.items():
@@ -161,12 +164,12 @@ def find_ranks(env: MutableMapping[str, str] = os.environ) -> Ranks:
                 continue  # srun with the pmi2 plugin
             missing = [name for name in names if name not in present]
             raise ConfigError(
-                f"{', '.join(present)} set but {', '.join(missing)} not: each process would train a copy of its own; "
+                f"{', '.join(present)} set but {', '.join(missing)} not: each process would {alone}; "
                 "start with deepspeed, torchrun, mpirun or srun, or unset them"
             )
     if whole:
-        return _choose(env, whole)
-    _refuse_a_silent_copy(env)
+        return _choose(env, whole, alone)
+    _refuse_a_silent_copy(env, alone)
     return Ranks()
 
 
@@ -177,7 +180,7 @@ def _whole_set(env: MutableMapping[str, str], launcher: str) -> Ranks:
     return Ranks(rank, local_rank, size, launcher)
 
 
-def _choose(env: MutableMapping[str, str], whole: dict[str, Ranks]) -> Ranks:
+def _choose(env: MutableMapping[str, str], whole: dict[str, Ranks], does: str) -> Ranks:
     """The place among those whose variables are whole: torch's names before all, then srun's, then MPI's."""
     chosen = next(iter(whole.values()))
     for other in whole.values():
@@ -191,7 +194,7 @@ def _choose(env: MutableMapping[str, str], whole: dict[str, Ranks]) -> Ranks:
             agrees = (chosen.rank, chosen.size) == (other.rank, other.size) or other.size == 1
         if not agrees:
             raise ConfigError(
-                f"two launchers disagree: {_said(chosen)}, {_said(other)}: {other.size} copies would train; "
+                f"two launchers disagree: {_said(chosen)}, {_said(other)}: {other.size} processes would each {does}; "
                 "keep one of the two, tell the inner one of all hosts, or unset the variables of one"
             )
     return chosen
@@ -202,12 +205,12 @@ def _said(ranks: Ranks) -> str:
     return f"{rank}={ranks.rank} {size}={ranks.size}"
 
 
-def _refuse_a_silent_copy(env: MutableMapping[str, str]) -> None:
+def _refuse_a_silent_copy(env: MutableMapping[str, str], alone: str) -> None:
     """Without any whole set: refuse what looks like one of several processes."""
     tasks = _integer(env, "SLURM_NTASKS") if env.get("SLURM_NTASKS") else 1
     if tasks > 1:
         raise ConfigError(
-            f"this SLURM job has {tasks} tasks, but srun did not start this process: it would train alone; "
+            f"this SLURM job has {tasks} tasks, but srun did not start this process, which would {alone}; "
             "write srun in front, or unset SLURM_NTASKS to mean it"
         )
     way_out = (
@@ -217,12 +220,12 @@ def _refuse_a_silent_copy(env: MutableMapping[str, str]) -> None:
         if name in env:
             raise ConfigError(
                 f"{name}={env[name]} says that {who} started this process, but nothing says among how many: each would "
-                f"train a copy of its own; {way_out}"
+                f"{alone}; {way_out}"
             )
     parent = _parent_name() if env is os.environ else ""
     if parent in {name[:15] for name in PARALLEL_PARENTS}:
         raise ConfigError(
-            f"{parent} started this process, but no variable says its rank: each would train a copy of its own; {way_out}"
+            f"{parent} started this process, but no variable says its rank: each would {alone}; {way_out}"
         )
 
 

@@ -24,6 +24,7 @@ from vmae2_ds.data.tools.parts import part_here
 from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
 from vmae2_ds.data.tools.synthetic import SyntheticSet
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.host import Cores
 
 VIDEOS = 10
 PREPARE = {"short_side": 32, "gop": 4, "workers": 1, "sample": 0}
@@ -219,6 +220,29 @@ def test_parts_that_do_not_fit_together_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="torch started 2 ranks, which share the work by themselves"):
         part_here("1/2")
+
+
+def test_a_tool_in_the_shell_of_an_allocation_says_how_to_share_the_work_or_do_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    with pytest.raises(
+        ConfigError, match=r"8 tasks.*would do all of the work; write srun in front.*--part 1/1"
+    ) as told:
+        part_here(None)
+    assert "train" not in str(told.value)
+    assert part_here("1/1").of == 1
+
+
+@pytest.mark.parametrize(("bound", "ranks", "expected"), [(8, 1, 8), (8, 3, 2), (8, 16, 1), (4, 3, 4)])
+def test_ranks_of_a_host_share_its_cores_unless_each_is_bound_to_its_own(
+    bound: int, ranks: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 64, "LOCAL_WORLD_SIZE": ranks}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(parts, "cores", lambda: Cores(8, bound, None))
+    assert parts.at_once_here(None) == expected
+    assert parts.at_once_here(5) == 5
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manife
 from vmae2_ds.data.tools.check_report import write_check_report
 from vmae2_ds.data.tools.division import Distinct, Ints, share
 from vmae2_ds.data.tools.job_folder import JobFolder, PartDone, job_folder
-from vmae2_ds.data.tools.parts import part_here
+from vmae2_ds.data.tools.parts import at_once_here, part_here
 from vmae2_ds.data.tools.scan import DecodeName, Scanned, ScanOptions, found_by_all, key_of, scan
 from vmae2_ds.data.tools.verdicts import CheckedManifest, JudgedRow, judge
 from vmae2_ds.data.tools.work_folder import check_work_folder
@@ -79,7 +79,7 @@ class CheckArguments(StrictModel):
     """Names of extra columns to ignore in the list; the option without a name ignores every column that is not used
     here. Default: a list with an unknown column is refused."""
     workers: AtOnce | None = None
-    """Number of files that are checked at the same time; default: the number of CPU cores."""
+    """Number of files that are checked at the same time; default: as many as this process may use CPU cores."""
     timeout_s: ReadLimit = 30
     """Seconds after which reading one file is given up."""
     bench: bool = False
@@ -119,7 +119,7 @@ def check_manifest(asked: CheckArguments) -> CheckedManifest | PartDone:
     with job_folder(out, "check", settings, part, alike=alike, results="checked.jsonl") as folder:
         files = Distinct(key_of(entry, how) for entry in opened)
         mine = share(_costs(folder, opened, files, how), part.number, part.of)
-        at_once = asked.workers or os.cpu_count() or 1
+        at_once = at_once_here(asked.workers)
         if folder.speaks:
             some = f", {len(mine)} of {counted(len(files), 'file')} for {part}" if part.of > 1 else ""
             log.info("%s: %s%s, looked at %d at a time", manifest, counted(len(opened), "row"), some, at_once)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 from vmae2_ds.disk import is_held
-from vmae2_ds.dist import Ranks, find_ranks
+from vmae2_ds.dist import LOCAL_SIZES, Ranks, find_ranks
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.host import cores
 
 MOST_PARTS = 10_000
 STATUS_BYTES = 4096
@@ -52,7 +53,10 @@ def part_here(asked: str | None) -> JobPart:
     Raises ConfigError for a part that cannot be, and as `find_ranks`.
     """
     if asked is None:
-        ranks = find_ranks({**os.environ})
+        try:
+            ranks = find_ranks({**os.environ}, "do all of the work")
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or give --part 1/1 to do all of it in this process") from None
         return JobPart() if ranks.size == 1 else JobPart(ranks.rank, ranks.size, "rank")
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", asked)
     if found is None:
@@ -68,6 +72,15 @@ def part_here(asked: str | None) -> JobPart:
             "the work by themselves; leave --part out, or start one process a part"
         )
     return JobPart(number - 1, of)
+
+
+def at_once_here(asked: int | None) -> int:
+    """How many things this process does at the same time: as asked, or as many as its share of this host's cores."""
+    if asked is not None:
+        return asked
+    there = cores()
+    several = int(os.environ.get(LOCAL_SIZES.get(_ranks_if_any().launcher, ""), "1"))
+    return there.usable if there.bound < there.machine else max(1, there.usable // several)  # a bound one has its own
 
 
 def _ranks_if_any() -> Ranks:

@@ -29,7 +29,7 @@ from vmae2_ds.data.tools.division import share
 from vmae2_ds.data.tools.encode import X264, Encoded, reencode
 from vmae2_ds.data.tools.job_folder import JobFolder, PartDone, job_folder, write_bad_files, write_lines
 from vmae2_ds.data.tools.parallel import in_parallel
-from vmae2_ds.data.tools.parts import part_here
+from vmae2_ds.data.tools.parts import at_once_here, part_here
 from vmae2_ds.data.tools.places import BAD, is_bad
 from vmae2_ds.data.tools.scan import stamp_of
 from vmae2_ds.data.tools.work_folder import check_work_folder
@@ -119,7 +119,7 @@ class PrepareArguments(StrictModel):
     crf: Annotated[int, Field(ge=0, le=WORST_CRF)] = 20
     """Quality of the x264 encoder: lower is better and gives larger files."""
     workers: AtOnce | None = None
-    """Number of videos that are encoded at the same time; default: the number of CPU cores."""
+    """Number of videos that are encoded at the same time; default: as many as this process may use CPU cores."""
     timeout_s: ReadLimit = 1800
     """Seconds after which encoding one video is given up."""
     sample: Annotated[int, Field(ge=0, le=MOST_SAMPLED)] = 8
@@ -161,7 +161,7 @@ def prepare_manifest(asked: PrepareArguments) -> Prepared | PartDone:
         refuse_sources(copies, mine, seen, out)
         done = _found(copies, folder.rows(), set(mine.tolist()))[0]
         left = [number for number in mine.tolist() if not _is_current(copies, number, done.get(number), out)]
-        at_once = asked.workers or os.cpu_count() or 1
+        at_once = at_once_here(asked.workers)
         if folder.speaks:
             log.info(
                 "%s: %s, %d of them prepared before, %d at a time",
