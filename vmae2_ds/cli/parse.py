@@ -80,6 +80,17 @@ def ask(
     return asked, config, stage, words
 
 
+def ask_for(
+    arguments: type[Asked], work: type[BaseModel], prog: str, args: Sequence[str], of_work: str
+) -> tuple[Asked, list[str]]:
+    """Split `args` into a verb's own options and the words of another verb, `of_work`, that it starts; both are checked."""
+    if not _asks_help(args):
+        check_known(args, [*options_of(arguments), *options_of(work)], prog)
+    asked, words = _parse(arguments, prog, args, return_unknown_args=True)
+    _parse(work, of_work, words)
+    return asked, words
+
+
 def pretraining(prog: str, config: RunConfig) -> PretrainConfig:
     """The config where it is one of pre-training; raises ConfigError for others."""
     from vmae2_ds.config.pretrain import PretrainConfig

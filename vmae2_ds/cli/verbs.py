@@ -5,16 +5,19 @@ No verb's `--help` imports torch: the functions and models that say the options 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from vmae2_ds.cli.answers import Verb, say_of_part, say_once, show_answer
 from vmae2_ds.cli.ava import AVA_VERBS
-from vmae2_ds.cli.parse import ask, call, pretraining, recipe
+from vmae2_ds.cli.parse import ask, ask_for, call, pretraining, recipe
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.terminal import say
 from vmae2_ds.dist import is_alone
-from vmae2_ds.errors import EXIT_USER_ERROR
+from vmae2_ds.errors import EXIT_USER_ERROR, ConfigError
 
 
 def train(stage: str) -> Verb:
@@ -263,12 +266,26 @@ def launch_doctor(args: list[str]) -> None:
 
 
 def launch_slurm(args: list[str]) -> None:
-    """Write a SLURM script that saves in time and requeues itself: vmae2 launch slurm RECIPE --nodes 8 [--out FILE]."""
+    """A SLURM script that saves in time and requeues itself: vmae2 launch slurm RECIPE --nodes 8, or data TOOL --parts 64."""
+    for at, (word, tool) in enumerate(itertools.pairwise(args)):
+        if word == "data" and f"data {tool}" in VERBS:
+            return _launch_array(tool, [*args[:at], *args[at + 2 :]])
     from vmae2_ds.launch.slurm import SlurmArguments
     from vmae2_ds.launch.slurm import launch_slurm as run
 
     asked, config, stage, words = ask(SlurmArguments, "vmae2 launch slurm", args, list(STAGES))
     show_answer(run(asked, config, [stage, *words]))
+
+
+def _launch_array(tool: str, args: list[str]) -> None:
+    from vmae2_ds.launch.slurm_array import ArrayArguments
+    from vmae2_ds.launch.slurm_array import launch_array as run
+
+    if tool not in SHARED:
+        raise ConfigError(f"vmae2 data {tool} is work of one process; an array job is for data {', '.join(SHARED)}")
+    prog = f"vmae2 launch slurm data {tool}"
+    asked, words = ask_for(ArrayArguments, SHARED[tool](), prog, args, f"vmae2 data {tool}")
+    show_answer(run(asked, tool, words))
 
 
 def launch_hosts(args: list[str]) -> None:
@@ -279,6 +296,21 @@ def launch_hosts(args: list[str]) -> None:
     asked, config, stage, words = ask(HostsArguments, "vmae2 launch hosts", args, list(STAGES))
     show_answer(run(asked, config, [stage, *words]))
 
+
+def _check_arguments() -> type[BaseModel]:
+    from vmae2_ds.data.tools.check import CheckArguments
+
+    return CheckArguments
+
+
+def _prepare_arguments() -> type[BaseModel]:
+    from vmae2_ds.data.tools.prepare import PrepareArguments
+
+    return PrepareArguments
+
+
+SHARED = {"check": _check_arguments, "prepare": _prepare_arguments}
+"""Data tools whose work several processes share -> their options."""
 
 VERBS: dict[str, Verb] = {
     **{stage: train(stage) for stage in STAGES},

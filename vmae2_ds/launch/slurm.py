@@ -24,22 +24,14 @@ _WORD = r"[\w.@:+=/%,&|*()\[\]-]+"
 """What may stand behind `#SBATCH --option=`: sbatch reads those lines by rules of its own."""
 
 
-class SlurmArguments(StrictModel):
-    """Write a batch script for SLURM that starts a recipe; options of the recipe may follow.
+class JobArguments(StrictModel):
+    """What every job is asked for."""
 
-    `vmae2 pretrain --help`, finetune and distil list the recipes, `vmae2 pretrain RECIPE --help` their options.
-
-    Example: vmae2 launch slurm vit_g_pretrain_hybrid --nodes 8 --out job.sh --data.manifest /data/all.csv; sbatch job.sh
-    """
-
-    nodes: Machines
-    """Number of hosts."""
-    gpus_per_node: int = Field(8, ge=1, le=1024)
-    """Number of GPUs on each host; one rank runs on each."""
     time: str = "24:00:00"
-    """Time limit of one start of the job, in SLURM's notation; the job requeues itself and continues the run."""
+    """Time limit of one start of the job, in SLURM's notation; the job requeues itself and goes on."""
     job_name: str | None = None
-    """Name of the job, its log and its run folder; default: the recipe. A job of the same name continues the same run."""
+    """Name of the job, its log and its run folder; default: the recipe, or the data tool. A job of the same name continues
+    the same run."""
     partition: str | None = None
     """SLURM partition, or several separated by commas."""
     account: str | None = None
@@ -49,7 +41,7 @@ class SlurmArguments(StrictModel):
     constraint: str | None = None
     """Features that the hosts must have, as SLURM's --constraint."""
     cpus_per_task: int = Field(12, ge=1, le=2**16)
-    """CPU cores of each rank; more than --data.workers."""
+    """CPU cores of each rank, or of each part of a data tool; more than --data.workers."""
     mem: str = "0"
     """Host memory of each node, in SLURM's notation; 0 takes all of it."""
     logs: Path = Path()
@@ -72,11 +64,28 @@ class SlurmArguments(StrictModel):
     max_losses: Whole = 5
     """The job stops for good after this many starts in a row that ended with a lost or hung rank."""
     print_: Annotated[bool, tyro.conf.arg(name="print")] = False
-    """Print the script. This is the default without --out and --submit."""
-    out: Path | None = None
-    """File that the script is written to."""
+    """Print the script. This is the default where it is neither written to a file nor submitted."""
     submit: bool = False
     """Submit the script with sbatch."""
+
+
+class SlurmArguments(JobArguments):
+    """Write a batch script for SLURM that starts a recipe; options of the recipe may follow.
+
+    `vmae2 pretrain --help`, finetune and distil list the recipes, `vmae2 pretrain RECIPE --help` their options.
+
+    Example: vmae2 launch slurm vit_g_pretrain_hybrid --nodes 8 --out job.sh --data.manifest /data/all.csv; sbatch job.sh
+
+    Data tools as an array job: vmae2 launch slurm data prepare LIST --out FOLDER --parts 64 --script job.sh (its options: vmae2
+    launch slurm data prepare --help).
+    """
+
+    nodes: Machines
+    """Number of hosts."""
+    gpus_per_node: int = Field(8, ge=1, le=1024)
+    """Number of GPUs on each host; one rank runs on each."""
+    out: Path | None = None
+    """File that the script is written to."""
 
 
 def launch_slurm(arguments: SlurmArguments, config: RunConfig, words: Sequence[str]) -> str:
@@ -89,23 +98,32 @@ def launch_slurm(arguments: SlurmArguments, config: RunConfig, words: Sequence[s
     """
     about = check_run(config, arguments.nodes * arguments.gpus_per_node)
     script = slurm_script(arguments, config, words)
-    if arguments.out is not None:
-        check_out_file(arguments.out, is_ours=_is_a_script_of_ours)
-        write_whole(arguments.out, script)
-        about.append(f"wrote {arguments.out}")
+    write_script(arguments.out, "--out", script, about)
     if arguments.submit:
-        arguments.logs.mkdir(parents=True, exist_ok=True)
-        try:
-            told = subprocess.run(["sbatch"], input=script, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            raise ConfigError(
-                "sbatch is not here; write the script with --out FILE and submit it where SLURM is"
-            ) from None
-        if told.returncode:
-            raise ConfigError(f"sbatch refused the script: {told.stderr.strip() or told.returncode}")
-        about.append(told.stdout.strip())
+        about.append(submit(arguments, script))
     shown = arguments.print_ or not (arguments.out or arguments.submit)
     return script if shown else "\n".join(about)
+
+
+def write_script(out: Path | None, option: str, script: str, about: list[str]) -> None:
+    """Write a script to the file that `option` names, if it does, and say so."""
+    if out is not None:
+        check_out_file(out, option, is_ours=_is_a_script_of_ours)
+        write_whole(out, script)
+        about.append(f"wrote {out}")
+
+
+def submit(arguments: JobArguments, script: str, *options: str) -> str:
+    """Give a script to sbatch, with options that count before the script's own; returns what sbatch says."""
+    arguments.logs.mkdir(parents=True, exist_ok=True)
+    try:
+        told = subprocess.run(["sbatch", *options], input=script, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        way_out = "write the script to a file and submit it where SLURM is"
+        raise ConfigError(f"sbatch is not here; {way_out}") from None
+    if told.returncode:
+        raise ConfigError(f"sbatch refused the script: {told.stderr.strip() or told.returncode}")
+    return told.stdout.strip()
 
 
 def _is_a_script_of_ours(path: Path) -> bool:
@@ -115,8 +133,38 @@ def _is_a_script_of_ours(path: Path) -> bool:
 def slurm_script(arguments: SlurmArguments, config: RunConfig, words: Sequence[str]) -> str:
     """The script as text. Every word that a user gave is checked (#SBATCH lines) or quoted (bash)."""
     name = config.recipe if arguments.job_name is None else arguments.job_name
-    _refuse_what_sbatch_would_misread(arguments, name)
     words = [*words] if config.train.run else [*words, "--train.run", str(config.train.runs / config.recipe / name)]
+    tasks = {
+        "nodes": arguments.nodes,
+        "ntasks-per-node": arguments.gpus_per_node,
+        "gpus-per-node": arguments.gpus_per_node,
+        "output": arguments.logs / "%x-%j.out",
+    }
+    return script_of(arguments, name, words, tasks, meeting=_MEETING.format(ports=SLURM_PORTS))
+
+
+def script_of(
+    arguments: JobArguments,
+    name: str,
+    words: Sequence[str],
+    tasks: dict[str, object],
+    *,
+    about: str = "",
+    meeting: str = "",
+    more: str = "",
+) -> str:
+    """A script that starts `vmae2 WORDS` and comes back.
+
+    Args:
+        arguments: What the job is asked for.
+        name: Of the job.
+        words: Checked here, and quoted.
+        tasks: Options of sbatch that say how many there are of what.
+        about: Comments in front.
+        meeting: Lines of bash by which the tasks find each other.
+        more: Lines of bash that add to the array `command`.
+    """
+    _refuse_what_sbatch_would_misread(arguments, name)
     check_words([*words, arguments.python, str(arguments.workdir or "")])
     command = [arguments.python, "-u", "-m", "vmae2_ds", *words]
     variables = "".join(
@@ -130,9 +178,7 @@ def slurm_script(arguments: SlurmArguments, config: RunConfig, words: Sequence[s
         srun += [f"--container-mounts={arguments.container_mounts}"]
     options = {
         "job-name": name,
-        "nodes": arguments.nodes,
-        "ntasks-per-node": arguments.gpus_per_node,
-        "gpus-per-node": arguments.gpus_per_node,
+        **tasks,
         "cpus-per-task": arguments.cpus_per_task,
         "mem": arguments.mem,
         "time": arguments.time,
@@ -142,7 +188,6 @@ def slurm_script(arguments: SlurmArguments, config: RunConfig, words: Sequence[s
         "constraint": arguments.constraint,
         "signal": f"B:USR1@{arguments.notice}",
         "open-mode": "append",
-        "output": arguments.logs / "%x-%j.out",
     }
     head = "".join(f"#SBATCH --{option}={value}\n" for option, value in options.items() if value is not None)
     return _SCRIPT.format(
@@ -150,18 +195,20 @@ def slurm_script(arguments: SlurmArguments, config: RunConfig, words: Sequence[s
         head=head,
         workdir=f"cd -- {bash_words([str(arguments.workdir)])} || exit 2\n" if arguments.workdir else "",
         variables=variables,
-        ports=SLURM_PORTS,
+        about=about,
+        meeting=meeting,
         losses=bash_words([str(arguments.logs / f"{name}-")]),
         max_requeues=arguments.max_requeues,
         max_losses=arguments.max_losses,
         srun=bash_words(srun),
         command=bash_words(command),
+        more=more,
         saved=EXIT_PREEMPTED,
         hung=EXIT_HUNG,
     )
 
 
-def _refuse_what_sbatch_would_misread(arguments: SlurmArguments, name: str) -> None:
+def _refuse_what_sbatch_would_misread(arguments: JobArguments, name: str) -> None:
     refuse_unless(r"\w[\w.+-]*", "--job-name", name, "a name of letters, digits and . _ + -")
     refuse_unless(r"(\d+-)?\d+(:\d+){0,2}", "--time", arguments.time, "a time limit such as 24:00:00 or 7-00:00:00")
     refuse_unless(r"\d+[KMGT]?", "--mem", arguments.mem, "an amount such as 900G, or 0 for all")
@@ -171,24 +218,26 @@ def _refuse_what_sbatch_would_misread(arguments: SlurmArguments, name: str) -> N
 
 
 _WRITTEN_BY = "# Written by vmae2_ds "
+_MEETING = """\
+# All GPUs of a host stay visible to each of its tasks: a rank takes the one of its local number.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$(({ports} + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT
+"""
 _SCRIPT = """\
 #!/bin/bash
 # Written by vmae2_ds {version}, `vmae2 launch slurm`. Start it with sbatch; the folder in --output has to exist.
-{head}#SBATCH --requeue
+{about}{head}#SBATCH --requeue
 
 # A rank ends with 0: done; {saved}: stopped and saved; {hung}: hung, or lost a rank; anything else: somebody has to look.
 # srun returns the highest code of its tasks, or 128 + the signal where all that ended early died of one.
-{workdir}{variables}MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$(({ports} + SLURM_JOB_ID % 10000))
-export MASTER_ADDR MASTER_PORT
-export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
+{workdir}{variables}{meeting}export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
 export PYTHONUNBUFFERED=1
 losses_file={losses}"$SLURM_JOB_ID.losses"
 command=(
     {command}
 )
-
-# All GPUs of a host stay visible to each of its tasks: a rank takes the one of its local number.
+{more}
 {srun} "${{command[@]}}" &
 step=$!
 time_is_over='' cancelled='' interrupted=''
