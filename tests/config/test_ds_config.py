@@ -104,6 +104,15 @@ def test_an_unknown_policy_lists_the_known_ones() -> None:
         read_policy("nowhere/zero9.json")
 
 
+def test_a_frozen_encoder_s_states_are_not_left_alone_on_nvme(tmp_path: Path) -> None:
+    path = tmp_path / "nvme.json"
+    path.write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}')
+    config = with_train(ds_config=str(path))
+    assert resolve(config)
+    with pytest.raises(ConfigError, match=r"--optim.freeze-encoder-steps 7 .* nvme"):
+        resolve(config.changed(optim={"freeze_encoder_steps": 7}))
+
+
 def test_zero_init_needs_stage_3() -> None:
     with pytest.raises(ConfigError, match="needs ZeRO stage 3"):
         resolve(with_train(ds_zero_init=True, ds_config="zero2"))

@@ -147,6 +147,20 @@ def test_pre_training_from_an_encoder_alone_takes_all_of_it_and_draws_the_rest(t
     assert {name for name in report.new if name.startswith("encoder")} == {"encoder.norm.weight", "encoder.norm.bias"}
 
 
+def test_a_new_decoder_is_told_with_the_setting_that_lets_it_learn_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = written(to_layout(drawn(CLASSIFIER), CLASSIFIER), tmp_path / "alone.pth")
+    whole = written(to_layout(drawn(AUTOENCODER), AUTOENCODER), tmp_path / "whole.pth")
+    for file, steps, is_told in ((alone, 0, True), (alone, 9, False), (whole, 0, False)):
+        config = PretrainConfig(model=AUTOENCODER).changed(
+            data={"num_frames": 4, "size": 16}, train={"init": file}, optim={"freeze_encoder_steps": steps}
+        )
+        caplog.clear()
+        initial_weights(config)
+        assert ("--optim.freeze-encoder-steps N" in caplog.text) == is_told
+
+
 def test_pre_training_takes_the_decoder_too_unless_a_new_one_is_asked_for(tmp_path: Path) -> None:
     ours = drawn(AUTOENCODER)
     file = written(to_layout(ours, AUTOENCODER), tmp_path / "x.pth")

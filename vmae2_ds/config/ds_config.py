@@ -109,6 +109,11 @@ def fill_policy(policy: dict[str, Any], config: RunConfig, plan: RunPlan, *, on_
     if config.train.ds_zero_init and stage != 3:
         raise ConfigError(f"--train.ds-zero-init needs ZeRO stage 3, {config.train.ds_config} has stage {stage}")
     zero = ds_config.get("zero_optimization", {})
+    if config.frozen_steps and zero.get("offload_optimizer", {}).get("device") == "nvme":
+        raise ConfigError(
+            f"--optim.freeze-encoder-steps {config.frozen_steps} leaves an encoder's states alone for that long, which is not "
+            f"covered where they are on nvme ({config.train.ds_config}); offload to cpu, or leave it at 0"
+        )
     if bf16 and ds_config.get("data_types", {}).get("grad_accum_dtype") in ("fp32", "float32"):
         _check_float32_sums(stage, zero)
     for part in ("offload_optimizer", "offload_param"):

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig
-from vmae2_ds.config.strict import Count, Part, PartBelow1, StrictModel
+from vmae2_ds.config.strict import Count, Part, PartBelow1, StrictModel, Whole
 
 EncoderMask = Literal["tube", "random", "frame"]
 DecoderMask = Literal["none", "running_cell", "frame", "random"]
@@ -89,6 +89,9 @@ class PretrainOptimConfig(OptimConfig):
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning rate of each layer of the encoder divided by that of the layer above it, for training that goes on from
     --train.init; the decoder has the full rate. 1 gives all layers the same rate (published)."""
+    freeze_encoder_steps: Whole = 0
+    """Optimizer steps at the start in which the decoder learns alone, for an encoder whose decoder is drawn anew: it stays as
+    --train.init has it, bit for bit, and needs no backward pass. After them its rate rises from 0 over a warm-up of its own."""
 
 
 class PretrainConfig(RunConfig):
@@ -122,3 +125,8 @@ class PretrainConfig(RunConfig):
     def target(self) -> str:
         """What the decoder predicts."""
         return self.objective.target
+
+    @property
+    def frozen_steps(self) -> int:
+        """First steps in which the encoder does not learn."""
+        return self.optim.freeze_encoder_steps

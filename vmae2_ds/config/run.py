@@ -293,6 +293,11 @@ class RunConfig(StrictModel):
         return None
 
     @property
+    def frozen_steps(self) -> int:
+        """First steps in which the encoder does not learn."""
+        return 0
+
+    @property
     def classes(self) -> int | None:
         """How many the model tells apart; None where it has none."""
         return None

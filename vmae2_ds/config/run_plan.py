@@ -35,6 +35,8 @@ class RunPlan:
     decay_shape: DecayShape = "linear"
     first_step: int = 0
     """Steps done before, by the run that this one branches off."""
+    frozen_steps: int = 0
+    """First steps in which the encoder does not learn."""
 
     @property
     def own_steps(self) -> int:
@@ -69,6 +71,7 @@ class RunPlan:
             f"{counted(self.views, 'view')}) / {self.lr_batch}; the end is {self.min_lr:.4g}"
             + (f", at step {self.schedule_steps}, behind the run's" if self.schedule_steps else ""),
             *self._schedule(),
+            *self._frozen(),
             f"{counted(self.num_steps, 'step')} ({self.warmup_steps} of warm-up) = "
             f"{counted(self.epochs, 'pass', 'passes')} over {counted(self.num_videos, 'video')}, "
             f"{self.epochs * self.views:.4g} with views",
@@ -87,9 +90,23 @@ class RunPlan:
             return [f"a cooldown from step {self.first_step} of another run: the rate {falls}"]
         return [f"warm-up, stable, decay: the rate reaches its peak at step {self.warmup_steps} and {falls}"]
 
+    def _frozen(self) -> list[str]:
+        """What an encoder does that is frozen at first."""
+        if self.frozen_steps <= self.first_step:
+            return []
+        rises = (
+            f"; then its rate rises from 0 over {self.warmup_steps} steps of its own" if self.warmup_steps > 1 else ""
+        )
+        return [f"the encoder is frozen up to step {self.frozen_steps}, the decoder learns alone{rises}"]
+
     def warnings(self) -> list[str]:
         """What is allowed and hardly ever meant, each with a way out."""
         found = []
+        if self.frozen_steps >= self.num_steps:
+            found.append(
+                f"the encoder is frozen for {self.frozen_steps} steps, and the run has {self.num_steps}: it never learns; "
+                "lower --optim.freeze-encoder-steps"
+            )
         if 2 * self.warmup_steps > self.num_steps and not self.first_step:
             share = self.num_steps / 10 / self.steps_per_epoch
             found.append(
@@ -163,6 +180,7 @@ def plan_run(config: RunConfig, num_videos: int, world_size: int) -> RunPlan:
         decay_steps=decay_steps if decay_steps is None else min(decay_steps, left),
         decay_shape=config.optim.decay_shape,
         first_step=first_step,
+        frozen_steps=config.frozen_steps,
         base_lr=config.optim.base_lr,
         lr_batch=config.optim.lr_batch,
         peak_lr=config.optim.base_lr * scale,

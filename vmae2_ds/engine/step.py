@@ -13,6 +13,7 @@ from vmae2_ds.config.ds_config import zero_stage
 from vmae2_ds.contracts import LossOutput, Movable, StepResult
 from vmae2_ds.dist import default_device
 from vmae2_ds.engine.device import allocator_advice
+from vmae2_ds.engine.held import HELD, leave_held_alone
 from vmae2_ds.engine.partitioned import FillFn, build_partitioned
 from vmae2_ds.engine.shards import MasterShards
 
@@ -60,11 +61,13 @@ class Engine:
             objective.to(self.device)
         use_deepspeed_checkpointing(objective, ds_config)
         optimizer = optimizer_of(objective)
+        leave_held_alone(optimizer)
         self.deepspeed, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=ds_config, dist_init_required=False
         )
         self._basic_optimizer = optimizer
         self.shards = MasterShards(self.deepspeed, optimizer, self.stage)
+        self._holds = False
         self._largest_norm: LargestNorm = any_norm
         self._told, self._grad_norm = torch.zeros(0, device=self.device), math.nan
         self._norm_is_taken = self.stage in (0, 3) or self.zero_policy.get("compute_grad_norm", True)
@@ -86,6 +89,27 @@ class Engine:
         """What to set in the environment for this model's memory; None where there is nothing to say."""
         model = self.objective.model
         return allocator_advice(self.device, stage=self.stage, checkpointing=model.config.checkpointing)  # type: ignore[union-attr, arg-type]
+
+    def hold(self, is_held: bool) -> None:
+        """Keep the groups that have the key `held` from learning, or let them learn, from the next update on.
+
+        Weights, moments, counters and weight decay of what is held stay as they are, and its gradients count in no norm: the
+        caller sees to it that there are none.
+        """
+        if is_held and not self._holds:
+            self._forget_gradients()
+        self._holds = is_held
+        for group in self.parameter_groups:
+            if HELD in group:
+                group[HELD] = is_held
+
+    def _forget_gradients(self) -> None:
+        """What DeepSpeed keeps of the last step's gradients, and would count in the next norm where no new ones come."""
+        zero = self.deepspeed.optimizer
+        if self.stage == 3:
+            torch.zero_(zero.grad_partitions_flat_buffer)
+        if "offload_optimizer" in self.zero_policy:
+            zero.norm_for_param_grads = {}
 
     def micro_step(self, batch: Movable) -> LossOutput:
         """Forward and backward of one micro batch; gradients add up until `update`."""

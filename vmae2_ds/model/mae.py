@@ -57,6 +57,8 @@ class MaskedAutoencoder(SeededModel):
         super().__init__(geometry)
         self.config = config
         self.encoder = Encoder(config, geometry)
+        self.is_encoder_frozen = False
+        """Whether the encoder's forward pass keeps nothing for a backward pass, so that only what is behind it learns."""
         self.bridge = Linear(config.encoder.width, config.decoder.width, bias=False)
         self.decoder = Decoder(config, geometry)
         name = "sdpa" if config.attention == "auto" else config.attention
@@ -67,8 +69,9 @@ class MaskedAutoencoder(SeededModel):
 
     def forward(self, cubes_BVP: Tensor, visible_BV: Tensor, decode_BM: Tensor) -> Tensor:
         """Predict cubes: normalised visible cubes (B, V, P), their places, places to predict (B, M) -> (B, M, P)."""
-        seen_BVE = self.bridge(self.encoder(cubes_BVP, visible_BV))
-        return self.decoder(seen_BVE, visible_BV, decode_BM)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_encoder_frozen):
+            seen_BVD = self.encoder(cubes_BVP, visible_BV)
+        return self.decoder(self.bridge(seen_BVD), visible_BV, decode_BM)
 
     def use_attention(self, encoder: str, decoder: str) -> None:
         """Name each tower's kernel: their shapes differ, so the fastest may too. ConfigError as `get_attention`."""

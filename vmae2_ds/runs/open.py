@@ -77,6 +77,15 @@ def initial_weights(config: RunConfig) -> StateDict:
     if report.new:
         lacks = "leaves these out" if new_decoder else "does not have these"
         log.warning("%s %s; they are newly drawn: %s", config.train.init, lacks, _by_part(report.new))
+    if (
+        isinstance(config, PretrainConfig)
+        and not config.frozen_steps
+        and any(x.startswith(DECODER) for x in report.new)
+    ):
+        log.warning(
+            "a decoder that is newly drawn moves the encoder by what it does not know yet: let it learn alone for as many "
+            "steps as the warm-up has, with --optim.freeze-encoder-steps N"
+        )
     if (other := _other_clip(config)) is not None:
         log.info("%s: %s", config.train.init, other)
     return weights

@@ -19,6 +19,7 @@ from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooMa
 from vmae2_ds.guard.spikes import Spike, SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.feed import Feed
+from vmae2_ds.train.frozen import hold_encoder
 from vmae2_ds.train.normaliser import Normaliser
 from vmae2_ds.train.optim import learning_rate, set_learning_rate
 from vmae2_ds.train.row import Interval, ModelFlops
@@ -108,6 +109,8 @@ def train(
     while state.step < last_step:
         rate = learning_rate(state.step, plan)
         set_learning_rate(engine.parameter_groups, rate)
+        if plan.frozen_steps:
+            hold_encoder(engine, state.step, plan)
         tally = StepTally(engine.device, plan.accumulation, setup.sources)
         for micro_step, loaded in enumerate(_batches_of_step(feed, engine, setup, state, ranks)):
             if setup.reseed:

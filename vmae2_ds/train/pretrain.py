@@ -13,6 +13,7 @@ from vmae2_ds.masking import count_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.build import attention_shapes
+from vmae2_ds.train.frozen import with_encoder_apart
 from vmae2_ds.train.optim import parameter_groups
 from vmae2_ds.train.stage import LossWords, Stage, Training
 
@@ -20,10 +21,12 @@ from vmae2_ds.train.stage import LossWords, Stage, Training
 def pretrain_stage(config: PretrainConfig) -> Stage:
     """What masked pre-training brings to a session."""
     counts = count_masks(config.mask, config.geometry)
+    macs = mae_macs(config.model, config.geometry, counts.visible, counts.decode)
     return Stage(
         dataset=lambda mixture: PretrainDataset(config, mixture),
         attention_shapes=lambda plan: attention_shapes(config.model, counts, plan.clips_per_micro_step),
-        forward_macs=mae_macs(config.model, config.geometry, counts.visible, counts.decode).total,
+        forward_macs=macs.total,
+        encoder_macs=macs.embed + macs.encoder,
         about_clip=f"the encoder sees {counts.visible}, the decoder fills {counts.decode}",
         has_draws=config.model.drop_path > 0,
         needs_init=config.optim.layer_decay < 1,
@@ -37,8 +40,10 @@ def reconstruction(config: PretrainConfig) -> Reconstruct:
 
 
 def groups(objective: nn.Module, config: PretrainConfig) -> list[dict[str, Any]]:
-    """With and without weight decay; by layer of the encoder where their rates differ."""
-    return parameter_groups(objective, config.optim.weight_decay, config.optim.layer_decay, config.model.encoder.depth)
+    """With and without weight decay; by layer of the encoder where their rates differ; it apart where it is frozen at first."""
+    optim = config.optim
+    made = parameter_groups(objective, optim.weight_decay, optim.layer_decay, config.model.encoder.depth)
+    return with_encoder_apart(made) if config.frozen_steps else made
 
 
 def loss_words(config: PretrainConfig) -> LossWords:

@@ -144,6 +144,8 @@ class ModelFlops(NamedTuple):
     """FLOPs of a forward and backward pass of one clip, without recomputation."""
     peak_per_s: float | None
     """What 100 % MFU means for one device; None leaves MFU out."""
+    encoder_backward: int = 0
+    """FLOPs of `per_clip` that a step does not do while the encoder is frozen."""
 
 
 class Interval:
@@ -209,9 +211,11 @@ class Interval:
         loss, flat_loss, finite, waited_s, size = ranks.sum(
             float(self._loss), float(self._flat_loss), float(self._finite), wait_s, 1.0
         )
-        step_time_s = elapsed_s / max(1, now.step - before.step)
+        steps, frozen = max(1, now.step - before.step), max(0, min(now.step, plan.frozen_steps) - before.step)
+        step_time_s = elapsed_s / steps
         clips_per_s = plan.global_batch / step_time_s
-        flops_per_s = self._flops.per_clip * clips_per_s / plan.world_size
+        per_clip = self._flops.per_clip - self._flops.encoder_backward * frozen / steps
+        flops_per_s = per_clip * clips_per_s / plan.world_size
         worker_mem_max_gib, worker_mem_sum_gib = ranks.max(*worker_memory_gib())
         return Row(
             step=now.step,

@@ -91,13 +91,14 @@ class _Session:
         self.state = built.state
         self._ready = ready
         flops_per_clip = training_flops(met.stage.forward_macs) + inference_flops(opened.extras.frozen_macs)
+        backward = training_flops(met.stage.encoder_macs) - inference_flops(met.stage.encoder_macs)
         self._setup = LoopSetup(
             plan=opened.plan,
             config=met.config.train,
             sources=ready.dataset.mixture.names,
             guard=SpikeGuard(met.config.guard, met.ranks),
             stop=met.requests,
-            flops=ModelFlops(flops_per_clip, ready.peak.flops if ready.peak else None),
+            flops=ModelFlops(flops_per_clip, ready.peak.flops if ready.peak else None, backward),
             reseed=met.stage.has_draws,
             normaliser=met.stage.normaliser,
         )

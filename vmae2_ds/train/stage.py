@@ -53,6 +53,8 @@ class Stage:
     """How a clip's cubes are used, for the log."""
     has_draws: bool
     """Whether the model draws in its forward pass: stochastic depth, dropout."""
+    encoder_macs: int = 0
+    """What of `forward_macs` is an encoder's that is frozen at first; 0 where none is."""
     needs_init: bool = True
     """Whether a run that starts from random weights is warned of."""
     ema_decay: float = 0.0
