@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.config.pretrain import StrictModel
-from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig, Sampling, TrainConfig
+from vmae2_ds.config.run import ListedValidation, OptimConfig, RunConfig, Sampling, TrainConfig
 from vmae2_ds.config.strict import Amount, Part, PartBelow1, Size, Views
 
 Sides = tuple[Annotated[float, Field(ge=0.01, le=100)], Annotated[float, Field(ge=0.01, le=100)]]
@@ -24,7 +24,7 @@ class HeadlessConfig(ClassifierConfig):
     """Number of classes: 0, since there is no head."""
 
 
-class LabelledDataConfig(DataConfig):
+class LabelledDataConfig(ListedValidation):
     """Labelled videos, how clips are drawn from them, and how they are fed."""
 
     sampling: Sampling = "dense"
@@ -43,16 +43,6 @@ class LabelledDataConfig(DataConfig):
     labels: Path | None = None
     """Text file with one class name per line, in the order of the label numbers. Lists may then give class names instead
     of numbers, and the names are saved with the run."""
-    val_manifest: Path | None = None
-    """List of validation videos; one clip from the middle of each is scored. Default: no validation, only the training
-    loss is reported."""
-    val_root: Path | None = None
-    """Folder that relative paths in the validation list start from; default: data.root, else the list's own folder."""
-
-    @property
-    def validation(self) -> tuple[Path, Path | None] | None:
-        """The validation list, if any; its root is data.root where val_root is not given."""
-        return None if self.val_manifest is None else (self.val_manifest, self.val_root or self.root)
 
     @model_validator(mode="after")
     def _smallest_first(self) -> LabelledDataConfig:
@@ -110,8 +100,6 @@ class FinetuneTrainConfig(TrainConfig):
 
     epochs: Size = 35
     """Length of the run in passes over the data; each video gives `views` clips per pass."""
-    validate_every: Size = 1
-    """Passes over the data between validations on --data.val-manifest; the end of the run is always validated."""
     head_map: Path | None = None
     """JSON list (written by `vmae2 data merge-kinetics`) that gives, for each class of this run, the class of the loaded
     head whose weights it takes, as from K710 to K400. Default: a head with the same number of classes is kept, any

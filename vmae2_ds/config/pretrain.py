@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import tyro
@@ -9,12 +10,14 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from vmae2_ds.config.model import ModelConfig
-from vmae2_ds.config.run import DataConfig, OptimConfig, RunConfig
+from vmae2_ds.config.run import ListedValidation, OptimConfig, RunConfig
 from vmae2_ds.config.strict import Count, Part, PartBelow1, StrictModel, Whole
 
 EncoderMask = Literal["tube", "random", "frame"]
 DecoderMask = Literal["none", "running_cell", "frame", "random"]
 Target = Literal["normalised", "pixels"]
+HELD_BACK_BY = ("video", "folder")
+"""What `data.hold_back_by` knows by name."""
 
 
 class MaskConfig(StrictModel):
@@ -63,7 +66,7 @@ class ObjectiveConfig(StrictModel):
     (published); 1: the mean over all that the decoder gives. Needs --mask.decoder-tokens official."""
 
 
-class PretrainDataConfig(DataConfig):
+class PretrainDataConfig(ListedValidation):
     """Videos, how clips are drawn from them, and how they are fed."""
 
     crop_scales: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (
@@ -81,6 +84,34 @@ class PretrainDataConfig(DataConfig):
     crop_on: Literal["workers", "device"] = "workers"
     """Where clips are cut, resized and mirrored. workers: in the data loader processes; device: on the GPU, which then
     receives whole frames."""
+    hold_back: PartBelow1 = 0.0
+    """Share of the listed videos that is not trained on but validated: the reconstruction loss on them shows whether a small
+    set is learned by heart. Which ones follows from their paths alone, not from the seed or from other videos. 0: none."""
+    hold_back_by: str = "video"
+    """What is held back as one. video: each file, with all parts of it that are listed; folder: all videos of a folder; or a
+    regular expression for the part of a path (its first group, if it has one) that files cut from one film share, such as
+    '(.*)_[0-9]+[.]mp4'."""
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation videos, in a list of their own or held back."""
+        return super().validates or self.hold_back > 0
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> PretrainDataConfig:
+        if self.val_manifest is not None and self.hold_back:
+            raise ValueError(
+                f"val_manifest={self.val_manifest} and hold_back={self.hold_back:g} both name the validation videos; keep one"
+            )
+        if self.hold_back_by not in HELD_BACK_BY:
+            try:
+                re.compile(self.hold_back_by)
+            except re.error as error:
+                raise ValueError(
+                    f"hold_back_by={self.hold_back_by!r} is neither {' nor '.join(HELD_BACK_BY)} nor a regular expression: "
+                    f"{error}"
+                ) from None
+        return self
 
 
 class PretrainOptimConfig(OptimConfig):

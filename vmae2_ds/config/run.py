@@ -108,6 +108,26 @@ class DataConfig(StrictModel):
         """The list of validation videos, and the folder that its relative paths start from; None where there is none."""
         return None
 
+    @property
+    def validates(self) -> bool:
+        """Whether single clips of validation videos are read while a run trains."""
+        return self.validation is not None
+
+
+class ListedValidation(DataConfig):
+    """Validation videos in a list of their own."""
+
+    val_manifest: Path | None = None
+    """List of validation videos; one clip from the middle of each is looked at. Default: no validation, only the training
+    loss is reported."""
+    val_root: Path | None = None
+    """Folder that relative paths in the validation list start from; default: data.root, else the list's own folder."""
+
+    @property
+    def validation(self) -> tuple[Path, Path | None] | None:
+        """The validation list, if any; its root is data.root where val_root is not given."""
+        return None if self.val_manifest is None else (self.val_manifest, self.val_root or self.root)
+
 
 DecayShape = Literal["linear", "sqrt", "cosine"]
 """How a rate falls at the end of a schedule (train/optim.py:DECAYS)."""
@@ -226,6 +246,8 @@ class TrainConfig(StrictModel):
     """Optimizer steps between rows of metrics.jsonl; each row holds averages over these steps."""
     tensorboard: bool = True
     """Write TensorBoard events next to metrics.jsonl."""
+    validate_every: Size = 1
+    """Passes over the data between validations, where there are validation videos; the end of the run is always validated."""
     max_nonfinite_steps: Whole = 20
     """The run saves and stops when more than this many updates in a row were left out: not finite, or skipped as spikes."""
     collective_timeout_s: float = Field(1800, ge=1, le=LONG_S)

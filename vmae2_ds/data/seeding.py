@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     MIX = 8
     STRETCH = 9
     BOXES = 10
+    HELD_BACK = 11
 
 
 def generator(

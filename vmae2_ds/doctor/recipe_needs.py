@@ -10,7 +10,7 @@ from vmae2_ds.config.ds_config import read_policy, zero_stage
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
-from vmae2_ds.data.feed.shared_memory import loader_bytes, tensor_bytes, views_bytes
+from vmae2_ds.data.feed.shared_memory import loader_bytes, tensor_bytes, validation_bytes
 from vmae2_ds.data.readers.table import PACKAGES
 from vmae2_ds.doctor.needs import Needs
 from vmae2_ds.masking import count_masks
@@ -27,7 +27,7 @@ def needs_of(config: RunConfig, ranks: int) -> Needs:
     """What `ranks` ranks of a run on one host need. Raises ConfigError for shapes and policies that cannot be."""
     policy = read_policy(config.train.ds_config)
     data = config.data
-    shm = ranks * (loader_bytes(config) + (views_bytes(data, views=1) if data.validation else 0))
+    shm = ranks * (loader_bytes(config) + validation_bytes(config))
     parameters = _product_weights(config)
     return Needs(
         recipe=config.recipe,

@@ -15,7 +15,7 @@ from vmae2_ds.errors import ConfigError
 
 MAY_CHANGE = {
     "train": {"runs", "run", "resume", "stop_after_steps", "save_every", "keep", "log_every", "tensorboard"}
-    | {"keep_every_hours", "keep_best", "max_failed_saves", "copy_to", "save_behind"}
+    | {"keep_every_hours", "keep_best", "max_failed_saves", "copy_to", "save_behind", "validate_every"}
     | {"max_nonfinite_steps", "peak_flops", "collective_timeout_s", "time_limit"}
     # in which order kernels add, and how much time that may take
     | {"deterministic"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -10,22 +9,21 @@ from torch import nn
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.data.feed.labelled import LabelledDataset
-from vmae2_ds.data.sources.manifest import Manifest
+from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.dist import Ranks
-from vmae2_ds.engine.step import Engine
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.build import tower_shape
 from vmae2_ds.train.optim import parameter_groups
 from vmae2_ds.train.stage import LossWords, Stage, Training
-from vmae2_ds.train.validate import Validation
+from vmae2_ds.train.validate import Validate, Validation
 
 
 def supervised_stage(config: FinetuneConfig) -> Stage:
     """What training a classifier brings to a session."""
 
-    def validation(manifest: Manifest, ranks: Ranks) -> Callable[[Engine], dict[str, Any]]:
-        return Validation(config, manifest, ranks).run
+    def validation(inputs: Inputs, ranks: Ranks) -> Validate | None:
+        return None if inputs.validation is None else Validation(config, inputs.validation, ranks).run
 
     return Stage(
         dataset=lambda mixture: LabelledDataset(config, mixture),
@@ -37,7 +35,6 @@ def supervised_stage(config: FinetuneConfig) -> Stage:
         has_draws=config.model.drop_path > 0 or config.model.head_dropout > 0,
         ema_decay=config.optim.ema_decay,
         validation=validation,
-        validate_every=config.train.validate_every,
     )
 
 

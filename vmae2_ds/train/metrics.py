@@ -15,6 +15,7 @@ from vmae2_ds.console.progress import time_left
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Ranks
 from vmae2_ds.guard.loader_watch import DataWaitWatch
+from vmae2_ds.json_lines import rows_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ class MetricsWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(tensorboard), purge_step=first_step + 1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows that stand in the file."""
+        return list(rows_of(self._path))
 
     def write(self, row: dict[str, Any]) -> None:
         """One row; numbers that are not finite become null, which JSON can hold."""

@@ -109,9 +109,7 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
     shared_memory.check_run(config, ranks)
     if stage.ema_decay:
         check_ema(ds_config)
-    validate = None
-    if stage.validation is not None and inputs.validation is not None:
-        validate = stage.validation(inputs.validation, ranks)
+    validate = None if stage.validation is None else stage.validation(inputs, ranks)
     extras = stage.extras(inputs.mixture, ranks)
     identity = {**inputs.identity(), **extras.identity}
     folder = ranks.from_first(lambda: _open_folder(config, identity, inputs, plan))
@@ -243,7 +241,9 @@ def make_ready(built: Built) -> Ready:
     if opened.validate is not None:
         first = ranks.rank == 0
         file = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step) if first else None
-        validation = ScheduledValidation(opened.validate, stage.validate_every, plan, file)
+        validation = ScheduledValidation(
+            opened.validate, config.train.validate_every, plan, file, first=stage.validates_first
+        )
     ledger = BadFileLedger(folder.path / "bad_files.jsonl")
     place = second_place(config)
     mirror = Mirror(place, folder.path) if place is not None and ranks.rank == 0 else None

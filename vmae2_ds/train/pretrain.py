@@ -14,6 +14,7 @@ from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.build import attention_shapes
 from vmae2_ds.train.frozen import with_encoder_apart
+from vmae2_ds.train.held_back import held_back_loss
 from vmae2_ds.train.optim import parameter_groups
 from vmae2_ds.train.stage import LossWords, Stage, Training
 
@@ -29,6 +30,8 @@ def pretrain_stage(config: PretrainConfig) -> Stage:
         encoder_macs=macs.embed + macs.encoder,
         about_clip=f"the encoder sees {counts.visible}, the decoder fills {counts.decode}",
         has_draws=config.model.drop_path > 0,
+        validation=lambda inputs, ranks: held_back_loss(config, inputs, ranks),
+        validates_first=True,
         needs_init=config.optim.layer_decay < 1,
     )
 

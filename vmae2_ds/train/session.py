@@ -32,6 +32,7 @@ from vmae2_ds.train.phases import Ready, build, load, make_ready, meet, open_run
 from vmae2_ds.train.report import write_report
 from vmae2_ds.train.row import ModelFlops
 from vmae2_ds.train.stage import training_of
+from vmae2_ds.train.validate import ScheduledValidation
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 
@@ -129,6 +130,7 @@ class _Session:
 
     def _train_to_the_end(self) -> None:
         """Train until the last step, over all rollbacks; raises an AgreedStop where the run ends early."""
+        self._hooks.begin(self.state.step)
         while True:
             try:
                 self._train_on()
@@ -202,11 +204,20 @@ class _Hooks:
         self._hang.step(step)
         self._is_best, validation = False, self._ready.validation
         if validation is not None and validation.are_due(step):
-            mean = self._mean if self._ready.met.stage.validates_mean else None
-            with self._hang.slow("a validation"), nullcontext() if mean is None else mean.in_use():
-                figures = validation.run(step, self._ready.built.engine)
-            self._ready.saver.note(figures)
-            self._is_best = self._ready.saver.are_best(figures)
+            self._is_best = self._ready.saver.are_best(self._validate(validation, step))
+
+    def begin(self, step: int) -> None:
+        """Validate before the first step, where the stage does."""
+        validation = self._ready.validation
+        if validation is not None and validation.are_first(step, self._ready.met.ranks):
+            self._validate(validation, step)
+
+    def _validate(self, validation: ScheduledValidation, step: int) -> dict[str, Any]:
+        mean = self._mean if self._ready.met.stage.validates_mean else None
+        with self._hang.slow("a validation"), nullcontext() if mean is None else mean.in_use():
+            figures = validation.run(step, self._ready.built.engine)
+        self._ready.saver.note(figures)
+        return figures
 
     def is_best(self) -> bool:
         """Return whether the validation behind this step, if there was one, is to be kept."""

@@ -14,7 +14,7 @@ from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.contracts import Movable
 from vmae2_ds.data.feed.dataset import VideoDataset
-from vmae2_ds.data.sources.manifest import Manifest
+from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
 from vmae2_ds.model.kernel_support import AttentionShape
@@ -61,12 +61,12 @@ class Stage:
     """Decay per step of the running mean of the weights; 0: none."""
     normaliser: Normaliser | None = None
     """What the objective's sums are divided by, where that runs on from step to step."""
-    validation: Callable[[Manifest, Ranks], Validate] | None = None
-    """What is done with the validation videos."""
+    validation: Callable[[Inputs, Ranks], Validate | None] | None = None
+    """What is done with the validation videos; it gives None where a run has none."""
+    validates_first: bool = False
+    """Whether a validation stands before the first step, too."""
     validates_mean: bool = False
     """Whether it is done with the running mean of the weights, where there is one."""
-    validate_every: float = 1.0
-    """Epochs between them."""
     extras: Callable[[Mixture, Ranks], Extras] = lambda mixture, ranks: Extras()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from itertools import chain, islice, repeat
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from vmae2_ds.train.metrics import MetricsWriter
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Validate = Callable[[Engine], dict[str, Any]]
 """A row of figures, the same on every rank."""
 
@@ -47,15 +48,8 @@ class Validation:
         objective, device = engine.objective, engine.device
         assert isinstance(objective, Classify), "only a classifier is validated"
         data, videos = self.dataset.data, len(self.dataset)
-        rows = range(self._ranks.rank, videos, self._ranks.size)
-        longest = -(-videos // self._ranks.size)
         blank = torch.zeros((data.num_frames, data.size, data.size, 3), dtype=torch.uint8)
         totals = torch.zeros(4, dtype=torch.float64)  # videos, right, right among five, loss
-
-        def batches() -> Iterator[list[ViewedVideo | None]]:
-            read = chain(self.dataset.iterate(rows), repeat(None, longest - len(rows)))
-            while batch := list(islice(read, self._videos_at_once)):
-                yield batch
 
         def move(batch: list[ViewedVideo | None]) -> Tensor:
             clips = [blank if video is None or video.clip_KTHWC is None else video.clip_KTHWC[0] for video in batch]
@@ -68,7 +62,8 @@ class Validation:
         ticker = Ticker(log, "videos validated", videos, draws=False, speaks=self._ranks.rank == 0)
         done = 0
         with heard(ticker):
-            for batch, (logits_BC,) in ask_ahead(batches(), move, ask, device):
+            batches = batches_of_rank(self.dataset.iterate, videos, self._videos_at_once, self._ranks)
+            for batch, (logits_BC,) in ask_ahead(batches, move, ask, device):
                 found = [(at, video) for at, video in enumerate(batch) if video and video.clip_KTHWC is not None]
                 label_B = torch.tensor([video.label for _, video in found], dtype=torch.int64)
                 logits_BC = logits_BC[[at for at, _ in found]]
@@ -89,16 +84,37 @@ class Validation:
         }
 
 
+def batches_of_rank(
+    read: Callable[[range], Iterator[T]], videos: int, at_once: int, ranks: Ranks
+) -> Iterator[list[T | None]]:
+    """This rank's part of so many videos, `at_once` in a batch: as many batches, of the same sizes, on every rank.
+
+    None fills short parts up: all ranks make the same number of forward passes, which ZeRO-3 gathers weights for.
+    """
+    rows = range(ranks.rank, videos, ranks.size)
+    items = chain(read(rows), repeat(None, -(-videos // ranks.size) - len(rows)))
+    while batch := list(islice(items, at_once)):
+        yield batch
+
+
 class ScheduledValidation:
     """When validation is due in a run, its file and its line in the log."""
 
-    def __init__(self, validate: Validate, every_epochs: float, plan: RunPlan, file: MetricsWriter | None) -> None:
-        """`file` on rank 0 alone."""
+    def __init__(
+        self, validate: Validate, every_epochs: float, plan: RunPlan, file: MetricsWriter | None, *, first: bool = False
+    ) -> None:
+        """`file` on rank 0 alone. `first`: there is one before the first step, too."""
         self._validate, self._every_epochs, self._plan, self._file = validate, every_epochs, plan, file
+        self._validates_first = first
 
     def are_due(self, step: int) -> bool:
         """Whether one follows this step."""
         return is_due(step, self._plan.steps_per_epoch, self._every_epochs, self._plan.num_steps)
+
+    def are_first(self, step: int, ranks: Ranks) -> bool:
+        """Whether one stands before the first step, and none is written of this step yet; all ranks have to ask."""
+        rows = ranks.from_first(lambda: [] if self._file is None else [row["step"] for row in self._file.rows()])
+        return self._validates_first and step == self._plan.first_step and step not in rows
 
     def run(self, step: int, engine: Engine) -> dict[str, Any]:
         """All ranks have to ask for it."""

@@ -6,6 +6,7 @@ Nothing is read: a stand-in for the reader gives frames that tell where each of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vmae2_ds.data.clips.sampling import dense_indices, sample_stride
 from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.feed.loader import make_loader
-from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.feed.pretrain import MiddleClips, PretrainDataset
 from vmae2_ds.data.seeding import Purpose, generator
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import Mixture, open_mixture
@@ -74,10 +75,37 @@ def twice(path: Path) -> Mixture:
 def test_streams_have_the_numbers_that_runs_were_made_with() -> None:
     assert {purpose.name: int(purpose) for purpose in Purpose} == {
         "ORDER": 1, "FRAMES": 2, "CROP": 3, "MASK": 4, "REPLACEMENT": 5, "AUGMENT": 6, "ERASE": 7, "MIX": 8,
-        "STRETCH": 9, "BOXES": 10,
+        "STRETCH": 9, "BOXES": 10, "HELD_BACK": 11,
     }  # fmt: skip
     found = generator(Purpose.CROP, 7, epoch=3, row=2, view=1, attempt=4, source=5)
     assert found.random() == np.random.default_rng((3, 7, 3, 2, 1, 4, 5)).random()
+
+
+def test_a_validation_clip_is_the_middle_and_its_masks_are_a_function_of_its_name_alone(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """Of frames 100 to 120 the middle 16, 8 frames from the first to the last of them; a square of 40 in 48 columns."""
+    middle = [102, 104, 106, 108, 111, 113, 115, 117]
+    ten = listed(tmp_path, ["bad0.mp4,,", "good1.mp4,100,20"], "path,start,frames")
+    found = []
+    for seed, videos in ((SEED, one_source(ten)), (SEED + 1, twice(ten))):
+        config = make_config(seed=seed, views=3, flip=1.0, jitter=0.2, crop_on="device")
+        dataset = MiddleClips(config, videos)
+        reader = told(dataset)
+        key = SampleKey(epoch=seed, row=1, source=len(videos.sources) - 1)
+        batch = dataset[key]
+        assert batch is not None
+        assert reader.chosen == [middle]
+        found.append(batch)
+        assert dataset[key._replace(row=0)] is None, "no other video is taken for it"
+    assert all(one.equal(two) for one, two in zip(*found, strict=True))
+    name = blake2b(b"good1.mp4 100", digest_size=8).digest()
+    rng = np.random.default_rng((11, 0, 0, int.from_bytes(name, "big"), 0, 0, 0))
+    masks = make_masks(config.mask, config.geometry, rng)
+    assert found[0].visible_BV.tolist() == [masks.visible_V.tolist()]
+    assert found[0].decode_BM.tolist() == [masks.decode_M.tolist()]
+    expected = crop_resize(torch.from_numpy(picture(np.array(middle))), CropBox(0, 4, 40, 40), 32)
+    assert found[0].clip_BTHWC.equal(expected[None])
 
 
 def test_the_order_of_each_epoch_of_each_source_is_a_stream_of_its_own() -> None:

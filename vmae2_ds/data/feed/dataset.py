@@ -112,7 +112,6 @@ class VideoDataset(Dataset[S]):
 
     def _read(self, entry: VideoEntry, source: Source, name: str, key: SampleKey, attempt: int) -> np.ndarray:
         """(T, H, W, 3) uint8, valid until the next read; raises VideoError."""
-        rng = self._generator(Purpose.FRAMES, key, attempt=attempt)
 
         def choose(length: int, fps: float) -> np.ndarray:
             part = max(0, length - entry.start) if entry.frames is None else min(entry.frames, length - entry.start)
@@ -121,10 +120,14 @@ class VideoDataset(Dataset[S]):
                 raise VideoError(
                     f"too short: {counted(max(0, part), 'frame')}{whole}; min_frames={self._data.min_frames}"
                 )
-            stride = self._stride(source, name, fps)
-            return entry.start + SAMPLERS[self._data.sampling](part, self._data.num_frames, stride, rng)
+            return entry.start + self._clip_indices(part, self._stride(source, name, fps), key, attempt)
 
         return self._reader.read(entry, source.how, choose)
+
+    def _clip_indices(self, length: int, stride: int, key: SampleKey, attempt: int) -> np.ndarray:
+        """(T,) indices of a clip in a video of `length` frames."""
+        rng = self._generator(Purpose.FRAMES, key, attempt=attempt)
+        return SAMPLERS[self._data.sampling](length, self._data.num_frames, stride, rng)
 
     def _stride(self, source: Source, name: str, fps: float) -> int:
         """Step between frames; raises VideoError where it follows from the video's rate and the video has none."""

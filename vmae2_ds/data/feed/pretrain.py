@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +11,17 @@ from torch import Tensor
 
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.contracts import Masks, Movable, PretrainBatch, ReadFailure
-from vmae2_ds.data.clips.crops import CropBox, crop_resize, draw_crop
+from vmae2_ds.data.clips.crops import CropBox, crop_resize, draw_crop, view_crops
 from vmae2_ds.data.clips.device_crops import UncutBatch
+from vmae2_ds.data.clips.sampling import middle_clip
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.feed.dataset import VideoDataset
-from vmae2_ds.data.seeding import Purpose
+from vmae2_ds.data.feed.loader import load_items
+from vmae2_ds.data.seeding import Purpose, generator
+from vmae2_ds.data.sources.held_back import number_of
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.sources.order import SampleKey
+from vmae2_ds.errors import VideoError
 from vmae2_ds.masking import make_masks
 
 
@@ -77,3 +82,42 @@ class PretrainDataset(VideoDataset[PretrainSample]):
 
     def _draw_masks(self, key: SampleKey, view: int) -> Masks:
         return make_masks(self.mask, self.geometry, self._generator(Purpose.MASK, key, view))
+
+
+class MiddleClips(PretrainDataset):
+    """One clip of each video for validation, in which nothing is drawn but masks: its middle frames, a square of the short side
+    in the middle, and masks that follow from the video's name in its list. Runs of any seed look at the same."""
+
+    def __init__(self, config: PretrainConfig, mixture: Mixture) -> None:
+        super().__init__(config.changed(data={"views": 1, "crop_on": "workers"}), mixture.with_reader("pyav"))
+
+    def __getitem__(self, key: SampleKey) -> PretrainBatch | None:  # type: ignore[override]  # no other video is taken for it
+        """The clip, in a batch of its own; None of a video that cannot be used."""
+        entry, source = self.entry_of(key), self.mixture.sources[key.source]
+        name = source.name or entry.source
+        try:
+            frames_THWC = self._read(entry, source, name, key, attempt=0)
+        except VideoError:
+            return None
+        frames = torch.from_numpy(frames_THWC)
+        clip_TSSC = self._cut(frames, self._draw_box(frames_THWC.shape, key, 0))
+        return PretrainBatch.of_clips(clip_TSSC[None].clone(), [self._draw_masks(key, 0)])
+
+    def iterate(self, keys: Sequence[SampleKey]) -> Generator[PretrainBatch | None, None, None]:
+        """These videos in order, read by `data.workers` processes. Raises DataError where one of them dies or hangs."""
+        return load_items(self.data, self, keys)
+
+    def _clip_indices(self, length: int, stride: int, key: SampleKey, attempt: int) -> np.ndarray:
+        del key, attempt
+        return middle_clip(self.data.sampling, length, self.data.num_frames, stride)
+
+    def _draw_box(self, shape: tuple[int, ...], key: SampleKey, view: int) -> CropBox:
+        del key, view
+        (box,) = view_crops(shape[1], shape[2], 1)
+        return box
+
+    def _draw_masks(self, key: SampleKey, view: int) -> Masks:
+        del view
+        video = self.mixture.sources[key.source].manifest.listed(key.row)
+        rng = generator(Purpose.HELD_BACK, seed=0, epoch=0, row=number_of(video.path, video.start))
+        return make_masks(self.mask, self.geometry, rng)

@@ -65,6 +65,13 @@ def views_bytes(data: DataConfig, views: int) -> int:
     return _when_ahead(data, [views * _clip_bytes(data)])
 
 
+def validation_bytes(config: RunConfig) -> int:
+    """Bytes of /dev/shm that reading the videos of a validation takes on one rank, a clip of each; 0 where there is none."""
+    data = config.data
+    masks = _mask_bytes(config, clips=1) if isinstance(config, PretrainConfig) else []
+    return _when_ahead(data, [_clip_bytes(data), *masks]) if data.validates else 0
+
+
 def key_frames_bytes(config: AvaConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) -> int:
     """Bytes of /dev/shm that testing on key frames takes on one rank; clips are as wide as their videos are."""
     return _when_ahead(config.data, _of_key_frames(config, whole_frame))
@@ -74,8 +81,7 @@ def check_run(config: RunConfig, ranks: Ranks) -> None:
     """Compare what a run's loaders take with what each host has; all ranks have to ask. As `check_room`."""
     data, batch = config.data, tensor_bytes(config)
     needed, least = loader_bytes(config), data.workers * sum(map(_in_pages, batch))
-    if data.validation is not None:  # the workers of training keep what they have made
-        needed += views_bytes(data, views=1)
+    needed += validation_bytes(config)  # the workers of training keep what they have made
     if isinstance(config, AvaConfig) and config.data.val_truth:
         needed += key_frames_bytes(config)
     check_room(needed, least, data, ranks)
@@ -142,12 +148,16 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
         return [*cut, 4 * boxes * _FLOAT, boxes, boxes * config.model.num_classes * _FLOAT]
     if not isinstance(config, PretrainConfig):
         return [*cut, clips * _INDEX, _FLOAT, _FLOAT]
-    counts = count_masks(config.mask, config.geometry)
-    masks = [clips * counts.visible * _INDEX, clips * counts.decode * _INDEX, clips * counts.decode]
+    masks = _mask_bytes(config, clips)
     if config.data.crop_on == "device":
         height, width = whole_frame
         return [data.num_frames * height * width * 3] * videos + masks
     return cut + masks
+
+
+def _mask_bytes(config: PretrainConfig, clips: int) -> list[int]:
+    counts = count_masks(config.mask, config.geometry)
+    return [clips * counts.visible * _INDEX, clips * counts.decode * _INDEX, clips * counts.decode]
 
 
 def _of_windows(config: TadConfig) -> list[int]:

@@ -11,7 +11,7 @@ from vmae2_ds.config.stages import STAGES
 from vmae2_ds.data.sources.class_names import ClassNames
 from vmae2_ds.data.sources.labels import check_names
 from vmae2_ds.data.sources.manifest import Manifest, read_manifest
-from vmae2_ds.data.sources.mixture import Mixture, form_of, open_mixture
+from vmae2_ds.data.sources.mixture import Mixture, form_of, open_parts
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Inputs:
     mixture: Mixture
     """The training videos."""
     validation: Manifest | None
-    """The validation videos."""
+    """The validation videos that have a list of their own."""
+    held_back: Mixture | None = None
+    """The validation videos that are held back from the training videos' lists."""
 
     @property
     def names(self) -> ClassNames | None:
@@ -47,4 +49,5 @@ def read_inputs(config: RunConfig) -> Inputs:
     if config.data.validation is not None:
         file, root = config.data.validation
         validation = read_manifest(file, root, form=form)
-    return Inputs(policy, open_mixture(config.data, form), validation)
+    mixture, held_back = open_parts(config.data, form)
+    return Inputs(policy, mixture, validation, held_back)

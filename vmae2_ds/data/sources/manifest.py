@@ -8,7 +8,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,8 +28,13 @@ INDEX = "index.json"
 """What makes a folder an indexed manifest; beside it lie `rows.bin` and `paths.bin`. Written last."""
 
 _ROW = struct.Struct("<QHiHiiiqq")
-_ROW_OF_LABEL = np.dtype(
-    {"names": ["label"], "formats": ["<i4"], "offsets": [struct.calcsize("<QH")], "itemsize": _ROW.size}
+_COLUMNS = np.dtype(
+    {
+        "names": ["begin", "length", "label"],
+        "formats": ["<u8", "<u2", "<i4"],
+        "offsets": [0, 8, 10],
+        "itemsize": _ROW.size,
+    }
 )
 """One row, 44 bytes: offset and length of the path; label, source code, start, frames; shard code, offset, size."""
 _NONE = -1  # "no label", "to the end" and "no shard" inside the rows
@@ -95,11 +100,30 @@ class Manifest:
             size=video.size,
         )
 
+    def part(self, is_in: np.ndarray) -> Manifest:
+        """The videos at which `is_in`, a bool for each row, is true; its digest stays that of the list."""
+        chosen = np.flatnonzero(is_in)
+        rows = self.rows._replace(videos=len(chosen))
+        return _PartOfManifest(self.file, self.root, rows, self._table, self._paths, self, chosen)
+
     def label_blocks(self, rows: int = 100_000) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, its and the following rows' labels), block by block; -1 stands for none."""
+        for first, block in self._blocks(rows):
+            yield first, block["label"]
+
+    def path_blocks(self, rows: int = 100_000) -> Iterator[tuple[int, list[bytes]]]:
+        """(first row, its and the following rows' paths as the list has them), block by block."""
+        for first, block in self._blocks(rows):
+            ends = np.stack([block["begin"], block["begin"] + block["length"]], axis=1)
+            low, high = int(ends.min()), int(ends.max())
+            paths = self._paths[low:high]
+            yield first, [paths[begin:end] for begin, end in (ends - low).tolist()]
+
+    def _blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, _COLUMNS of it and the following rows), block by block."""
         for first in range(0, len(self), rows):
             block = self._table[first * _ROW.size : min(first + rows, len(self)) * _ROW.size]
-            yield first, np.frombuffer(block, _ROW_OF_LABEL)["label"]
+            yield first, np.frombuffer(block, _COLUMNS)
 
     def listed(self, row: int) -> ListedVideo:
         """The row as the list has it: paths as they were written."""
@@ -118,6 +142,29 @@ class Manifest:
             offset=offset,
             size=size,
         )
+
+
+@dataclass(frozen=True)
+class _PartOfManifest(Manifest):
+    """Some rows of a list."""
+
+    _whole: Manifest
+    _chosen: np.ndarray = field(compare=False)
+    """Numbers of the rows in the whole list, ascending."""
+
+    def listed(self, row: int) -> ListedVideo:
+        """The row as the list has it: paths as they were written."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} of a manifest")
+        return self._whole.listed(int(self._chosen[row]))
+
+    def _blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+        first = 0
+        for begin, block in self._whole._blocks(rows):
+            at = self._chosen[np.searchsorted(self._chosen, begin) : np.searchsorted(self._chosen, begin + len(block))]
+            if len(at):
+                yield first, block[at - begin]
+            first += len(at)
 
 
 def read_manifest(path: str | Path, root: str | Path | None = None, *, form: ListForm = PLAIN_LIST) -> Manifest:

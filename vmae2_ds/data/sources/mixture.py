@@ -13,13 +13,15 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from vmae2_ds.config.finetune import LabelledDataConfig
-from vmae2_ds.config.pretrain import StrictModel
+from vmae2_ds.config.pretrain import PretrainDataConfig
 from vmae2_ds.config.run import DataConfig, ReaderName
+from vmae2_ds.config.strict import StrictModel
 from vmae2_ds.console.progress import counted
 from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.readers.choice import choose_reader
 from vmae2_ds.data.readers.storage import check_template
 from vmae2_ds.data.sources.class_names import read_class_names
+from vmae2_ds.data.sources.held_back import is_held_back
 from vmae2_ds.data.sources.list_formats import PLAIN_LIST, ListForm
 from vmae2_ds.data.sources.manifest import Manifest, read_manifest
 from vmae2_ds.data.sources.order import SampleKey, SampleOrder
@@ -216,31 +218,56 @@ class Mixture(NamedTuple):
 
 
 def open_mixture(data: DataConfig, form: ListForm | None = None) -> Mixture:
-    """The videos named by `data.manifest` or `data.mixture`; raises ConfigError or DataError.
+    """The videos to train on of those named by `data.manifest` or `data.mixture`; as `open_parts`."""
+    return open_parts(data, form)[0]
+
+
+def open_parts(data: DataConfig, form: ListForm | None = None) -> tuple[Mixture, Mixture | None]:
+    """The videos named by `data.manifest` or `data.mixture`: those to train on, and those held back by `data.hold_back`, None
+    where there are none. Raises ConfigError or DataError.
 
     `form`: that of `form_of`, where it has been read already.
     """
     if form is None:
         form = form_of(data)
     if data.manifest is not None:
-        return Mixture.of_manifest(read_manifest(data.manifest, data.root, form=form), data.reader)._replace(form=form)
+        train, held = _parts(read_manifest(data.manifest, data.root, form=form), data)
+        mixture = Mixture.of_manifest(train, data.reader)._replace(form=form)
+        return mixture, None if held is None else Mixture.of_manifest(held, data.reader)
     check_videos_are_named(data)
     config, base = _read_mixture(data)
-    opened = [(source, _open_source(source, base, form)) for source in config.source]
-    weights = [source.share or source.weight or len(manifest) for source, manifest in opened]
+    opened = [(source, *_parts(_open_source(source, base, form), data)) for source in config.source]
+    weights = [source.share or source.weight or len(train) for source, train, _ in opened]
     sources = [
         Source(
             source.name,
-            manifest,
+            train,
             weight / sum(weights),
-            None if source.max_epochs is None else int(source.max_epochs * len(manifest)),
+            None if source.max_epochs is None else int(source.max_epochs * len(train)),
             source.stride,
             source.fps,
             ReadAs("frames" if source.kind == "frames" else "video", source.template, source.reader or data.reader),
         )
-        for (source, manifest), weight in zip(opened, weights, strict=True)
+        for (source, train, _), weight in zip(opened, weights, strict=True)
     ]
-    return Mixture(str(data.mixture), tuple(sources), form, config.source)
+    mixture = Mixture(str(data.mixture), tuple(sources), form, config.source)
+    held_back = tuple(
+        source._replace(manifest=held) for source, (_, _, held) in zip(sources, opened, strict=True) if held is not None
+    )
+    return mixture, Mixture(str(data.mixture), held_back) if held_back else None
+
+
+def _parts(manifest: Manifest, data: DataConfig) -> tuple[Manifest, Manifest | None]:
+    """The videos of a list that are trained on, and those held back; raises ConfigError where none is left to train on."""
+    if not isinstance(data, PretrainDataConfig) or not data.hold_back:
+        return manifest, None
+    is_held = is_held_back(manifest, data.hold_back, data.hold_back_by)
+    if is_held.all():
+        raise ConfigError(
+            f"--data.hold-back {data.hold_back:g} by {data.hold_back_by} leaves nothing to train on of the "
+            f"{counted(len(manifest), 'video')} of {manifest.file}; hold back less, or by something of which there is more"
+        )
+    return manifest.part(~is_held), manifest.part(is_held) if is_held.any() else None
 
 
 def form_of(data: DataConfig) -> ListForm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 from vmae2_ds.config.ava import AvaConfig
 from vmae2_ds.console.progress import Ticker, heard
 from vmae2_ds.cost.flops import classifier_macs
-from vmae2_ds.data.sources.manifest import Manifest
+from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
 from vmae2_ds.downstream.ava.clip_files import KeyFrameList
@@ -27,6 +27,7 @@ from vmae2_ds.engine.step import Engine
 from vmae2_ds.train.build import tower_shape
 from vmae2_ds.train.optim import parameter_groups
 from vmae2_ds.train.stage import Extras, LossWords, Stage, Training
+from vmae2_ds.train.validate import Validate
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,10 @@ def ava_stage(config: AvaConfig) -> Stage:
     """What training on boxes brings to a session."""
     model = config.model
 
-    def validation(manifest: Manifest, ranks: Ranks) -> Callable[[Engine], dict[str, Any]]:
+    def validation(inputs: Inputs, ranks: Ranks) -> Validate | None:
+        manifest = inputs.validation
+        if manifest is None:
+            return None
         assert isinstance(manifest, KeyFrameList), "what open_videos gives"
         return FrameMapValidation(config, manifest, ranks).run
 
@@ -55,7 +59,6 @@ def ava_stage(config: AvaConfig) -> Stage:
         normaliser=boxes_of_a_step() if config.loss.mean_over == "boxes" else None,
         validation=validation,
         validates_mean=True,
-        validate_every=config.train.validate_every,
         extras=extras,
     )
 

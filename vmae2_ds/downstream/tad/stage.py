@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from vmae2_ds.config.tad import TadConfig, TadDataConfig
 from vmae2_ds.contracts import Movable, TadBatch, TadFramesBatch
 from vmae2_ds.cost.pyramid import pyramid_macs
+from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks
@@ -28,6 +28,7 @@ from vmae2_ds.engine.step import Engine
 from vmae2_ds.train.normaliser import Normaliser
 from vmae2_ds.train.optim import parameter_groups
 from vmae2_ds.train.stage import Extras, LossWords, Stage, Training
+from vmae2_ds.train.validate import Validate
 
 ONE_CLASS = "action"
 """The label of a head that tells actions from background alone."""
@@ -38,8 +39,8 @@ def tad_stage(config: TadConfig) -> Stage:
     head = config.model.head
     macs = pyramid_macs(head, config.model.encoder.width, config.model.num_classes, config.data.length)
 
-    def validation(manifest: Manifest, ranks: Ranks) -> Callable[[Engine], dict[str, Any]]:
-        return MapValidation(config, manifest, ranks).run
+    def validation(inputs: Inputs, ranks: Ranks) -> Validate | None:
+        return None if inputs.validation is None else MapValidation(config, inputs.validation, ranks).run
 
     def extras(mixture: Mixture, ranks: Ranks) -> Extras:
         del mixture, ranks
@@ -58,7 +59,6 @@ def tad_stage(config: TadConfig) -> Stage:
         normaliser=Normaliser(config.loss.normaliser_start, partial(next_normaliser, config=config.loss), count),
         validation=validation,
         validates_mean=True,
-        validate_every=config.train.validate_every,
         extras=extras,
     )
     return end_to_end(stage, config) if config.model.is_end_to_end else stage

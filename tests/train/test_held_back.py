@@ -1,0 +1,137 @@
+"""The loss on held-back videos, against a sum in float64 over the model's plain forward pass, clip by clip."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.stand_in import StandInReader, listed
+from vmae2_ds.config.model import ModelConfig
+from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.contracts import PretrainBatch
+from vmae2_ds.data.entry import VideoEntry
+from vmae2_ds.data.sources.manifest import Manifest, read_manifest
+from vmae2_ds.data.sources.mixture import Mixture
+from vmae2_ds.dist import Ranks
+from vmae2_ds.masking import make_masks
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.train.held_back import HeldBackLoss
+
+EDGE, FRAMES, HELD, TRAINED = 32, 8, 7, 17
+MASKS = {"published": {"encoder_ratio": 0.75}, "varying": {"encoder": "random", "decoder": "random"}}
+
+
+def config_of(masks: str, **train: Any) -> PretrainConfig:
+    small = {"width": 32, "depth": 2, "heads": 2, "mlp": 64}
+    return PretrainConfig(
+        model=ModelConfig.of_size("tiny", drop_path=0.5, encoder=small, decoder={**small, "depth": 1}),
+        mask=MASKS[masks],
+        data={"num_frames": FRAMES, "size": EDGE, "stride": 2, "views": 3, "workers": 0, "flip": 1.0},
+        train=train,
+    )
+
+
+def frames_of(entry: VideoEntry, index_T: np.ndarray) -> np.ndarray:
+    name = np.frombuffer(blake2b(Path(entry.path).name.encode(), digest_size=4).digest(), np.uint32)
+    film = np.random.default_rng(int(name[0])).integers(0, 256, (40, EDGE, EDGE, 3), dtype=np.uint8)
+    return film[index_T]
+
+
+@pytest.fixture(params=sorted(MASKS))
+def masks(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> tuple[Manifest, Manifest]:
+    """Held back and trained on; one of each cannot be read."""
+    lists = []
+    for kind, count, bad in (("held", HELD, 3), ("trained", TRAINED, 8)):
+        (tmp_path / kind).mkdir()
+        rows = [f"{'bad' if row == bad else kind}{row}.mp4" for row in range(count)]
+        lists.append(read_manifest(listed(tmp_path / kind, rows, "path")))
+    return lists[0], lists[1]
+
+
+@pytest.fixture
+def objective(masks: str) -> Reconstruct:
+    config = config_of(masks)
+    return Reconstruct(MaskedAutoencoder(config.model, config.geometry), config.objective, config.geometry)
+
+
+@dataclass(frozen=True)
+class Together(Ranks):
+    """Ranks that run one after another, the first one last: sums by how often they were asked for."""
+
+    given: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
+
+    def sum(self, *values: float) -> list[float]:
+        mine = self.given.setdefault(self.rank, [])
+        mine.append(values)
+        return [math.fsum(column) for column in zip(*(of[len(mine) - 1] for of in self.given.values()), strict=True)]
+
+
+def by_hand(objective: Reconstruct, config: PretrainConfig, manifest: Manifest, rows: list[int]) -> float:
+    """Squared error of every hidden decoded cube, its target made of pixels cut here, in float64; their mean."""
+    errors = []
+    middle = 12 + np.array([0, 2, 4, 6, 9, 11, 13, 15])  # the middle 16 of 40 frames, 8 of them
+    for row in rows:
+        video = manifest.listed(row)
+        number = int.from_bytes(blake2b(f"{video.path} 0".encode(), digest_size=8).digest(), "big")
+        mask = make_masks(config.mask, config.geometry, np.random.default_rng((11, 0, 0, number, 0, 0, 0)))
+        clip_THWC = frames_of(manifest[row], middle)
+        batch = PretrainBatch.of_clips(torch.from_numpy(clip_THWC)[None], [mask])
+        with torch.no_grad():
+            visible = objective.visible_cubes(batch)
+            pred_MP = objective.model(visible, batch.visible_BV, batch.decode_BM)[0].double().numpy()
+        patch = config.model.patch
+        grid = (FRAMES // 2, 2, EDGE // patch, patch, EDGE // patch, patch, 3)
+        cubes_NKC = clip_THWC.reshape(grid).transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, 2 * patch**2, 3) / 255.0
+        target_NKC = (cubes_NKC - cubes_NKC.mean(1, keepdims=True)) / (cubes_NKC.std(1, ddof=1, keepdims=True) + 1e-6)
+        for pred_P, cube, is_hidden in zip(pred_MP, mask.decode_M, mask.is_supervised_M, strict=True):
+            if is_hidden:
+                errors.append(float(((pred_P - target_NKC[cube].ravel()) ** 2).mean()))
+    return math.fsum(errors) / len(errors)
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 1), (1, 4), (2, 1), (3, 1), (3, 2)])
+def test_losses_are_the_mean_over_hidden_cubes_on_any_ranks_and_at_any_batch(
+    objective: Reconstruct, masks: str, videos: tuple[Manifest, Manifest], ranks: int, micro_batch: int
+) -> None:
+    """Seven videos of which one is bad, three to twelve clips at once: shards are short, batches are not full."""
+    config = config_of(masks, micro_batch=micro_batch, seed=ranks)
+    held, trained = (Mixture.of_manifest(manifest, "pyav") for manifest in videos)
+    given: dict[int, list[tuple[float, ...]]] = {}
+    found: dict[str, Any] = {}
+    batches = []
+    for rank in reversed(range(ranks)):
+        looked = HeldBackLoss(config, held, trained, Together(rank, size=ranks, given=given))
+        for clips in (looked._held, looked._seen):
+            clips._reader = StandInReader(frames_of, 40)  # type: ignore[assignment]
+        engine: Any = SimpleNamespace(objective=objective, device=torch.device("cpu"))
+        counted: list[int] = []
+        hook = objective.model.register_forward_hook(lambda _module, _inputs, out, to=counted: to.append(len(out)))
+        objective.train()  # as a step leaves it: stochastic depth would draw
+        found = looked.run(engine)
+        hook.remove()
+        assert objective.training, "handed back for the next step"
+        batches.append(counted)
+    at_once = 3 * micro_batch
+    passes = math.ceil(math.ceil(HELD / ranks) / at_once)
+    assert batches == [[at_once] * 2 * passes] * ranks, "as many passes on every rank"
+    assert (found["val_videos"], found["val_unreadable"]) == (6, 1)
+    objective.eval()
+    held_rows = [row for row in range(HELD) if row != 3]
+    seen_rows = [row for place in range(HELD) if (row := int((place + 0.5) * TRAINED / HELD)) != 8]
+    assert found["val_loss"] == pytest.approx(by_hand(objective, config, videos[0], held_rows), rel=1e-6)
+    assert found["seen_loss"] == pytest.approx(by_hand(objective, config, videos[1], seen_rows), rel=1e-6)
+    assert len(seen_rows) == 6
