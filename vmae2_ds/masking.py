@@ -43,11 +43,11 @@ def make_masks(config: MaskConfig, geometry: ClipGeometry, rng: np.random.Genera
         ConfigError: as `count_masks`.
     """
     count_masks(config, geometry)
-    is_visible_N = _ENCODER[config.encoder](_ratio_of("encoder", config, geometry), geometry, rng).ravel()
+    is_visible_N = _ENCODER[config.encoder](_num_hidden("encoder", config, geometry), geometry, rng).ravel()
     if config.decoder == "none":
         is_decoded_N = ~is_visible_N
     else:
-        is_decoded_N = _DECODER[config.decoder](_ratio_of("decoder", config, geometry), geometry, rng).ravel()
+        is_decoded_N = _DECODER[config.decoder](_num_hidden("decoder", config, geometry), geometry, rng).ravel()
         if config.decoder_tokens == "disjoint":
             is_decoded_N = is_decoded_N & ~is_visible_N
     decode_M = np.flatnonzero(is_decoded_N)
@@ -131,23 +131,55 @@ def _is_even(geometry: ClipGeometry) -> bool:
     return height % 2 == width % 2 == 0
 
 
-def _ratio_of(side: Side, config: MaskConfig, geometry: ClipGeometry) -> float:
-    """The share of cubes that a mask hides, where it is asked for by share or by number; ConfigError for no such number."""
-    count, ratio = (
-        (config.visible, config.encoder_ratio) if side == "encoder" else (config.decoded, config.decoder_ratio)
-    )
-    if count is None:
-        return ratio
-    name, option = getattr(config, side), "--mask.visible" if side == "encoder" else "--mask.decoded"
+@lru_cache(maxsize=64)
+def _num_hidden(side: Side, config: MaskConfig, geometry: ClipGeometry) -> int:
+    """Cubes that a mask hides, asked for by share or by number; ConfigError where that is not a mask."""
+    encoder = side == "encoder"
+    name, ratio = (config.encoder, config.encoder_ratio) if encoder else (config.decoder, config.decoder_ratio)
+    num_steps, height, width = geometry.grid
+    if name == "running_cell" and num_steps % CELL and not _is_even(geometry):
+        raise ConfigError(
+            f"2x2 running cells tile an even grid, and {geometry.height}x{geometry.width} pixels in patches of "
+            f"{geometry.patch} give {height}x{width}; use a size that is a multiple of {2 * geometry.patch}, or a "
+            f"multiple of {CELL * geometry.tubelet} frames"
+        )
+    kept = config.visible if encoder else config.decoded
+    if kept is not None:
+        _check_kept(side, name, kept, geometry)
+        return geometry.num_cubes - kept
+    if name == "running_cell":
+        if ratio not in (0.25, 0.5, 0.75):
+            raise ConfigError(f"--mask.{side}-ratio {ratio} is no share of a 2x2 running cell; use 0.25, 0.5 or 0.75")
+        return round(ratio * geometry.num_cubes)
+    units = {"tube": height * width, "random": geometry.num_cubes, "frame": num_steps}[name]
+    # not round(): 0.8 of 16 cells hides 12, as published (tests/golden/masks.json); the nudge is for 0.29 * 100 = 28.999...
+    hidden = int(ratio * units + 1e-9)
+    if name == "frame" and not np.isclose(hidden, ratio * units):
+        nearest = min(max(round(ratio * units), 1), units - 1)
+        way_out = f"try {nearest / units:g}" if nearest else "use another mask"
+        raise ConfigError(
+            f"--mask.{side}-ratio {ratio} of {units} tubelet steps is {ratio * units:g}, not whole frames; {way_out}"
+        )
+    if not 0 < hidden < units and (encoder or hidden == units):
+        raise ConfigError(
+            f"--mask.{side}-ratio {ratio} hides {hidden} of {units} {_UNIT[name]}, which leaves nothing to "
+            f"{'see' if hidden else 'predict'}; use a ratio from {1 / units:g} to below 1, or a finer grid"
+        )
+    return hidden * (geometry.num_cubes // units)
+
+
+def _check_kept(side: Side, name: str, count: int, geometry: ClipGeometry) -> None:
+    """Raises ConfigError, with numbers that are one, where `count` cubes are not what a mask can keep."""
+    option = "--mask.visible" if side == "encoder" else "--mask.decoded"
     num_steps, height, width = geometry.grid
     if name == "running_cell":
-        if 4 * count % geometry.num_cubes or not 0 < count < geometry.num_cubes:
+        if CELL * count % geometry.num_cubes or not 0 < count < geometry.num_cubes:
             shares = ", ".join(str(round(share * geometry.num_cubes)) for share in (0.25, 0.5, 0.75))
             raise ConfigError(
                 f"{option} {count}: a running cell keeps a quarter, a half or three quarters of {geometry.num_cubes} cubes: "
                 f"{shares}; use one of them, or --mask.decoder random"
             )
-        return 1 - count / geometry.num_cubes
+        return
     unit, what = {"tube": (num_steps, "tubelet steps"), "frame": (height * width, "cubes of a frame")}.get(
         name, (1, "")
     )
@@ -159,80 +191,45 @@ def _ratio_of(side: Side, config: MaskConfig, geometry: ClipGeometry) -> float:
             f"a {name} mask keeps multiples of the {unit} {what}" if count % unit else f"of {geometry.num_cubes} cubes"
         )
         raise ConfigError(f"{option} {count}: {why}, at most {most}; try {' or '.join(map(str, tries))}")
-    return 1 - count / geometry.num_cubes
-
-
-def _num_hidden(side: Side, config: MaskConfig, geometry: ClipGeometry) -> int:
-    """Cubes that a mask hides; ConfigError where that is not a mask."""
-    name, ratio = getattr(config, side), _ratio_of(side, config, geometry)
-    num_steps, height, width = geometry.grid
-    if name == "running_cell":
-        if ratio not in (0.25, 0.5, 0.75):
-            raise ConfigError(f"--mask.{side}-ratio {ratio} is no share of a 2x2 running cell; use 0.25, 0.5 or 0.75")
-        if num_steps % CELL and not _is_even(geometry):
-            raise ConfigError(
-                f"2x2 running cells tile an even grid, and {geometry.height}x{geometry.width} pixels in patches of "
-                f"{geometry.patch} give {height}x{width}; use a size that is a multiple of {2 * geometry.patch}, or a "
-                f"multiple of {CELL * geometry.tubelet} frames"
-            )
-        return round(ratio * geometry.num_cubes)
-    units = {"tube": height * width, "random": geometry.num_cubes, "frame": num_steps}[name]
-    hidden = _round_down(ratio, units)
-    if name == "frame" and not np.isclose(hidden, ratio * units):
-        nearest = min(max(round(ratio * units), 1), units - 1)
-        way_out = f"try {nearest / units:g}" if nearest else "use another mask"
-        raise ConfigError(
-            f"--mask.{side}-ratio {ratio} of {units} tubelet steps is {ratio * units:g}, not whole frames; {way_out}"
-        )
-    if not 0 < hidden < units and (side == "encoder" or hidden == units):
-        raise ConfigError(
-            f"--mask.{side}-ratio {ratio} hides {hidden} of {units} {_UNIT[name]}, which leaves nothing to "
-            f"{'see' if hidden else 'predict'}; use a ratio from {1 / units:g} to below 1, or a finer grid"
-        )
-    return hidden * (geometry.num_cubes // units)
 
 
 _UNIT = {"tube": "cells", "random": "cubes", "frame": "tubelet steps"}
 
 
-def _round_down(ratio: float, units: int) -> int:
-    # Not round(): 0.8 of 16 cells hides 12, as published (tests/golden/masks.json). The nudge is for 0.29 * 100 = 28.999...
-    return int(ratio * units + 1e-9)
-
-
-def _keep_tube(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+def _keep_tube(hidden: int, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
     """Keep the same cells in every tubelet step."""
     num_steps, height, width = geometry.grid
-    return np.broadcast_to(_keep_some(ratio, height * width, rng), (num_steps, height * width))
+    return np.broadcast_to(_keep_some(hidden // num_steps, height * width, rng), (num_steps, height * width))
 
 
-def _keep_random(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+def _keep_random(hidden: int, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
     """Independent cubes."""
-    return _keep_some(ratio, geometry.num_cubes, rng).reshape(geometry.grid[0], -1)
+    return _keep_some(hidden, geometry.num_cubes, rng).reshape(geometry.grid[0], -1)
 
 
-def _keep_frame(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+def _keep_frame(hidden: int, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
     """Whole tubelet steps."""
     num_steps, height, width = geometry.grid
-    return np.broadcast_to(_keep_some(ratio, num_steps, rng)[:, None], (num_steps, height * width))
+    return np.broadcast_to(_keep_some(hidden // (height * width), num_steps, rng)[:, None], (num_steps, height * width))
 
 
-def _keep_some(ratio: float, units: int, rng: np.random.Generator) -> np.ndarray:
+def _keep_some(hidden: int, units: int, rng: np.random.Generator) -> np.ndarray:
     is_kept = np.ones(units, dtype=bool)
-    is_kept[rng.permutation(units)[: _round_down(ratio, units)]] = False
+    is_kept[rng.permutation(units)[:hidden]] = False
     return is_kept
 
 
-def _keep_running_cell(ratio: float, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+def _keep_running_cell(hidden: int, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
     """A 2x2 cell, tiled over the frame, whose hidden corners move on by one with each tubelet step.
 
-    Corner c (row-major) at step t with phase f is hidden where (c + t + f + 1) mod 4 < 4 * ratio; the phase is drawn
-    per clip (pattern of the published generator: tests/golden/masks.json). Cells at the end of an odd grid are cut, which the
-    published generator cannot; over 4 steps every cube is then still hidden equally often.
+    Corner c (row-major) at step t with phase f is hidden where (c + t + f + 1) mod 4 is one of the first 1, 2 or 3, for a
+    quarter, a half or three quarters; the phase is drawn per clip (pattern of the published generator:
+    tests/golden/masks.json). Cells at the end of an odd grid are cut, which the published generator cannot; over 4 steps
+    every cube is then still hidden equally often.
     """
     phase = rng.integers(CELL)
     turn_N = (_corners(geometry) + phase + 1) % CELL
-    return (turn_N >= CELL * ratio).reshape(geometry.grid[0], -1)
+    return (turn_N >= CELL * hidden // geometry.num_cubes).reshape(geometry.grid[0], -1)
 
 
 def _corners(geometry: ClipGeometry) -> np.ndarray:
@@ -252,6 +249,6 @@ def _units(name: str, geometry: ClipGeometry) -> tuple[np.ndarray, int]:
     return np.arange(geometry.num_cubes), geometry.num_cubes
 
 
-KeepFn = Callable[[float, ClipGeometry, np.random.Generator], np.ndarray]
+KeepFn = Callable[[int, ClipGeometry, np.random.Generator], np.ndarray]
 _ENCODER: dict[str, KeepFn] = {"tube": _keep_tube, "random": _keep_random, "frame": _keep_frame}
 _DECODER: dict[str, KeepFn] = {"running_cell": _keep_running_cell, "frame": _keep_frame, "random": _keep_random}
