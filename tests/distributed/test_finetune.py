@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.ranks import free_port, rank_environment, tiny_finetuning, tiny_pretraining
 from tests.distributed.zygote import Zygote
+from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
 
@@ -152,3 +153,34 @@ def test_a_run_starts_from_a_run_and_tells_what_it_took(vmae2: Vmae2, clips: Syn
     code, text = vmae2("evaluate", tmp_path / "pre", "--manifest", clips.val)
     assert code == EXIT_USER_ERROR
     assert "is a pretrain run, which has no classes" in text
+
+
+def test_a_cooldown_on_other_ranks_and_at_another_stage_goes_on_with_weights_moments_and_mean(
+    vmae2: Vmae2, clips: SyntheticSet, tmp_path: Path
+) -> None:
+    """Its first step has the constant run's rate, so that whatever is lost on the way shows in its loss, weights or mean."""
+    stable, cooled = tmp_path / "stable", tmp_path / "cooled"
+    options = "--optim.schedule wsd --optim.warmup-epochs 0.5 --optim.ema-decay 0.5 --train.save-every 1 --train.keep 9"
+    options += " --train.log-every 1 --train.precision fp32"
+    code, text = vmae2(*tiny_finetuning(clips.train, stable, 3), *options.split(), "--train.ds-config", "zero1")
+    assert code == EXIT_OK, text
+    branch = (
+        f"--train.branch {stable}/ckpt/step00000002 --optim.decay 1 --train.stop-after-steps 3 --train.ds-config zero3"
+    )
+    words = [*tiny_finetuning(clips.train, cooled, 99), *options.split(), *branch.split(), "--train.micro-batch", 6]
+    code, text = vmae2(*words, ranks=2)
+    assert code == EXIT_OK, text
+    (expected, first) = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (stable, cooled)
+    )
+    assert [row["step"] for row in first] == [3]
+    for column, tolerance in (("loss", 1e-6), ("grad_norm", 1e-5), ("lr", 0)):
+        assert first[0][column] == pytest.approx(expected[2][column], rel=tolerance), column
+    for mean in (False, True):
+        was, before, now = (
+            read_weights(run / f"ckpt/step0000000{step}", mean=mean)
+            for run, step in ((stable, 3), (stable, 2), (cooled, 3))
+        )
+        moved = max(float((was[name] - before[name]).abs().max()) for name in was)
+        apart = max(float((was[name] - now[name]).abs().max()) for name in was)
+        assert apart < 1e-3 * moved, f"{apart:g} of {moved:g}, mean {mean}"

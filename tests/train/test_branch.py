@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed.ranks import tiny_pretraining
+from vmae2_ds.checkpoint.whole import WHOLE, why_torn
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.cli.main import main
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
-from vmae2_ds.errors import EXIT_OK
+from vmae2_ds.errors import EXIT_OK, ConfigError
+from vmae2_ds.guard.rollback import ROLLBACKS
+from vmae2_ds.recipes import get_recipe
+from vmae2_ds.runs.folder import open_run_folder
+from vmae2_ds.train.branch import has_other_clips, take_over
 
 WSD = ("--optim.schedule", "wsd", "--optim.warmup-epochs", "0.25", "--train.save-every", "2", "--train.keep", "9")
 
@@ -75,6 +83,7 @@ def test_a_cooldown_is_the_end_of_a_run_planned_so_from_the_start(
     other = run(videos, longer, 99, *WSD, "--train.branch", constant, *decay, *clips)
     assert bits(other, "step", "lr") == bits(end[4:], "step", "lr")
     assert other[0]["loss"] != end[4]["loss"]
+    assert has_other_clips(longer / "ckpt/step00000004")  # wherever the other run is by then
 
     def says(*more: str) -> str:
         return refused(capsys, videos, tmp_path / "none", *WSD, *decay, *more)
@@ -91,3 +100,49 @@ def test_a_cooldown_is_the_end_of_a_run_planned_so_from_the_start(
     config["optim"] |= {"schedule": "cosine", "decay": 0}
     (planned / "run.json").write_text(json.dumps(config))
     assert "falls all along" in says(*branch)
+
+
+FILES = ("mp_rank_00_model_states.pt", "rank_1_optim_states.pt", "mean.safetensors")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
+@pytest.mark.parametrize("gone_after", range(len(FILES) + 1))
+def test_what_its_run_removes_meanwhile_is_taken_over_whole_or_not_at_all(
+    gone_after: int, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run drops an old checkpoint, its list first, between any two of the files that are taken over."""
+    source, new = tmp_path / "stable/ckpt/step00000004", tmp_path / "cooled"
+    for place in (source, source.with_name("step00000006")):
+        place.mkdir(parents=True)
+        for name in FILES:
+            (place / name).write_text(f"what {name} holds")
+        sizes = {name: len(f"what {name} holds") for name in FILES}
+        (place / WHOLE).write_text(json.dumps({"files": sizes, "step": 4, "figures": {"val_loss": 1}}))
+    (tmp_path / "stable" / ROLLBACKS).write_text("[]")
+    taken = iter(range(99))
+
+    def link(one: Path, other: Path) -> None:
+        if next(taken) == gone_after:
+            (source / WHOLE).unlink()
+            shutil.rmtree(source)
+        if not links and one.exists():
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real_link(one, other)
+
+    real_link = os.link
+    monkeypatch.setattr(os, "link", link)
+    desk = get_recipe("pretrain", "vit_ti_pretrain_desk")
+    config = desk.changed(train={"run": new, "branch": source})
+    begin = partial(take_over, config, desk)
+    if gone_after < len(FILES):
+        with pytest.raises(ConfigError, match=r"its run may have removed it: .*ckpt has step00000006$"):
+            open_run_folder(config, {}, begin=begin)
+        assert not new.exists()
+        return
+    first = open_run_folder(config, {}, begin=begin).checkpoint
+    assert first is not None
+    if links:
+        shutil.rmtree(source)
+    assert why_torn(first) is None
+    assert {name: (first / name).read_text() for name in FILES} == {name: f"what {name} holds" for name in FILES}
+    assert not has_other_clips(first)

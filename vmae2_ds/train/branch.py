@@ -40,16 +40,19 @@ OF_A_BRANCH = {
     "model": CLIPS["model"] | {"attention", "checkpointing", "checkpoint_every"},
 }
 """Settings that may differ from those of the run that is branched off, beside those that may change at a resume."""
+OTHER_CLIPS = "other_clips"
+"""What the first checkpoint of a cooldown says of itself in its whole.json."""
 
 
-def check_branch(config: RunConfig, identity: Mapping[str, Any], num_videos: int) -> None:
-    """Raises ConfigError, before there is a folder, where `train.branch` is nothing that this run can go on from (rank 0).
+def check_branch(config: RunConfig, identity: Mapping[str, Any], num_videos: int) -> RunConfig | None:
+    """The settings of the run that `train.branch` is of, None where that is gone or this run is no branch (rank 0).
 
-    Whether it is there and whole `take_over` asks: a cooldown that is resumed has its copy.
+    Raises ConfigError, before there is a folder, where it is nothing that this run can go on from. Whether it is there and
+    whole `take_over` asks: a cooldown that is resumed has its copy.
     """
     source, step = config.train.branch, config.train.branch_step
     if source is None or not source.exists():
-        return
+        return None
     run = source.parent.parent
     if not (run / "run.json").is_file():
         raise ConfigError(
@@ -75,12 +78,14 @@ def check_branch(config: RunConfig, identity: Mapping[str, Any], num_videos: int
             f"--train.branch {source}: the rate of {run} {why}, and a cooldown starts from a constant one; take a checkpoint "
             + (f"from step {first} on" if step < first else f"of step {first} to {last}")
         )
+    return before
 
 
-def take_over(config: RunConfig, folder: Path) -> Path | None:
+def take_over(config: RunConfig, before: RunConfig | None, folder: Path) -> Path | None:
     """Make `train.branch` the first checkpoint of the new run in `folder`; None where the run is no branch (rank 0).
 
-    Raises ConfigError, and leaves no checkpoint, where it is not there whole, or is removed meanwhile.
+    `before` is what `check_branch` gave. Raises ConfigError, and leaves nothing, where it is not there whole, or is removed
+    meanwhile: a file that is linked, or open to be copied, stays.
     """
     source = config.train.branch
     if source is None:
@@ -95,11 +100,13 @@ def take_over(config: RunConfig, folder: Path) -> Path | None:
         rollbacks = source.parent.parent / ROLLBACKS
         if rollbacks.is_file():
             write_whole(folder / ROLLBACKS, rollbacks.read_text())
-        if has_other_clips(config):
+        about = {"branch_of": str(source), OTHER_CLIPS: before is not None and _other_clips(before, config)}
+        if about[OTHER_CLIPS]:
             whole["figures"] = {}
-        write_whole(target / WHOLE, json.dumps({**whole, "branch_of": str(source)}, indent=1))
+        write_whole(target / WHOLE, json.dumps({**whole, **about}, indent=1))
     except OSError as error:
         shutil.rmtree(target, ignore_errors=True)
+        (folder / ROLLBACKS).unlink(missing_ok=True)
         raise ConfigError(
             f"--train.branch {source} could not be taken over: {error}; its run may have removed it: {_others(source)}"
         ) from None
@@ -107,13 +114,14 @@ def take_over(config: RunConfig, folder: Path) -> Path | None:
     return target
 
 
-def has_other_clips(config: RunConfig) -> bool:
-    """Whether a cooldown is shown other clips or masks than the run that it branches off; False where that is gone."""
-    source = config.train.branch
-    if source is None or not (source.parent.parent / "run.json").is_file():
-        return False
-    before, now = read_as_written(source.parent.parent).model_dump(), config.model_dump()
-    return any(before[part].get(name) != now[part].get(name) for part in CLIPS if part in now for name in CLIPS[part])
+def has_other_clips(checkpoint: Path) -> bool:
+    """Whether a cooldown that begins with this checkpoint is shown other clips or masks than the run that it branches off."""
+    return bool(json.loads((checkpoint / WHOLE).read_text()).get(OTHER_CLIPS))
+
+
+def _other_clips(before: RunConfig, config: RunConfig) -> bool:
+    was, now = before.model_dump(), config.model_dump()
+    return any(was[part].get(name) != now[part].get(name) for part in CLIPS if part in now for name in CLIPS[part])
 
 
 def _link(source: Path, target: Path) -> bool:

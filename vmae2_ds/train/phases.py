@@ -131,8 +131,8 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
 
 def _open_folder(config: RunConfig, identity: dict[str, Any], inputs: Inputs, plan: RunPlan) -> RunFolder:
     """The run's folder, new or old, with the checkpoint that a cooldown begins with (rank 0)."""
-    check_branch(config, identity, plan.num_videos)
-    return open_run_folder(config, identity, inputs.names, lambda path: take_over(config, path))
+    before = check_branch(config, identity, plan.num_videos)
+    return open_run_folder(config, identity, inputs.names, lambda path: take_over(config, before, path))
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def build(opened: Opened) -> Built:
     state = TrainState()
     if checkpoint is not None:
         state = with_rollbacks(TrainState(**load(checkpoint, engine, mean, ranks)), folder.path)
-        if state.step == opened.plan.first_step and ranks.from_first(lambda: has_other_clips(config)):
+        if state.step == opened.plan.first_step and ranks.from_first(lambda: has_other_clips(checkpoint)):
             state = replace(state, attention=None, compile=None, recent={})  # measured, and learnt, on other shapes
     elif config.train.branch is not None:
         raise ConfigError(f"{folder.checkpoints} has no checkpoint any more to go on from; start the cooldown anew")
