@@ -54,6 +54,7 @@ LINES = {
     "zero/stage_1_and_2.py:3033-3066": "is_invalid_grad_norm",
     "zero/stage3.py:2884-2895": "is_invalid_grad_norm",
     "zero/stage_1_and_2.py:3029-3030": "check_grad_overflow",
+    "zero/stage_1_and_2.py:2752-2760": "muon_update",
     "deepspeed/utils/timer.py:231-258": "get_accelerator().synchronize()",
     "deepspeed/runtime/activation_checkpointing/checkpointing.py:1121-1130": "activation_checkpointing_config",
 }

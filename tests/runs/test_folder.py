@@ -214,6 +214,15 @@ def test_a_named_run_with_other_settings_is_refused_by_name(tmp_path: Path) -> N
         open_run_folder(config_in(tmp_path, run=named, seed=7))
 
 
+@pytest.mark.parametrize(("before", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_a_run_does_not_go_on_under_another_optimizer(before: str, now: str, tmp_path: Path) -> None:
+    config = config_in(tmp_path, run=tmp_path / "mine")
+    start_run(config.changed(optim={"optimizer": before}), (10,))
+    with pytest.raises(ConfigError, match=rf"optim\.optimizer: was {before}, now {now}") as error:
+        open_run_folder(config.changed(optim={"optimizer": now}))
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_with_other_things_is_not_taken_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()

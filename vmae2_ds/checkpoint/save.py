@@ -14,6 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vmae2_ds.checkpoint.zero_shards import MOMENTS
 from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import flush_to_disk, write_whole
 from vmae2_ds.dist import Ranks
+from vmae2_ds.engine.muon import SHAPES
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import CheckpointError, SaveFailed
 
@@ -180,8 +182,9 @@ def load_checkpoint(engine: Engine, target: Path, ranks: Ranks) -> dict[str, Any
 def checkpoint_bytes(engine: Engine, has_mean: bool) -> int:
     """About what one checkpoint takes on disk, over all ranks.
 
-    A trained parameter has its master weight and two moments in float32 (at stage 0 the weight is its own master), and its
-    running mean; below stage 3, and where it is frozen, the weight that the model computes with is stored as well.
+    A trained parameter has its master weight and two moments in float32, of which Muon has one (at stage 0 the weight is its
+    own master), and its running mean; below stage 3, and where it is frozen, the weight that the model computes with is stored
+    as well.
     """
     return sum(_bytes_of(engine, has_mean))
 
@@ -206,6 +209,7 @@ def _bytes_of(engine: Engine, has_mean: bool) -> tuple[int, int, int]:
         if parameter.requires_grad:
             states += count * (8 if engine.stage == 0 else 12)
             mean += count * 4 * has_mean
+    states -= 4 * sum(prod(shape) for group in engine.parameter_groups for shape in group.get(SHAPES, ()))
     return weights, states, mean
 
 

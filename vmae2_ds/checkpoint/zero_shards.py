@@ -23,7 +23,8 @@ from vmae2_ds.console.progress import counted
 from vmae2_ds.errors import CheckpointError
 
 MASTER = "fp32"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+"""States of AdamW, and of Muon, which has one of its own; a shard of the weights has those of one of them."""
 MEAN = "ema"
 
 
@@ -97,8 +98,14 @@ class ZeroShards:
             self._find_frozen()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """State -> whole tensor of the trained parameter `name`: fp32, and as saved exp_avg, exp_avg_sq, ema, step."""
-        whole = {state: self.whole(name, state) for state in self._of(0).shards}
+        """State -> whole tensor of the trained parameter `name`: fp32, and as saved its moments, ema, step."""
+        first = self.fragments(name)[0]
+        with as_known(self._source):
+            saved = self._of(first.rank).shards
+            states = [
+                state for state, shards in saved.items() if shards[first.shard].numel()
+            ]  # not the other optimizer's
+        whole = {state: self.whole(name, state) for state in states}
         step = self.step(name)
         return whole if step is None else {**whole, "step": step}
 
@@ -196,7 +203,9 @@ class ZeroShards:
             groups, states = optimizer["param_groups"], optimizer["state"]
         moments = [states.get(shard, {}) for shard in range(len(masters))]
         shards = {MASTER: list(masters)}
-        shards |= {key: [state[key] for state in moments] for key in MOMENTS if all(key in state for state in moments)}
+        none = torch.empty(0)
+        found = [key for key in MOMENTS if any(key in state for state in moments)]
+        shards |= {key: [state.get(key, none) for state in moments] for key in found}
         mean = self._source / mean_file(rank)
         if mean.is_file():
             shards[MEAN] = read_shard(mean)

@@ -121,6 +121,9 @@ def fill_policy(policy: dict[str, Any], config: RunConfig, plan: RunPlan, *, on_
             if zero[part].get("pin_memory", AUTO) == AUTO:
                 zero[part]["pin_memory"] = not on_cpu
             ds_config.setdefault("zero_force_ds_cpu_optimizer", False)  # torch's fused AdamW needs no C++ build
+    if config.optim.optimizer == "muon":
+        _check_muon(stage, ds_config.get("zero_optimization", {}))
+        ds_config.setdefault("zero_allow_untested_optimizer", True)
     _refuse_left_auto(ds_config)
     return ds_config
 
@@ -138,6 +141,19 @@ def _check_float32_sums(stage: int, zero: dict[str, Any]) -> None:
                 f"ds_config sets data_types.grad_accum_dtype to fp32, with which DeepSpeed {what}; "
                 "use --train.ds-config zero2 or zero3 with it, or leave it out"
             )
+
+
+def _check_muon(stage: int, zero: dict[str, Any]) -> None:
+    """Raises ConfigError where shards are no plain cut of whole matrices end to end, or lie on the host."""
+    parts = ("offload_optimizer", "offload_param")
+    found = [part for part in parts if zero.get(part, {}).get("device", "none") != "none"]
+    found += [key for key in ("round_robin_gradients", "parameter_alignment") if zero.get(key)]
+    if stage == 3 or found:
+        why = "ZeRO stage 3" if stage == 3 else f"zero_optimization.{found[0]}"
+        raise ConfigError(
+            f"--optim.optimizer muon puts whole matrices together on the device, and {why} lays them out in another way; use "
+            "--train.ds-config zero1 or zero2, or --optim.optimizer adamw"
+        )
 
 
 def _own(section: dict[str, Any], key: str, value: Any, prefix: str = "") -> None:

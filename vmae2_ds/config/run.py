@@ -133,6 +133,10 @@ DecayShape = Literal["linear", "sqrt", "cosine"]
 """How a rate falls at the end of a schedule (train/optim.py:DECAYS)."""
 
 
+MuonScale = Literal["match_rms_adamw", "original"]
+"""How an update of Muon depends on its matrix's shape (engine/muon.py:SCALES)."""
+
+
 class OptimConfig(StrictModel):
     """AdamW, and a schedule with warm-up, stepped per optimizer step."""
 
@@ -162,6 +166,17 @@ class OptimConfig(StrictModel):
     """AdamW's decay rates for the mean of the gradient and for the mean of its square."""
     eps: Size = 1e-8
     """AdamW's epsilon, added to the denominator of each update."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw (published); muon: experimental, Muon for the matrices of transformer blocks, AdamW for all else. It needs torch
+    2.9, and ZeRO stage 1 or 2 without offload (or 0 with --train.precision fp32)."""
+    muon_scale: MuonScale = "match_rms_adamw"
+    """How --optim.optimizer muon scales an update of a matrix of A outputs and B inputs. match_rms_adamw: 0.2 sqrt(max(A,
+    B)), so that AdamW's rate and weight decay serve (arXiv 2502.16982); original: sqrt(max(1, A / B)) (Jordan's Muon),
+    which needs another rate."""
+    muon_rate: Size = 1.0
+    """What --optim.optimizer muon multiplies the learning rate of its matrices by."""
+    muon_momentum: PartBelow1 = 0.95
+    """Decay rate of the mean of the gradient in --optim.optimizer muon."""
     weight_decay: Amount = 0.05
     """AdamW's weight decay; biases, norms and the mask token are not decayed (published groups)."""
     clip_grad: float = Field(0.0, ge=0, le=1e30, json_schema_extra=switched_off_by("0"))

@@ -212,7 +212,12 @@ class TadConfig(RunConfig):
 
 
 def check_is_named(config: TadConfig) -> None:
-    """Raises ConfigError where annotations are not named, or not what the model sees: features, or with adapters videos."""
+    """Raises ConfigError where annotations are not named, or not what the model sees: features, or with adapters videos; and
+    for an optimizer that has nothing to do."""
+    if config.optim.optimizer == "muon":
+        raise ConfigError(
+            "--optim.optimizer muon is for matrices of transformer blocks, and temporal detection trains none; leave it out"
+        )
     if config.data.annotations is None:
         raise ConfigError("no annotations named: give --data.annotations FILE, whose --data.subset lists the videos")
     if config.model.is_end_to_end:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +14,11 @@ from torch import nn
 
 from vmae2_ds.config.run import DecayShape, OptimConfig
 from vmae2_ds.config.run_plan import RunPlan
+from vmae2_ds.cost.muon import matrices_of
+from vmae2_ds.engine.muon import SHAPES, MuonAndAdamW, check_muon
+from vmae2_ds.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def has_weight_decay(name: str, shape: torch.Size) -> bool:
@@ -56,11 +63,37 @@ def parameter_groups(
 
 
 def make_optimizer(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
-    """Fused AdamW, whose learning rate is set at every step.
+    """Fused AdamW, or Muon beside it, whose learning rate is set at every step.
 
     On a CPU it is 2.6 to 7.4 times faster than PyTorch's default (benchmarks/results/cpu/optimizer.jsonl).
     """
+    if config.optimizer == "muon":
+        check_muon()
+        scale, momentum = config.muon_scale, config.muon_momentum
+        found = with_matrices_apart(groups, config.muon_rate)
+        sizes = [prod(shape) for group in found for shape in group[SHAPES]]
+        log.info("Muon (experimental): %d matrices, %.3g M parameters; AdamW: all else", len(sizes), sum(sizes) / 1e6)
+        return MuonAndAdamW(found, betas=config.betas, eps=config.eps, momentum=momentum, scale=scale)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+def with_matrices_apart(groups: list[dict], rate: float) -> list[dict]:
+    """Each group as two, the matrices of Muon and all else. Raises ConfigError where no matrix is trained."""
+    found = []
+    for group in groups:
+        pairs = list(zip(group["param_names"], group["params"], strict=True))
+        for is_muon in (True, False):
+            mine = [(name, p) for name, p in pairs if bool(matrices_of(name, p.shape)) is is_muon]
+            if mine:
+                shapes = [shape for name, p in mine for shape in matrices_of(name, p.shape)]
+                names, parameters = [name for name, _ in mine], [p for _, p in mine]
+                scale = group.get("lr_scale", 1.0) * (rate if is_muon else 1.0)
+                found.append({**group, "params": parameters, "param_names": names, "lr_scale": scale, SHAPES: shapes})
+    if not any(group[SHAPES] for group in found):
+        raise ConfigError(
+            "--optim.optimizer muon: no matrix of a transformer block learns here; use --optim.optimizer adamw"
+        )
+    return found
 
 
 DECAYS: dict[DecayShape, Callable[[float], float]] = {

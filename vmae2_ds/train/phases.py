@@ -27,6 +27,7 @@ from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.dist import Ranks, default_device
 from vmae2_ds.engine.compiled import choose_compile, compile_parts, why_no_compiler
 from vmae2_ds.engine.device_peak import DTYPES, Peak, device_peak
+from vmae2_ds.engine.muon import check_muon
 from vmae2_ds.engine.ranks import meet_ranks, start_ranks
 from vmae2_ds.engine.same_bits import same_bits
 from vmae2_ds.engine.step import Engine
@@ -101,6 +102,8 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
     plan = plan_run(config, inputs.mixture.num_videos, ranks.size)
     ds_config = fill_policy(inputs.policy, config, plan, on_cpu=default_device().type == "cpu")
     check_norm_is_taken(config.guard, ds_config)
+    if config.optim.optimizer == "muon":
+        ranks.from_first(check_muon)
     if config.train.compile == "inductor" and (missing := ranks.first_said(why_no_compiler())):
         raise ConfigError(f"--train.compile inductor {missing}; install one, or set --train.compile none")
     if config.model.attention != "auto":  # refused before there is a folder
