@@ -43,9 +43,9 @@ LARGE = {
 }  # an allocation worth a look at what is alive, in bytes
 
 MODELS = {
-    "wide": ModelConfig(  # ViT-B's shapes, 52 M parameters
-        encoder=TowerConfig(width=768, depth=6, heads=12, mlp=3072),
-        decoder=TowerConfig(width=384, depth=4, heads=6, mlp=1536),
+    "wide": ModelConfig(  # ViT-B's shapes in fewer blocks, 27 M parameters
+        encoder=TowerConfig(width=768, depth=3, heads=12, mlp=3072),
+        decoder=TowerConfig(width=384, depth=2, heads=6, mlp=1536),
         attention="math",
     ),
     "small": ModelConfig(

@@ -26,8 +26,8 @@ WIDER_TOLERANCE = {
 }
 COMM_TOLERANCE = 1e-3  # flags and norms: some bytes a step
 
-BUCKET = 20_000_000  # below the 52 M parameters: several reductions
-READ_AHEAD = {"prefetch_bucket": 5_000_000, "max_live": 20_000_000, "max_reuse": 20_000_000}
+BUCKET = 10_000_000  # below the 27 M parameters: several reductions
+READ_AHEAD = {"prefetch_bucket": 2_500_000, "max_live": 10_000_000, "max_reuse": 10_000_000}
 HELD_LITTLE = {"prefetch_bucket": 20_000, "max_live": 100_000, "max_reuse": 0, "persistence_threshold": 100}
 
 
@@ -63,7 +63,7 @@ STATES = {
     "bf16 stage 1 offload": wide("bf16", 1, accumulation=2, offload_optimizer=True),
     "bf16 stage 2": wide("bf16", 2, overlap_comm=True),
     "bf16 stage 2 offload": wide("bf16", 2, accumulation=2, offload_optimizer=True),
-    "bf16 stage 3": wide("bf16", 3, overlap_comm=True, sub_group=5_000_000),
+    "bf16 stage 3": wide("bf16", 3, overlap_comm=True, sub_group=2_500_000),
     "fp32 stage 3": wide("fp32", 3),
     "bf16 stage 3 offload": wide("bf16", 3, offload_optimizer=True, offload_param=True),
     "bf16 stage 3 hpZ": wide("bf16", 3, hpz=2),
