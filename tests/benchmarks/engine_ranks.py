@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks.case import Bench, Options
 from benchmarks.cases import checkpoint, zero
 from benchmarks.cases.zero_engine import of_all_ranks, policies, run_config, set_up, tear_down, try_variant
 from benchmarks.record import Row
+from tests.benchmarks.few_blocks import use_few_blocks
 from vmae2_ds.checkpoint.retention import RetentionRules
 from vmae2_ds.checkpoint.save import load_checkpoint, save_checkpoint
 from vmae2_ds.checkpoint.zero_weights import read_weights
@@ -93,8 +95,6 @@ def failure_is_given_back(ranks: Ranks) -> dict[str, Any]:
 
 
 def _alive() -> int:
-    import gc
-
     gc.collect()
     storages = [t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and not t.is_meta]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -126,6 +126,8 @@ def _bench(ranks: Ranks, folder: Path) -> Bench:
 def main() -> None:
     """Do what argv[1] names, a JSON list."""
     torch.set_num_threads(1)
+    use_few_blocks()
+    gc.freeze()  # else each collection would look through all that was imported
     ranks, out = start_ranks(), Path(sys.argv[2])
     folder = out.with_suffix("")
     wanted = {

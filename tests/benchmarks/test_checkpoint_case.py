@@ -16,6 +16,9 @@ OVERHEAD = 0.05
 """Names and settings of a few hundred tensors beside ViT-Ti's 7 MB; the .pth keeps the storage of what was permuted."""
 
 
+pytestmark = pytest.mark.usefixtures("few_blocks")
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """Ranks -> what tests.benchmarks.engine_ranks saw, and the folder it wrote to."""

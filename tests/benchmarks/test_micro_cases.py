@@ -17,6 +17,7 @@ from benchmarks.devices import Step, measure_memory
 from benchmarks.held import count_held_bytes
 from benchmarks.record import Row
 from benchmarks.steps import MASKS, Precision, Workbench
+from tests.benchmarks.few_blocks import use_few_blocks
 from tests.benchmarks.fresh import in_fresh_process
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.contracts import ClipGeometry
@@ -226,6 +227,7 @@ def test_recomputed_flops_are_counted(workbench: Workbench) -> None:
 
 
 def checkpointing_rows() -> list[Row]:
+    use_few_blocks()
     return list(checkpointing.measure(ONCE, "tiny", "fp32", "math", batch_size=1))
 
 

@@ -15,6 +15,8 @@ from benchmarks.steps import DECODER_MASKS, MASKS, Precision, Workbench, geometr
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("few_blocks")
+
 BENCH = Bench(Options(device="cpu", sizes=("tiny",), precisions=("bf16",), rounds=2, warmup=1))
 
 

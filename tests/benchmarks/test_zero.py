@@ -28,6 +28,9 @@ ON_RANKS = {1: ["cpu", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offloa
 ON_RANKS[2] = [*ON_RANKS[1], "zeropp"]
 
 
+pytestmark = pytest.mark.usefixtures("few_blocks")
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """Ranks -> what tests.benchmarks.engine_ranks saw."""
