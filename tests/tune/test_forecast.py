@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vmae2_ds.config.ds_config import read_policy
-from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.model import ModelConfig, TowerConfig
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
+from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.cost.assumptions import Assumptions, End, Range
 from vmae2_ds.cost.states import state_bytes
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.masking import make_masks
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.recipes import get_recipe
 from vmae2_ds.tune.arguments import PlanArguments, cluster_of
 from vmae2_ds.tune.forecast import Forecast, check_fits, describe_forecast, forecast_json, make_forecast
 from vmae2_ds.tune.setting_cost import Setting, add_up, predict_memory, predict_time
+from vmae2_ds.tune.workload import workload_of
 
 RECIPE = "vit_g_pretrain_hybrid"
 
@@ -47,6 +56,55 @@ def test_the_papers_largest_run() -> None:
     memory = found["memory_gib"]
     assert sum(value for part, value in memory.items() if part not in ("total", "margin", "host")) == pytest.approx(
         memory["total"]["expected"]
+    )
+
+
+def test_a_price_tells_what_the_hours_cost() -> None:
+    found, plan = forecast_json(plan_of(gpu_hour_price=2.5)), plan_of(gpu_hour_price=2.5)
+    for end in ("best", "expected", "worst"):
+        assert found["cost"][end] == pytest.approx(2.5 * 64 * found["hours"][end])
+    best, expected, worst = (f"{found['cost'][end]:,.0f}" for end in ("best", "expected", "worst"))
+    assert f": {expected} at 2.5 an hour ({best} to {worst})" in describe_forecast(plan)
+    assert " an hour" not in describe_forecast(plan_of())
+    assert forecast_json(plan_of())["cost"] is None
+
+
+def test_steps_with_a_frozen_encoder_cost_what_torch_counts_and_take_less_time() -> None:
+    """Their model FLOPs by torch's counter, with all blocks recomputed, and their hours among the others'."""
+    config = PretrainConfig(
+        model=ModelConfig(
+            encoder=TowerConfig(width=24, depth=3, heads=3, mlp=48),
+            decoder=TowerConfig(width=12, depth=2, heads=2, mlp=24),
+            patch=8,
+            attention="math",
+            checkpointing="all",
+        ),
+        data=PretrainDataConfig(num_frames=8, size=32, views=1),
+    )
+    model = MaskedAutoencoder(config.model, config.geometry)
+    masks = make_masks(config.mask, config.geometry, np.random.default_rng(0))
+    batch = PretrainBatch.of_clips(torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8), [masks])
+    counted = {}
+    for model.is_encoder_frozen in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            Reconstruct(model, config.objective, config.geometry)(batch).loss.backward()
+        counted[model.is_encoder_frozen] = counter.get_total_flops()
+    asks = workload_of(config, "math")
+    visible = batch.visible_BV.shape[1]
+    # pixels need no gradient, so the embedding has one product less than is said; tokens of a frozen encoder need none either
+    embed, bridge = (2 * visible * values * width for values, width in ((2 * 8 * 8 * 3, 24), (24, 12)))
+    assert counted[False] - counted[True] == asks.encoder_backward[1] - embed + bridge
+    recipe = changed("vit_g_continue", "train", max_steps=100)
+    whole = plan_of(recipe, gpus=8, videos=5000)
+    part = plan_of(recipe.changed(optim={"freeze_encoder_steps": 25}), gpus=8, videos=5000)
+    frozen_s, step_s = part.frozen_step_s("expected"), part.time["expected"].total_s
+    assert part.hours("expected") == pytest.approx((75 * step_s + 25 * frozen_s) / 3600)
+    assert 0.3 < frozen_s / step_s < 0.9
+    assert part.time == whole.time
+    assert part.memory == whole.memory
+    assert ("step, the encoder frozen" in describe_forecast(part), "frozen" in describe_forecast(whole)) == (
+        True,
+        False,
     )
 
 

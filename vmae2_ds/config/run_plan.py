@@ -44,6 +44,11 @@ class RunPlan:
         return self.num_steps - self.first_step
 
     @property
+    def own_frozen_steps(self) -> int:
+        """Steps of this run in which the encoder does not learn."""
+        return max(0, min(self.frozen_steps, self.num_steps) - self.first_step)
+
+    @property
     def videos_per_step(self) -> int:
         """Videos decoded per optimizer step over all ranks."""
         return self.global_batch // self.views
@@ -92,7 +97,7 @@ class RunPlan:
 
     def _frozen(self) -> list[str]:
         """What an encoder does that is frozen at first."""
-        if self.frozen_steps <= self.first_step:
+        if not self.own_frozen_steps:
             return []
         rises = (
             f"; then its rate rises from 0 over {self.warmup_steps} steps of its own" if self.warmup_steps > 1 else ""

@@ -103,12 +103,18 @@ def recomputed_macs(model: ModelConfig, visible: int, decode: int) -> int:
     torch's checkpoint stops as soon as it has what the backward pass needs, so a block's last product (fc2) is not
     repeated; DeepSpeed's own repeats whole blocks.
     """
-    total = 0
+    return sum(recomputed_by_tower(model, visible, decode))
+
+
+def recomputed_by_tower(model: ModelConfig, visible: int, decode: int) -> tuple[int, int]:
+    """`recomputed_macs` of the encoder and of the decoder."""
+    found = []
     towers = zip((model.encoder, model.decoder), (visible, visible + decode), model.recomputed_blocks, strict=True)
     for tower, tokens, blocks in towers:
         last_product = 0 if model.checkpointing == "deepspeed" else tokens * tower.mlp * tower.width
-        total += len(blocks) * (block_macs(tower, tokens) - last_product)
-    return total
+        found.append(len(blocks) * (block_macs(tower, tokens) - last_product))
+    encoder, decoder = found
+    return encoder, decoder
 
 
 def training_flops(macs: int, recomputed: int = 0) -> int:

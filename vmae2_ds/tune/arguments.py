@@ -55,6 +55,8 @@ class PlanArguments(StrictModel):
     videos: Count | None = None
     """Number of videos in the data set, or of key frames for spatial detection; default: counted in --data.manifest,
     --data.annotations or --data.truth, or 1,348,000 for the hybrid recipes and 200 for those of THUMOS14."""
+    gpu_hour_price: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Price of one GPU for an hour, in any currency: what the run costs is then told. No prices are built in, as they age."""
     calibration: Path | None = None
     """JSON file of assumptions (efficiencies, overheads), as `vmae2 tune --measure` writes it; default: built-in
     estimates."""

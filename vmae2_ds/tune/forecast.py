@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmae2_ds.config.ds_config import fill_policy, read_policy
@@ -45,6 +45,8 @@ class Forecast:
     assumptions: Assumptions
     memory: dict[End, GpuMemory]
     time: dict[End, StepTime]
+    gpu_hour_price: float | None = None
+    """In any currency."""
 
     @property
     def asks(self) -> Workload:
@@ -68,7 +70,27 @@ class Forecast:
 
     def hours(self, end: End) -> float:
         """Wall hours of the whole recipe."""
-        return self.run.own_steps * self.time[end].total_s / 3600
+        frozen, time = self.run.own_frozen_steps, self.time[end].total_s
+        return ((self.run.own_steps - frozen) * time + frozen * self.frozen_step_s(end)) / 3600
+
+    def gpu_hours(self, end: End) -> float:
+        """Hours of all GPUs together."""
+        return self.hours(end) * self.cluster.num_gpus
+
+    def frozen_step_s(self, end: End) -> float:
+        """Seconds of a step with a frozen encoder.
+
+        Its backward pass counts as large a part of the compute time as it is of the FLOPs; communication and update count as
+        in other steps, which is more than they are.
+        """
+        asks, time = self.asks, self.time[end]
+        return replace(time, compute_s=time.compute_s * (1 - asks.encoder_backward[1] / asks.flops[1])).total_s
+
+    @property
+    def model_flops(self) -> float:
+        """FLOPs of the whole recipe, without recomputation."""
+        saved = self.run.own_frozen_steps * self.asks.encoder_backward[0]
+        return self.run.global_batch * (self.run.own_steps * self.asks.flops[0] - saved)
 
     def utilisation(self, end: End) -> tuple[float, float]:
         """MFU and HFU: FLOPs without and with recomputation over what the GPUs could do in the step's time."""
@@ -99,10 +121,16 @@ def make_forecast(config: Planned, arguments: PlanArguments) -> Forecast:
             f"zero_hpz_partition_size={zero.hpz} reaches over nodes of {cluster.gpus_per_node} GPUs, which is what it is to "
             f"avoid; set it to {cluster.gpus_per_node} in a policy of your own, or say --nodes"
         )
-    return forecast_setting(Setting(config, zero), cluster, assumptions, videos)
+    return forecast_setting(Setting(config, zero), cluster, assumptions, videos, arguments.gpu_hour_price)
 
 
-def forecast_setting(setting: Setting, cluster: Cluster, assumptions: Assumptions, videos: tuple[int, str]) -> Forecast:
+def forecast_setting(
+    setting: Setting,
+    cluster: Cluster,
+    assumptions: Assumptions,
+    videos: tuple[int, str],
+    gpu_hour_price: float | None,
+) -> Forecast:
     """Predict a setting at all ends of the assumptions; `videos` are how many, and where the number comes from."""
     at = {end: assumptions.at(end) for end in ENDS}
     return Forecast(
@@ -113,7 +141,18 @@ def forecast_setting(setting: Setting, cluster: Cluster, assumptions: Assumption
         assumptions=assumptions,
         memory={end: predict_memory(setting, cluster, at[end]) for end in ENDS},
         time={end: predict_time(setting, cluster, at[end]) for end in ENDS},
+        gpu_hour_price=gpu_hour_price,
     )
+
+
+def cost_line(forecast: Forecast) -> str:
+    """Hours of all GPUs, and what they cost where a price was given, with the plan's bounds."""
+    best, expected, worst = (forecast.gpu_hours(end) for end in ENDS)
+    line = f"about {hours(expected)} {forecast.cluster.one} hours ({hours(best)} to {hours(worst)})"
+    price = forecast.gpu_hour_price
+    if price is None:
+        return line
+    return f"{line}: {hours(price * expected)} at {price:g} an hour ({hours(price * best)} to {hours(price * worst)})"
 
 
 def largest_micro_batch(forecast: Forecast) -> int | None:
@@ -146,7 +185,7 @@ def check_fits(forecast: Forecast) -> None:
 
 def forecast_json(forecast: Forecast) -> dict[str, Any]:
     """Everything as plain values."""
-    config, asks = forecast.setting.config, forecast.asks
+    config, asks, price = forecast.setting.config, forecast.asks, forecast.gpu_hour_price
     without, with_recompute = asks.flops
     comm = traffic_of(forecast.setting, forecast.cluster)
     return {
@@ -167,6 +206,7 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
             "warmup_steps": forecast.run.warmup_steps,
             "decay_steps": forecast.run.decay_steps,
             "first_step": forecast.run.first_step,
+            "frozen_steps": forecast.run.own_frozen_steps,
             "videos": forecast.run.num_videos,
             "peak_lr": forecast.run.peak_lr,
         },
@@ -198,7 +238,10 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
         "cores_per_gpu_needed": {end: forecast.cores_needed(end) for end in ENDS},
         "utilisation": {end: dict(zip(("mfu", "hfu"), forecast.utilisation(end), strict=True)) for end in ENDS},
         "hours": {end: forecast.hours(end) for end in ENDS},
-        "gpu_hours": {end: forecast.hours(end) * forecast.cluster.num_gpus for end in ENDS},
+        "frozen_step_s": {end: forecast.frozen_step_s(end) for end in ENDS} if forecast.run.own_frozen_steps else None,
+        "gpu_hours": {end: forecast.gpu_hours(end) for end in ENDS},
+        "gpu_hour_price": price,
+        "cost": None if price is None else {end: price * forecast.gpu_hours(end) for end in ENDS},
         "assumptions": forecast.assumptions.model_dump(mode="json"),
     }
 
@@ -227,7 +270,7 @@ def _run_lines(forecast: Forecast) -> list[str]:
         *run.lines(),
         f"videos from {forecast.videos_from}",
         f"work: {of_clip} a {asks.unit}, {scaled(without * run.global_batch, 'FLOP')} a step, "
-        f"{scaled(without * run.global_batch * run.own_steps, 'FLOP')} in all"
+        f"{scaled(forecast.model_flops, 'FLOP')} in all"
         + (
             f"; recomputation makes it {with_recompute / without:.2f} times as much" if with_recompute > without else ""
         ),
@@ -267,8 +310,10 @@ def _time_table(forecast: Forecast) -> str:
         row("optimizer", "optimizer_s"),
         row("data supply (in parallel)", "data_s"),
         row("step", "total_s"),
+        *[["step, the encoder frozen", *(duration(forecast.frozen_step_s(end)) for end in ENDS)]]
+        * (forecast.run.own_frozen_steps > 0),
         ["whole recipe", *(duration(3600 * forecast.hours(end)) for end in ENDS)],
-        [f"{forecast.cluster.one} hours", *(hours(forecast.hours(end) * forecast.cluster.num_gpus) for end in ENDS)],
+        [f"{forecast.cluster.one} hours", *(hours(forecast.gpu_hours(end)) for end in ENDS)],
         [f"{asks.unit}s a second", *(hours(forecast.run.global_batch / forecast.time[end].total_s) for end in ENDS)],
         ["MFU / HFU", *("{:.1%} / {:.1%}".format(*forecast.utilisation(end)) for end in ENDS)],
         [f"CPU cores to feed a {forecast.cluster.one}", *(f"{forecast.cores_needed(end):.1f}" for end in ENDS)],
@@ -288,7 +333,8 @@ def _verdict(forecast: Forecast) -> list[str]:
         "" if set(others.values()) == {time.binds} else f" (best case {others['best']}, worst case {others['worst']})"
     )
     memory = f"{spare_gib:.1f} GiB to spare" if spare_gib >= 0 else f"{-spare_gib:.1f} GiB TOO MUCH"
-    lines = [f"binds: {time.binds}{unsure}; memory: {memory}"]
+    lines = [cost_line(forecast)] if forecast.gpu_hour_price is not None else []
+    lines.append(f"binds: {time.binds}{unsure}; memory: {memory}")
     most = largest_micro_batch(forecast)
     if most != forecast.run.micro_batch:
         found = "no micro batch" if most is None else f"--train.micro-batch {most} is the largest that"

@@ -24,7 +24,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.tune.arguments import TuneArguments, assumptions_of, cluster_of, count_videos
 from vmae2_ds.tune.candidates import Candidate, Search, predict_candidate, search
 from vmae2_ds.tune.explain import candidate_json, front_table, nothing_fits, rejected_table
-from vmae2_ds.tune.forecast import ENDS, Forecast, forecast_json, forecast_setting
+from vmae2_ds.tune.forecast import ENDS, Forecast, cost_line, forecast_json, forecast_setting
 from vmae2_ds.tune.measure import Trial, measure, refit
 from vmae2_ds.tune.setting_cost import Setting, notes_on
 from vmae2_ds.tune.tables import duration
@@ -99,7 +99,7 @@ def _whole_run(chosen: Candidate, assumptions: Assumptions, arguments: TuneArgum
         videos = count_videos(arguments, chosen.setting.config)
     except ConfigError:
         return None
-    return forecast_setting(chosen.setting, chosen.cluster, assumptions, videos)
+    return forecast_setting(chosen.setting, chosen.cluster, assumptions, videos, arguments.gpu_hour_price)
 
 
 def _check_files(arguments: TuneArguments, config: PretrainConfig) -> None:
@@ -287,11 +287,10 @@ def _run_lines(forecast: Forecast | None) -> list[str]:
     if forecast is None:
         return []
     best, expected, worst = (duration(3600 * forecast.hours(end)) for end in ENDS)
-    gpu_hours = forecast.hours("expected") * forecast.cluster.num_gpus
     mfu, hfu = forecast.utilisation("expected")
     return [
         f"  {forecast.run.own_steps:,} steps over {forecast.run.num_videos:,} videos: {expected} ({best} to {worst}), "
-        f"{gpu_hours:,.4g} {forecast.cluster.one} hours; MFU {mfu:.0%}, HFU {hfu:.0%}"
+        f"{cost_line(forecast)}; MFU {mfu:.0%}, HFU {hfu:.0%}"
     ]
 
 

@@ -17,7 +17,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.compute_time import Work, micro_step_work
 from vmae2_ds.cost.detection import detector_activations, detector_macs, detector_parameters, detector_shape
 from vmae2_ds.cost.detection_work import detector_work
-from vmae2_ds.cost.flops import count_parameters, mae_macs, recomputed_macs, training_flops
+from vmae2_ds.cost.flops import count_parameters, inference_flops, mae_macs, recomputed_by_tower, training_flops
 from vmae2_ds.cost.parameters import Model
 from vmae2_ds.cost.person_actions import action_activations, action_macs, action_parameters, action_shape, action_work
 from vmae2_ds.cost.states import MASTER_BYTES
@@ -60,6 +60,8 @@ class Workload:
     """What goes through the model, in words."""
     counts: dict[str, int]
     """The same in numbers, of a clip."""
+    encoder_backward: tuple[int, int] = (0, 0)
+    """What of `flops` a step with a frozen encoder does not do, where it may be frozen: the encoder's backward pass."""
     keeps_mean: bool = False
     """Whether a running mean of what learns is kept."""
     waiting_bytes: int = 0
@@ -87,7 +89,9 @@ def workload_of(config: Planned, attention: AttentionKind, *, zero_stage: int = 
 def _pretraining(config: PretrainConfig, attention: AttentionKind, zero_stage: int) -> Workload:
     counts, precision = count_masks(config.mask, config.geometry), config.train.precision
     visible, decode = counts.visible, counts.decode
-    macs = mae_macs(config.model, config.geometry, visible, decode).total
+    macs = mae_macs(config.model, config.geometry, visible, decode)
+    recomputed = recomputed_by_tower(config.model, visible, decode)
+    backward = training_flops(macs.embed + macs.encoder) - inference_flops(macs.embed + macs.encoder)
     total = count_parameters(config.model).total
     size, frames = config.data.size, config.data.num_frames
 
@@ -103,7 +107,7 @@ def _pretraining(config: PretrainConfig, attention: AttentionKind, zero_stage: i
         num_parameters=total,
         num_learning=total,
         tokens=visible,
-        flops=(training_flops(macs), training_flops(macs, recomputed_macs(config.model, visible, decode))),
+        flops=(training_flops(macs.total), training_flops(macs.total, sum(recomputed))),
         activations=activations,
         work=work,
         core_s=lambda assumed: _reading_core_s(frames, size, config.data.views, assumed),
@@ -112,6 +116,7 @@ def _pretraining(config: PretrainConfig, attention: AttentionKind, zero_stage: i
         about=f"clip of {frames}x{size}x{size}: the encoder sees {visible} tokens, the decoder {visible + decode}; mask "
         f"{config.mask.encoder} + {config.mask.decoder}, {config.mask.decoder_tokens} tokens",
         counts={"encoder": visible, "decoder": visible + decode},
+        encoder_backward=(backward, backward + inference_flops(recomputed[0])),
     )
 
 
