@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from vmae2_ds.config.model import ClassifierConfig
 from vmae2_ds.config.pretrain import StrictModel
 from vmae2_ds.config.run import ListedValidation, OptimConfig, RunConfig, Sampling, TrainConfig
-from vmae2_ds.config.strict import Amount, Part, PartBelow1, Size, Views
+from vmae2_ds.config.strict import Amount, Count, Part, PartBelow1, Size, Views
 
 Sides = tuple[Annotated[float, Field(ge=0.01, le=100)], Annotated[float, Field(ge=0.01, le=100)]]
 Areas = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
@@ -90,6 +90,9 @@ class FinetuneOptimConfig(OptimConfig):
     train_only: Literal["all", "head"] = "all"
     """Which weights learn. all: the whole model; head: only the final norm and the head, on a frozen encoder (linear
     probing)."""
+    last_blocks: Count | None = None
+    """Learn only so many of the encoder's last blocks, with the final norm and the head; default: what --optim.train-only
+    says."""
     ema_decay: PartBelow1 = 0.0
     """Decay per step of an exponential moving average of the weights, kept in float32 and sharded like the optimizer
     states; 0 keeps none (published)."""
@@ -144,6 +147,36 @@ class FinetuneConfig(RunConfig):
     """Batch, length, ZeRO, checkpoints."""
     test: ViewsConfig = ViewsConfig()
     """How `vmae2 evaluate` tests this model."""
+
+    @model_validator(mode="after")
+    def _one_way_to_learn(self) -> FinetuneConfig:
+        optim, model = self.optim, self.model
+        ways = {
+            "--model.lora.rank": model.lora.rank,
+            "--optim.last-blocks": optim.last_blocks,
+            "--optim.train-only": "head" if optim.train_only == "head" else None,
+        }
+        if len(chosen := [f"{option} {value}" for option, value in ways.items() if value]) > 1:
+            raise ValueError(f"{' and '.join(chosen)} each say what of the encoder learns; keep one")
+        if optim.last_blocks is not None and optim.last_blocks > model.encoder.depth:
+            raise ValueError(
+                f"--optim.last-blocks {optim.last_blocks}: the encoder has {model.encoder.depth} blocks; name as many or "
+                "fewer, or leave it out to learn all and the embedding too"
+            )
+        if optim.last_blocks is not None and model.checkpointing == "deepspeed":
+            raise ValueError(
+                "--model.checkpointing deepspeed gives no gradient to a block behind frozen ones, as --optim.last-blocks makes "
+                "them; --model.checkpointing all does, and takes no more memory"
+            )
+        return self
+
+    @property
+    def frozen_blocks(self) -> int | None:
+        """How many of the encoder's first blocks stay as they are, and the embedding with them; None where it learns too."""
+        depth, last = self.model.encoder.depth, self.optim.last_blocks
+        if self.model.lora.rank or self.optim.train_only == "head":
+            return depth
+        return None if last is None else depth - last
 
     @property
     def classes(self) -> int:

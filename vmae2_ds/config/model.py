@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
+from vmae2_ds.config.lora import LoraConfig
 from vmae2_ds.config.strict import ClipLength, Edge, PartBelow1, Size, StrictModel
 from vmae2_ds.contracts import ClipGeometry
 
@@ -88,6 +90,11 @@ class EncoderConfig(StrictModel):
         frames, size = self.positions_from
         return ClipGeometry(frames, size, size, self.tubelet, self.patch)
 
+    @property
+    def merged(self) -> Self:
+        """The model that leaves a run: what low-rank adapters have learnt is part of its weights (model/lora.py:merged)."""
+        return self
+
 
 class ModelConfig(EncoderConfig):
     """The masked autoencoder: its encoder sees visible cubes only."""
@@ -142,6 +149,28 @@ class ClassifierConfig(WholeClipConfig):
     """Where the position table comes from. own: this clip's own table, or that of --model.positions-from;
     published_resize: the table as the published fine-tuning script resizes it for clips other than 16 frames of 224
     pixels, which weights it trained at 64 frames of 266 pixels need."""
+    lora: LoraConfig = LoraConfig()
+    """Low-rank adapters, which learn in the place of the encoder's own weights."""
+
+    @property
+    def merged(self) -> Self:
+        """The same without adapters."""
+        return self.model_copy(update={"lora": LoraConfig()})
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> ClassifierConfig:
+        narrowest = min(self.encoder.width, self.encoder.mlp if "mlp" in self.lora.targets else self.encoder.width)
+        if self.lora.rank > narrowest:
+            raise ValueError(
+                f"lora.rank={self.lora.rank}: no adapter can have a higher rank than the narrowest layer beside it, of "
+                f"{narrowest} channels; a rank of 4 to 64 is usual"
+            )
+        if self.lora.rank and self.checkpointing == "deepspeed":
+            raise ValueError(
+                "checkpointing=deepspeed gives no gradient to an adapter behind a frozen embedding; checkpointing=all does, "
+                "and takes no more memory"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_table(self) -> ClassifierConfig:

@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from vmae2_ds.config.lora import LoraConfig
 from vmae2_ds.config.model import TowerConfig
 from vmae2_ds.model.attention import AttentionFn, sdpa_attention
-from vmae2_ds.model.embed import Linear
 from vmae2_ds.model.kept import once_per_device
+from vmae2_ds.model.lora import LETTERS, LowRank, linear
 
 # B clips, N tokens, D width, H heads, K = D / H channels in a head.
 
 NORM_EPS = 1e-6  # in every published factory, against 1e-5 as PyTorch's default (docs/PAPER.md#numerics)
+
+NO_LORA = LoraConfig()
 
 CheckpointFn = Callable[..., Any]
 """(module, x) -> module(x), dropping what is inside and computing it again for the backward pass."""
@@ -30,17 +33,28 @@ class QKV(nn.Module):
     can trace it (a parent's F.linear on a child's weight does neither).
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, lora: LoraConfig = NO_LORA) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(3 * width, width))
         self.q_bias = nn.Parameter(torch.empty(width))
         self.v_bias = nn.Parameter(torch.empty(width))
+        ranks = {letter: lora.rank_of(letter) for letter in LETTERS}
+        self.lora = None
+        if any(ranks.values()):
+            self.lora = nn.ModuleDict(
+                {str(letter): LowRank(width, width, rank, lora.scale) for letter, rank in ranks.items() if rank}
+            )
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, 3 D)."""
         # A copy for every pass, and not one kept from step to step: DeepSpeed writes new weights where torch cannot see it.
         no_bias = _zeros(len(self.q_bias), self.q_bias.dtype, like=x_BND)
-        return F.linear(x_BND, self.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
+        qkv_BN3D = F.linear(x_BND, self.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
+        if self.lora is None:
+            return qkv_BN3D
+        parts = {str(letter): x for letter, x in zip(LETTERS, qkv_BN3D.chunk(3, dim=-1), strict=True)}
+        parts |= {letter: parts[letter] + adapter(x_BND) for letter, adapter in self.lora.items()}
+        return torch.cat(list(parts.values()), dim=-1)
 
 
 @once_per_device
@@ -51,11 +65,11 @@ def _zeros(number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, lora: LoraConfig = NO_LORA) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = QKV(width)
-        self.proj = Linear(width, width)
+        self.qkv = QKV(width, lora)
+        self.proj = linear(width, width, lora, "proj")
         self.attend: AttentionFn = sdpa_attention
 
     def forward(self, x_BND: Tensor) -> Tensor:
@@ -67,10 +81,10 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers around an exact GELU, no dropout."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, lora: LoraConfig = NO_LORA) -> None:
         super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
+        self.fc1 = linear(width, hidden, lora, "mlp")
+        self.fc2 = linear(hidden, width, lora, "mlp")
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -89,12 +103,12 @@ class StochasticDepth(DropPath):
 class Block(nn.Module):
     """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)), each under stochastic depth."""
 
-    def __init__(self, config: TowerConfig, drop_path: float) -> None:
+    def __init__(self, config: TowerConfig, drop_path: float, lora: LoraConfig = NO_LORA) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.attn = Attention(config.width, config.heads)
+        self.attn = Attention(config.width, config.heads, lora)
         self.norm2 = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.mlp = Mlp(config.width, config.mlp)
+        self.mlp = Mlp(config.width, config.mlp, lora)
         self.drop_path = StochasticDepth(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x_BND: Tensor) -> Tensor:
@@ -106,9 +120,9 @@ class Block(nn.Module):
 class Blocks(nn.Sequential):
     """A row of blocks, some of which keep only their input and are computed again in the backward pass."""
 
-    def __init__(self, config: TowerConfig, drop_path: float = 0.0) -> None:
+    def __init__(self, config: TowerConfig, drop_path: float = 0.0, lora: LoraConfig = NO_LORA) -> None:
         rise = drop_path / max(1, config.depth - 1)
-        super().__init__(*(Block(config, rise * i) for i in range(config.depth)))
+        super().__init__(*(Block(config, rise * i, lora) for i in range(config.depth)))
         self.config = config
         self.recomputed: frozenset[int] = frozenset()
         self.checkpoint: CheckpointFn | None = None

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from vmae2_ds.config.model import EncoderConfig, ModelConfig
+from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.model.block import NORM_EPS, Blocks
+from vmae2_ds.model.block import NO_LORA, NORM_EPS, Blocks
 from vmae2_ds.model.embed import CubeEmbed, every_cube, is_resized, normalise_pixels
 
 # B clips, V of a clip's cubes, P values in a cube, D width.
@@ -25,7 +25,8 @@ class Encoder(nn.Module):
         super().__init__()
         width = config.encoder.width
         self.embed = CubeEmbed(geometry, width, config.positions_geometry, resized=is_resized(config))
-        self.blocks = Blocks(config.encoder, config.drop_path)
+        lora = config.lora if isinstance(config, ClassifierConfig) else NO_LORA
+        self.blocks = Blocks(config.encoder, config.drop_path, lora)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if final_norm else nn.Identity()
 
     def forward(

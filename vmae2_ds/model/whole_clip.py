@@ -13,6 +13,7 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.model.attention import get_attention
 from vmae2_ds.model.block import CheckpointFn
 from vmae2_ds.model.encoder import Encoder
+from vmae2_ds.model.lora import MARK, draw_low_rank
 from vmae2_ds.model.seeded import SeededModel
 
 WEIGHT_STD = 0.02
@@ -51,7 +52,9 @@ class WholeClipModel(SeededModel):
     def draw(self, name: str, values: Tensor, rng: torch.Generator) -> None:
         """Draw first weights as published (tests/golden/model.json, init_stats_S): the head is scaled down to start near
         zero."""
-        if name.endswith(".weight"):
+        if MARK in name:
+            draw_low_rank(name, values, rng)
+        elif name.endswith(".weight"):
             nn.init.trunc_normal_(values, std=WEIGHT_STD, generator=rng)
         if name.startswith("head."):
             values.mul_(self.head_init_scale)

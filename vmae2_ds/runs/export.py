@@ -164,9 +164,7 @@ def _weights_of(
     source: Path, given: Mapping[str, object] | None
 ) -> tuple[Mapping[str, Tensor], EncoderConfig, AboutWeights, Path]:
     """Ours, the model, what is known of it, and the checkpoint."""
-    from vmae2_ds.checkpoint.zero_weights import open_weights
-    from vmae2_ds.runs.folder import find_checkpoint
-    from vmae2_ds.runs.open import about_run, is_run, labels_of
+    from vmae2_ds.runs.open import about_run, is_run, labels_of, weights_of_run
     from vmae2_ds.weights.source import read_all
 
     names = labels_of(source)
@@ -176,8 +174,8 @@ def _weights_of(
         return read.state, read.found.model, read.found.about._replace(labels=labels), source
     if given is not None:
         raise ConfigError(f"--config is for files: the run {source} says what its model is; leave it out")
-    run, checkpoint = find_checkpoint(source)
-    return open_weights(checkpoint), run.model, about_run(run, names), checkpoint
+    found = weights_of_run(source)
+    return found.weights, found.run.model, about_run(found.run, names), found.checkpoint
 
 
 def _names_in(file: Path, model: EncoderConfig) -> tuple[str, ...]:

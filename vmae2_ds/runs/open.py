@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
-from vmae2_ds.checkpoint.zero_weights import read_weights
+from vmae2_ds.checkpoint.zero_weights import open_weights
 from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
@@ -32,6 +33,7 @@ from vmae2_ds.weights.about import CLIP_FIELDS, AboutWeights, read_about
 from vmae2_ds.weights.adapters import from_opentad
 from vmae2_ds.weights.files import named, read_published
 from vmae2_ds.weights.layouts import StateDict, guess_layout, our_shapes, some
+from vmae2_ds.weights.merge import merged_state
 from vmae2_ds.weights.source import FoundWeights, find_weights
 from vmae2_ds.weights.transformers_folder import is_weights_folder, weights_in
 
@@ -137,9 +139,9 @@ def load_for(
 
     Raises CheckpointError as `initial_weights`, ConfigError for a head map that the head does not have.
     """
-    shapes = our_shapes(config)
+    shapes = our_shapes(config.merged)  # adapters are always drawn
     if is_run(source):
-        found = read_weights(find_checkpoint(source)[1])
+        found = dict(weights_of_run(source).weights)
         reading = f"it is a run of {len(found)} tensors"
         unused = [name for name in found if name not in shapes]
     else:
@@ -194,6 +196,27 @@ class OpenedModel(NamedTuple):
     checkpoint: Path
 
 
+class RunWeights(NamedTuple):
+    """What a run has learnt, as it leaves the run: low-rank adapters have become part of the weights that they stood beside."""
+
+    run: RunConfig
+    """Its config, of a model without adapters."""
+    weights: Mapping[str, Tensor]
+    """Under our names, each put together when it is asked for."""
+    checkpoint: Path
+
+
+def weights_of_run(source: Path) -> RunWeights:
+    """Of a run, its newest whole checkpoint, or of one checkpoint; raises ConfigError or CheckpointError where it has none."""
+    run, checkpoint = find_checkpoint(source)
+    return RunWeights(merged_run(run), merged_state(open_weights(checkpoint), run.model), checkpoint)
+
+
+def merged_run(run: RunConfig) -> RunConfig:
+    """The config of a run's model as it leaves the run."""
+    return run.model_copy(update={"model": run.model.merged})
+
+
 def open_model(
     source: Path, data: LabelledDataConfig | None = None, given: Mapping[str, Any] | None = None
 ) -> OpenedModel:
@@ -207,14 +230,14 @@ def open_model(
     Raises ConfigError or CheckpointError where there is none, or a part of it is missing.
     """
     if is_run(source):
-        run, checkpoint = find_checkpoint(source)
+        found_run = weights_of_run(source)
         if given is not None:
             raise ConfigError(f"--config is for files: the run {source} says what its model is; leave it out")
-        _refuse_detector(source, run.model)
-        return OpenedModel(run, read_weights(checkpoint), checkpoint)
+        _refuse_detector(source, found_run.run.model)
+        return OpenedModel(found_run.run, dict(found_run.weights), found_run.checkpoint)
     file = source
     if not source.is_dir() and (source.parent / "run.json").is_file():  # a run's own mean of the weights
-        run = read_run_config(source.parent)
+        run = merged_run(read_run_config(source.parent))
         _refuse_detector(source, run.model)
     else:
         found = find_weights(source, given)
@@ -307,7 +330,7 @@ def read_names(file: Path, num_classes: int, option: str = "") -> list[str]:
 def about_run(run: RunConfig, labels: Sequence[str] | None = None) -> AboutWeights:
     """What a file of its weights should say beside them."""
     clip = run.data.model_dump(include=set(CLIP_FIELDS))
-    return AboutWeights(run.model, run.target, None if labels is None else tuple(labels), clip)
+    return AboutWeights(run.model.merged, run.target, None if labels is None else tuple(labels), clip)
 
 
 def read_head_map(file: Path, num_classes: int, setting: str = "--train.head-map") -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.dist import Ranks
 from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.model.lora import MARK
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.build import tower_shape
 from vmae2_ds.train.optim import parameter_groups
@@ -41,9 +43,22 @@ def supervised_stage(config: FinetuneConfig) -> Stage:
 def classification(config: FinetuneConfig) -> Classify:
     """The objective on a classifier whose weights are not drawn yet."""
     classifier = Classifier(config.model, config.geometry, seed=None)
-    if config.optim.train_only == "head":
-        classifier.encoder.requires_grad_(False)
+    freeze(classifier, config)
     return Classify(classifier, config.augment.label_smoothing, config.geometry)
+
+
+def freeze(classifier: Classifier, config: FinetuneConfig) -> None:
+    """Take the gradients from what does not learn: with adapters all else of the encoder, else what lies before the first block
+    that learns. The norm behind the pooling and the head always do.
+
+    Autograd keeps nothing of a layer whose input and weights need no gradient: all before the first that learns has no graph.
+    """
+    encoder, frozen = classifier.encoder, config.frozen_blocks
+    if frozen is None:
+        return
+    for part in (encoder.embed, *islice(encoder.blocks, frozen)):
+        for name, parameter in part.named_parameters():
+            parameter.requires_grad_(MARK in name)
 
 
 def groups(objective: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:

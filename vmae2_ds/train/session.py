@@ -35,6 +35,7 @@ from vmae2_ds.train.stage import training_of
 from vmae2_ds.train.validate import ScheduledValidation
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
+from vmae2_ds.weights.merge import merged_state
 
 log = logging.getLogger(__name__)
 
@@ -287,9 +288,9 @@ def _write_mean(mean: WeightAverage, config: RunConfig, folder: RunFolder) -> No
     """The running mean under published names, from rank 0; all ranks have to ask for it."""
     weights = mean.weights()
     if weights is not None:
-        named = to_layout(weights, config.model)
+        named = to_layout(merged_state(weights, config.model), config.model.merged)
         about = about_run(config, labels_of_run(folder.path))
-        _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model, about))
+        _try(WEIGHTS, lambda: write_weights(named, folder.path / WEIGHTS, config.model.merged, about))
 
 
 def _try(name: str, write: Callable[[], object]) -> None:
