@@ -139,7 +139,8 @@ def load_for(
 
     Raises CheckpointError as `initial_weights`, ConfigError for a head map that the head does not have.
     """
-    shapes = our_shapes(config.merged)  # adapters are always drawn
+    config = config.merged  # adapters are always drawn
+    shapes = our_shapes(config)
     if is_run(source):
         found = dict(weights_of_run(source).weights)
         reading = f"it is a run of {len(found)} tensors"
