@@ -17,13 +17,14 @@ import torch
 from tests.distributed.ranks import answer
 from vmae2_ds.config.ds_config import resolve_ds_config
 from vmae2_ds.config.finetune import FinetuneConfig, FinetuneOptimConfig, FinetuneTrainConfig, LabelledDataConfig
+from vmae2_ds.config.lora import LoraConfig
 from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.contracts import LabelledBatch
 from vmae2_ds.data.clips.augment import draw_mixing, paste_boxes
 from vmae2_ds.dist import Ranks
-from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.objectives import Classify
+from vmae2_ds.train.finetune import classification
 from vmae2_ds.train.loop import seed_of
 from vmae2_ds.train.optim import learning_rate, parameter_groups, set_learning_rate
 from vmae2_ds.weights.layouts import StateDict
@@ -40,20 +41,36 @@ NUM_STEPS, MICRO_BATCH, RANKS, ACCUMULATION, NUM_CLASSES = 6, 2, 2, 2, 5
 GLOBAL_BATCH = MICRO_BATCH * RANKS * ACCUMULATION
 
 
-def make_config(ds_config: str = "zero1") -> FinetuneConfig:
-    """A small classifier with layer decay, EMA, clipping, stochastic depth, dropout, smoothing and both ways of mixing."""
+LEARNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "all": ({}, {}),
+    "lora": ({"lora": LoraConfig(rank=3, alpha=6, targets=("q", "v", "proj", "mlp"))}, {}),
+    "last": ({}, {"last_blocks": 2}),
+}
+"""What learns -> settings of the model and of the optimizer."""
+
+
+def make_config(ds_config: str = "zero1", learns: str = "all", made: str = "whole") -> FinetuneConfig:
+    """A small classifier with layer decay, EMA, clipping, stochastic depth, dropout, smoothing and both ways of mixing.
+
+    Args:
+        ds_config: the ZeRO policy.
+        learns: what of it does, of LEARNS.
+        made: `whole`, or `parted` over the ranks from the start (zero.Init).
+    """
+    model, optim = LEARNS[learns]
     tower = TowerConfig(width=48, depth=3, heads=2, mlp=96)
     return FinetuneConfig(
         model=ClassifierConfig(
             encoder=tower, patch=8, num_classes=NUM_CLASSES, attention="math",
-            drop_path=0.2, head_dropout=0.1, head_init_scale=1.0,
+            drop_path=0.2, head_dropout=0.1, head_init_scale=1.0, **model,
         ),
         data=LabelledDataConfig(num_frames=4, size=16, views=1),
         optim=FinetuneOptimConfig(
-            base_lr=3e-3, lr_batch=GLOBAL_BATCH, warmup_epochs=1, layer_decay=0.6, ema_decay=0.7, clip_grad=1.0
+            base_lr=3e-3, lr_batch=GLOBAL_BATCH, warmup_epochs=1, layer_decay=0.6, ema_decay=0.7, clip_grad=1.0, **optim
         ),
         train=FinetuneTrainConfig(
-            global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH, max_steps=NUM_STEPS, precision="fp32", ds_config=ds_config
+            global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH, max_steps=NUM_STEPS, precision="fp32", ds_config=ds_config,
+            ds_zero_init=made == "parted",
         ),
     )  # fmt: skip
 
@@ -81,8 +98,8 @@ def plain_steps(
     """
     plan = plan_run(config, GLOBAL_BATCH, RANKS)
     if objective is None:
-        model = Classifier(config.model, config.geometry)
-        objective = Classify(model, config.augment.label_smoothing, config.geometry)
+        objective = classification(config)
+        objective.model.init_weights(config.train.seed)
     groups = parameter_groups(
         objective, config.optim.weight_decay, config.optim.layer_decay, config.model.encoder.depth
     )
@@ -140,10 +157,10 @@ def engine_steps(
 
 
 def run_policies(policies: list[str], ranks: Ranks) -> dict[str, list[float]]:
-    """Losses by policy; rank 0 writes weights to POLICY.pt beside them."""
+    """Losses by policy, with what learns behind it; rank 0 writes weights to POLICY.pt beside them."""
     results = {}
     for policy in policies:
-        results[policy], last, mean = engine_steps(make_config(policy), ranks.rank)
+        results[policy], last, mean = engine_steps(make_config(*policy.split()), ranks.rank)
         if ranks.rank == 0:
             torch.save({"last": last, "mean": mean}, Path(sys.argv[2]).with_name(f"{policy}.pt"))
     return results

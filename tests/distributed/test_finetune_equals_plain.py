@@ -25,6 +25,8 @@ from vmae2_ds.train.ema import check_ema
 from vmae2_ds.train.loop import seed_of
 
 POLICIES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
+ADAPTED = ("zero0 lora", "zero1 lora", "zero2 lora", "zero3 lora parted", "zero1 last", "zero3 last")
+"""And what learns, where that is not everything."""
 TOLERANCE = 1e-6
 
 
@@ -36,7 +38,9 @@ def plain() -> Any:
 @pytest.fixture(scope="module")
 def folder_and_losses(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
     folder = tmp_path_factory.mktemp("steps")
-    return folder, run_forked(zygote, "tests.distributed.finetune_steps", POLICIES, folder / "out.json", RANKS)
+    return folder, run_forked(
+        zygote, "tests.distributed.finetune_steps", (*POLICIES, *ADAPTED), folder / "out.json", RANKS
+    )
 
 
 @pytest.mark.slow
@@ -49,6 +53,19 @@ def test_losses_weights_and_their_mean_are_equal(policy: str, plain: Any, folder
     for name in last:
         torch.testing.assert_close(found["last"][name], last[name], rtol=0, atol=TOLERANCE, msg=name)
         torch.testing.assert_close(found["mean"][name], mean[name], rtol=0, atol=TOLERANCE, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ADAPTED)
+def test_so_they_are_where_adapters_or_the_last_blocks_learn(policy: str, folder_and_losses: Any) -> None:
+    config = make_config(*policy.split())
+    losses_and_weights = plain_steps(config)
+    test_losses_weights_and_their_mean_are_equal(policy, losses_and_weights, folder_and_losses)
+    _, last, _ = losses_and_weights
+    first = Classifier(config.model, config.geometry).state_dict()
+    moved = {name for name, x in last.items() if not torch.equal(x, first[name])}
+    inside = (".lora.",) if "lora" in policy else (".blocks.1.", ".blocks.2.")
+    assert moved == {name for name in first if not name.startswith("encoder.") or any(x in name for x in inside)}
 
 
 def test_the_reference_moves(plain: Any) -> None:
