@@ -164,7 +164,8 @@ def _weights_of(
     source: Path, given: Mapping[str, object] | None
 ) -> tuple[Mapping[str, Tensor], EncoderConfig, AboutWeights, Path]:
     """Ours, the model, what is known of it, and the checkpoint."""
-    from vmae2_ds.runs.open import about_run, is_run, labels_of, weights_of_run
+    from vmae2_ds.runs.open import about_run, is_run, labels_of
+    from vmae2_ds.runs.trained import weights_of_run
     from vmae2_ds.weights.source import read_all
 
     names = labels_of(source)

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
-from vmae2_ds.checkpoint.zero_weights import open_weights
 from vmae2_ds.config.ava import AvaModelConfig
 from vmae2_ds.config.finetune import FinetuneConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig
@@ -29,11 +27,11 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import is_resized
 from vmae2_ds.objectives import Classify
 from vmae2_ds.runs.folder import NAMES, find_checkpoint
+from vmae2_ds.runs.trained import merged_run, weights_of_run
 from vmae2_ds.weights.about import CLIP_FIELDS, AboutWeights, read_about
 from vmae2_ds.weights.adapters import from_opentad
 from vmae2_ds.weights.files import named, read_published
 from vmae2_ds.weights.layouts import StateDict, guess_layout, our_shapes, some
-from vmae2_ds.weights.merge import merged_state
 from vmae2_ds.weights.source import FoundWeights, find_weights
 from vmae2_ds.weights.transformers_folder import is_weights_folder, weights_in
 
@@ -195,27 +193,6 @@ class OpenedModel(NamedTuple):
     weights: StateDict
     """On the host, under our names."""
     checkpoint: Path
-
-
-class RunWeights(NamedTuple):
-    """What a run has learnt, as it leaves the run: low-rank adapters have become part of the weights that they stood beside."""
-
-    run: RunConfig
-    """Its config, of a model without adapters."""
-    weights: Mapping[str, Tensor]
-    """Under our names, each put together when it is asked for."""
-    checkpoint: Path
-
-
-def weights_of_run(source: Path) -> RunWeights:
-    """Of a run, its newest whole checkpoint, or of one checkpoint; raises ConfigError or CheckpointError where it has none."""
-    run, checkpoint = find_checkpoint(source)
-    return RunWeights(merged_run(run), merged_state(open_weights(checkpoint), run.model), checkpoint)
-
-
-def merged_run(run: RunConfig) -> RunConfig:
-    """The config of a run's model as it leaves the run."""
-    return run.model_copy(update={"model": run.model.merged})
 
 
 def open_model(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from vmae2_ds.checkpoint.retention import best_of
 from vmae2_ds.checkpoint.save import saved_in
-from vmae2_ds.checkpoint.zero_weights import read_weights
+from vmae2_ds.checkpoint.zero_weights import open_weights, read_weights
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.runs.folder import find_checkpoint
 from vmae2_ds.weights.layouts import StateDict
+from vmae2_ds.weights.merge import merged_state
 
 Config = TypeVar("Config", bound=RunConfig)
 Objective = TypeVar("Objective", bound=nn.Module)
@@ -28,6 +30,27 @@ class TrainedRun(Generic[Config]):
     config: Config
     weights: StateDict
     checkpoint: Path
+
+
+class RunWeights(NamedTuple):
+    """What a run has learnt, as it leaves the run: low-rank adapters have become part of the weights that they stood beside."""
+
+    run: RunConfig
+    """Its config, of a model without adapters."""
+    weights: Mapping[str, Tensor]
+    """Under our names, each put together when it is asked for."""
+    checkpoint: Path
+
+
+def weights_of_run(source: Path) -> RunWeights:
+    """Of a run, its newest whole checkpoint, or of one checkpoint; raises ConfigError or CheckpointError where it has none."""
+    run, checkpoint = find_checkpoint(source)
+    return RunWeights(merged_run(run), merged_state(open_weights(checkpoint), run.model), checkpoint)
+
+
+def merged_run(run: RunConfig) -> RunConfig:
+    """The config of a run's model as it leaves the run."""
+    return run.model_copy(update={"model": run.model.merged})
 
 
 def open_trained(
