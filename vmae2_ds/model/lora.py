@@ -55,8 +55,8 @@ def linear(width_in: int, width_out: int, lora: LoraConfig, target: LoraTarget) 
 
 
 def draw_low_rank(name: str, values: Tensor, rng: torch.Generator) -> None:
-    """Draw a parameter of an adapter into `values`, which are zeros: `down` as the published code does (microsoft/LoRA,
-    loralib/layers.py: kaiming_uniform with a = sqrt(5), which is a bound of 1 / sqrt(I)); `up` stays zero."""
+    """Draw a parameter of an adapter into `values`, which are zeros: `down` within 1 / sqrt(I), as published
+    (docs/PAPER.md#low-rank-adapters); `up` stays zero."""
     if name.endswith(".down.weight"):
         bound = values.shape[1] ** -0.5
         values.uniform_(-bound, bound, generator=rng)

@@ -36,14 +36,14 @@ class RunWeights(NamedTuple):
     """What a run has learnt, as it leaves the run: low-rank adapters have become part of the weights that they stood beside."""
 
     run: RunConfig
-    """Its config, of a model without adapters."""
+    """The run's config, of a model without adapters."""
     weights: Mapping[str, Tensor]
     """Under our names, each put together when it is asked for."""
     checkpoint: Path
 
 
 def weights_of_run(source: Path) -> RunWeights:
-    """Of a run, its newest whole checkpoint, or of one checkpoint; raises ConfigError or CheckpointError where it has none."""
+    """The weights of a run's newest whole checkpoint, or of one. Raises ConfigError or CheckpointError where there is none."""
     run, checkpoint = find_checkpoint(source)
     return RunWeights(merged_run(run), merged_state(open_weights(checkpoint), run.model), checkpoint)
 
