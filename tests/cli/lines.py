@@ -14,6 +14,7 @@ from vmae2_ds.cli.main import main
 from vmae2_ds.data.tools.check import CheckArguments
 from vmae2_ds.data.tools.index import IndexArguments
 from vmae2_ds.data.tools.kinetics import MergeKineticsArguments
+from vmae2_ds.data.tools.listing import ListArguments
 from vmae2_ds.data.tools.pack import PackArguments
 from vmae2_ds.data.tools.prepare import PrepareArguments
 from vmae2_ds.data.tools.shards import IndexShardsArguments
@@ -65,6 +66,7 @@ LINES: dict[str, str] = {
     "ava score-tubes": "--gt {file} --det {file} --labelmap {file}",
     "ava convert": "{file} --out {new} --fps 25",
     "data synth": "{new} --train-videos 4 --val-videos 4 --size 32",
+    "data list": "{features} --out {new}.csv",
     "data index": "{list} --out {new}",
     "data check": "{list} --out {new}",
     "data pack": "{list} --out {new}",
@@ -101,6 +103,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "ava convert": ConvertArguments,
     "ava show": AvaShowArguments,
     "data synth": SynthArguments,
+    "data list": ListArguments,
     "data index": IndexArguments,
     "data check": CheckArguments,
     "data pack": PackArguments,

@@ -75,6 +75,7 @@ def test_what_a_first_look_refuses_needs_no_heavy_package(tmp_path: Path) -> Non
         "import nowhere.pth --out x.safetensors",
         "export nowhere --out x.pth",
         "data check nowhere.csv --out x",
+        "data list nowhere --out x.csv",
         "data index nowhere.csv --out x",
         "data pack nowhere.csv --out x",
         "data prepare nowhere.csv --out x",

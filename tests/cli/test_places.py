@@ -30,6 +30,7 @@ FOLDERS = {
 }
 """Verbs that write a folder, and the option that names it; nothing: the first word."""
 FILES = {
+    "data list": ("--out", "x.csv"),
     "data index-shards": ("--out", "x.csv"),
     "import": ("--out", "x.safetensors"),
     "export": ("--out", "x.pth"),

@@ -136,6 +136,13 @@ def data_synth(args: list[str]) -> None:
     say(f"wrote {written.train}, {written.val} and the names of the classes, {written.labels}")
 
 
+def data_list(args: list[str]) -> None:
+    """List the videos in a folder, long films as parts of some seconds: vmae2 data list FOLDER --out FILE.csv [--part-s 10]."""
+    from vmae2_ds.data.tools.listing import ListArguments, list_folder
+
+    say(str(call(list_folder, ListArguments, "vmae2 data list", args)))
+
+
 def data_index(args: list[str]) -> None:
     """Turn a long list of videos into a folder that every rank opens at once, whatever its length."""
     from vmae2_ds.data.tools.index import IndexArguments, index_manifest
@@ -325,6 +332,7 @@ VERBS: dict[str, Verb] = {
     "tad score": tad_score,
     "tad show": tad_show,
     "data synth": data_synth,
+    "data list": data_list,
     "data index": data_index,
     "data check": data_check,
     "data pack": data_pack,
