@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import font_manager
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.contracts import ClipGeometry
-from vmae2_ds.draw.charts import CURVES, curve_svg, draw_curves, has_values
+from vmae2_ds.draw.charts import CURVES, _plot, curve_svg, draw_curves, has_values
 from vmae2_ds.draw.pictures import (
     GREY,
     DecodedPass,
@@ -117,3 +118,17 @@ def test_matplotlib_s_cache_of_fonts_is_not_told_in_the_log(caplog: pytest.LogCa
     caplog.set_level(logging.INFO)
     font_manager._log.info("generated new fontManager")  # type: ignore[attr-defined]
     assert not caplog.records
+
+
+def test_the_loss_of_validation_videos_has_that_of_trained_ones_beside_it_where_a_run_has_both() -> None:
+    def lines(rows: list[dict[str, float]]) -> tuple[list[list[list[float]]], list[str]]:
+        axes = Figure().add_subplot()
+        _plot(axes, rows, CURVES["val_loss"], titled=False)
+        legend = axes.get_legend()
+        names = [] if legend is None else [text.get_text() for text in legend.get_texts()]
+        return [line.get_xydata().tolist() for line in axes.get_lines()], names
+
+    rows = [{"step": 0, "val_loss": 1.0, "seen_loss": 0.9}, {"step": 4, "val_loss": 0.8, "seen_loss": 0.4}]
+    both = [[[0, 1.0], [4, 0.8]], [[0, 0.9], [4, 0.4]]]
+    assert lines(rows) == (both, ["validation videos", "as many trained ones"])
+    assert lines([{"step": 0, "val_loss": 1.0}, {"step": 4, "val_loss": 0.8}]) == (both[:1], [])

@@ -1,7 +1,8 @@
-"""The loss on held-back videos, against a sum in float64 over the model's plain forward pass, clip by clip."""
+"""The loss on held-back videos, against a sum in float64 over the model's plain forward pass, clip by clip; and its warning."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -16,15 +17,19 @@ import torch
 from tests.data.stand_in import StandInReader, listed
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.sources.manifest import Manifest, read_manifest
 from vmae2_ds.data.sources.mixture import Mixture
+from vmae2_ds.data.sources.order import SampleKey
 from vmae2_ds.dist import Ranks
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
 from vmae2_ds.train.held_back import HeldBackLoss
+from vmae2_ds.train.metrics import MetricsWriter
+from vmae2_ds.train.validate import ScheduledValidation
 
 EDGE, FRAMES, HELD, TRAINED = 32, 8, 7, 17
 MASKS = {"published": {"encoder_ratio": 0.75}, "varying": {"encoder": "random", "decoder": "random"}}
@@ -135,3 +140,74 @@ def test_losses_are_the_mean_over_hidden_cubes_on_any_ranks_and_at_any_batch(
     assert found["val_loss"] == pytest.approx(by_hand(objective, config, videos[0], held_rows), rel=1e-6)
     assert found["seen_loss"] == pytest.approx(by_hand(objective, config, videos[1], seen_rows), rel=1e-6)
     assert len(seen_rows) == 6
+
+
+def waves_of(entry: VideoEntry, index_T: np.ndarray) -> np.ndarray:
+    """Two kinds of film, each many times: what is learnt of some holds for all."""
+    turn = sum(Path(entry.path).name.encode()) % 2 / 2
+    frame, line, column = np.meshgrid(index_T / 16, np.arange(EDGE) / 8, np.arange(EDGE) / 8, indexing="ij")
+    wave = np.sin(line + column + frame + 6.3 * turn)
+    return (127 + 100 * np.repeat(wave[..., None], 3, axis=-1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("pictures", [frames_of, waves_of])
+def test_noise_is_learned_by_heart_and_said_so_once_and_waves_are_not(
+    tmp_path: Path, videos: tuple[Manifest, Manifest], caplog: pytest.LogCaptureFixture, pictures: Any
+) -> None:
+    """Noise has nothing to learn but itself. A plain loop of AdamW on the clips; a resumed run has said it already."""
+    config = config_of("published", keep_best="val_loss", epochs=30, validate_every=3)
+    mixtures = [Mixture.of_manifest(manifest, "pyav") for manifest in videos]
+    looked = HeldBackLoss(config, mixtures[0], mixtures[1], Ranks())
+    for clips in (looked._held, looked._seen):
+        clips._reader = StandInReader(pictures, 40)  # type: ignore[assignment]
+    torch.manual_seed(0)
+    objective = Reconstruct(MaskedAutoencoder(config.model, config.geometry), config.objective, config.geometry)
+    engine: Any = SimpleNamespace(objective=objective, device=torch.device("cpu"))
+    found = [clip for row in range(TRAINED) if (clip := looked._seen[SampleKey(0, row)]) is not None]
+    clips_BTHWC, rng = torch.cat([clip.clip_BTHWC for clip in found]), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=6e-3)
+    plan = plan_run(config.changed(train={"global_batch": 48, "micro_batch": 16}), 16, 1)  # a step is a pass
+    file = tmp_path / "validation.jsonl"
+
+    def scheduled(first_step: int = 0) -> ScheduledValidation:
+        return ScheduledValidation(looked.run, config, plan, MetricsWriter(file, None, first_step), first=True)
+
+    validation = scheduled()
+    assert validation.are_first(0, Ranks())
+    validation.run(0, engine)
+    assert not validation.are_first(0, Ranks())
+    for step in range(1, 31):
+        optimizer.zero_grad()
+        masks = [make_masks(config.mask, config.geometry, rng) for _ in found]
+        objective(PretrainBatch.of_clips(clips_BTHWC, masks)).loss.backward()
+        optimizer.step()
+        if validation.are_due(step):
+            validation.run(step, engine)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(0, 31, 3))
+    assert rows[-1]["seen_loss"] < rows[0]["seen_loss"]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if pictures is waves_of:
+        assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+        assert not said
+        return
+    best = min(rows, key=lambda row: row["val_loss"])
+    over = [row for row in rows if row["step"] > best["step"] and row["val_loss"] >= 1.01 * best["val_loss"]]
+    (warning,) = said
+    told = f"at step {over[1]['step']} val_loss is {over[1]['val_loss']:.4g}"
+    told += f", {over[1]['val_loss'] / best['val_loss'] - 1:.1%} above its best, {best['val_loss']:.4g} at step {best['step']} "
+    told += f"({best['step']} passes over the data), while seen_loss fell from {best['seen_loss']:.4g} to "
+    assert warning.startswith(f"the videos are learned by heart: {told}")
+    assert warning.endswith(
+        f"the best checkpoint is kept; next time fewer passes (--train.epochs {best['step']}), more varied crops "
+        "(--data.crop-scales 1 0.875 0.75 0.66 0.5), or more videos"
+    )
+    caplog.clear()
+    scheduled(30).run(31, engine)
+    assert "by heart" not in caplog.text, "a resumed run has said it already"
+    cut = scheduled(over[0]["step"])
+    cut.run(32, engine)
+    assert "learned by heart: at step 32" in caplog.text, "the row before the cut counts"
+    cut.go_back(over[0]["step"])
+    cut.run(33, engine)
+    assert "learned by heart: at step 33" in caplog.text, "a rollback takes back what was found"

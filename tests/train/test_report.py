@@ -172,3 +172,19 @@ def test_the_loss_is_called_what_the_stage_learns(config: RunConfig, loss: str, 
 def test_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no run\.json"):
         write_report(tmp_path)
+
+
+def test_held_back_videos_have_a_curve_a_figure_and_the_log_s_warning(run: Path) -> None:
+    losses = [(1.0, 1.0), (0.8, 0.9), (0.9, 0.7), (0.96, 0.6), (0.85, 0.5)]
+    rows = [
+        {"step": 10 * number, "epoch": 2.0 * number, "val_loss": val, "seen_loss": seen}
+        for number, (val, seen) in enumerate(losses)
+    ]
+    (run / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(run).read_text()
+    text = text_of(page)
+    assert page.count("<svg") == 7
+    assert "as many trained ones" in text
+    assert "Best loss of held-back videos 0.8000 step 10; the last 0.8500, and 0.5000 on trained videos" in text
+    assert "The videos are learned by heart: at step 30 val_loss is 0.96, 20.0% above its best, 0.8 at step 10" in text
+    assert text.count("learned by heart") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -139,6 +140,23 @@ def test_the_figures_are_those_of_the_step_that_is_saved(tmp_path: Path, disk: D
         disk.answers.set()
         saver.finish()
     assert json.loads((tmp_path / tag_of(1) / "whole.json").read_text())["figures"] == {"loss": 1.0}
+
+
+def test_a_loss_is_better_the_lower_it_is_and_than_that_of_a_save_under_way(tmp_path: Path, disk: Disk) -> None:
+    with saving(tmp_path, keep_best="val_loss") as saver:
+        saver.note({"val_loss": 0.5})
+        saver.save(1, {"step": 1})
+        assert not saver.are_best({"val_loss": 0.6}), "what is being written is as good as written"
+        assert saver.are_best({"val_loss": 0.4})
+        assert not saver.are_best({"val_loss": math.nan})
+        saver.note({"val_loss": math.nan})
+        disk.answers.set()
+        saver.finish()
+        for step in (2, 3, 4):
+            saver.note({"val_loss": 0.5 + step / 10})
+            saver.save(step, {"step": step})
+            saver.finish()
+    assert sorted(path.name for path in tmp_path.glob("step*")) == [tag_of(step) for step in (1, 3, 4)]
 
 
 @pytest.mark.parametrize("figure", ["val_top1", "val_map", "val_frame_map"])

@@ -42,12 +42,23 @@ class Curve:
     beside: str | None = None
     """Key of a level to compare with, drawn dashed where the rows have it."""
     beside_label: str = ""
+    second: str | None = None
+    """Key of a second line, where the rows have it; then both are named."""
+    labels: tuple[str, str] = ("", "")
 
 
 CURVES: dict[str, Curve] = {
     curve.key: curve
     for curve in (
         Curve("loss", "Loss (mean squared error)", from_zero=False, beside="flat_loss", beside_label="flat cubes"),
+        Curve(
+            "val_loss",
+            "Loss on the validation videos",
+            from_zero=False,
+            smooth=False,
+            second="seen_loss",
+            labels=("validation videos", "as many trained ones"),
+        ),
         Curve("val_map", "Average mAP on the validation videos (%)", factor=100, smooth=False),
         Curve("val_frame_map", "Frame mAP on the validation key frames (%)", factor=100, smooth=False),
         Curve("val_top1", "Top-1 accuracy on the validation videos (%)", factor=100, smooth=False),
@@ -155,8 +166,7 @@ def draw_confusion(matrix_CC: np.ndarray, names: Sequence[str], path: Path) -> N
 def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: bool) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    values = [(row["step"], curve.factor * row[curve.key]) for row in rows if row.get(curve.key) is not None]
-    steps, levels = np.array(values, dtype=float).reshape(-1, 2).T
+    steps, levels = _points(rows, curve.key, curve.factor)
     many = curve.smooth and len(steps) > 60
     axes.plot(
         steps,
@@ -178,6 +188,9 @@ def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: b
         axes.yaxis.set_major_formatter("{x:g}")
     elif curve.from_zero:
         axes.set_ylim(0, max(1e-12, 1.08 * levels.max()))
+    if curve.second is not None and any(row.get(curve.second) is not None for row in rows):
+        (line,) = axes.plot(*_points(rows, curve.second, curve.factor), color=ORANGE, lw=1.5, ls="--")
+        axes.legend([axes.lines[0], line], curve.labels, fontsize=8, frameon=False)
     beside = [curve.factor * row[curve.beside] for row in rows if curve.beside and row.get(curve.beside) is not None]
     if beside:
         level = float(np.median(beside))
@@ -190,6 +203,12 @@ def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: b
     axes.spines[["top", "right"]].set_visible(False)
     if titled:
         axes.set_title(curve.title, fontsize=9, loc="left")
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str, factor: float) -> np.ndarray:
+    """Steps and levels of a key, (2, N)."""
+    values = [(row["step"], factor * row[key]) for row in rows if row.get(key) is not None]
+    return np.array(values, dtype=float).reshape(-1, 2).T
 
 
 def _running_median(levels: np.ndarray, reach: int) -> np.ndarray:

@@ -244,9 +244,7 @@ def make_ready(built: Built) -> Ready:
     if opened.validate is not None:
         first = ranks.rank == 0
         file = MetricsWriter(folder.path / "validation.jsonl", tensorboard, state.step) if first else None
-        validation = ScheduledValidation(
-            opened.validate, config.train.validate_every, plan, file, first=stage.validates_first
-        )
+        validation = ScheduledValidation(opened.validate, config, plan, file, first=stage.validates_first)
     ledger = BadFileLedger(folder.path / "bad_files.jsonl")
     place = second_place(config)
     mirror = Mirror(place, folder.path) if place is not None and ranks.rank == 0 else None

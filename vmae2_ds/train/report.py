@@ -17,6 +17,7 @@ from vmae2_ds.console.progress import counted
 from vmae2_ds.disk import write_whole
 from vmae2_ds.draw.charts import CURVES, Curve, curve_svg, has_values
 from vmae2_ds.draw.pages import templates_of
+from vmae2_ds.guard.by_heart import ByHeartWatch
 from vmae2_ds.guard.hang import STACKS
 from vmae2_ds.guard.loader_watch import BINDS
 from vmae2_ds.guard.rollback import EVENTS
@@ -30,6 +31,7 @@ MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8
 
 NOTES = {
     "loss": "Averaged over ranks and over the steps between two rows.",
+    "val_loss": "Of one clip from the middle of each video; in pre-training under the same masks every time.",
     "val_map": "Over --data.val-tious, as ActivityNet's scorer counts it; of the weights' running mean, where there is one.",
     "val_frame_map": "At IoU 0.5, by --data.val-protocol; of the weights' running mean, where there is one.",
     "val_top1": "Of one clip from the middle of each video.",
@@ -67,11 +69,11 @@ def write_report(folder: Path) -> Path:
         .render(
             title=f"{config.recipe}: {folder.name}",
             status=_status(folder, rows, environment),
-            warnings=_warnings(folder, rows),
+            warnings=[*_warnings(folder, rows), *_by_heart(config, validations)],
             events=[_event(row) for row in events[-MOST_EVENTS:]],
             more_events=max(0, len(events) - MOST_EVENTS),
             sources=_sources(rows),
-            facts=_facts(config, rows, environment),
+            facts=[*_facts(config, rows, environment), *_held_back(validations)],
             curves=[
                 {"title": curve.title, "svg": curve_svg(drawn, curve, marks), "note": _note(curve, environment)}
                 for curve in curves_of(config)
@@ -137,6 +139,23 @@ def _warnings(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
             "videos (vmae2 data prepare), or raise --data.views."
         )
     return warnings
+
+
+def _by_heart(config: RunConfig, validations: list[dict[str, Any]]) -> list[str]:
+    """What the run's log said of it, from the rows that it wrote."""
+    watch = ByHeartWatch(config)
+    said = [warning for row in validations if (warning := watch.row(row))]
+    return [f"{warning[0].upper()}{warning[1:]}." for warning in said]
+
+
+def _held_back(validations: list[dict[str, Any]]) -> list[Fact]:
+    """The loss of videos that are held back, where there are any."""
+    rows = [row for row in validations if row.get("val_loss") is not None and row.get("seen_loss") is not None]
+    if not rows:
+        return []
+    best, last = min(rows, key=lambda row: row["val_loss"]), rows[-1]
+    note = f"step {best['step']}; the last {last['val_loss']:.4f}, and {last['seen_loss']:.4f} on trained videos"
+    return [Fact("Best loss of held-back videos", f"{best['val_loss']:.4f}", note)]
 
 
 def _event(row: dict[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import shutil
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import psutil
 
@@ -78,12 +79,12 @@ class Saver:
     def note(self, row: dict[str, Any]) -> None:
         """Take in the figures of a row, by which the best checkpoint is known."""
         found = {key: value for key, value in row.items() if key.endswith("loss") or key.startswith("val_")}
-        self._figures |= {key: value for key, value in found.items() if isinstance(value, float)}
+        self._figures |= {key: value for key, value in found.items() if _is_number(value)}
 
     def are_best(self, figures: dict[str, Any]) -> bool:
         """Whether a validation's figures are better than those of all checkpoints, by `train.keep_best` (all ranks)."""
         best, found = self._keep.best, figures.get(self._keep.best or "")
-        if best is None or not isinstance(found, float):
+        if best is None or not _is_number(found):
             return False
 
         def before() -> SavedCheckpoint | None:
@@ -92,7 +93,8 @@ class Saver:
             return best_of(saved_in(self._folder), best)
 
         there = self._ranks.from_first(before)
-        return there is None or badness(best, found) < badness(best, there.figures[best])
+        others = [{} if there is None else there.figures, {} if self._under_way is None else self._under_way.figures]
+        return all(badness(best, found) < badness(best, other[best]) for other in others if best in other)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save the checkpoint of `step` (all ranks), after the one before it is finished."""
@@ -104,7 +106,7 @@ class Saver:
         )
         stood_s = time.monotonic() - began
         self._stop.is_saving = True
-        self._under_way = _UnderWay(step, made, stood_s, self._thread.submit(_timed, made.write))
+        self._under_way = _UnderWay(step, made, dict(self._figures), stood_s, self._thread.submit(_timed, made.write))
         if self._copies is None:
             self.finish()
 
@@ -116,7 +118,7 @@ class Saver:
         """Let the checkpoint under way count once it is written, if there is one (all ranks)."""
         if self._under_way is None:
             return
-        step, made, stood_s, written = self._under_way
+        step, made, _, stood_s, written = self._under_way
         began = time.monotonic()
         write_s = written.result()
         self._under_way, self._stop.is_saving = None, False
@@ -177,11 +179,16 @@ class Saver:
         )
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, float) and math.isfinite(value)
+
+
 class _UnderWay(NamedTuple):
     """A checkpoint that is being written."""
 
     step: int
     save: CheckpointSave
+    figures: dict[str, float]
     stood_s: float
     """Seconds for which training stood still so far."""
     written: Future[float]

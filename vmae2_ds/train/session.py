@@ -205,10 +205,12 @@ class _Hooks:
         self._hang.step(step)
         self._is_best, validation = False, self._ready.validation
         if validation is not None and validation.are_due(step):
-            self._is_best = self._ready.saver.are_best(self._validate(validation, step))
+            figures = self._validate(validation, step)
+            self._ready.saver.note(figures)
+            self._is_best = self._ready.saver.are_best(figures)
 
     def begin(self, step: int) -> None:
-        """Validate before the first step, where the stage does."""
+        """Validate before the first step, where the stage does. No checkpoint has these figures: there is none of that step."""
         validation = self._ready.validation
         if validation is not None and validation.are_first(step, self._ready.met.ranks):
             self._validate(validation, step)
@@ -216,9 +218,7 @@ class _Hooks:
     def _validate(self, validation: ScheduledValidation, step: int) -> dict[str, Any]:
         mean = self._mean if self._ready.met.stage.validates_mean else None
         with self._hang.slow("a validation"), nullcontext() if mean is None else mean.in_use():
-            figures = validation.run(step, self._ready.built.engine)
-        self._ready.saver.note(figures)
-        return figures
+            return validation.run(step, self._ready.built.engine)
 
     def is_best(self) -> bool:
         """Return whether the validation behind this step, if there was one, is to be kept."""

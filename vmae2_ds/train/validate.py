@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmae2_ds.config.finetune import FinetuneConfig
+from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import RunPlan
 from vmae2_ds.console.progress import Ticker, heard
 from vmae2_ds.data.feed.ahead import ask_ahead
@@ -19,6 +20,7 @@ from vmae2_ds.data.feed.views import ViewedVideo, ViewsDataset
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine
+from vmae2_ds.guard.by_heart import ByHeartWatch
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.metrics import MetricsWriter
 
@@ -101,15 +103,16 @@ class ScheduledValidation:
     """When validation is due in a run, its file and its line in the log."""
 
     def __init__(
-        self, validate: Validate, every_epochs: float, plan: RunPlan, file: MetricsWriter | None, *, first: bool = False
+        self, validate: Validate, config: RunConfig, plan: RunPlan, file: MetricsWriter | None, *, first: bool = False
     ) -> None:
         """`file` on rank 0 alone. `first`: there is one before the first step, too."""
-        self._validate, self._every_epochs, self._plan, self._file = validate, every_epochs, plan, file
+        self._validate, self._config, self._plan, self._file = validate, config, plan, file
         self._validates_first = first
+        self._watch = self._watch_again()
 
     def are_due(self, step: int) -> bool:
         """Whether one follows this step."""
-        return is_due(step, self._plan.steps_per_epoch, self._every_epochs, self._plan.num_steps)
+        return is_due(step, self._plan.steps_per_epoch, self._config.train.validate_every, self._plan.num_steps)
 
     def are_first(self, step: int, ranks: Ranks) -> bool:
         """Whether one stands before the first step, and none is written of this step yet; all ranks have to ask."""
@@ -120,14 +123,25 @@ class ScheduledValidation:
         """All ranks have to ask for it."""
         figures = self._validate(engine)
         if self._file is not None:
-            self._file.write({"step": step, "epoch": self._plan.epochs_at(step), **figures})
+            row = {"step": step, "epoch": self._plan.epochs_at(step), **figures}
+            self._file.write(row)
             log.info("step %d: %s", step, ", ".join(f"{key} {_short(value)}" for key, value in figures.items()))
+            if advice := self._watch.row(row):
+                log.warning("%s", advice)
         return figures
 
     def go_back(self, step: int) -> None:
         """Forget what was found after this step."""
         if self._file is not None:
             self._file.go_back(step)
+            self._watch = self._watch_again()
+
+    def _watch_again(self) -> ByHeartWatch:
+        """A watch that has seen what stands in the file, and said what there was to say of it."""
+        watch = ByHeartWatch(self._config)
+        for row in [] if self._file is None else self._file.rows():
+            watch.row(row)
+        return watch
 
     def close(self) -> None:
         """Write what is left."""
