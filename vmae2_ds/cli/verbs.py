@@ -316,7 +316,13 @@ def _prepare_arguments() -> type[BaseModel]:
     return PrepareArguments
 
 
-SHARED = {"check": _check_arguments, "prepare": _prepare_arguments}
+def _pack_arguments() -> type[BaseModel]:
+    from vmae2_ds.data.tools.pack import PackArguments
+
+    return PackArguments
+
+
+SHARED = {"check": _check_arguments, "prepare": _prepare_arguments, "pack": _pack_arguments}
 """Data tools whose work several processes share -> their options."""
 
 VERBS: dict[str, Verb] = {

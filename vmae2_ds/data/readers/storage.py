@@ -84,6 +84,17 @@ def fetch(entry: VideoEntry) -> Video:
     return data
 
 
+def url_size(url: str) -> int | None:
+    """Bytes behind a URL; None where its storage does not say."""
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        return system.size(path)  # type: ignore[no-any-return]
+    except (OSError, ValueError, ImportError):
+        return None
+
+
 def _read_url(url: str, start: int | None, end: int | None) -> bytes:
     import fsspec
 

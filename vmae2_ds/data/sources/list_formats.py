@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from vmae2_ds.data.sources.class_names import ClassNames, is_whole_number, read_class_names
 from vmae2_ds.data.sources.list_header import columns_of
+from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
 
 LARGEST_LABEL = 2**31 - 1
@@ -112,6 +114,13 @@ def csv_line(cells: Iterable[object]) -> str:
     Unlike `csv.writer` it quotes a cell that begins or ends with a blank.
     """
     return ",".join(_csv_cell("" if cell is None else str(cell)) for cell in cells) + "\n"
+
+
+@contextlib.contextmanager
+def writing_list(path: Path) -> Iterator[IO[str]]:
+    """A list to write lines to, which is whole under its name once the block has ended well."""
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        yield file
 
 
 def _csv_cell(cell: str) -> str:

@@ -19,7 +19,7 @@ from vmae2_ds.console.progress import counted
 from vmae2_ds.data.entry import ReadAs
 from vmae2_ds.data.readers.storage import check_template
 from vmae2_ds.data.readers.table import find_reader
-from vmae2_ds.data.sources.list_formats import LARGEST_LABEL, csv_line, list_form
+from vmae2_ds.data.sources.list_formats import LARGEST_LABEL, csv_line, list_form, writing_list
 from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.tools.check_report import write_check_report
 from vmae2_ds.data.tools.division import Distinct, Ints, share
@@ -28,7 +28,6 @@ from vmae2_ds.data.tools.parts import at_once_here, part_here
 from vmae2_ds.data.tools.scan import DecodeName, Scanned, ScanOptions, found_by_all, key_of, scan
 from vmae2_ds.data.tools.verdicts import CheckedManifest, JudgedRow, judge
 from vmae2_ds.data.tools.work_folder import check_work_folder
-from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -188,10 +187,7 @@ def _write_lists(manifest: Manifest, judged: list[JudgedRow], out: Path) -> None
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
-    with (
-        whole_file(path) as part,
-        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with writing_list(path) as file:
         file.writelines(csv_line(row) for row in chain((header,), rows))
 
 

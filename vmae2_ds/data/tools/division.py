@@ -7,14 +7,16 @@ import hashlib
 import heapq
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Kept = TypeVar("Kept", bound=NDArray[Any])
 
 SEEN = np.dtype([("size", "<i8"), ("device", "<u8"), ("inode", "<u8")])
 """What is known of a file; the size is -1 where there is none."""
@@ -71,14 +73,23 @@ def look(paths: Callable[[int], str], count: int) -> NDArray[np.void]:
     seen = np.zeros(count, SEEN)
     _look_at.cache_clear()
 
+    def one(number: int) -> None:
+        seen[number] = _look_at(paths(number))
+
+    for_each(range(count), one, LOOKED)
+    return seen
+
+
+def for_each(numbers: Sequence[int], work: Callable[[int], None], in_a_row: int = 1) -> None:
+    """Do what waits for storage for each number, several at a time; each thread takes so many in a row."""
+
     def some(begin: int) -> None:
-        for number in range(begin, min(begin + LOOKED, count)):
-            seen[number] = _look_at(paths(number))
+        for number in numbers[begin : begin + in_a_row]:
+            work(number)
 
     with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-        for _ in pool.map(some, range(0, count, LOOKED)):
+        for _ in pool.map(some, range(0, len(numbers), in_a_row)):
             pass
-    return seen
 
 
 @functools.lru_cache(maxsize=64)  # many videos of one shard come one after another
@@ -92,15 +103,20 @@ def _look_at(path: str) -> tuple[int, int, int]:
 
 def kept_look(file: Path, paths: Callable[[int], str], count: int) -> NDArray[np.void]:
     """`look`, done once for all parts of a job: by the first that comes, into `file`, so that all divide alike."""
+    return kept_array(file, lambda: look(paths, count), lambda seen: seen.dtype == SEEN and len(seen) == count)
+
+
+def kept_array(file: Path, make: Callable[[], Kept], fits: Callable[[Kept], bool]) -> Kept:
+    """What `file` holds, if it fits; else what `make` makes, which is then kept there."""
     if file.is_file():
-        seen = np.load(file)
-        if seen.dtype == SEEN and len(seen) == count:
-            return np.asarray(seen)
-    seen = look(paths, count)
+        found: Kept = np.load(file)
+        if fits(found):
+            return found
+    made = make()
     unfinished = file.with_suffix(".part.npy")
-    np.save(unfinished, seen)
+    np.save(unfinished, made)
     unfinished.replace(file)
-    return seen
+    return made
 
 
 def share(costs: Ints, part: int, parts: int) -> Ints:

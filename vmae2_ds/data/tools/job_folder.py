@@ -73,7 +73,7 @@ class JobFolder(JobPlace):
 
     @contextlib.contextmanager
     def working(self, what: str, done: int, total: int, files: int) -> Iterator[Callable[..., None]]:
-        """Around the work: yields `add(row)`, which keeps a row and counts its file as done, for any thread.
+        """Around the work: yields `add(*rows)`, which keeps rows and counts their file as done, for any thread.
 
         Args:
             what: What is counted, with its verb: "videos prepared".
@@ -90,9 +90,9 @@ class JobFolder(JobPlace):
             self._beating(ticker),
         ):
 
-            def add(row: Any, written: bool = True) -> None:
+            def add(*rows: Any, written: bool = True) -> None:
                 with adds:
-                    add_row(row)
+                    add_row(*rows)
                     done, before = self.status.done + 1, self.status.written
                     self.status = self.status._replace(done=done, written=before + int(written))
                     if self.held is not None:

@@ -18,9 +18,9 @@ from tyro.conf import Positional
 from vmae2_ds.config.strict import StrictModel
 from vmae2_ds.console.progress import Ticker
 from vmae2_ds.data.sources.class_names import ClassNames, read_class_names
-from vmae2_ds.data.sources.list_formats import ListedVideo, ListForm, csv_line, read_list
+from vmae2_ds.data.sources.list_formats import ListedVideo, ListForm, csv_line, read_list, writing_list
 from vmae2_ds.data.tools.work_folder import check_work_folder, work_folder
-from vmae2_ds.disk import whole_file, write_whole
+from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -287,5 +287,5 @@ def _read_labelled(path: Path, names: list[str]) -> Iterator[KineticsVideo]:
 
 
 def _write_list(path: Path, videos: Iterable[tuple[str, int]]) -> None:
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with writing_list(path) as file:
         file.writelines(csv_line(row) for row in (("path", "label"), *videos))

@@ -22,7 +22,7 @@ from vmae2_ds.data.readers.common import check_is_file
 from vmae2_ds.data.readers.storage import fetch
 from vmae2_ds.data.readers.table import read_clip
 from vmae2_ds.data.readers.watchdog import Watchdog
-from vmae2_ds.data.sources.list_formats import csv_line, list_form
+from vmae2_ds.data.sources.list_formats import csv_line, list_form, writing_list
 from vmae2_ds.data.sources.manifest import DEFAULT_SOURCE, Manifest, read_manifest
 from vmae2_ds.data.tools.copies import Copies, refuse_sources
 from vmae2_ds.data.tools.division import share
@@ -285,10 +285,7 @@ def _encode(source: VideoEntry, target: str, settings: tuple[int, int, int]) -> 
 def _write_manifest(out: Path, manifest: Manifest, copies: Copies, done: Container[int]) -> int:
     """manifest.csv with every row whose file was prepared; returns how many."""
     rows = 0
-    with (
-        whole_file(out / "manifest.csv") as part,
-        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with writing_list(out / "manifest.csv") as file:
         file.write(csv_line(["path", "label", "source", "start", "frames"]))
         for row in range(len(manifest)):
             number = copies.of_row(row)
