@@ -3,63 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.data.tools.part_process import NoChild, Start
 from vmae2_ds.cli.main import main
-from vmae2_ds.data.tools import division, parts
+from vmae2_ds.data.tools import division, parallel, parts
 from vmae2_ds.data.tools.check import CheckArguments, check_manifest
 from vmae2_ds.data.tools.job_folder import PartDone
+from vmae2_ds.data.tools.pack import PackArguments, PackedManifest, pack_manifest
 from vmae2_ds.data.tools.parts import part_here
 from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
 from vmae2_ds.data.tools.synthetic import SyntheticSet
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.host import Cores
 
-VIDEOS = 10
+VIDEOS = 6
 PREPARE = {"short_side": 32, "gop": 4, "workers": 1, "sample": 0}
 CHECK = {"pictures": 0, "workers": 1, "num_frames": 4, "stride": 1}
-
-WORKER = """
-import os, signal, sys, time
-from vmae2_ds.cli.main import main
-from vmae2_ds.data.tools import job_folder, parts, prepare, scan
-counted, die_at, wait_for = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-parts.BEAT_S = 0.2
-done = 0
-def counting(inner, path_of):
-    def work(*values):
-        global done
-        if done == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        while wait_for and not os.path.exists(wait_for):
-            time.sleep(0.02)
-        result = inner(*values)
-        done += 1
-        with open(counted, "a") as file:
-            file.write(path_of(values).partition("/set/")[2] + chr(10))
-        return result
-    return work
-prepare._prepare_one = counting(prepare._prepare_one, lambda values: values[0].source.path)
-scan.look_at = counting(scan.look_at, lambda values: values[0].path)
-main(sys.argv[4:])
-"""
+GIVEN = {"prepare": PREPARE, "check": CHECK, "pack": {"shard_mib": 0}}
+"""A shard a video; nothing that takes time beside the work."""
+BAD = {"text.mp4", "other.mp4", "none.mp4"}
 
 
-@pytest.fixture
-def listed(synthetic_set: SyntheticSet, tmp_path: Path) -> Path:
-    """Ten small videos, one of them as two parts and under two names, two that are none, one that is not there."""
-    folder = tmp_path / "set"
+@pytest.fixture(autouse=True)
+def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No watchdog's child in this process either."""
+    monkeypatch.setattr(parallel, "Watchdog", NoChild)
+
+
+@pytest.fixture(scope="module")
+def listed(synthetic_set: SyntheticSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small videos, one of them as two parts and under two names, two that are none, one that is not there."""
+    folder = tmp_path_factory.mktemp("listed") / "set"
     folder.mkdir()
     sound = sorted((synthetic_set.train.parent / "train").glob("*.mp4"))[:VIDEOS]
     for number, path in enumerate(sound):
@@ -73,33 +58,8 @@ def listed(synthetic_set: SyntheticSet, tmp_path: Path) -> Path:
 
 
 def words(verb: str, listed: Path, out: Path, *more: str) -> list[str]:
-    given = {"prepare": PREPARE, "check": CHECK}[verb]
-    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    options = [word for name, value in GIVEN[verb].items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return ["data", verb, str(listed), "--out", str(out), *options, *more]
-
-
-class Start:
-    """A process as a launcher starts it, by the variables that torchrun sets."""
-
-    def __init__(self, args: list[str], folder: Path, rank: int | None = None, ranks: int = 1, **how: object) -> None:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        if rank is not None:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost"}
-        self.counted = folder / "counted"
-        line = [
-            sys.executable,
-            "-c",
-            WORKER,
-            self.counted,
-            str(how.get("die_at", -1)),
-            str(how.get("wait_for", "")),
-            *args,
-        ]
-        self.process = subprocess.Popen(line, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    def end(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=120)
-        return self.process.returncode, out, err
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -107,46 +67,60 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def alone(verb: str, listed: Path, out: Path) -> dict[str, bytes]:
-    with pytest.raises(SystemExit) as stop:
-        main(words(verb, listed, out))
-    assert not stop.value.code
-    return content(out)
+@pytest.fixture(scope="module")
+def made_by_one(listed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, bytes]]:
+    """What one process makes, once for each verb."""
+
+    @functools.cache
+    def made(verb: str) -> dict[str, bytes]:
+        out = tmp_path_factory.mktemp("one") / "out"
+        with pytest.raises(SystemExit) as stop:
+            main(words(verb, listed, out))
+        assert not stop.value.code
+        return content(out)
+
+    return made
 
 
-@pytest.mark.parametrize("verb", ["prepare", "check"])
+@pytest.mark.parametrize("verb", GIVEN)
 def test_ranks_that_are_killed_and_gone_on_with_by_another_number_give_what_one_gives(
-    verb: str, listed: Path, tmp_path: Path
+    verb: str, listed: Path, tmp_path: Path, made_by_one: Callable[[str], dict[str, bytes]]
 ) -> None:
-    """Three ranks, of which one is killed after two files; then two go on: what is in the folder, and what was done."""
-    one, out = alone(verb, listed, tmp_path / "one"), tmp_path / "out"
+    """Three ranks, of which one is killed after one file; then two go on: what is in the folder, and what was done."""
+    one, out = made_by_one(verb), tmp_path / "out"
     args = words(verb, listed, out)
-    first = [Start(args, tmp_path, rank, 3, die_at=2 if rank == 1 else -1) for rank in range(3)]
+    other_name = set() if verb == "prepare" else {"./1.mp4"}  # two names of one file are one copy
+    first = [Start(args, tmp_path, rank, 3, die_at=1 if rank == 1 else -1) for rank in range(3)]
     ends = [start.end() for start in first]
     assert [code for code, _, _ in ends] == [78, -signal.SIGKILL, 0], ends
     host = os.uname().nodename
-    assert f"rank 1 is gone on {host}: 2 of its" in ends[0][2], ends[0][2]
+    assert f"rank 1 is gone on {host}: 1 of its" in ends[0][2], ends[0][2]
     assert "the same command goes on, on any number of ranks" in ends[0][2]
     done = Counter((tmp_path / "counted").read_text().split())
-    assert 2 < len(done) < VIDEOS + 3
+    assert sorted(done.values()) == [1] * len(done)
+    assert 1 < len(done) < VIDEOS + len(BAD)
     second = [Start(args, tmp_path, rank, 2) for rank in range(2)]
     ends = [start.end() for start in second]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert ends[1][1] == ""
     assert "in an earlier start rank 1 is gone" in ends[0][2]
+    files = VIDEOS + len(BAD) + len(other_name)
+    assert f"{files} of {files} " in ends[0][2].splitlines()[-1], "rank 0 tells how far all are"
     assert content(out) == one
-    bad = {"text.mp4", "other.mp4", "none.mp4"}
     again = Counter((tmp_path / "counted").read_text().split())
-    assert {name for name, times in again.items() if times > 1} <= (bad if verb == "prepare" else set())
-    other_name = {"./1.mp4"} if verb == "check" else set()
-    assert set(again) == {f"{number}.mp4" for number in range(VIDEOS)} | other_name | bad
+    assert {name for name, times in again.items() if times > 1} <= (BAD if verb == "prepare" else set())
+    assert set(again) == {f"{number}.mp4" for number in range(VIDEOS)} | other_name | BAD
 
 
-@pytest.mark.parametrize("verb", ["prepare", "check"])
+@pytest.mark.parametrize("verb", GIVEN)
 def test_parts_of_an_array_job_in_any_order_give_what_one_gives(
-    verb: str, listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    listed: Path,
+    tmp_path: Path,
+    made_by_one: Callable[[str], dict[str, bytes]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    one, out = alone(verb, listed, tmp_path / "one"), tmp_path / "out"
+    one, out = made_by_one(verb), tmp_path / "out"
     capsys.readouterr()
     for part in ("3/3", "1/3", "2/3"):
         with pytest.raises(SystemExit) as stop:
@@ -162,9 +136,34 @@ def test_parts_of_an_array_job_in_any_order_give_what_one_gives(
     assert content(out) == one
 
 
-def test_two_parts_that_end_at_once_put_one_result_together(listed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shuffle", [None, 3])
+def test_parts_that_pack_close_their_shards_where_one_process_does(
+    listed: Path, tmp_path: Path, shuffle: int | None
+) -> None:
+    """Shards of a few videos each, and folders that were begun by fewer; one of the shards is lost on the way."""
+
+    def pack(out: str, part: str | None = None) -> object:
+        asked = PackArguments(manifest=listed, out=tmp_path / out, shard_mib=0.02, shuffle=shuffle, part=part)
+        return pack_manifest(asked)
+
+    one = pack("one")
+    assert isinstance(one, PackedManifest)
+    assert 2 < one.shards < VIDEOS
+    assert isinstance(pack("out", "2/2"), PartDone)
+    assert isinstance(pack("out", "1/3"), PartDone)
+    shards = sorted((tmp_path / "out").glob("*.tar"))
+    shards[0].unlink()
+    rest = pack("out")
+    assert isinstance(rest, PackedManifest)
+    assert rest == one._replace(out=rest.out, written=one.shards - len(shards) + 1)
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+
+
+def test_two_parts_that_end_at_once_put_one_result_together(
+    listed: Path, tmp_path: Path, made_by_one: Callable[[str], dict[str, bytes]]
+) -> None:
     """Held back until both are at work, then let go: one tells of the result, the other that there is one or who has it."""
-    one, out, go = alone("check", listed, tmp_path / "one"), tmp_path / "out", tmp_path / "go"
+    one, out, go = made_by_one("check"), tmp_path / "out", tmp_path / "go"
     starts = [Start(words("check", listed, out, "--part", f"{part}/2"), tmp_path, wait_for=str(go)) for part in (1, 2)]
     deadline = time.monotonic() + 60
     while len(list((out / ".parts").glob("*.jsonl"))) < 2:
@@ -269,11 +268,11 @@ def test_a_part_that_is_lost_or_stopped_is_named_by_the_others(listed: Path, tmp
     go = tmp_path / "go"
     start = Start(words("prepare", listed, out, "--part", "2/2"), tmp_path, wait_for=str(go))
     deadline = time.monotonic() + 60
-    while parts.read_status(out / ".parts/00002").pid != start.process.pid:
+    while parts.read_status(out / ".parts/00002").pid != start.pid:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)
-    start.process.send_signal(signal.SIGTERM)
+    start.stop(signal.SIGTERM)
     code, _, err = start.end()
     assert code == 75, err
     assert "stopped by SIGTERM; what is finished stays, and the same command goes on" in err
