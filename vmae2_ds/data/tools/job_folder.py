@@ -38,9 +38,11 @@ class PartDone(NamedTuple):
     status: Status
     others: str
     """What is known of the others."""
+    kind: str = "of them"
+    """What this start has written."""
 
     def __str__(self) -> str:
-        own = f"{self.part} is done: {counted(self.status.done, 'file')}, {self.status.written} of them now"
+        own = f"{self.part} is done: {counted(self.status.done, 'file')}, {self.status.written} {self.kind} now"
         return f"{own}; {self.others}"
 
 
@@ -73,7 +75,7 @@ class JobFolder(JobPlace):
 
     @contextlib.contextmanager
     def working(self, what: str, done: int, total: int, files: int) -> Iterator[Callable[..., None]]:
-        """Around the work: yields `add(*rows)`, which keeps rows and counts their file as done, for any thread.
+        """Around the work: yields `add(*rows, files=1)`, which keeps rows and counts their files as done, for any thread.
 
         Args:
             what: What is counted, with its verb: "videos prepared".
@@ -89,11 +91,12 @@ class JobFolder(JobPlace):
             heard(Ticker(log, what, before, done, speaks=self.speaks)) as ticker,
             self._beating(ticker),
         ):
+            self._ticker = ticker
 
-            def add(*rows: Any, written: bool = True) -> None:
+            def add(*rows: Any, files: int = 1, written: bool = True) -> None:
                 with adds:
                     add_row(*rows)
-                    done, before = self.status.done + 1, self.status.written
+                    done, before = self.status.done + files, self.status.written
                     self.status = self.status._replace(done=done, written=before + int(written))
                     if self.held is not None:
                         write_status(self.held, self.status, flushed=False)
@@ -104,6 +107,11 @@ class JobFolder(JobPlace):
             self.say("done")
             if self.watches:
                 self._wait(ticker)
+
+    def under_way(self, files: int) -> None:
+        """So many files more are behind this process, and count as done when what they are part of is."""
+        if not self.watches:
+            self._ticker.tell(self.status.done + files)
 
     def finish(self, gather: Callable[[], T]) -> T | PartDone:
         """Put the result together, where no part is left to do it; else say who is."""

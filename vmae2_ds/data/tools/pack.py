@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -115,12 +115,15 @@ def pack_manifest(asked: PackArguments) -> PackedManifest | PartDone:
         left = [number for number in mine if not _is_there(out, plan[number], done, asked.verify)]
         if folder.speaks:
             some = f", {len(mine)} of {counted(len(plan), 'shard')} for {part}" if part.of > 1 else ""
-            files = counted(len(packing.files), "file")
-            log.info("%s: %s for shards of %g MiB%s", asked.manifest, files, asked.shard_mib, some)
-        with folder.working("shards packed", len(mine) - len(left), len(mine), len(plan)) as add:
+            all_files = counted(len(packing.files), "file")
+            log.info("%s: %s for shards of %g MiB%s", asked.manifest, all_files, asked.shard_mib, some)
+        files = [plan[number].files for number in mine]
+        missing = sum(plan[number].files for number in left)
+        with folder.working("files packed", sum(files) - missing, sum(files), len(packing.files)) as add:
             for number in left:
-                add(*_write_shard(out, plan[number], packing))
-        return folder.finish(lambda: _together(asked, packing, plan, folder))
+                add(*_write_shard(out, plan[number], packing, folder.under_way), files=plan[number].files)
+        result = folder.finish(lambda: _together(asked, packing, plan, folder))
+        return result._replace(kind="shards") if isinstance(result, PartDone) else result
 
 
 class _Packing:
@@ -186,7 +189,9 @@ def _is_whole(out: Path, shard: PackedShard, verify: bool) -> bool:
     return True
 
 
-def _write_shard(out: Path, shard: PlannedShard, packing: _Packing) -> list[dict[str, Any]]:
+def _write_shard(
+    out: Path, shard: PlannedShard, packing: _Packing, tell: Callable[[int], None]
+) -> list[dict[str, Any]]:
     """Lines of the files that could not be read, and that of the shard, which is whole under its name, or not there."""
     from webdataset import TarWriter
 
@@ -198,6 +203,7 @@ def _write_shard(out: Path, shard: PlannedShard, packing: _Packing) -> list[dict
         contextlib.closing(TarWriter(file, user="vmae2", group="vmae2", mtime=0, encoder=False)) as tar,
     ):
         for place in range(shard.begin, shard.end):
+            tell(place + 1 - shard.begin)
             row = packing.row_at(place)
             entry = packing.manifest[row]
             try:
@@ -209,7 +215,7 @@ def _write_shard(out: Path, shard: PlannedShard, packing: _Packing) -> list[dict
             if entry.label is not None:
                 sample["cls"] = str(entry.label).encode()
             tar.write(sample)
-    return [*bad, PackedShard(*shard, shard.end - shard.begin - len(bad), *file.written)._asdict()]
+    return [*bad, PackedShard(*shard, shard.files - len(bad), *file.written)._asdict()]
 
 
 def _suffix_of(path: str) -> str:

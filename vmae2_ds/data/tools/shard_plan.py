@@ -32,6 +32,11 @@ class PlannedShard(NamedTuple):
     begin: int
     end: int
 
+    @property
+    def files(self) -> int:
+        """How many it was planned for."""
+        return self.end - self.begin
+
     def is_of(self, written: PackedShard | None) -> bool:
         """Whether what was written is this one."""
         return written is not None and written[:3] == self
