@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import signal
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +34,8 @@ PREPARE = {"short_side": 32, "gop": 4, "workers": 1, "sample": 0}
 CHECK = {"pictures": 0, "workers": 1, "num_frames": 4, "stride": 1}
 GIVEN = {"prepare": PREPARE, "check": CHECK, "pack": {"shard_mib": 0}}
 """A shard a video; nothing that takes time beside the work."""
+SHARD_MIB = 0.02
+"""A shard of a few videos."""
 BAD = {"text.mp4", "other.mp4", "none.mp4"}
 
 
@@ -95,6 +99,7 @@ def test_ranks_that_are_killed_and_gone_on_with_by_another_number_give_what_one_
     assert [code for code, _, _ in ends] == [78, -signal.SIGKILL, 0], ends
     host = os.uname().nodename
     assert f"rank 1 is gone on {host}: 1 of its" in ends[0][2], ends[0][2]
+    assert "missing; the others go on" in ends[0][2], "said while the others work"
     assert "the same command goes on, on any number of ranks" in ends[0][2]
     done = Counter((tmp_path / "counted").read_text().split())
     assert sorted(done.values()) == [1] * len(done)
@@ -142,21 +147,43 @@ def test_parts_that_pack_close_their_shards_where_one_process_does(
 ) -> None:
     """Shards of a few videos each, and folders that were begun by fewer; one of the shards is lost on the way."""
 
-    def pack(out: str, part: str | None = None) -> object:
-        asked = PackArguments(manifest=listed, out=tmp_path / out, shard_mib=0.02, shuffle=shuffle, part=part)
-        return pack_manifest(asked)
-
-    one = pack("one")
+    one = packed(listed, tmp_path / "one", shuffle)
     assert isinstance(one, PackedManifest)
     assert 2 < one.shards < VIDEOS
-    assert isinstance(pack("out", "2/2"), PartDone)
-    assert isinstance(pack("out", "1/3"), PartDone)
-    shards = sorted((tmp_path / "out").glob("*.tar"))
+    for file in sorted(one.out.glob("*.tar"))[:-1]:  # each is full, and was not before its last video
+        with tarfile.open(file) as tar:
+            members = tar.getmembers()
+        videos = [member for member in members if member.name.endswith(".mp4")]
+        blocks = -(-members[-1].size // tarfile.BLOCKSIZE)
+        assert members[-1].offset_data + blocks * tarfile.BLOCKSIZE >= SHARD_MIB * 2**20
+        assert videos[-1].offset - 2 * tarfile.BLOCKSIZE < SHARD_MIB * 2**20, "in front of it lies its label"
+    out = tmp_path / "out"
+    assert isinstance(packed(listed, out, shuffle, "2/2"), PartDone)
+    assert isinstance(packed(listed, out, shuffle, "1/3"), PartDone)
+    shards = sorted(out.glob("*.tar"))
     shards[0].unlink()
-    rest = pack("out")
-    assert isinstance(rest, PackedManifest)
-    assert rest == one._replace(out=rest.out, written=one.shards - len(shards) + 1)
-    assert content(tmp_path / "out") == content(tmp_path / "one")
+    assert packed(listed, out, shuffle) == one._replace(out=out, written=one.shards - len(shards) + 1)
+    assert content(out) == content(one.out)
+
+
+def packed(listed: Path, out: Path, shuffle: int | None = None, part: str | None = None) -> PackedManifest | PartDone:
+    return pack_manifest(PackArguments(manifest=listed, out=out, shard_mib=SHARD_MIB, shuffle=shuffle, part=part))
+
+
+def test_a_video_that_grows_between_parts_is_packed_once(listed: Path, tmp_path: Path) -> None:
+    """Who plans anew would close shards elsewhere."""
+    folder = tmp_path / "set"
+    shutil.copytree(listed.parent, folder)
+    assert isinstance(packed(folder / "list.csv", tmp_path / "out", part="2/2"), PartDone)
+    for number in range(VIDEOS):
+        with (folder / f"{number}.mp4").open("ab") as file:
+            file.write(bytes(50_000))
+    done = packed(folder / "list.csv", tmp_path / "out", part="1/2")
+    assert isinstance(done, PackedManifest)
+    assert (done.videos, done.rows) == (VIDEOS + len(BAD), VIDEOS + 1 + len(BAD))
+    shards = (tmp_path / "out/shards.jsonl").read_text().splitlines()
+    ends = [(json.loads(line)["begin"], json.loads(line)["end"]) for line in shards]
+    assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
 
 
 def test_two_parts_that_end_at_once_put_one_result_together(
