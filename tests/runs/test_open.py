@@ -18,7 +18,9 @@ from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
-from vmae2_ds.runs.open import initial_weights, load_for, read_head_map
+from vmae2_ds.runs.first_weights import initial_weights
+from vmae2_ds.runs.open import about_run, load_for, read_head_map
+from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import LAYOUTS, StateDict, our_shapes, to_layout
 
 GEOMETRY = ClipGeometry(4, 16, 16, 2, 8)
@@ -119,6 +121,10 @@ def test_another_size_is_refused_with_the_shapes(tmp_path: Path) -> None:
     file = written(to_layout(drawn(wide), wide), tmp_path / "wide.pth")
     with pytest.raises(CheckpointError, match=r"encoder\.embed\.proj\.weight \(48, 384\), not \(24, 384\)"):
         load_for(file, CLASSIFIER)
+    wide = AUTOENCODER.model_copy(update={"encoder": TowerConfig(width=48, depth=2, heads=3, mlp=48)})
+    with pytest.raises(CheckpointError, match=r"encoder\.embed\.proj\.weight \(24, 384\), not \(48, 384\)") as refused:
+        load_for(written(to_layout(drawn(AUTOENCODER), AUTOENCODER), tmp_path / "narrow.pth"), wide)
+    assert "\n" not in str(refused.value)
     deep = CLASSIFIER.model_copy(update={"encoder": TowerConfig(width=24, depth=3, heads=3, mlp=48)})
     with pytest.raises(CheckpointError, match=r"missing there: blocks\.2\.norm1\.weight"):
         load_for(written(to_layout(drawn(CLASSIFIER), CLASSIFIER), tmp_path / "shallow.pth"), deep)
@@ -145,6 +151,55 @@ def test_pre_training_from_an_encoder_alone_takes_all_of_it_and_draws_the_rest(t
     assert set(report.new) == {name for name in our_shapes(AUTOENCODER) if name not in weights}
     assert {name.partition(".")[0] for name in report.new} == {"encoder", "bridge", "decoder"}
     assert {name for name in report.new if name.startswith("encoder")} == {"encoder.norm.weight", "encoder.norm.bias"}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_a_deeper_encoder_is_refused_with_both_depths(tmp_path: Path, layout: str) -> None:
+    deep = CLASSIFIER.model_copy(update={"encoder": TowerConfig(width=24, depth=11, heads=3, mlp=48)})
+    file = written(to_layout(drawn(deep), deep, layout), tmp_path / "deep.pth")
+    for model in (CLASSIFIER, AUTOENCODER):
+        with pytest.raises(
+            CheckpointError, match=r"deep.pth has 11 blocks in its encoder, and this model 2: set .*depth 11"
+        ):
+            load_for(file, model)
+
+
+@pytest.mark.parametrize("layout", ["published", "transformers"])
+def test_deeper_runs_and_decoders_are_refused_too(tmp_path: Path, layout: str) -> None:
+    """A decoder's blocks are no encoder's: one that is deeper than both is told as the decoder that does not fit."""
+    deep = AUTOENCODER.model_copy(update={"decoder": TowerConfig(width=12, depth=3, heads=2, mlp=24)})
+    file = written(to_layout(drawn(deep), deep, layout), tmp_path / "decoder.pth")
+    with pytest.raises(
+        CheckpointError, match=r"its decoder does not: 3 blocks, not 1; set --model.decoder.width, depth"
+    ):
+        load_for(file, AUTOENCODER)
+    load_for(file, AUTOENCODER, new_decoder=True)
+    load_for(file, CLASSIFIER)
+    deep = AUTOENCODER.model_copy(update={"encoder": TowerConfig(width=24, depth=3, heads=3, mlp=48)})
+    made_checkpoint(tmp_path / "run", PretrainConfig(model=deep), counted(deep), stage=1, ranks=2)
+    with pytest.raises(CheckpointError, match="run has 3 blocks in its encoder, and this model 2"):
+        load_for(tmp_path / "run", AUTOENCODER)
+
+
+def test_a_decoder_of_another_target_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = PretrainConfig(model=AUTOENCODER).changed(objective={"target": "pixels"})
+    made_checkpoint(tmp_path / "run", pixels, counted(AUTOENCODER), stage=1, ranks=2)
+    ours, file = drawn(AUTOENCODER), tmp_path / "x.safetensors"
+    write_weights(to_layout(ours, AUTOENCODER), file, AUTOENCODER, about_run(pixels))
+    unsaid = written(to_layout(ours, AUTOENCODER), tmp_path / "unsaid.pth")
+    normalised = pixels.changed(objective={"target": "normalised"})
+    for init, config, is_told in (
+        (tmp_path / "run", normalised, True),
+        (file, normalised, True),
+        (file, pixels, False),
+        (unsaid, pixels, False),
+    ):
+        caplog.clear()
+        initial_weights(config.changed(train={"init": init}))
+        assert ("was trained to predict pixels, and this run's target is normalised" in caplog.text) == is_told
+    caplog.clear()
+    initial_weights(normalised.changed(train={"init": file}, objective={"new_decoder": True}))
+    assert "was trained to predict" not in caplog.text
 
 
 def test_a_new_decoder_is_told_with_the_setting_that_lets_it_learn_alone(

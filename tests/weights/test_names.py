@@ -24,7 +24,8 @@ from vmae2_ds.errors import CheckpointError, ConfigError, DataError
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, normalise_pixels
 from vmae2_ds.runs.export import ExportArguments, ImportArguments, export_weights, import_weights
-from vmae2_ds.runs.open import initial_weights, labels_of, load_for, open_classifier, open_model
+from vmae2_ds.runs.first_weights import initial_weights
+from vmae2_ds.runs.open import labels_of, load_for, open_classifier, open_model
 from vmae2_ds.weights.layouts import LAYOUTS, StateDict, bare, to_layout
 from vmae2_ds.weights.source import read_all, read_given
 from vmae2_ds.weights.transformers_config import transformers_config_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,21 +23,18 @@ from vmae2_ds.data.sources.class_names import read_class_names
 from vmae2_ds.dist import default_device
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
-from vmae2_ds.model.embed import is_resized
 from vmae2_ds.objectives import Classify
 from vmae2_ds.runs.folder import NAMES, find_checkpoint
 from vmae2_ds.runs.trained import merged_run, weights_of_run
 from vmae2_ds.weights.about import CLIP_FIELDS, AboutWeights, read_about
 from vmae2_ds.weights.adapters import from_opentad
 from vmae2_ds.weights.files import named, read_published
-from vmae2_ds.weights.layouts import StateDict, guess_layout, our_shapes, some
+from vmae2_ds.weights.layouts import StateDict, depth_of, guess_layout, our_shapes, some
 from vmae2_ds.weights.source import FoundWeights, find_weights
 from vmae2_ds.weights.transformers_folder import is_weights_folder, weights_in
 
 log = logging.getLogger(__name__)
 
-MANY_NAMES = 16
-"""Names that a warning still lists."""
 HEAD = ("head.weight", "head.bias")
 DECODER = ("bridge.", "decoder.")
 Data = TypeVar("Data", bound=DataConfig)
@@ -59,66 +55,11 @@ class LoadReport(NamedTuple):
         return f"{len(self.used)} tensors used, {len(self.new)} newly drawn{new}, {len(self.dropped)} dropped{dropped}"
 
 
-def initial_weights(config: RunConfig) -> StateDict:
-    """What `train.init` has for the run's model, under our names; nothing where it is not set. Logs the report.
-
-    Raises:
-        CheckpointError: it cannot be read, lacks a part of the encoder, or has a decoder that does not fit.
-        ConfigError: a head map that does not fit.
-    """
-    if config.train.init is None:
-        return {}
-    head_map = None
-    if config.head_map is not None and config.classes is not None:
-        head_map = read_head_map(config.head_map, config.classes)
-    new_decoder = isinstance(config, PretrainConfig) and config.objective.new_decoder
-    weights, report = load_for(config.train.init, config.model, head_map, new_decoder=new_decoder)
-    log.info("%s: %s", config.train.init, report)
-    if report.new:
-        lacks = "leaves these out" if new_decoder else "does not have these"
-        log.warning("%s %s; they are newly drawn: %s", config.train.init, lacks, _by_part(report.new))
-    if (
-        isinstance(config, PretrainConfig)
-        and not config.frozen_steps
-        and any(x.startswith(DECODER) for x in report.new)
-    ):
-        log.warning(
-            "a decoder that is newly drawn moves the encoder by what it does not know yet: let it learn alone for as many "
-            "steps as the warm-up has, with --optim.freeze-encoder-steps N"
-        )
-    if (other := _other_clip(config)) is not None:
-        log.info("%s: %s", config.train.init, other)
-    return weights
-
-
-def _by_part(names: Sequence[str]) -> str:
-    """All of them; of many how many there are in each part of the model."""
-    if len(names) <= MANY_NAMES:
-        return ", ".join(names)
-    counts = Counter(name.partition(".")[0] for name in names)
-    return ", ".join(f"{part} ({counted(count, 'tensor')})" for part, count in counts.items())
-
-
-def _other_clip(config: RunConfig) -> str | None:
-    """How positions change where the weights were trained on other clips; None where they do not, or nobody knows."""
-    model = config.model
-    if config.train.init is None or model.positions_from is not None or is_resized(model):
-        return None
-    before = _clip_of(config.train.init)
-    frames, size = before.get("num_frames"), before.get("size")
-    now = config.data
-    if None in (frames, size) or (frames, size) == (now.num_frames, now.size):
-        return None
-    return (
-        f"its clips had {frames} frames of {size}, these have {now.num_frames} of {now.size}: positions are "
-        f"rebuilt, as published; --model.positions-from {frames} {size} interpolates them instead"
-    )
-
-
-def _clip_of(source: Path) -> Mapping[str, Any]:
+def about_source(source: Path) -> AboutWeights:
+    """What a run or a file says beside its weights."""
     if is_run(source):
-        return find_checkpoint(source)[0].data.model_dump()
-    return (read_about(source) if source.is_file() else find_weights(source).about).clip or {}
+        return about_run(find_checkpoint(source)[0])
+    return read_about(source) if source.is_file() else find_weights(source).about
 
 
 def is_run(source: Path) -> bool:
@@ -135,7 +76,8 @@ def load_for(
         head_map: for each class of the model, the class of the checkpoint's head that it takes over.
         new_decoder: leave out what it has of a decoder.
 
-    Raises CheckpointError as `initial_weights`, ConfigError for a head map that the head does not have.
+    Raises CheckpointError where it cannot be read, lacks a part of the encoder, has blocks that the model has not, or a decoder
+    that does not fit; ConfigError for a head map that the head does not have.
     """
     config = config.merged  # adapters are always drawn
     shapes = our_shapes(config)
@@ -151,6 +93,7 @@ def load_for(
         found = read.state | adapters
         unused = [name for name in read.unused if not adapters or ".adapter." not in name]
         reading = read.describe()
+    _check_depth(source, config, [*found, *unused])
     if head_map is not None:
         found = found | mapped_head(found, head_map, source)
     used = {name: found[name] for name, shape in shapes.items() if name in found and tuple(found[name].shape) == shape}
@@ -165,13 +108,8 @@ def load_for(
     if isinstance(config, AvaModelConfig) or (isinstance(config, ModelConfig) and not has_decoder):
         # a classifier has its norm behind the pooling
         needed = [name for name in needed if not name.startswith("encoder.norm.")]
-    if has_decoder and not new_decoder and not needed and (unfit := [name for name in new if name.startswith(DECODER)]):
-        which = [f"{name} {tuple(found[name].shape)}, not {shapes[name]}" for name in unfit if name in found]
-        which += [f"no {name}" for name in unfit if name not in found]
-        raise CheckpointError(
-            f"{source}: its encoder fits this model, and its decoder does not, in {len(unfit)} of its tensors: {some(which)}; "
-            "set --model.decoder.width, depth, heads and mlp to its own, or --objective.new-decoder to draw the decoder anew"
-        )
+    if isinstance(config, ModelConfig) and has_decoder and not new_decoder and not needed:
+        _check_decoder(source, config, found, new, unused)
     if needed:
         other = [f"{name} {tuple(found[name].shape)}, not {shapes[name]}" for name in needed if name in found]
         detail = f"{len(other)} of another shape: {some(other)}; " if other else ""
@@ -183,6 +121,33 @@ def load_for(
         raise CheckpointError(f"{source} does not fit this model: it has none of its {len(shapes)} tensors; {reading}")
     dropped = [*unused, *(name for name in found if name in shapes and name not in used)]
     return used, LoadReport(tuple(used), tuple(new), tuple(dropped))
+
+
+def _check_depth(source: Path, config: EncoderConfig, names: Sequence[str]) -> None:
+    """Raises CheckpointError where blocks of the encoder would be left out without a word."""
+    there, here = depth_of(names, "encoder"), config.encoder.depth
+    if there > here:
+        raise CheckpointError(
+            f"{source} has {counted(there, 'block')} in its encoder, and this model {here}: set --model.encoder.depth {there}, "
+            "or take the recipe of its size"
+        )
+
+
+def _check_decoder(
+    source: Path, config: ModelConfig, found: StateDict, new: Sequence[str], unused: Sequence[str]
+) -> None:
+    """Raises CheckpointError where a decoder is not taken whole."""
+    shapes = our_shapes(config)
+    unfit = [name for name in new if name.startswith(DECODER)]
+    which = [f"{name} {tuple(found[name].shape)}, not {shapes[name]}" for name in unfit if name in found]
+    which += [f"no {name}" for name in unfit if name not in found]
+    if (there := depth_of(unused, "decoder")) > config.decoder.depth:
+        which.append(f"{counted(there, 'block')}, not {config.decoder.depth}")
+    if which:
+        raise CheckpointError(
+            f"{source}: its encoder fits this model, and its decoder does not: {some(which)}; "
+            "set --model.decoder.width, depth, heads and mlp to its own, or --objective.new-decoder to draw the decoder anew"
+        )
 
 
 class OpenedModel(NamedTuple):
@@ -263,7 +228,10 @@ def clip_line(source: Path, data: DataConfig, **given: object) -> str:
         given: What the user said of the clip, by field; None: nothing.
     """
     is_runs = is_run(source) or (not source.is_dir() and (source.parent / "run.json").is_file())
-    said = {*({} if is_runs else _clip_of(source)), *(name for name, value in given.items() if value is not None)}
+    said = {
+        *({} if is_runs else about_source(source).clip or {}),
+        *(name for name, value in given.items() if value is not None),
+    }
     words = {"num_frames": f"{data.num_frames} frames", "size": f"size {data.size}", "stride": f"stride {data.stride}"}
     assumed = [] if is_runs else [word for name, word in words.items() if name not in said]
     line = f"{counted(data.num_frames, 'frame')} of {data.size}, stride {data.stride}"

@@ -19,7 +19,7 @@ from vmae2_ds.masking import MaskCounts
 from vmae2_ds.model.attention import check_attention, choose_attention
 from vmae2_ds.model.kernel_support import AttentionShape, why_not
 from vmae2_ds.model.seeded import SeededModel
-from vmae2_ds.runs.open import initial_weights
+from vmae2_ds.runs.first_weights import initial_weights
 from vmae2_ds.train.optim import make_optimizer
 from vmae2_ds.train.stage import training_of
 

@@ -93,6 +93,16 @@ def bare(name: str) -> str:
     return _OWNERS.sub("", _WRAPPERS.sub("", name))
 
 
+_NUMBERED = re.compile(r"^(decoder\.)?(?:blocks|layer|decoder_layers)\.(\d+)\.")
+"""A block of a tower in any of the layouts, once it is `bare`."""
+
+
+def depth_of(names: Iterable[str], tower: str) -> int:
+    """How many blocks of a tower, encoder or decoder, names of any layout are of."""
+    found = (_NUMBERED.match(bare(name)) for name in names)
+    return max((int(one[2]) + 1 for one in found if one and bool(one[1]) == (tower == "decoder")), default=0)
+
+
 def shortened(state: Mapping[str, Tensor], shorten: Callable[[str], str]) -> dict[str, str]:
     """Short name -> name in the state dict. Raises CheckpointError where two names become one."""
     names: dict[str, str] = {}

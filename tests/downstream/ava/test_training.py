@@ -26,8 +26,9 @@ from vmae2_ds.downstream.ava.score import score_frames
 from vmae2_ds.errors import ConfigError, TooManyBadFiles
 from vmae2_ds.json_lines import rows_of
 from vmae2_ds.model.classifier import Classifier
+from vmae2_ds.runs.first_weights import initial_weights
 from vmae2_ds.runs.folder import find_checkpoint
-from vmae2_ds.runs.open import initial_weights, open_model
+from vmae2_ds.runs.open import open_model
 from vmae2_ds.train.session import train_run
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout

@@ -15,7 +15,7 @@ from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.model.seeded import SeededModel
 from vmae2_ds.runs.export import ExportArguments, export_weights
-from vmae2_ds.runs.open import initial_weights
+from vmae2_ds.runs.first_weights import initial_weights
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 

@@ -137,7 +137,7 @@ def test_a_head_has_no_encoder_to_load(run: Path) -> None:
 def test_a_head_starts_from_another_s_weights(run: Path, the_set: Any, tmp_path: Path) -> None:
     """An exported file, with other classes: all is taken but the last layer of the classes."""
     from vmae2_ds.runs.export import ExportArguments, export_weights
-    from vmae2_ds.runs.open import initial_weights
+    from vmae2_ds.runs.first_weights import initial_weights
 
     file = tmp_path / "head.safetensors"
     assert "detection head 16 wide, 3 levels, 3 classes" in export_weights(ExportArguments(source=run, out=file))
