@@ -147,7 +147,7 @@ def data_index(args: list[str]) -> None:
     """Turn a long list of videos into a folder that every rank opens at once, whatever its length."""
     from vmae2_ds.data.tools.index import IndexArguments, index_manifest
 
-    say(str(call(index_manifest, IndexArguments, "vmae2 data index", args)))
+    say_of_part(call(index_manifest, IndexArguments, "vmae2 data index", args))
 
 
 def data_check(args: list[str]) -> None:
@@ -322,7 +322,18 @@ def _pack_arguments() -> type[BaseModel]:
     return PackArguments
 
 
-SHARED = {"check": _check_arguments, "prepare": _prepare_arguments, "pack": _pack_arguments}
+def _index_arguments() -> type[BaseModel]:
+    from vmae2_ds.data.tools.index import IndexArguments
+
+    return IndexArguments
+
+
+SHARED = {
+    "check": _check_arguments,
+    "prepare": _prepare_arguments,
+    "pack": _pack_arguments,
+    "index": _index_arguments,
+}
 """Data tools whose work several processes share -> their options."""
 
 VERBS: dict[str, Verb] = {

@@ -21,6 +21,7 @@ from tests.data.tools.part_process import NoChild, Start
 from vmae2_ds.cli.main import main
 from vmae2_ds.data.tools import division, parallel, parts
 from vmae2_ds.data.tools.check import CheckArguments, check_manifest
+from vmae2_ds.data.tools.index import IndexArguments, index_manifest
 from vmae2_ds.data.tools.job_folder import PartDone
 from vmae2_ds.data.tools.pack import PackArguments, PackedManifest, pack_manifest
 from vmae2_ds.data.tools.parts import part_here
@@ -184,6 +185,24 @@ def test_a_video_that_grows_between_parts_is_packed_once(listed: Path, tmp_path:
     shards = (tmp_path / "out/shards.jsonl").read_text().splitlines()
     ends = [(json.loads(line)["begin"], json.loads(line)["end"]) for line in shards]
     assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
+
+
+def test_the_first_rank_or_part_alone_reads_a_list_and_indexes_it(
+    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def index(out: str, part: str | None = None) -> object:
+        return index_manifest(IndexArguments(manifest=listed, out=tmp_path / out, part=part))
+
+    one = index("one")
+    monkeypatch.setattr("vmae2_ds.data.tools.index.write_index", None)  # nobody else may
+    assert str(index("out", "2/2")) == "part 2/2 has nothing to do: part 1/2 reads the list, once, and writes the index"
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(index("out"), PartDone)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert index("out", "1/2") == one._replace(folder=tmp_path / "out")  # type: ignore[attr-defined]
+    assert content(tmp_path / "out") == content(tmp_path / "one")
 
 
 def test_two_parts_that_end_at_once_put_one_result_together(

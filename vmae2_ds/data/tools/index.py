@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
-from vmae2_ds.config.strict import StrictModel
+from vmae2_ds.config.strict import PartOf, StrictModel
 from vmae2_ds.console.progress import counted
 from vmae2_ds.data.sources.list_formats import list_form
 from vmae2_ds.data.sources.manifest import check_index_of, is_index_or_half, write_index
+from vmae2_ds.data.tools.job_folder import PartDone
+from vmae2_ds.data.tools.parts import here, part_here
 from vmae2_ds.data.tools.work_folder import full_disk_is_told
 from vmae2_ds.disk import check_out_folder
 from vmae2_ds.errors import DataError
@@ -48,10 +50,16 @@ class IndexArguments(StrictModel):
     labels: Path | None = None
     """Text file with one class name per line, in the order of the label numbers: the list may then give class names
     instead of numbers."""
+    part: PartOf | None = None
+    """For array jobs, as i/N: the first part writes the index, and the others have nothing to do. Under a launcher (srun,
+    mpirun, deepspeed, torchrun) rank 0 does so without it."""
 
 
-def index_manifest(asked: IndexArguments) -> IndexedList:
-    """Write the list as a folder that is opened at once."""
+def index_manifest(asked: IndexArguments) -> IndexedList | PartDone:
+    """Write the list as a folder that is opened at once; of several ranks or parts the first does, in one pass."""
+    part = part_here(asked.part)
+    if part.number:
+        return PartDone(part, here(), f"{part.named(0)} reads the list, once, and writes the index", kind="")
     if asked.manifest.is_dir():
         raise DataError(f"{asked.manifest} is a folder; vmae2 data index takes a list (CSV or published)")
     form = list_form(asked.ignore_columns, asked.labels, frame_folders=asked.frame_folders)

@@ -39,9 +39,11 @@ class PartDone(NamedTuple):
     others: str
     """What is known of the others."""
     kind: str = "of them"
-    """What this start has written."""
+    """What this start has written; empty where it had nothing to do."""
 
     def __str__(self) -> str:
+        if self.kind == "":
+            return f"{self.part} has nothing to do: {self.others}"
         own = f"{self.part} is done: {counted(self.status.done, 'file')}, {self.status.written} {self.kind} now"
         return f"{own}; {self.others}"
 
