@@ -25,7 +25,7 @@ def test_parts_cover_each_film_once_and_a_short_rest_goes_to_the_part_before(tmp
     (tmp_path / "films" / "notes.txt").write_text("none")
     (tmp_path / "films" / "torn.mp4").write_text("none")
     written = list_folder(ListArguments(folder=tmp_path / "films", out=tmp_path / "films.csv", part_s=2))
-    assert str(written).startswith("5 videos, 9 rows; 1 could not be read and are listed whole")
+    assert str(written).startswith("5 videos, 9 rows; of 1 file no length could be read: ")
     found: dict[str, list[tuple[int, int | None]]] = {}
     for video in read_manifest(tmp_path / "films.csv"):
         found.setdefault(str(Path(video.path).relative_to(tmp_path / "films")), []).append((video.start, video.frames))

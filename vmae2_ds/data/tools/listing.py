@@ -40,7 +40,9 @@ class ListedFolder(NamedTuple):
     def __str__(self) -> str:
         parts = f", {counted(self.rows, 'row')}" if self.rows != self.files else ""
         unread = (
-            f"; {self.unread} could not be read and are listed whole: vmae2 data check says why" if self.unread else ""
+            f"; of {counted(self.unread, 'file')} no length could be read: vmae2 data check says why"
+            if self.unread
+            else ""
         )
         return f"{counted(self.files, 'video')}{parts}{unread}: give {self.out} as the manifest"
 
