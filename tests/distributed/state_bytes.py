@@ -101,6 +101,7 @@ class Watch(TorchDispatchMode):
         "reduce_": ("reduce", 0),
         "broadcast_": ("broadcast", 0),
         "allgather_": ("all_gather", 1),
+        "alltoall_base_": ("exchange", 1),
     }
 
     def __init__(self, ignored: set[int], large: int) -> None:
@@ -180,7 +181,7 @@ def measure(variant: dict[str, Any], world_size: int, rank: int) -> dict[str, An
         config = make_config(
             variant["model"], Path(file.name), world_size, variant["precision"], accumulation,
             variant.get("checkpointing", "none"),
-        )  # fmt: skip
+        ).changed(optim={"optimizer": variant.get("optimizer", "adamw")})  # fmt: skip
         plan = plan_run(config, NUM_VIDEOS, world_size)
         batches: list[Any] = [
             make_batch(config, step, rank) if isinstance(config, TadConfig) else make_clips(config, step, rank, 1)

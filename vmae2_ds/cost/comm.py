@@ -13,11 +13,21 @@ from math import prod
 from typing import Literal
 
 from vmae2_ds.cost.gathers import Gathers, persistent, replay_gathers
-from vmae2_ds.cost.parameters import Model, all_shapes, group_of, group_sizes, parameter_shapes, parameter_sizes
-from vmae2_ds.cost.states import PLAIN_BUCKET, WEIGHT_BYTES, StatePrecision, bucket_fills
+from vmae2_ds.cost.muon import exchanged_elements
+from vmae2_ds.cost.parameters import (
+    Model,
+    all_shapes,
+    group_of,
+    group_sizes,
+    muon_matrices,
+    parameter_shapes,
+    parameter_sizes,
+)
+from vmae2_ds.cost.states import MASTER_BYTES, PLAIN_BUCKET, WEIGHT_BYTES, StatePrecision, bucket_fills
 from vmae2_ds.cost.zero import ZeroPolicy
 
-CollectiveKind = Literal["all_reduce", "reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
+CollectiveKind = Literal["all_reduce", "reduce", "reduce_scatter", "all_gather", "all_to_all", "exchange", "broadcast"]
+"""Kinds of collectives; an exchange is an all_to_all whose ranks send each other what they need, and nothing to themselves."""
 
 WEIGHT_SCALE_GROUP = 8000
 """Weights to one float32 scale in qwZ (zero/partition_parameters.py:CUDAQuantizer.target_group_size), about."""
@@ -95,20 +105,23 @@ def _stage0_to_2(
     kind: CollectiveKind = "all_reduce" if policy.multi_rank_allreduce else "reduce"
     shards = [-(-sum(group) // (2 * world_size)) * 2 for group in groups]
     calls = len(fills) if policy.multi_rank_allreduce else _owners_of_buckets(model, policy.reduce_bucket, world_size)
+    matrices = muon_matrices(model)
+    exchanged = sum(exchanged_elements(found, shards[group], world_size) for group, found in matrices.items())
     return [
         Collective(kind, gradients, "world", "gradients", reductions * calls),
         Collective("all_gather", size * sum(shards), "world", "weights", len(groups)),
+        Collective("exchange", MASTER_BYTES * exchanged // world_size, "world", "Muon's matrices", len(matrices)),
     ]
 
 
 def _owners_of_buckets(model: Model, bucket: int, world_size: int) -> int:
     """Ranks that own a part of each bucket, over all buckets: each gets a reduce of its own (average_tensor)."""
-    groups = group_sizes(model)
+    groups, numbers = group_sizes(model), group_of(model)
     parts = [-(-sum(group) // (2 * world_size)) * 2 for group in groups]
     filled, owners, total = 0, set[int](), 0
     ends = [sum(group) for group in groups]
     for name, shape in reversed(list(parameter_shapes(model).items())):
-        numel, group = prod(shape), group_of(model, name, shape)
+        numel, group = prod(shape), numbers[name]
         if filled and filled + numel > bucket:
             total, filled, owners = total + len(owners), 0, set()
         filled += numel
@@ -219,5 +232,7 @@ def _sent(collective: Collective, ranks: int) -> int:
     """Bytes each of `ranks` ranks sends, on average."""
     if collective.kind == "all_gather":
         return (ranks - 1) * collective.payload
+    if collective.kind == "exchange":
+        return collective.payload
     rounds = 2 if collective.kind == "all_reduce" else 1
     return rounds * (ranks - 1) * collective.payload // ranks

@@ -31,6 +31,10 @@ OPTIMIZER_BYTES: dict[ComputePrecision, int] = {"bf16": 40, "fp32": 28, "autocas
 """Per parameter of fused AdamW, read + written: weight, gradient and two moments read, all but the gradient written, in
 float32 (28); with bf16 the gradient is copied up first (6) and the master copied back after (6)."""
 
+MUON_BYTES: dict[ComputePrecision, int] = {"bf16": 104, "fp32": 92, "autocast": 92}
+"""Per parameter of Muon, read + written, without the products: momentum 12, direction 12, decay 8, its negative 8, zeros and
+torch's momentum of them 20, to bfloat16, divided and back to float32 20, the update 12; with bf16 as OPTIMIZER_BYTES."""
+
 ATTENTION_PRODUCTS: dict[AttentionKind, tuple[int, int]] = {"math": (2, 4), "sdpa": (2, 5), "flash": (2, 5)}
 """tokens x tokens x width products, forward and backward; kernels that hold no scores compute them again (arXiv 2205.14135)."""
 
@@ -171,6 +175,15 @@ def micro_step_time(
 def optimizer_time(num_parameters: float, rates: DeviceRates, *, precision: ComputePrecision) -> float:
     """Seconds of AdamW over the parameters that this rank holds."""
     return time_of(optimizer_work(num_parameters, precision), rates).optimizer_s
+
+
+def muon_time(num_parameters: float, flops: float, rates: DeviceRates, *, precision: ComputePrecision) -> float:
+    """Seconds of Muon over the parameters that this rank holds, whose Newton-Schulz takes so many FLOPs.
+
+    They count at the rate of the run's own linear layers, also in fp32, where bfloat16 would be faster.
+    """
+    work = Work(linear_flops=flops, optimizer_bytes=MUON_BYTES[precision] * num_parameters)
+    return time_of(work, rates).total_s
 
 
 def rates_of(

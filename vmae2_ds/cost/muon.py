@@ -80,6 +80,43 @@ def _spans(shapes: tuple[MatrixShape, ...], part: int, size: int) -> list[tuple[
     return [span(rank * part, (rank + 1) * part) for rank in range(size)]
 
 
+def exchanged_elements(shapes: tuple[MatrixShape, ...], part: int, size: int) -> int:
+    """Elements that all of `size` ranks with `part` elements each send each other."""
+    total = sum(map(prod, shapes))
+    return sum(
+        stop - start - max(0, min(total, (rank + 1) * part) - rank * part)
+        for rank, (start, stop) in enumerate(_spans(shapes, part, size))
+        if start < stop
+    )
+
+
+@lru_cache(maxsize=64)
+def most_flops(shapes: tuple[MatrixShape, ...], part: int, size: int) -> int:
+    """FLOPs of Newton-Schulz on the rank that has most of them, of those with `part` elements each."""
+    return max(
+        sum(newton_schulz_flops(shape) for shape, _, _ in matrices_inside(shapes, *span))
+        for span in {*_spans(shapes, part, size)}
+    )
+
+
+@lru_cache(maxsize=64)
+def update_bytes(shapes: tuple[MatrixShape, ...], part: int, size: int) -> int:
+    """Bytes at the worst moment of an update, on the fullest rank, beside weights, gradients and momentum.
+
+    The direction of all elements in float32, where ranks exchange matrices those that a rank puts together, and of the largest
+    matrix: what is moved, its gradient, torch's own momentum of it and the answer of the one before in float32, X before and
+    after a product and two squares in bfloat16.
+    """
+    is_needed = exchanged_elements(shapes, part, size) > 0
+
+    def of_rank(start: int, stop: int) -> int:
+        inside = [shape for shape, _, _ in matrices_inside(shapes, start, stop)]
+        largest = max((20 * prod(shape) + 4 * min(shape) ** 2 for shape in inside), default=0)
+        return 4 * (stop - start) * is_needed + largest
+
+    return 4 * part + max(of_rank(*span) for span in {*_spans(shapes, part, size)})
+
+
 def _both(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
     start, stop = max(one[0], other[0]), min(one[1], other[1])
     return (start, stop) if start < stop else (0, 0)

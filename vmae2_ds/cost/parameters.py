@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.cost.module_calls import Node, mae_tree
+from vmae2_ds.cost.muon import MatrixShape, matrices_of
 
 Shape = tuple[int, ...]
 
@@ -25,6 +26,8 @@ class Parameters:
     tree: Node
     parts: tuple[str, ...] = ("",)
     """What names begin with that have groups of the optimizer to themselves, in the groups' order."""
+    of_muon: frozenset[str] = frozenset()
+    """Names of what Muon updates, in groups of its own; AdamW has all else."""
 
     @property
     def num_learning(self) -> int:
@@ -88,22 +91,58 @@ def parameter_sizes(model: Model) -> tuple[int, ...]:
 def group_sizes(model: Model) -> tuple[tuple[int, ...], ...]:
     """Elements of each parameter, in order, in the optimizer's groups: each part with weight decay, then each without.
 
-    DeepSpeed flattens, pads and divides every group of the optimizer by itself (`train.optim.parameter_groups`).
+    DeepSpeed flattens, pads and divides every group of the optimizer by itself (`train.optim.parameter_groups`). The
+    matrices of Muon in a group are one before it.
     """
-    shapes = parameter_shapes(model)
-    groups: dict[int, list[int]] = {
-        number: [] for number in sorted({group_of(model, *each) for each in shapes.items()})
-    }
-    for name, shape in shapes.items():
-        groups[group_of(model, name, shape)].append(prod(shape))
+    groups: dict[int, list[int]] = {number: [] for number in sorted({*group_of(model).values()})}
+    for name, shape in parameter_shapes(model).items():
+        groups[group_of(model)[name]].append(prod(shape))
     return tuple(map(tuple, groups.values()))
 
 
-def group_of(model: Model, name: str, shape: Shape) -> int:
-    """The number of a parameter's group."""
+@lru_cache(maxsize=64)
+def group_of(model: Model) -> Mapping[str, int]:
+    """Name -> the number of its group."""
     parts = model.parts if isinstance(model, Parameters) else ("",)
-    part = next(number for number, prefix in enumerate(parts) if name.startswith(prefix))
-    return part + len(parts) * (not has_decay(name, shape))
+    of_muon = model.of_muon if isinstance(model, Parameters) else frozenset()
+    keys = {
+        name: (
+            not has_decay(name, shape),
+            next(number for number, prefix in enumerate(parts) if name.startswith(prefix)),
+            name not in of_muon,
+        )
+        for name, shape in parameter_shapes(model).items()
+    }
+    numbers = {key: number for number, key in enumerate(sorted({*keys.values()}))}
+    return MappingProxyType({name: numbers[key] for name, key in keys.items()})
+
+
+@lru_cache(maxsize=64)
+def with_muon(model: Model) -> Parameters:
+    """The model under Muon beside AdamW."""
+    shapes = parameter_shapes(model)
+    return Parameters(
+        learning=shapes,
+        frozen=model.frozen if isinstance(model, Parameters) else {},
+        tree=module_tree(model),
+        parts=model.parts if isinstance(model, Parameters) else ("",),
+        of_muon=frozenset(name for name, shape in shapes.items() if matrices_of(name, shape)),
+    )
+
+
+@lru_cache(maxsize=64)
+def muon_matrices(model: Model) -> Mapping[int, tuple[MatrixShape, ...]]:
+    """Number of each group that is Muon's -> the shapes of its matrices, in order."""
+    found: dict[int, list[MatrixShape]] = {}
+    for name in muon_names(model):
+        found.setdefault(group_of(model)[name], []).extend(matrices_of(name, parameter_shapes(model)[name]))
+    return MappingProxyType({number: tuple(shapes) for number, shapes in found.items()})
+
+
+def muon_names(model: Model) -> list[str]:
+    """Names of what Muon updates, in the model's order."""
+    of_muon = model.of_muon if isinstance(model, Parameters) else ()
+    return [name for name in parameter_shapes(model) if name in of_muon]
 
 
 def has_decay(name: str, shape: Shape) -> bool:

@@ -1,8 +1,8 @@
 """Bytes of weights, gradients, optimizer states and DeepSpeed's buffers on each rank: closed forms, no torch.
 
 Read in deepspeed 0.19.8 (paths below are in deepspeed/runtime) for torch's AdamW with this project's two parameter
-groups, `data_types` left alone (gradients then add up in the weights' own format: engine.py:get_data_types) and
-the defaults of what ZeroPolicy does not name. Where ranks differ, the fullest one counts.
+groups, or with Muon's beside them, `data_types` left alone (gradients then add up in the weights' own format:
+engine.py:get_data_types) and the defaults of what ZeroPolicy does not name. Where ranks differ, the fullest one counts.
 Left out: one step counter for each optimizer tensor, flags and norms, all of them bytes to a few KiB.
 """
 
@@ -15,7 +15,17 @@ from math import prod
 from typing import Literal
 
 from vmae2_ds.cost.gathers import persistent, replay_gathers
-from vmae2_ds.cost.parameters import Model, all_shapes, frozen_size, group_sizes, parameter_shapes, parameter_sizes
+from vmae2_ds.cost.muon import MatrixShape, matrices_of, update_bytes
+from vmae2_ds.cost.parameters import (
+    Model,
+    all_shapes,
+    frozen_size,
+    group_sizes,
+    muon_matrices,
+    muon_names,
+    parameter_shapes,
+    parameter_sizes,
+)
 from vmae2_ds.cost.zero import ZeroPolicy
 
 StatePrecision = Literal["bf16", "fp32"]
@@ -104,6 +114,8 @@ def _stage0(model: Model, size: int) -> StateBytes:
     """engine.py:allreduce_no_retain and allreduce_bucket: one flat copy of all gradients, on a single rank too."""
     sizes = parameter_sizes(model)
     total = size * sum(sizes)
+    of_muon = {name: parameter_shapes(model)[name] for name in muon_names(model)}
+    moved = max((update_bytes(tuple(matrices_of(*each)), prod(each[1]), 1) for each in of_muon.items()), default=0)
     flat, filled = 0, 0
     for numel in sizes:
         filled += numel
@@ -114,12 +126,12 @@ def _stage0(model: Model, size: int) -> StateBytes:
         weights=total + size * frozen_size(model),
         gradients=total,
         master=0,
-        moments=2 * total,
+        moments=2 * total - size * sum(map(prod, of_muon.values())),
         buckets=size * flat,
         live=0,
         secondary=0,
         kept=0,
-        update=total,
+        update=total + moved,
         host=0,
     )
 
@@ -155,7 +167,9 @@ def _stage1_and_2(model: Model, policy: ZeroPolicy, world_size: int, size: int, 
     buckets = 2 if policy.overlap_comm else 1
     buffers = policy.reduce_bucket * buckets if policy.contiguous_gradients else 0
 
-    moments, master = 2 * MASTER_BYTES * part, MASTER_BYTES * part
+    of_muon = muon_matrices(model)
+    one_moment = sum(padded[number] for number in of_muon) // world_size
+    moments, master = MASTER_BYTES * (2 * part - one_moment), MASTER_BYTES * part
     staging = size * largest if policy.offload_optimizer else 0  # temp_grad_buffer_for_gpu_offload, and one on the host
     if policy.offload_optimizer:
         # float32 gradients, param_buffer_of_bit16_for_cpu_offload_groups, and accumulated_grads_in_cpu
@@ -165,6 +179,7 @@ def _stage1_and_2(model: Model, policy: ZeroPolicy, world_size: int, size: int, 
     else:
         first = padded[0] // world_size
         update = size * owned + size * first + (MASTER_BYTES * first if size != MASTER_BYTES else 0)
+        update = max(update, *(_muon_step(groups, padded, world_size, size, *each) for each in of_muon.items()), 0)
         host = 0
     return StateBytes(
         weights=size * (sum(padded) + frozen_size(model)),
@@ -178,6 +193,20 @@ def _stage1_and_2(model: Model, policy: ZeroPolicy, world_size: int, size: int, 
         update=update,
         host=host,
     )
+
+
+def _muon_step(
+    groups: Sequence[Sequence[int]],
+    padded: list[int],
+    world_size: int,
+    size: int,
+    number: int,
+    shapes: tuple[MatrixShape, ...],
+) -> int:
+    """While Muon updates its group: gradients of the groups behind it as they were reduced, its own in float32, its work."""
+    part = padded[number] // world_size
+    waiting = _owned(groups[number + 1 :], padded[number + 1 :], world_size)
+    return size * waiting + MASTER_BYTES * part + update_bytes(shapes, part, world_size)
 
 
 def _owned(groups: Sequence[Sequence[int]], padded: list[int], world_size: int) -> int:

@@ -75,7 +75,9 @@ def _policies(config: PretrainConfig, cluster: Cluster, *, quantized: bool, offl
     parameters = count_parameters(config.model).total
     # A bucket larger than the model holds nothing more.
     buckets = sorted({min(size, max(BUCKETS[0], parameters)) for size in BUCKETS})
-    stages = (0, 1, 2, 3) if config.train.precision == "fp32" else (1, 2, 3)
+    stages = [0, 1, 2, 3] if config.train.precision == "fp32" else [1, 2, 3]
+    if config.optim.optimizer == "muon":  # config/ds_config.py refuses the others
+        stages, offload = stages[:-1], False
     for stage in stages:
         if stage == 0:
             yield ZeroPolicy(stage=0)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Literal, NamedTuple
 
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.comm import CommBytes, comm_bytes
-from vmae2_ds.cost.compute_time import DeviceRates, optimizer_time, rates_of, time_of
+from vmae2_ds.cost.compute_time import DeviceRates, muon_time, optimizer_time, rates_of, time_of
 from vmae2_ds.cost.gathers import count_modules
+from vmae2_ds.cost.muon import most_flops
+from vmae2_ds.cost.parameters import muon_matrices
 from vmae2_ds.cost.states import MASTER_BYTES, WEIGHT_BYTES, StateBytes, state_bytes
 from vmae2_ds.cost.traffic import ATTENTION_KINDS, AttentionKind
 from vmae2_ds.cost.zero import ZeroPolicy
@@ -128,6 +131,12 @@ def notes_on(setting: Setting, cluster: Cluster) -> list[str]:
             f"gradients add up in bf16 over {micro_steps} micro steps (DeepSpeed's default, docs/TRAINING.md): more GPUs, or "
             "more recomputation and larger micro batches, keep more digits"
         )
+    elements, flops = newton_schulz(setting.workload(cluster.on_cpu), setting.policy, cluster.num_gpus)
+    if elements:
+        notes.append(
+            f"Muon (experimental) makes the blocks' matrices orthogonal in each update: {elements / 1e6:.3g} M parameters and "
+            f"{flops / 1e12:.3g} TFLOP on the fullest GPU, in the optimizer's time; no GPU has run it"
+        )
     if setting.policy.quantized_gradients:
         notes.append("ZeRO++ rounds weights to 8 bit and gradients to 4 bit on their way: not quite the same training")
     return notes
@@ -217,7 +226,7 @@ def predict_time(setting: Setting, cluster: Cluster, assumptions: Assumptions) -
         compute_s=compute_s,
         network_s=network_s,
         hidden_s=hidden_s,
-        optimizer_s=_optimizer_s(setting, asked.num_learning, cluster, assumptions, rates),
+        optimizer_s=_optimizer_s(setting, asked, cluster, assumptions, rates),
         data_s=asked.core_s(assumptions) * config.train.global_batch
         / (config.data.views * cluster.num_gpus * reading_cores(config, assumptions)),
     )  # fmt: skip
@@ -266,7 +275,7 @@ def _network(
     after_update = [
         size
         for each, size in zip(comm.collectives, sent, strict=True)
-        if policy.stage in (1, 2) and each.kind == "all_gather"
+        if policy.stage in (1, 2) and each.kind in ("all_gather", "exchange")
     ]
     beside_s = total_s * (1 - sum(after_update) / max(1, sum(sent)))
     cover_s = compute_s * (1.0 if policy.stage == 3 else 2 / 3)
@@ -277,12 +286,27 @@ def _network(
     return hidden_s, total_s - hidden_s
 
 
-def _optimizer_s(setting: Setting, total: int, cluster: Cluster, assumptions: Assumptions, rates: DeviceRates) -> float:
-    """AdamW on this rank's part; under offload on the host's cores, with gradients down and weights up over PCIe."""
+def newton_schulz(asked: Workload, policy: ZeroPolicy, num_gpus: int) -> tuple[int, int]:
+    """Elements that Muon updates on one GPU, and FLOPs of the GPU that has most of them in an update."""
+    ranks = num_gpus if policy.stage else 1
+    elements = flops = 0
+    for shapes in muon_matrices(asked.zero_model).values():
+        part = -(-sum(map(prod, shapes)) // (2 * ranks)) * 2
+        elements, flops = elements + part, flops + most_flops(shapes, part, ranks)
+    return elements, flops
+
+
+def _optimizer_s(
+    setting: Setting, asked: Workload, cluster: Cluster, assumptions: Assumptions, rates: DeviceRates
+) -> float:
+    """AdamW, and Muon, on this rank's part; under offload on the host's cores, gradients down and weights up over PCIe."""
     config, policy = setting
+    total, precision = asked.num_learning, config.train.precision
     share = total if policy.stage == 0 else -(-total // cluster.num_gpus)
     if not policy.offload_optimizer:
-        return optimizer_time(share, rates, precision=config.train.precision)
+        elements, flops = newton_schulz(asked, policy, cluster.num_gpus)
+        with_adam = optimizer_time(max(0, share - elements), rates, precision=precision)
+        return with_adam + muon_time(elements, flops, rates, precision=precision)
     size = 2 if config.train.precision == "bf16" else 4
     micro_steps = accumulation(config, cluster)
     moved = (4 + size) * share  # once: the gradient down in float32, the new weights up

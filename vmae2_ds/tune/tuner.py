@@ -36,8 +36,9 @@ CALIBRATION, TRIAL = "calibration.json", "trial"
 TUNED_KEYS = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"} | {
     "gradient_clipping", "bf16", "steps_per_print"
 }  # fmt: skip
-"""Keys of a ds_config as it is written here, beside `zero_force_ds_cpu_optimizer`, which offload brings,
-and `timers`, which earlier versions did not write."""
+OWN_KEYS = {"zero_force_ds_cpu_optimizer", "zero_allow_untested_optimizer", "timers"}
+"""Keys of a ds_config as it is written here; offload and Muon bring the first two, and earlier versions did not write the
+third."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _was_tuned(path: Path) -> bool:
         written = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(written, dict) and set(written) - {"zero_force_ds_cpu_optimizer", "timers"} == TUNED_KEYS
+    return isinstance(written, dict) and set(written) - OWN_KEYS == TUNED_KEYS
 
 
 def write_ds_config(setting: Setting, cluster: Cluster, path: Path) -> None:

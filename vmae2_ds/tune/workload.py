@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vmae2_ds.config.ava import AvaConfig
@@ -18,7 +18,7 @@ from vmae2_ds.cost.compute_time import Work, micro_step_work
 from vmae2_ds.cost.detection import detector_activations, detector_macs, detector_parameters, detector_shape
 from vmae2_ds.cost.detection_work import detector_work
 from vmae2_ds.cost.flops import count_parameters, inference_flops, mae_macs, recomputed_by_tower, training_flops
-from vmae2_ds.cost.parameters import Model
+from vmae2_ds.cost.parameters import Model, with_muon
 from vmae2_ds.cost.person_actions import action_activations, action_macs, action_parameters, action_shape, action_work
 from vmae2_ds.cost.states import MASTER_BYTES
 from vmae2_ds.cost.traffic import AttentionKind
@@ -82,8 +82,10 @@ def planned(config: RunConfig) -> Planned:
 def workload_of(config: Planned, attention: AttentionKind, *, zero_stage: int = 3) -> Workload:
     """What a run with this config asks, whose attention is of this kind."""
     if isinstance(config, PretrainConfig):
-        return _pretraining(config, attention, zero_stage)
-    return _detection(config, attention) if isinstance(config, TadConfig) else _actions(config, attention)
+        asked = _pretraining(config, attention, zero_stage)
+    else:
+        asked = _detection(config, attention) if isinstance(config, TadConfig) else _actions(config, attention)
+    return replace(asked, zero_model=with_muon(asked.zero_model)) if config.optim.optimizer == "muon" else asked
 
 
 def _pretraining(config: PretrainConfig, attention: AttentionKind, zero_stage: int) -> Workload:
