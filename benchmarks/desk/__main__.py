@@ -13,21 +13,18 @@ from pathlib import Path
 import tyro
 
 from benchmarks.desk.lists import SETS, Lists, write_lists
+from benchmarks.desk.probes import VIEWS, probe_frozen, random_frozen
 from benchmarks.desk.stages import Stages, settle_recipe
 from benchmarks.desk.table import key_of, markdown
 from benchmarks.record import Row, append_rows, provenance
-from vmae2_ds.checkpoint.zero_weights import read_weights
-from vmae2_ds.config.run import RunConfig
 from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, evaluate
 from vmae2_ds.downstream.probe.fit import PROBES
 from vmae2_ds.downstream.probe.folds import probe_accuracy
-from vmae2_ds.downstream.probe.frozen import FrozenEncoder, features_of, views_of
+from vmae2_ds.downstream.probe.frozen import features_of
 from vmae2_ds.errors import Vmae2Error
 from vmae2_ds.json_lines import rows_of
 from vmae2_ds.runs.folder import find_checkpoint
 
-VIEWS = {"ridge": "mean", "motion": "motion", "attentive": "tokens"}
-"""By how a frozen encoder is probed, what of it: ridge and motion by ridge."""
 TESTS = ("leave one out", "unseen")
 DRAWS = 10
 """Random encoders on the interactions."""
@@ -152,7 +149,7 @@ def _drawn(shape: Callable[[], Path], lists: Lists, known: set[tuple[object, ...
     run, _ = find_checkpoint(shape())
     encoders = {}
     for row in missing:
-        encoder = _random(run, row["seed"])
+        encoder = random_frozen(run, row["seed"])
         encoders[str(key_of(row))] = encoder.motion if row["how"] == "motion" else encoder
     found = features_of(run, encoders, lists.all_of["ut"], None, clips=1)  # every video is decoded once
     for row in missing:
@@ -185,7 +182,7 @@ def _probe(
             run = make()
             left_out = test == "leave one out"
             train, val = (lists.all_of[of], None) if left_out else (lists.train_of[of], lists.val_of[of])
-            found = _frozen(run, seed, how, train, val, {_role(row) for row in rows})
+            found = probe_frozen(run, seed, how, train, val, {_role(row) for row in rows})
             yield from ({**row, "run": run.name, **found[_role(row)]} for row in rows)
 
 
@@ -198,7 +195,7 @@ def _tested(
             row = {"model": name, "seed": seed, "test": "unseen", "set": of, "how": how}
             if key_of(row) not in known:
                 run = make()
-                found = _frozen(run, seed, how, lists.train_of[of], lists.val_of[of], {"run"})
+                found = probe_frozen(run, seed, how, lists.train_of[of], lists.val_of[of], {"run"})
                 yield {**row, "run": run.name, **found["run"]}
     row = {"model": name, "seed": seed, "test": "unseen", "set": "both", "how": "own head"}
     if key_of(row) not in known:
@@ -208,25 +205,6 @@ def _tested(
 
 def _role(row: Row) -> str:
     return {"random encoder": "random", "pixels": "pixels"}.get(row["model"], "run")
-
-
-def _frozen(source: Path, seed: int, how: str, train: Path, val: Path | None, roles: set[str]) -> dict[str, Row]:
-    """Accuracy and number of test videos of `run`, of a `random` encoder drawn from `seed`, and of `pixels`."""
-    run, checkpoint = find_checkpoint(source)
-    encoders = views_of(FrozenEncoder(run, read_weights(checkpoint)), _random(run, seed), VIEWS[how])
-    encoders = {name: encode for name, encode in encoders.items() if name in roles}
-    parts = [features_of(run, encoders, listed, None, clips=1) for listed in (train, val) if listed is not None]
-    results = {}
-    for name in encoders:
-        accuracy, videos = probe_accuracy(
-            parts[0][name], parts[1][name] if val else None, PROBES["attentive" if how == "attentive" else "ridge"]
-        )
-        results[name] = {"accuracy": accuracy, "videos": videos}
-    return results
-
-
-def _random(run: RunConfig, seed: int) -> FrozenEncoder:
-    return FrozenEncoder(run, None, 1000 + seed)  # not what pre-training of this seed started from
 
 
 def _accuracy(run: Path, listed: Path, prefix: str = "") -> Row:
