@@ -97,7 +97,10 @@ def test_a_cooldown_is_the_end_of_a_run_planned_so_from_the_start(
     assert "both say what to start from" in says(*branch, "--train.init", constant)
     assert "is no checkpoint of a run" in says("--train.branch", str(planned))
     config = json.loads((planned / "run.json").read_text())
-    config["optim"] |= {"schedule": "cosine", "decay": 0}
+    config["optim"]["freeze_encoder_steps"] = 5
+    (planned / "run.json").write_text(json.dumps(config))
+    assert "rises up to step 5" in says(*branch, "--optim.freeze-encoder-steps", "5")
+    config["optim"] |= {"freeze_encoder_steps": 0, "schedule": "cosine", "decay": 0}
     (planned / "run.json").write_text(json.dumps(config))
     assert "falls all along" in says(*branch)
 

@@ -71,7 +71,8 @@ def check_branch(config: RunConfig, identity: Mapping[str, Any], num_videos: int
             f"--train.branch {source}: the rate of {run} falls all along (--optim.schedule cosine), and a cooldown starts from "
             f"a constant one; train with --optim.schedule wsd, or take its weights with --train.init {source}"
         )
-    first, last = plan.warmup_steps, plan.num_steps - plan.decay_steps
+    # behind steps with a frozen encoder its rate has a warm-up of its own (train/frozen.py)
+    first, last = plan.frozen_steps + plan.warmup_steps, plan.num_steps - plan.decay_steps
     if step < first or (plan.decay_steps and step > last):
         why = f"rises up to step {first}" if step < first else f"falls from step {last} on"
         raise ConfigError(
