@@ -101,7 +101,8 @@ class PretrainDataConfig(ListedValidation):
     def _one_validation(self) -> PretrainDataConfig:
         if self.val_manifest is not None and self.hold_back:
             raise ValueError(
-                f"val_manifest={self.val_manifest} and hold_back={self.hold_back:g} both name the validation videos; keep one"
+                f"val_manifest={self.val_manifest} and hold_back={self.hold_back:g} both name validation videos: leave "
+                "val_manifest out, or set hold_back to 0"
             )
         if self.hold_back_by not in HELD_BACK_BY:
             try:

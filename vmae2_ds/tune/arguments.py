@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field
 
 from vmae2_ds.config.ava import AvaConfig
+from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.strict import LONG_S, Count, Machines, StrictModel, Whole
 from vmae2_ds.config.tad import TadConfig
 from vmae2_ds.cost.assumptions import Assumptions, Range, read_assumptions
@@ -110,7 +111,8 @@ def cluster_of(arguments: PlanArguments, assumptions: Assumptions) -> Cluster:
 def count_videos(arguments: PlanArguments, config: Planned) -> tuple[int, str]:
     """Videos in the data set, and where the number comes from. Raises ConfigError where nobody says."""
     if arguments.videos is not None:
-        return arguments.videos, "--videos"
+        held = config.data.hold_back if isinstance(config, PretrainConfig) else 0.0
+        return round(arguments.videos * (1 - held)), f"--videos, {held:.1%} of them held back" if held else "--videos"
     if isinstance(config, TadConfig):
         return _count_annotated(config)
     if isinstance(config, AvaConfig):

@@ -17,7 +17,7 @@ from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.data.feed import shared_memory
 from vmae2_ds.data.feed.loader import make_loader
-from vmae2_ds.data.feed.pretrain import PretrainDataset
+from vmae2_ds.data.feed.pretrain import MiddleClips, PretrainDataset
 from vmae2_ds.data.feed.shared_memory import (
     Room,
     check_run,
@@ -25,6 +25,7 @@ from vmae2_ds.data.feed.shared_memory import (
     loader_bytes,
     room_in,
     tensor_bytes,
+    validation_bytes,
     views_bytes,
 )
 from vmae2_ds.data.feed.views import ViewsDataset
@@ -32,6 +33,7 @@ from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.tools.synthetic import SyntheticSet
 from vmae2_ds.dist import Ranks
+from vmae2_ds.doctor.recipe_needs import needs_of
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
 from vmae2_ds.recipes.pretrain import RECIPES
@@ -92,6 +94,20 @@ def test_a_list_to_test_on_is_counted_too(synthetic_set: SyntheticSet) -> None:
     videos = ViewsDataset(config, list(read_manifest(synthetic_set.train)), views).iterate(range(12))
     assert most_held(videos, views_bytes(config.data, 6)) == views_bytes(config.data, 6)
     videos.close()
+
+
+def test_a_validation_of_pre_training_holds_what_the_closed_form_says(
+    synthetic_set: SyntheticSet, make_config: MakeConfig
+) -> None:
+    """A clip and its three masks in files of their own, whatever the views; nothing without held-back videos."""
+    config = make_config(workers=1, prefetch=2, views=4, hold_back=0.5)
+    mixture = Mixture.of_manifest(read_manifest(synthetic_set.train), "pyav")
+    with contextlib.closing(MiddleClips(config, mixture).iterate([*map(mixture.key_of, range(12))])) as clips:
+        held = most_held(clips, validation_bytes(config))
+    assert held == validation_bytes(config)
+    assert needs_of(config, 2).shm_bytes == 2 * (loader_bytes(config) + validation_bytes(config))
+    without = make_config(workers=1, prefetch=2, views=4)
+    assert needs_of(without, 2).shm_bytes == 2 * loader_bytes(config)
 
 
 def test_a_start_is_refused_or_warned_by_what_is_free(

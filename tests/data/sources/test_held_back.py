@@ -138,7 +138,7 @@ def test_what_cannot_be_held_back_is_told(listed: Callable[..., Path]) -> None:
         ConfigError, match=r"hold-back 0.3 by folder leaves nothing to train on of the 2 videos of .*list"
     ):
         parts(listed([f"{one}/a.mp4", f"{one}/b.mp4"]), "folder")
-    with pytest.raises(ValueError, match=r"val_manifest=val.csv and hold_back=0.1 both name the validation videos"):
+    with pytest.raises(ValueError, match=r"val_manifest=val.csv and hold_back=0.1 both name validation videos: leave"):
         PretrainDataConfig(val_manifest=Path("val.csv"), hold_back=0.1)
     with pytest.raises(ValueError, match=re.escape("hold_back_by='(' is neither video nor folder nor a regular expr")):
         PretrainDataConfig(hold_back=0.1, hold_back_by="(")
