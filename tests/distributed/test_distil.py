@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.ranks import free_port, rank_environment, tiny_finetuning
 from tests.distributed.zygote import Zygote
+from tests.train.taken_encoder import assert_pretraining_takes_the_encoder_of
 from vmae2_ds.checkpoint.whole import find_newest_whole
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.config.distil import DistilConfig
@@ -115,6 +116,7 @@ def test_the_student_is_a_classifier_like_any_other(vmae2: Vmae2, manifest: Path
     assert set(load_file(student / "ema.safetensors")) == set(to_layout(weights, config.model))
     clip = read_about(student / "ema.safetensors").clip or {}
     assert (clip["num_frames"], clip["size"]) == (config.data.num_frames, config.data.size)
+    assert_pretraining_takes_the_encoder_of(student)
     out = student / "tested"
     code, text = vmae2("evaluate", student, "--manifest", manifest, "--clips", 1, "--crops", 1, "--out", out)
     assert code == EXIT_OK, text

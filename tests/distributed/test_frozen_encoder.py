@@ -31,7 +31,6 @@ RESUMED = {  # name: ranks, policy, precision, whose checkpoint
     "zero3 of zero3": (2, "zero3", "fp32", "zero3"),
     "zero1 of zero3": (1, "zero1", "fp32", "zero3"),
     "zero3 of zero2": (1, "zero3", "fp32", "zero2"),
-    "zero2 of zero3 bf16": (1, "zero2", "bf16", "zero3 bf16"),
 }
 
 

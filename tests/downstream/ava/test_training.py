@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.downstream.ava.made_up_set import ACTIONS, MadeUpSet, made_up_ava, write_made_up_set
+from tests.train.taken_encoder import assert_pretraining_takes_the_encoder_of
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.config.ava import AvaConfig, check_is_named
 from vmae2_ds.config.finetune import FinetuneConfig
@@ -250,6 +251,10 @@ def test_it_starts_from_other_models_weights(kind: str, run: Path, files: MadeUp
     names = set(read_weights(find_checkpoint(run)[1]))
     lacking = {"encoder.norm.weight", "encoder.norm.bias", "head.weight", "head.bias"}
     assert set(weights) == (names if kind == "run" else names - lacking)
+
+
+def test_pre_training_goes_on_with_its_encoder(run: Path) -> None:
+    assert_pretraining_takes_the_encoder_of(run)
 
 
 def test_what_is_not_named_is_asked_for(files: MadeUpSet, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from tests.downstream.tad.end_to_end_steps import first_objective, make_batch
 from tests.downstream.tad.made_up_videos import end_to_end_config, write_videos
+from tests.train.taken_encoder import assert_pretraining_takes_the_encoder_of
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.model import ClassifierConfig
@@ -56,6 +57,10 @@ def config_of(folder: Path, the_set: tuple[Path, Path], **train: Any) -> TadConf
 @pytest.fixture(scope="module")
 def run(the_set: tuple[Path, Path], first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_run(config_of(tmp_path_factory.mktemp("whole"), the_set, init=first))
+
+
+def test_pre_training_goes_on_with_its_encoder(run: Path) -> None:
+    assert_pretraining_takes_the_encoder_of(run)
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
