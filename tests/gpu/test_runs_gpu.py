@@ -54,6 +54,20 @@ def test_a_run_learns_what_it_learns_on_a_cpu(
     assert_same(plain, losses_of(runs / "on_cpu"), device)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
+def test_muon_learns_what_it_learns_on_a_cpu(
+    device: torch.device, plain: list[float], runs: Path, videos: SyntheticSet, tmp_path: Path
+) -> None:
+    found = pretrain(runs, videos, "muon", "--train.ds-config zero2 --optim.optimizer muon")
+    assert found[:2] == pytest.approx(plain[:2], rel=FIRST)  # the first rate is 0
+    if device.type == "cuda":
+        line = f"{PRETRAIN} --data.manifest {videos.train} --train.run {runs / 'muon_on_cpu'} --optim.optimizer muon"
+        run_on_cpu([line], tmp_path / "commands.json")
+        assert_same(found, losses_of(runs / "muon_on_cpu"), device)
+    else:
+        assert found[2:] != plain[2:]
+
+
 def test_the_process_group_and_the_rows_are_the_device_s(device: torch.device, plain: list[float], runs: Path) -> None:
     del plain
     assert ("nccl" if device.type == "cuda" else "gloo") in torch.distributed.get_backend()
