@@ -20,9 +20,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vmae2_ds.config.adapters import AdapterConfig
 from vmae2_ds.config.ava import AvaConfig
+from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.model import EncoderConfig, ModelConfig
 from vmae2_ds.config.pretrain import MaskConfig, ObjectiveConfig
-from vmae2_ds.contracts import AvaBatch, ClipGeometry, PretrainBatch
+from vmae2_ds.contracts import AvaBatch, ClipGeometry, LabelledBatch, PretrainBatch
 from vmae2_ds.cost.activations import AttentionKind
 from vmae2_ds.cost.traffic import ComputePrecision
 from vmae2_ds.downstream.ava.objective import ava_objective
@@ -30,6 +31,7 @@ from vmae2_ds.masking import count_masks
 from vmae2_ds.model.adapters import AdaptedEncoder
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
+from vmae2_ds.train.finetune import classification
 
 FAKE = FakeTensorMode()
 
@@ -190,6 +192,30 @@ def measure_actions(config: AvaConfig, clips: int, precision: ComputePrecision, 
 
     small, large = (
         _live_bytes(lambda: ava_objective(config), partial(batch, number), step, precision, backward=backward)
+        for number in (clips, 2 * clips)
+    )
+    return Measured(*((more - less) / clips for less, more in zip(small, large, strict=True)))
+
+
+def measure_classifier(
+    config: FinetuneConfig, clips: int, precision: ComputePrecision, *, backward: bool = False
+) -> Measured:
+    """Bytes of a clip through a classifier of which something learns, and its loss, as `measure_actions`."""
+    geometry = config.geometry
+
+    def batch(number: int) -> list[Tensor]:
+        return [
+            torch.empty(number, geometry.num_frames, geometry.height, geometry.width, 3, dtype=torch.uint8),
+            torch.empty(number, dtype=torch.int64),
+            *(torch.empty((), dtype=torch.float32) for _ in range(2)),
+        ]
+
+    def step(module: nn.Module, given: Sequence[Tensor]) -> Tensor:
+        loss: Tensor = module(LabelledBatch(*given)).loss
+        return loss
+
+    small, large = (
+        _live_bytes(lambda: classification(config), partial(batch, number), step, precision, backward=backward)
         for number in (clips, 2 * clips)
     )
     return Measured(*((more - less) / clips for less, more in zip(small, large, strict=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -78,27 +78,47 @@ def mae_tree(model: ModelConfig) -> Node:
     of_encoder, of_decoder = model.recomputed_blocks
     encoder = encoder_node(model.encoder, of_encoder, model.checkpointing)
     last = (Node("decoder.norm"), Node("decoder.head"))
-    decoder = Node("decoder", (_blocks("decoder", model.decoder, of_decoder, model.checkpointing), *last))
+    decoder = Node("decoder", (blocks_node("decoder", model.decoder, of_decoder, model.checkpointing), *last))
     return Node("objective", (Node("model", (encoder, Node("bridge"), decoder)),))
 
 
 def encoder_node(tower: TowerConfig, recomputed: range, checkpointing: CheckpointingName) -> Node:
     """The encoder with its final norm (model/encoder.py:Encoder)."""
     embed = Node("encoder.embed", (Node("encoder.embed.proj"),))
-    return Node("encoder", (embed, _blocks("encoder", tower, recomputed, checkpointing), Node("encoder.norm")))
+    return Node("encoder", (embed, blocks_node("encoder", tower, recomputed, checkpointing), Node("encoder.norm")))
 
 
-def _blocks(tower_name: str, tower: TowerConfig, recomputed: range, checkpointing: CheckpointingName) -> Node:
+def blocks_node(
+    tower_name: str,
+    tower: TowerConfig,
+    recomputed: range,
+    checkpointing: CheckpointingName,
+    *,
+    first: int = 0,
+    children_of: Callable[[str], tuple[Node, ...]] | None = None,
+    last: str = "mlp.fc2",
+) -> Node:
+    """A tower's blocks (model/block.py:Blocks).
+
+    Args:
+        tower_name: encoder or decoder.
+        tower: its shape.
+        recomputed: the blocks that are computed again, as `checkpointing` does it.
+        checkpointing: a name of `config.model.CheckpointingName`.
+        first: the first block that has a backward pass.
+        children_of: the modules of the block of a name; default: those of a block without adapters.
+        last: the layer of a block that asks for its input first.
+    """
     blocks = []
     for block in range(tower.depth):
         name = f"{tower_name}.blocks.{block}"
-        children = block_children(name)
+        children = (children_of or block_children)(name)
         if block not in recomputed:
-            blocks.append(Node(name, children))
+            blocks.append(Node(name, children, has_backward=block >= first))
         elif checkpointing == "deepspeed":
             blocks.append(Node(name, children, "deepspeed"))
         else:
-            blocks.append(recomputed_block(name))
+            blocks.append(recomputed_block(name, children, last))
     return Node(f"{tower_name}.blocks", tuple(blocks))
 
 
@@ -110,7 +130,7 @@ def block_children(name: str) -> tuple[Node, ...]:
     return (Node(f"{name}.norm1"), attention, drop_path, Node(f"{name}.norm2"), mlp, drop_path)
 
 
-def recomputed_block(name: str) -> Node:
+def recomputed_block(name: str, children: tuple[Node, ...] | None = None, last: str = "mlp.fc2") -> Node:
     """A block that is computed again when its last layer (fc2) asks for its input, up to that layer."""
-    last = f"{name}.mlp.fc2"
-    return TorchRecomputed(name, block_children(name), asked_by=last, last=Call(last, True))
+    asks = f"{name}.{last}"
+    return TorchRecomputed(name, children or block_children(name), asked_by=asks, last=Call(asks, True))
