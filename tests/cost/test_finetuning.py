@@ -23,7 +23,7 @@ from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.finetune import classification
 
-TOLERANCE = 0.005
+TOLERANCE = 0.002
 """5 % is the bar."""
 MIB = 2**20
 CLIPS = 2
@@ -42,7 +42,7 @@ def small(optim: dict[str, Any] | None = None, **model: Any) -> FinetuneConfig:
     })  # fmt: skip
 
 
-def published(size: str, *, depth: int = 4, attention: str = "sdpa", **settings: Any) -> FinetuneConfig:
+def published(size: str, *, depth: int = 3, attention: str = "sdpa", **settings: Any) -> FinetuneConfig:
     """A published size with a few of its blocks, where one more is no new question, on clips of 16 frames of 224 pixels."""
     tower, _, patch = SIZES[size]
     config = small(**settings).model_dump()
@@ -153,9 +153,14 @@ def closed_form(config: FinetuneConfig, attention: AttentionKind, precision: Com
     return found.held, found.peak
 
 
-@pytest.mark.parametrize(("size", "precision"), [("base", "bf16"), ("giant", "fp32")])
-@pytest.mark.parametrize("kind", [name for name in KINDS if "drops" not in name])
-def test_memory_held_on_a_fake_gpu(size: str, kind: str, precision: ComputePrecision) -> None:
+@pytest.mark.parametrize(
+    ("size", "precision", "kind"),
+    [
+        *(("base", "bf16", kind) for kind in ("all", "last 2", "head", "lora", "lora of proj")),
+        ("giant", "fp32", "lora, recomputed"),
+    ],
+)
+def test_memory_held_on_a_fake_gpu(size: str, precision: ComputePrecision, kind: str) -> None:
     config = published(size, **KINDS[kind])
     held = measure_classifier(config, 2, precision).held
     form = closed_form(config, "flash", precision)[0]
@@ -166,9 +171,10 @@ def test_memory_held_on_a_fake_gpu(size: str, kind: str, precision: ComputePreci
 @pytest.mark.parametrize(
     ("size", "attention", "precision", "kind"),
     [
-        *(("base", "flash", "bf16", kind) for kind in KINDS),
-        *(("giant", "flash", "bf16", kind) for kind in ("all", "last 2", "head", "lora", "lora, recomputed")),
-        *(("base", "math", "fp32", kind) for kind in ("lora", "lora, recomputed", "lora of q and v", "lora of proj")),
+        *(("base", "flash", "bf16", kind) for kind in KINDS if kind.partition(",")[0] in ("all", "last 2", "lora")),
+        *(("base", "flash", "bf16", kind) for kind in ("lora of q and v", "lora of proj")),
+        *(("giant", "flash", "bf16", kind) for kind in ("head", "lora, recomputed")),
+        *(("base", "math", "fp32", kind) for kind in ("lora", "lora of q and v, recomputed")),
     ],
 )
 def test_memory_at_the_peak_of_a_step(

@@ -149,18 +149,19 @@ def tuned_activations(
         return adapted.held(number, attention, widths) - shared
 
     def transient(number: int) -> int:
-        return (
-            blocks.transient(number) if adapted is None else adapted.transient(number, attention, widths, shape.drops)
-        )
+        return blocks.transient(number) if adapted is None else adapted.transient(number, attention, widths)
 
     total = given + embed + head + sum(map(held, shape.learning_blocks))
 
     def moments() -> Iterator[int]:
         yield given + MIXED * 4 * pixels
-        # no graph, or the last block's: its input, that of its MLP, before and behind the norm, and both hidden widths; the
-        # callers hold the pixels as floats
-        yield given + 4 * pixels + widths.linear * (3 * nd + 2 * tokens * tower.mlp)
-        yield total
+        # No graph, in a block's GELU: what the row of blocks was given, the block's input, that of its MLP, before and behind
+        # the norm, and both hidden widths. The callers hold the pixels as floats.
+        yield given + 4 * pixels + widths.linear * (4 * nd + 2 * tokens * tower.mlp)
+        # the last block's end: its branch, that after a draw, and the sum; and what the row was given, where no block keeps it
+        last = widths.linear * nd * (2 + shape.drops) if adapted is None else adapted.forward_transient(widths)
+        given_to_row = widths.linear * nd * (adapted is not None or bool(shape.frozen))
+        yield total + 4 * pixels + given_to_row + last
         released = head
         for number in reversed(shape.learning_blocks):
             yield total - released + again(number) + transient(number)

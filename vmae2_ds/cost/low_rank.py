@@ -1,4 +1,4 @@
-"""Low-rank adapters beside the layers of a frozen block (model/lora.py) as closed forms: work, what is kept, traffic; no torch."""
+"""Low-rank adapters beside layers of a frozen block (model/lora.py) as closed forms: work, what is kept, traffic; no torch."""
 
 from __future__ import annotations
 
@@ -100,13 +100,12 @@ class AdaptedBlock:
             kept += norm
         return kept + has_mlp * width.linear * (nd + nm) + width.linear * nm
 
-    def transient(self, number: int, attention: AttentionKind, width: TowerWidths, drops: bool) -> int:
+    def transient(self, number: int, attention: AttentionKind, width: TowerWidths) -> int:
         """Gradients at the worst moment of the block's backward pass, less what it has given back by then."""
         nd, nm = self.tokens * self.tower.width, self.tokens * self.tower.mlp
-        # GELU's own gradients, in and out, beside the stream's; what its output was kept for is gone, where it was kept
-        mlp = width.linear * (nd + 2 * nm) - width.linear * nm * bool(self.config.rank_of("mlp"))
-        if drops and number:
-            mlp += width.linear * nd
+        # Beside the stream's gradient, GELU's own, in and out. With an adapter at its second layer, what both made of the MLP's
+        # hidden width and their sum, less what that adapter had kept; where nobody watches, torch adds the two in their place.
+        mlp = width.linear * (nd + 2 * nm)
         if attention != "math" or not self.attends(number):
             return mlp
         # softmax: left are the first norm's input and output, as far as they were kept, q and k; beside them the gradients of v
@@ -118,6 +117,13 @@ class AdaptedBlock:
             mlp,
             left + 2 * width.linear * nd + width.score_backward * self._scores - self.held(number, attention, width),
         )
+
+    def forward_transient(self, width: TowerWidths) -> int:
+        """What is there at the worst moment of the block's forward pass beside what it keeps."""
+        nd, nm = self.tokens * self.tower.width, self.tokens * self.tower.mlp
+        if self.config.rank_of("mlp"):  # what both made of the first layer and their sum, before GELU's output is there
+            return width.linear * nm
+        return width.linear * (2 * nd + nm)  # the second norm's output, GELU's, and the block's branch
 
     @property
     def _scores(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vmae2_ds.config.ava import AvaConfig
+from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.model import ModelConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
@@ -17,6 +18,7 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.compute_time import Work, micro_step_work
 from vmae2_ds.cost.detection import detector_activations, detector_macs, detector_parameters, detector_shape
 from vmae2_ds.cost.detection_work import detector_work
+from vmae2_ds.cost.finetuning import tuned_activations, tuned_macs, tuned_parameters, tuned_shape, tuned_work
 from vmae2_ds.cost.flops import count_parameters, inference_flops, mae_macs, recomputed_by_tower, training_flops
 from vmae2_ds.cost.parameters import Model, with_muon
 from vmae2_ds.cost.person_actions import action_activations, action_macs, action_parameters, action_shape, action_work
@@ -25,9 +27,9 @@ from vmae2_ds.cost.traffic import AttentionKind
 from vmae2_ds.cost.zero import ZeroPolicy
 from vmae2_ds.masking import count_masks
 
-Planned = PretrainConfig | TadConfig | AvaConfig
+Planned = PretrainConfig | FinetuneConfig | TadConfig | AvaConfig
 """Configs of the stages that can be planned: those of PLANNED."""
-PLANNED = ("pretrain", "tad", "ava")
+PLANNED = ("pretrain", "finetune", "tad", "ava")
 FEATURE_BYTES_S = 1e9
 """Bytes of features in files that a core reads and pads in a second; a guess that never binds."""
 
@@ -83,6 +85,8 @@ def workload_of(config: Planned, attention: AttentionKind, *, zero_stage: int = 
     """What a run with this config asks, whose attention is of this kind."""
     if isinstance(config, PretrainConfig):
         asked = _pretraining(config, attention, zero_stage)
+    elif isinstance(config, FinetuneConfig):
+        asked = _finetuning(config, attention)
     else:
         asked = _detection(config, attention) if isinstance(config, TadConfig) else _actions(config, attention)
     return replace(asked, zero_model=with_muon(asked.zero_model)) if config.optim.optimizer == "muon" else asked
@@ -119,6 +123,40 @@ def _pretraining(config: PretrainConfig, attention: AttentionKind, zero_stage: i
         f"{config.mask.encoder} + {config.mask.decoder}, {config.mask.decoder_tokens} tokens",
         counts={"encoder": visible, "decoder": visible + decode},
         encoder_backward=(backward, backward + inference_flops(recomputed[0])),
+    )
+
+
+def _finetuning(config: FinetuneConfig, attention: AttentionKind) -> Workload:
+    shape, precision, data = tuned_shape(config), config.train.precision, config.data
+    parameters, macs, tokens = tuned_parameters(shape), tuned_macs(shape), shape.clip.num_cubes
+    without, learning = 2 * (macs.forward + macs.backward), len(shape.learning_blocks)
+    learns = f"{learning} of {counted(shape.tower.depth, 'block')} and the head learn"
+    if shape.frozen is None:
+        learns = "everything learns"
+    elif shape.adapted is not None:
+        lora = config.model.lora
+        learns = f"adapters of rank {lora.rank} beside {' '.join(lora.targets)} and the head learn"
+    elif not learning:
+        learns = "only the head learns"
+
+    def activations(clips: int) -> float:
+        return tuned_activations(shape, clips, attention=attention, precision=precision).peak
+
+    return Workload(
+        zero_model=parameters,
+        num_parameters=parameters.num_learning + parameters.num_frozen,
+        num_learning=parameters.num_learning,
+        tokens=tokens,
+        flops=(without, without + 2 * macs.recomputed),
+        activations=activations,
+        work=lambda clips: tuned_work(shape, clips, attention=attention, precision=precision),
+        core_s=lambda assumed: _reading_core_s(data.num_frames, data.size, data.views, assumed, data.stride / 4),
+        unit="clip",
+        way_out="--model.checkpointing all, a lower --train.micro-batch, --optim.last-blocks or --model.lora.rank takes less",
+        about=f"clip of {data.num_frames}x{data.size}x{data.size}: the encoder sees {tokens} tokens; "
+        f"{counted(shape.num_classes, 'class', 'classes')}; {learns}",
+        counts={"encoder": tokens},
+        keeps_mean=config.optim.ema_decay > 0,
     )
 
 
