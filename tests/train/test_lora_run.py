@@ -19,6 +19,7 @@ from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.model import ClassifierConfig, TowerConfig
 from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.contracts import ClipGeometry
+from vmae2_ds.cost.finetuning import tuned_macs, tuned_shape
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.model.classifier import Classifier
 from vmae2_ds.model.embed import every_cube, normalise_pixels
@@ -78,6 +79,11 @@ def test_a_run_gone_on_has_the_bits_of_one_never_cut_and_those_of_the_encoder_do
         expected, found = (last(folders[name], mean=mean) for name in ("whole", "cut"))
         assert all(torch.equal(found[name], x) for name, x in expected.items())
     assert rows(folders["cut"])[CUT]["loss"] == rows(folders["whole"])[CUT]["loss"]
+    config = read_run_config(folders["whole"])
+    assert isinstance(config, FinetuneConfig)
+    macs, row = tuned_macs(tuned_shape(config)), rows(folders["whole"])[0]
+    assert macs.backward < 1.5 * macs.forward, "frozen weights need no gradient"
+    assert row["flops_per_s"] / row["clips_per_s"] == pytest.approx(2 * (macs.forward + macs.backward))
     frozen = [name for name in before if name.startswith("encoder.")]
     assert len(frozen) == 2 + 2 * 13
     assert all(torch.equal(whole[name], before[name]) for name in frozen)

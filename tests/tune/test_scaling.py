@@ -16,16 +16,17 @@ from vmae2_ds.tune.scaling import (
     hours_table,
     long_clips_table,
     markers,
+    parts_table,
 )
 
 TEXT = (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text()
 HINT = "run: python -m vmae2_ds.tune.scaling docs/SCALING.md"
 
 
-def between(name: str) -> str:
+def between(name: str, page: str = TEXT) -> str:
     start, end = markers(name)
-    assert TEXT.count(start) == TEXT.count(end) == 1
-    return TEXT.partition(start)[2].partition(end)[0].strip()
+    assert page.count(start) == page.count(end) == 1
+    return page.partition(start)[2].partition(end)[0].strip()
 
 
 def test_tables_on_the_paper_are_up_to_date() -> None:
@@ -39,6 +40,11 @@ def test_table_of_adapters_is_up_to_date() -> None:
 
 def test_table_of_long_clips_is_up_to_date() -> None:
     assert between("clips") == long_clips_table(), HINT
+
+
+def test_table_of_parts_of_a_model_is_up_to_date() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "FINETUNING.md").read_text()
+    assert between("parts", page) == parts_table(), "run: python -m vmae2_ds.tune.scaling docs/FINETUNING.md"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from vmae2_ds.config.finetune import FinetuneConfig
-from vmae2_ds.cost.flops import classifier_macs
+from vmae2_ds.cost.finetuning import tuned_macs, tuned_shape
 from vmae2_ds.data.feed.labelled import LabelledDataset
 from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.dist import Ranks
@@ -27,13 +27,15 @@ def supervised_stage(config: FinetuneConfig) -> Stage:
     def validation(inputs: Inputs, ranks: Ranks) -> Validate | None:
         return None if inputs.validation is None else Validation(config, inputs.validation, ranks).run
 
+    macs = tuned_macs(tuned_shape(config))
     return Stage(
         dataset=lambda mixture: LabelledDataset(config, mixture),
         attention_shapes=lambda plan: (
             tower_shape(config.model.encoder, config.geometry.num_cubes, plan.clips_per_micro_step),
         ),
-        forward_macs=classifier_macs(config.model, config.geometry),
+        forward_macs=macs.forward,
         about_clip=f"the encoder sees all, {config.model.num_classes} classes",
+        spared_macs=0 if config.frozen_blocks is None else 2 * macs.forward - macs.backward,
         has_draws=config.model.drop_path > 0 or config.model.head_dropout > 0,
         ema_decay=config.optim.ema_decay,
         validation=validation,

@@ -120,7 +120,7 @@ class Row(NamedTuple):
         Column(
             "FLOP/s",
             "model FLOPs that one device gets done: 6 for each forward MAC of what is really computed (not recomputation), 2 "
-            "for each of a frozen teacher's",
+            "for each of a frozen teacher's; of fine-tuning a part, what is left of the backward pass",
         ),
     ]
     mfu: Annotated[

@@ -92,7 +92,9 @@ class _Session:
         met, opened, built = ready.met, ready.opened, ready.built
         self.state = built.state
         self._ready = ready
-        flops_per_clip = training_flops(met.stage.forward_macs) + inference_flops(opened.extras.frozen_macs)
+        flops_per_clip = training_flops(met.stage.forward_macs) + inference_flops(
+            opened.extras.frozen_macs - met.stage.spared_macs
+        )
         backward = training_flops(met.stage.encoder_macs) - inference_flops(met.stage.encoder_macs)
         self._setup = LoopSetup(
             plan=opened.plan,

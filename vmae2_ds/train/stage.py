@@ -55,6 +55,8 @@ class Stage:
     """Whether the model draws in its forward pass: stochastic depth, dropout."""
     encoder_macs: int = 0
     """What of `forward_macs` is an encoder's that is frozen at first; 0 where none is."""
+    spared_macs: int = 0
+    """Multiply-accumulates of one clip's backward pass that are left out because a part of the model does not learn."""
     needs_init: bool = True
     """Whether a run that starts from random weights is warned of."""
     ema_decay: float = 0.0

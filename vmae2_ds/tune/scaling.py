@@ -1,14 +1,16 @@
 """The table of docs/SCALING.md: what `tune` takes for every published size on 8 to 1024 GPUs of four kinds.
 
 python -m vmae2_ds.tune.scaling docs/SCALING.md     (rewrites what stands between the two markers, in about a minute)
+python -m vmae2_ds.tune.scaling docs/FINETUNING.md  (the same of fine-tuning a part of a model)
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vmae2_ds.config.lora import LoraConfig
 from vmae2_ds.config.model import SizeName
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.tad import TadConfig
@@ -16,9 +18,11 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import make_cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.paper_hours import compare_with_paper
+from vmae2_ds.cost.states import MASTER_BYTES
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.masking import count_masks
+from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
 from vmae2_ds.recipes.pretrain import RECIPES
 from vmae2_ds.recipes.tad_adapters import PUBLISHED
 from vmae2_ds.tune.arguments import PlanArguments
@@ -40,6 +44,16 @@ GPUS = ("rtx-4090", "a100-40g", "a100-80g", "h200")
 COUNTS = (8, 64, 256, 1024)
 LONG_FRAMES, LONG_SIZES = 64, (266, 392)
 """Frames and pixels of the longest and largest clips that a cooldown takes."""
+FINETUNED = {"B": "vit_b_finetune_k400", "g": "vit_g_finetune_k400_direct"}
+PARTS: tuple[tuple[str, dict[str, dict[str, object]]], ...] = (
+    ("everything", {}),
+    ("last 4 blocks", {"optim": {"last_blocks": 4}}),
+    ("adapters of rank 16", {"model": {"lora": LoraConfig(rank=16)}}),
+    ("head alone", {"optim": {"train_only": "head"}}),
+)
+"""What learns, and the settings that differ from the recipe's."""
+KINETICS_400 = 240_436
+"""Videos to train on in the published list (docs/PAPER.md#data)."""
 PAPER_MIB: dict[SizeName, tuple[int, int]] = {"base": (631, 328), "giant": (1753, 1050)}
 """Memory of feature maps, encoder-only and dual, in the paper's Table 2 (docs/PAPER.md#dual-masking)."""
 
@@ -196,6 +210,28 @@ def _fits(config: PretrainConfig, memory_gib: float, gpu: str, micro_batch: int)
     return make_forecast(larger, PlanArguments(gpus=64, gpu=gpu)).memory["worst"].total_gib <= memory_gib
 
 
+def parts_table() -> str:
+    """Fine-tuning of B and g on eight A100 of 80 GB: all of it, the last blocks, adapters, or the head alone."""
+    rows = [_part(size, recipe, *part) for size, recipe in FINETUNED.items() for part in PARTS]
+    header = ["model", "learns", "parameters that learn", "optimizer, bytes", "activations, GiB", "a GPU, GiB", "step"]
+    return markdown(header, rows)
+
+
+def _part(size: str, recipe: str, learns: str, changes: Mapping[str, Mapping[str, object]]) -> list[str]:
+    config = FINETUNE_RECIPES[recipe]().changed(**changes)
+    plan = make_forecast(config, PlanArguments(gpus=8, gpu="a100-80g", videos=KINETICS_400))
+    memory = plan.memory["expected"]
+    return [
+        size,
+        learns,
+        scaled(plan.asks.num_learning),
+        scaled(3 * MASTER_BYTES * plan.asks.num_learning, "B"),
+        f"{memory.parts['activations'] / GIB:.2f}",
+        f"{memory.total_gib:.1f}",
+        duration(plan.time["expected"].total_s),
+    ]
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "memory": activations_table,
     "hours": hours_table,
@@ -205,10 +241,14 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+PAGES = {"SCALING.md": TABLES, "FINETUNING.md": {"parts": parts_table}}
+"""Tables by the page that they stand in."""
+
+
 def main(path: Path) -> None:
-    """Put the tables between their markers in `path`."""
+    """Put the tables of a page between their markers in `path`."""
     text = path.read_text()
-    for name, make in TABLES.items():
+    for name, make in PAGES[path.name].items():
         start, end = markers(name)
         before, _, rest = text.partition(start)
         _, _, after = rest.partition(end)
