@@ -153,6 +153,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"lora": {"rank": 4}}, {"last_blocks": 1}, "--model.lora.rank 4 and --optim.last-blocks 1 each say what"),
     ({"lora": {"rank": 4}}, {"train_only": "head"}, "--model.lora.rank 4 and --optim.train-only head each say what"),
     ({}, {"train_only": "head", "last_blocks": 2}, "--optim.last-blocks 2 and --optim.train-only head each say what"),
+    ({"lora": {"rank": 4}}, {"optimizer": "muon"}, "muon is for whole matrices of transformer blocks"),
     ({}, {"last_blocks": 4}, "--optim.last-blocks 4: the encoder has 3 blocks; name as many or fewer"),
     ({"checkpointing": "deepspeed"}, {"last_blocks": 2}, "deepspeed gives no gradient to a block behind frozen ones"),
 ]

@@ -158,6 +158,11 @@ class FinetuneConfig(RunConfig):
         }
         if len(chosen := [f"{option} {value}" for option, value in ways.items() if value]) > 1:
             raise ValueError(f"{' and '.join(chosen)} each say what of the encoder learns; keep one")
+        if optim.optimizer == "muon" and (model.lora.rank or optim.train_only == "head"):
+            raise ValueError(
+                "--optim.optimizer muon is for whole matrices of transformer blocks, and with adapters or the head alone none "
+                "of them learns; use --optim.optimizer adamw"
+            )
         if optim.last_blocks is not None and optim.last_blocks > model.encoder.depth:
             raise ValueError(
                 f"--optim.last-blocks {optim.last_blocks}: the encoder has {model.encoder.depth} blocks; name as many or "
