@@ -26,7 +26,7 @@ CLIP = "--num-frames 8 --size 32 --workers 0"
 TRAIN = (
     "--data.num-frames 8 --data.size 32 --data.workers 0 --model.encoder.depth 2 --model.decoder.depth 1 "
     "--model.attention math --train.global-batch 8 --train.micro-batch 2 --train.save-every 1 --train.log-every 1 "
-    "--train.no-tensorboard --train.validate-every 0.2 --optim.warmup-epochs 0.2"
+    "--train.no-tensorboard --data.hold-back 0.4 --train.validate-every 0.2 --optim.warmup-epochs 0.2"
 )
 MORE = {
     "data prepare": "--sample 0",
@@ -40,7 +40,6 @@ SMALLER = {
     "pretrain vit_b_continue": "pretrain vit_ti_continue_desk",
     ".pth": ".safetensors",
     "--part-s 10": "--part-s 1",
-    "--data.hold-back 0.05": "--data.hold-back 0.4",
     "--optim.freeze-encoder-steps 400": "--optim.freeze-encoder-steps 2",
     "--optim.decay 10": "--optim.decay 0.3",
     "--clips 4": "",
@@ -117,3 +116,19 @@ def best_by_the_page() -> str:
     found = re.search(r"'step': (\d+)", told)
     assert found is not None, told
     return tag_of(int(found[1]))
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("A100 80GB", "a100-80g"), ("RTX 4090", "rtx-4090")])
+def test_its_table_is_what_the_planner_says(name: str, gpu: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = re.findall(rf"^\| {name} \| (.*) \|$", PAGE, re.MULTILINE)
+    capsys.readouterr()
+    words = f"plan vit_b_continue --gpus 1 --gpu {gpu} --videos 5000 --gpu-hour-price 2 --json".split()
+    assert exit_code(words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    hours, cost = plan["hours"], plan["cost"]
+    assert row.split(" | ")[:-1] == [
+        f"{plan['memory_gib']['total']['expected']:.1f}",
+        f"{60 * hours['expected']:.0f} min",
+        f"{60 * hours['best']:.0f} min to {hours['worst']:.1f} h",
+        f"{cost['expected']:.2g} ({cost['best']:.2g} to {cost['worst']:.2g})",
+    ]
