@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,11 @@ def test_each_file_is_named_once_over_ranks_and_resumes(tmp_path: Path) -> None:
     assert first.record([C, A]) == []
     assert BadFileLedger(path).record([A, B, C]) == []
     assert named(path) == ["a.mp4", "b.mp4", "c.mp4"]
-    assert first.reasons == second.reasons == {"a.mp4": "reason a", "b.mp4": "reason b", "c.mp4": "reason c"}
+    assert [json.loads(line)["reason"] for line in path.read_text().splitlines()] == [
+        "reason a",
+        "reason b",
+        "reason c",
+    ]
 
 
 def test_a_line_torn_by_a_crash_is_survived(tmp_path: Path) -> None:
@@ -38,7 +44,23 @@ def test_a_line_torn_by_a_crash_is_survived(tmp_path: Path) -> None:
     ledger = BadFileLedger(path)
     assert ledger.record([A, B]) == [B]
     assert ledger.record([C]) == [C]
-    assert BadFileLedger(path).reasons.keys() == {"a.mp4", "b.mp4", "c.mp4"}
+    assert BadFileLedger(path).record([A, B, C]) == []
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["path"] for line in whole] == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_a_rank_keeps_less_than_200_bytes_of_each_bad_file(tmp_path: Path) -> None:
+    """However long names and reasons are: each of thousands of ranks has all of them."""
+    path, files = tmp_path / "bad_files.jsonl", 20_000
+    rows = ({"path": f"{'folder/' * 20}{number}.mp4", "reason": "no " * 30} for number in range(files))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gc.collect()
+    tracemalloc.start()
+    ledger = BadFileLedger(path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ledger.record([ReadFailure(f"{'folder/' * 20}7.mp4", "")]) == []
+    assert held <= peak < 200 * files
 
 
 def record_many(path: Path) -> None:

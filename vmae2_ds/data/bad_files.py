@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from vmae2_ds.contracts import ReadFailure
 from vmae2_ds.disk import open_alone
@@ -15,15 +17,19 @@ MIN_TRIED = 20
 
 
 class BadFileLedger:
-    """A JSON line per bad file. Several ranks, or a resumed run, may share the file: a write locks and re-reads it."""
+    """A JSON line per bad file. Several ranks, or a resumed run, may share the file: a write locks and re-reads it.
+
+    What is kept in memory is a hash of each path: every rank has one for each bad file of all.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.reasons: dict[str, str] = {}
-        """Reason by path of every file named so far; current after each `record` that was given a failure."""
+        self._named: set[int] = set()
+        """Hashes of the paths that a line names; current after each `record` that was given a failure."""
         self._read_to = 0
         if self.path.exists():
-            self._read_new(self.path.read_bytes())
+            with self.path.open("rb") as file:
+                self._read_new(file)
 
     def record(self, failures: Iterable[ReadFailure]) -> list[ReadFailure]:
         """Name those of `failures` that no line names yet: on disk, and in the list returned."""
@@ -33,25 +39,23 @@ class BadFileLedger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open_alone(self.path) as file:
             file.seek(self._read_to)
-            text = file.read()
-            self._read_new(text)
-            new = list({f.path: f for f in reversed(failures) if f.path not in self.reasons}.values())[::-1]
-            torn = b"\n" if text and not text.endswith(b"\n") else b""  # a line cut short by a crash ends here
-            file.write(torn + b"".join(json.dumps(failure._asdict()).encode() + b"\n" for failure in new))
+            torn = self._read_new(file)
+            new = list({f.path: f for f in reversed(failures) if hash(f.path) not in self._named}.values())[::-1]
+            end = b"\n" if torn else b""  # a line cut short by a crash ends here
+            file.write(end + b"".join(json.dumps(failure._asdict()).encode() + b"\n" for failure in new))
             self._read_to = file.tell()
-        self.reasons.update(new)
+        self._named.update(hash(failure.path) for failure in new)
         return new
 
-    def _read_new(self, text: bytes) -> None:
-        """Take in whole lines; the rest of a line torn by a crash waits for `record` to end it."""
-        whole = text[: text.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # torn: its file is named again when it next fails
-            self.reasons[row["path"]] = row["reason"]
-        self._read_to += len(whole)
+    def _read_new(self, file: IO[bytes]) -> bool:
+        """Take in whole lines; whether one is left that a crash has torn, which waits for `record` to end it."""
+        for line in file:
+            if not line.endswith(b"\n"):
+                return True
+            self._read_to += len(line)
+            with contextlib.suppress(ValueError):  # torn: its file is named again when it next fails
+                self._named.add(hash(json.loads(line)["path"]))
+        return False
 
 
 def check_bad_share(failed: int, tried: int, limit: float) -> None:
