@@ -76,6 +76,7 @@ def run_part(part: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     from vmae2_ds.train.build import build_engine
 
     config = frozen_config(ranks.size, ds_config=part["policy"], precision=part["precision"])
+    config = config.changed(optim={"optimizer": "muon" if "muon" in part["name"] else "adamw"})
     plan = plan_run(config, NUM_VIDEOS, ranks.size)
     engine = build_engine(config, resolve_ds_config(config, plan, on_cpu=True))
     found: dict[str, Any] = {"rows": [], "encoder": []}

@@ -25,7 +25,9 @@ PARTS: dict[str, tuple[int, str, str]] = {  # name: ranks, policy, precision
     "zero2_offload": (2, "zero2_offload", "fp32"),
     "zero3_offload": (1, "zero3_offload", "fp32"),
 }
-BACK = ("zero3", "zero2_offload", "zero3_offload")
+MUON = "zero1 muon"
+"""No plain PyTorch beside it here, but the same bits of an encoder, and the same steps after a rollback."""
+BACK = ("zero3", "zero2_offload", "zero3_offload", MUON)
 """Those that keep gradients, or their norms, from one step to the next: they go back to a step with a frozen encoder."""
 RESUMED = {  # name: ranks, policy, precision, whose checkpoint
     "zero3 of zero3": (2, "zero3", "fp32", "zero3"),
@@ -42,7 +44,7 @@ def found(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         parts = [
             {"name": name, "policy": policy, "precision": precision, "save": str(folder / name)}
             | ({"back": True} if name in BACK else {})
-            for name, (size, policy, precision) in PARTS.items()
+            for name, (size, policy, precision) in {**PARTS, MUON: (1, "zero1", "fp32")}.items()
             if size == ranks
         ]
         parts += [
@@ -59,7 +61,7 @@ def reference() -> list[tuple[float, float]]:
     return list(zip(*plain_steps(frozen_config(1)), strict=True))
 
 
-@pytest.mark.parametrize("part", [*PARTS, *RESUMED])
+@pytest.mark.parametrize("part", [*PARTS, *RESUMED, MUON])
 def test_the_encoder_stays_bit_for_bit_and_then_learns(part: str, found: dict[str, Any]) -> None:
     first = CUT if part in RESUMED else 0
     states = found[part]["encoder"]
@@ -80,7 +82,7 @@ def test_losses_and_norms_are_those_of_plain_pytorch(
         assert norm == pytest.approx(expected_norm, rel=20 * tolerance)
 
 
-@pytest.mark.parametrize("part", [*PARTS, *RESUMED])
+@pytest.mark.parametrize("part", [*PARTS, *RESUMED, MUON])
 def test_adams_counters_of_the_encoder_start_when_it_thaws(part: str, found: dict[str, Any]) -> None:
     assert found[part]["counters"] == [STEPS - FROZEN, STEPS]
 

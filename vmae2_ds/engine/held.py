@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from vmae2_ds.engine.muon import SHAPES
+
 HELD = "held"
 """Key of a parameter group that may be held: whether it is, in the next step."""
 
 
 def leave_held_alone(optimizer: torch.optim.Optimizer) -> None:
-    """Let steps of `optimizer`, an AdamW, leave parameters alone that are held; no step is changed where no group may be held.
+    """Let steps of `optimizer` leave parameters alone that are held; no step is changed where no group may be held.
 
     They get their moments, zeros, and a counter of 0 at once: a checkpoint then has the same states for all groups, and what
     fits in memory while they are held fits later.
@@ -25,16 +27,17 @@ def leave_held_alone(optimizer: torch.optim.Optimizer) -> None:
     step = optimizer.step
 
     def step_of_the_others(*args: Any, **kwargs: Any) -> Any:
-        held = [parameter for group in optimizer.param_groups if group.get(HELD) for parameter in group["params"]]
-        grads = [parameter.grad for parameter in held]
-        for parameter in held:
-            parameter.grad = None
-            if not optimizer.state[parameter]:
-                optimizer.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        held, grads = [], []
+        for group in optimizer.param_groups:
+            moments = ("momentum_buffer",) if group.get(SHAPES) else ("exp_avg", "exp_avg_sq")
+            for parameter in group["params"] if group.get(HELD) else ():
+                held.append(parameter)
+                grads.append(parameter.grad)
+                parameter.grad = None
+                if not optimizer.state[parameter]:
+                    counter = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    zeros = {moment: torch.zeros_like(parameter) for moment in moments}
+                    optimizer.state[parameter] = {"step": counter, **zeros}
         done = step(*args, **kwargs)
         for parameter, grad in zip(held, grads, strict=True):
             parameter.grad = grad  # under offload it is where the next one is written
