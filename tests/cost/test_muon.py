@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.fake_memory import LiveBytes
@@ -16,10 +17,11 @@ from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.hardware import get_accelerator
 from vmae2_ds.cost.muon import (
+    KERNELS,
     MatrixShape,
     exchange_of,
     exchanged_elements,
-    most_flops,
+    most_work,
     newton_schulz_flops,
     update_bytes,
 )
@@ -49,6 +51,38 @@ def test_flops_of_newton_schulz_are_those_that_torch_counts(shape: MatrixShape) 
     assert counter.get_total_flops() == newton_schulz_flops(shape)
 
 
+class Operations(TorchDispatchMode):
+    """Counts operations that compute: views and marks of the profiler are none."""
+
+    VIEWS = ("view", "t", "slice", "detach", "alias", "transpose", "permute", "as_strided", "_unsafe_view")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, _, name = func._schema.name.partition("::")
+        self.count += namespace == "aten" and name not in self.VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+@needs_muon
+def test_an_update_starts_so_many_operations_for_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    counts = []
+    for matrices in (1, 4):
+        shard = torch.nn.Parameter(torch.randn(matrices * 48 * 24))
+        group: dict[str, Any] = {"params": [shard], SHAPES: [(48, 24)] * matrices}
+        optimizer = MuonAndAdamW([group], betas=(0.9, 0.95), eps=1e-8, momentum=0.9, scale="original")
+        shard.grad = torch.randn_like(shard)
+        optimizer.step()  # makes the momentum
+        with Operations() as operations:
+            optimizer.step()
+        counts.append(operations.count)
+    assert counts[1] - counts[0] == 3 * KERNELS
+
+
 def test_groups_are_those_of_the_real_optimizer() -> None:
     model = ModelConfig.of_size("small")
     with torch.device("meta"):
@@ -76,7 +110,7 @@ def test_what_ranks_send_and_compute_is_counted_element_by_element(size: int) ->
     assert exchanged_elements(FEW, part, size) == sent
     assert exchange_of(FEW, part, 0, size).is_needed == (sent > 0)
     flops = [sum(newton_schulz_flops(FEW[number]) for number in has[rank]) for rank in range(size)]
-    assert most_flops(FEW, part, size) == max(flops)
+    assert most_work(FEW, part, size) == (max(flops), max(map(len, has)))
 
 
 @needs_muon

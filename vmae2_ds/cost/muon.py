@@ -13,6 +13,8 @@ from typing import NamedTuple
 MatrixShape = tuple[int, int]
 NEWTON_SCHULZ_STEPS = 5
 """Number of steps in torch.optim.Muon and in Jordan's."""
+KERNELS = 26
+"""Operations that an update starts for a matrix: three products a step, and eleven before and after them."""
 
 
 def matrices_of(name: str, shape: Sequence[int]) -> list[MatrixShape]:
@@ -91,12 +93,10 @@ def exchanged_elements(shapes: tuple[MatrixShape, ...], part: int, size: int) ->
 
 
 @lru_cache(maxsize=64)
-def most_flops(shapes: tuple[MatrixShape, ...], part: int, size: int) -> int:
-    """FLOPs of Newton-Schulz on the rank that has most of them, of those with `part` elements each."""
-    return max(
-        sum(newton_schulz_flops(shape) for shape, _, _ in matrices_inside(shapes, *span))
-        for span in {*_spans(shapes, part, size)}
-    )
+def most_work(shapes: tuple[MatrixShape, ...], part: int, size: int) -> tuple[int, int]:
+    """FLOPs of Newton-Schulz on the rank that has most of them, and the most matrices of any rank; `part` elements on each."""
+    inside = [[shape for shape, _, _ in matrices_inside(shapes, *span)] for span in {*_spans(shapes, part, size)}]
+    return max(sum(map(newton_schulz_flops, mine)) for mine in inside), max(map(len, inside))
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.comm import CommBytes, comm_bytes
 from vmae2_ds.cost.compute_time import DeviceRates, muon_time, optimizer_time, rates_of, time_of
 from vmae2_ds.cost.gathers import count_modules
-from vmae2_ds.cost.muon import most_flops
+from vmae2_ds.cost.muon import KERNELS, most_work
 from vmae2_ds.cost.parameters import muon_matrices
 from vmae2_ds.cost.states import MASTER_BYTES, WEIGHT_BYTES, StateBytes, state_bytes
 from vmae2_ds.cost.traffic import ATTENTION_KINDS, AttentionKind
@@ -131,7 +131,7 @@ def notes_on(setting: Setting, cluster: Cluster) -> list[str]:
             f"gradients add up in bf16 over {micro_steps} micro steps (DeepSpeed's default, docs/TRAINING.md): more GPUs, or "
             "more recomputation and larger micro batches, keep more digits"
         )
-    elements, flops = newton_schulz(setting.workload(cluster.on_cpu), setting.policy, cluster.num_gpus)
+    elements, flops, _ = newton_schulz(setting.workload(cluster.on_cpu), setting.policy, cluster.num_gpus)
     if elements:
         notes.append(
             f"Muon (experimental) makes the blocks' matrices orthogonal in each update: {elements / 1e6:.3g} M parameters and "
@@ -286,14 +286,15 @@ def _network(
     return hidden_s, total_s - hidden_s
 
 
-def newton_schulz(asked: Workload, policy: ZeroPolicy, num_gpus: int) -> tuple[int, int]:
-    """Elements that Muon updates on one GPU, and FLOPs of the GPU that has most of them in an update."""
+def newton_schulz(asked: Workload, policy: ZeroPolicy, num_gpus: int) -> tuple[int, int, int]:
+    """Elements that Muon updates on one GPU, and of an update the most FLOPs and the most matrices of any GPU."""
     ranks = num_gpus if policy.stage else 1
-    elements = flops = 0
+    elements = flops = matrices = 0
     for shapes in muon_matrices(asked.zero_model).values():
         part = -(-sum(map(prod, shapes)) // (2 * ranks)) * 2
-        elements, flops = elements + part, flops + most_flops(shapes, part, ranks)
-    return elements, flops
+        more_flops, more_matrices = most_work(shapes, part, ranks)
+        elements, flops, matrices = elements + part, flops + more_flops, matrices + more_matrices
+    return elements, flops, matrices
 
 
 def _optimizer_s(
@@ -304,9 +305,11 @@ def _optimizer_s(
     total, precision = asked.num_learning, config.train.precision
     share = total if policy.stage == 0 else -(-total // cluster.num_gpus)
     if not policy.offload_optimizer:
-        elements, flops = newton_schulz(asked, policy, cluster.num_gpus)
+        elements, flops, matrices = newton_schulz(asked, policy, cluster.num_gpus)
         with_adam = optimizer_time(max(0, share - elements), rates, precision=precision)
-        return with_adam + muon_time(elements, flops, rates, precision=precision)
+        busy_s = muon_time(elements, flops, rates, precision=precision)
+        host_s = matrices * KERNELS * assumptions.launch_s.value
+        return with_adam + (busy_s + host_s if cluster.on_cpu else max(busy_s, host_s))
     size = 2 if config.train.precision == "bf16" else 4
     micro_steps = accumulation(config, cluster)
     moved = (4 + size) * share  # once: the gradient down in float32, the new weights up
