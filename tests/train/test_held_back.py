@@ -20,6 +20,7 @@ from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.data.entry import VideoEntry
+from vmae2_ds.data.sources.inputs import Inputs
 from vmae2_ds.data.sources.manifest import Manifest, read_manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.sources.order import SampleKey
@@ -27,7 +28,7 @@ from vmae2_ds.dist import Ranks
 from vmae2_ds.masking import make_masks
 from vmae2_ds.model.mae import MaskedAutoencoder
 from vmae2_ds.objectives import Reconstruct
-from vmae2_ds.train.held_back import HeldBackLoss
+from vmae2_ds.train.held_back import HeldBackLoss, held_back_loss
 from vmae2_ds.train.metrics import MetricsWriter
 from vmae2_ds.train.validate import ScheduledValidation
 
@@ -35,11 +36,12 @@ EDGE, FRAMES, HELD, TRAINED = 32, 8, 7, 17
 MASKS = {"published": {"encoder_ratio": 0.75}, "varying": {"encoder": "random", "decoder": "random"}}
 
 
-def config_of(masks: str, **train: Any) -> PretrainConfig:
+def config_of(masks: str, context_weight: float = 0.0, **train: Any) -> PretrainConfig:
     small = {"width": 32, "depth": 2, "heads": 2, "mlp": 64}
     return PretrainConfig(
         model=ModelConfig.of_size("tiny", drop_path=0.5, encoder=small, decoder={**small, "depth": 1}),
         mask=MASKS[masks],
+        objective={"context_weight": context_weight},
         data={"num_frames": FRAMES, "size": EDGE, "stride": 2, "views": 3, "workers": 0, "flip": 1.0},
         train=train,
     )
@@ -69,7 +71,8 @@ def videos(tmp_path: Path) -> tuple[Manifest, Manifest]:
 
 @pytest.fixture
 def objective(masks: str) -> Reconstruct:
-    config = config_of(masks)
+    """The loss of validation is that of hidden cubes, whatever weight others have."""
+    config = config_of(masks, context_weight=0.5)
     return Reconstruct(MaskedAutoencoder(config.model, config.geometry), config.objective, config.geometry)
 
 
@@ -143,11 +146,11 @@ def test_losses_are_the_mean_over_hidden_cubes_on_any_ranks_and_at_any_batch(
 
 
 def waves_of(entry: VideoEntry, index_T: np.ndarray) -> np.ndarray:
-    """Two kinds of film, each many times: what is learnt of some holds for all."""
-    turn = sum(Path(entry.path).name.encode()) % 2 / 2
+    """A wave, somewhat brighter in one film than in the other: what is learnt of some holds for all."""
+    bright = sum(Path(entry.path).name.encode()) % 40
     frame, line, column = np.meshgrid(index_T / 16, np.arange(EDGE) / 8, np.arange(EDGE) / 8, indexing="ij")
-    wave = np.sin(line + column + frame + 6.3 * turn)
-    return (127 + 100 * np.repeat(wave[..., None], 3, axis=-1)).astype(np.uint8)
+    wave = np.sin(line + column + frame)
+    return (107 + bright + 100 * np.repeat(wave[..., None], 3, axis=-1)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("pictures", [frames_of, waves_of])
@@ -164,7 +167,7 @@ def test_noise_is_learned_by_heart_and_said_so_once_and_waves_are_not(
     objective = Reconstruct(MaskedAutoencoder(config.model, config.geometry), config.objective, config.geometry)
     engine: Any = SimpleNamespace(objective=objective, device=torch.device("cpu"))
     found = [clip for row in range(TRAINED) if (clip := looked._seen[SampleKey(0, row)]) is not None]
-    clips_BTHWC, rng = torch.cat([clip.clip_BTHWC for clip in found]), np.random.default_rng(0)
+    clips_BTHWC = torch.cat([clip.clip_BTHWC for clip in found])
     optimizer = torch.optim.AdamW(objective.parameters(), lr=6e-3)
     plan = plan_run(config.changed(train={"global_batch": 48, "micro_batch": 16}), 16, 1)  # a step is a pass
     file = tmp_path / "validation.jsonl"
@@ -178,7 +181,10 @@ def test_noise_is_learned_by_heart_and_said_so_once_and_waves_are_not(
     assert not validation.are_first(0, Ranks())
     for step in range(1, 31):
         optimizer.zero_grad()
-        masks = [make_masks(config.mask, config.geometry, rng) for _ in found]
+        masks = [
+            make_masks(config.mask, config.geometry, np.random.default_rng((step % 3, row)))
+            for row in range(len(found))
+        ]
         objective(PretrainBatch.of_clips(clips_BTHWC, masks)).loss.backward()
         optimizer.step()
         if validation.are_due(step):
@@ -211,3 +217,24 @@ def test_noise_is_learned_by_heart_and_said_so_once_and_waves_are_not(
     cut.go_back(over[0]["step"])
     cut.run(33, engine)
     assert "learned by heart: at step 33" in caplog.text, "a rollback takes back what was found"
+
+
+def test_a_run_without_validation_or_with_one_of_trained_videos_is_told_and_a_plain_one_is_not(
+    videos: tuple[Manifest, Manifest], caplog: pytest.LogCaptureFixture
+) -> None:
+    config, trained = config_of("published"), Mixture.of_manifest(videos[1], "pyav")
+
+    def said(config: PretrainConfig, validation: Manifest | None) -> list[str]:
+        caplog.clear()
+        looked = held_back_loss(config, Inputs({}, trained, validation), Ranks())
+        assert (looked is None) == (validation is None)
+        return [record.getMessage() for record in caplog.records]
+
+    assert said(config, None) == []
+    assert said(config, videos[0]) == []
+    (line,) = said(config.changed(data={"hold_back": 0.01}), None)
+    assert line.startswith(
+        "no validation: --data.hold-back 0.01 holds back none of 17 videos, which their paths decide; raise"
+    )
+    (line,) = said(config, videos[1])
+    assert line.startswith("--data.val-manifest: 17 videos of it are trained on too, such as ")

@@ -16,7 +16,7 @@ from vmae2_ds.contracts import PretrainBatch
 from vmae2_ds.data.feed.ahead import ask_ahead
 from vmae2_ds.data.feed.pretrain import MiddleClips
 from vmae2_ds.data.sources.inputs import Inputs
-from vmae2_ds.data.sources.mixture import Mixture
+from vmae2_ds.data.sources.mixture import Mixture, videos_of_both
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.masking import make_masks
@@ -29,9 +29,15 @@ log = logging.getLogger(__name__)
 def held_back_loss(config: PretrainConfig, inputs: Inputs, ranks: Ranks) -> Validate | None:
     """What looks at the validation videos of a run; None, said in the log, where it has none."""
     data, held = config.data, inputs.held_back
+    speaks = ranks.rank == 0
     if inputs.validation is not None:
         held = Mixture.of_manifest(inputs.validation, data.reader)
-    speaks = ranks.rank == 0
+        if speaks and (both := videos_of_both(inputs.validation, inputs.mixture)):
+            log.warning(
+                "--data.val-manifest: %s of it %s trained on too, such as %s, and val_loss cannot tell what of them is learned "
+                "by heart; take them out of one of the lists",
+                counted(len(both), "video"), "is" if len(both) == 1 else "are", both[0],
+            )  # fmt: skip
     if held is None:
         if data.hold_back and speaks:
             log.warning(

@@ -12,7 +12,7 @@ import pytest
 
 from vmae2_ds.config.pretrain import PretrainDataConfig
 from vmae2_ds.data.sources.manifest import read_manifest, write_index
-from vmae2_ds.data.sources.mixture import Mixture, open_parts
+from vmae2_ds.data.sources.mixture import Mixture, open_parts, videos_of_both
 from vmae2_ds.errors import ConfigError, DataError
 
 SHARE = 0.3
@@ -143,3 +143,19 @@ def test_what_cannot_be_held_back_is_told(listed: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=re.escape("hold_back_by='(' is neither video nor folder nor a regular expr")):
         PretrainDataConfig(hold_back=0.1, hold_back_by="(")
     assert open_parts(PretrainDataConfig(manifest=listed(PATHS), hold_back=1e-9))[1] is None
+
+
+def test_a_list_of_its_own_that_is_trained_on_is_found_whatever_its_paths_start_from(
+    listed: Callable[..., Path], tmp_path: Path
+) -> None:
+    mixture = open_parts(PretrainDataConfig(manifest=listed(PATHS)))[0]
+    absolute = [str(tmp_path / path) for path in PATHS[5:8]]
+    path = tmp_path / "val.csv"
+    path.write_text("\n".join(["path", *absolute, "./film00/../film01/cut0.mp4", "elsewhere/cut1.mp4"]) + "\n")
+    assert (tmp_path / PATHS[0]).exists()
+    found = videos_of_both(read_manifest(listed(PATHS[:1], "one.csv")), mixture)
+    assert found == [str(tmp_path / PATHS[0])]
+    for each in PATHS[5:8]:
+        (tmp_path / each).parent.mkdir(exist_ok=True)
+        (tmp_path / each).touch()
+    assert videos_of_both(read_manifest(path), mixture) == sorted([*absolute, str(tmp_path / "film01/cut0.mp4")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 import sys
 from importlib import resources
 from pathlib import Path
@@ -268,6 +269,20 @@ def _parts(manifest: Manifest, data: DataConfig) -> tuple[Manifest, Manifest | N
             f"{counted(len(manifest), 'video')} of {manifest.file}; hold back less, or by something of which there is more"
         )
     return manifest.part(~is_held), manifest.part(is_held) if is_held.any() else None
+
+
+def videos_of_both(manifest: Manifest, mixture: Mixture) -> list[str]:
+    """Files of a list that a mixture has, too; compared where their last names are alike, as lists are long."""
+    files = {os.path.normpath(video.path) for video in manifest}
+    last_names = {os.fsencode(os.path.basename(file)) for file in files}
+    found = {
+        os.path.normpath(source.manifest[first + place].path)
+        for source in mixture.sources
+        for first, paths in source.manifest.path_blocks()
+        for place, path in enumerate(paths)
+        if os.path.basename(path) in last_names
+    }
+    return sorted(files & found)
 
 
 def form_of(data: DataConfig) -> ListForm:
