@@ -32,7 +32,7 @@ LAYERS = (
     {"checkpoint", "data.readers"},
     {"data.sources"},
     {"data.feed", "data.tools"},
-    {"doctor", "guard", "runs"},
+    {"doctor", "guard", "runs", "track"},
     {
         "downstream.classify",
         "downstream.detection_map",
@@ -65,12 +65,16 @@ DOORS = {
     "flash_attn_interface": {"model.attention"},
     "timm": {"model.block", "data.clips.augment"},
     "matplotlib": {"draw.charts", "draw.pictures", "draw.sheet"},
+    "wandb": {"track.wandb", "track.wandb_file"},
+    "mlflow": {"track.mlflow"},
+    "comet_ml": {"track.comet"},
     "transformers": set(),
     "fcntl": {"disk"},
 }
 """Package -> the modules that may import it."""
 
 LAZY = {"deepspeed", "decord", "torchcodec", "av", "flash_attn", "flash_attn_interface", "matplotlib"}
+LAZY |= {"wandb", "mlflow", "comet_ml"}
 """Doors that stay shut until a function needs them: the rest works where these packages do not."""
 
 WITHOUT_TORCH = (
@@ -83,7 +87,7 @@ WITHOUT_TORCH = (
     "masking",
     *(
         f"{folder}.{path.stem}"
-        for folder in ("cli", "console", "config", "cost", "doctor", "launch", "recipes")
+        for folder in ("cli", "console", "config", "cost", "doctor", "launch", "recipes", "track")
         for path in files_in(folder)
     ),
     "data.feed.shared_memory",

@@ -32,6 +32,7 @@ from vmae2_ds.config.strict import (
     seconds_of,
     switched_off_by,
 )
+from vmae2_ds.config.trackers import TrackConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import ConfigError
 
@@ -321,6 +322,8 @@ class RunConfig(StrictModel):
     """Batch, length, ZeRO, checkpoints."""
     guard: GuardConfig = GuardConfig()
     """Spikes, hangs and lost ranks."""
+    track: TrackConfig = TrackConfig()
+    """Weights & Biases, MLflow, comet."""
     stage: tyro.conf.Suppress[str] = ""
     """Which kind of run this is: its name in the table of stages."""
 

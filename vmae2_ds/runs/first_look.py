@@ -12,6 +12,7 @@ from vmae2_ds.config.distil import INDEX, DistilConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import plan_run
 from vmae2_ds.config.stages import STAGES
+from vmae2_ds.config.trackers import check_installed
 from vmae2_ds.console.progress import counted
 from vmae2_ds.data.sources.inputs import Inputs, read_inputs
 from vmae2_ds.data.sources.labels import check_labels
@@ -101,6 +102,7 @@ def _look_at_files(config: RunConfig, ranks: Ranks, *, learns: bool) -> Inputs:
     for option, path in config.read_at_the_start.items():
         if path is not None and not path.exists():
             raise ConfigError(f"{option} {path}: there is no such file or folder")
+    check_installed(config.track)
     inputs = read_inputs(config)
     plan_run(config, inputs.mixture.num_videos, ranks.size)
     check_classes_of(config, inputs.mixture if learns else None, inputs.validation)

@@ -11,6 +11,7 @@ from vmae2_ds.config.guard import GuardConfig
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.stages import read_as_written
 from vmae2_ds.config.tad_head import DetectConfig
+from vmae2_ds.config.trackers import TrackConfig
 from vmae2_ds.errors import ConfigError
 
 MAY_CHANGE = {
@@ -37,6 +38,7 @@ MAY_CHANGE = {
     "detect": set(DetectConfig.model_fields),
     "distil": {"teacher", "teacher_sharded", "cache", "cache_dtype"},
     "guard": set(GuardConfig.model_fields),
+    "track": set(TrackConfig.model_fields),
 }
 """Settings that do not change what is learnt: a run may be resumed with others. Who the teacher is, and what the classes
 are called, is in its identity."""

@@ -19,6 +19,7 @@ from vmae2_ds.checkpoint.state import TrainState
 from vmae2_ds.config.ds_config import fill_policy
 from vmae2_ds.config.run import RunConfig
 from vmae2_ds.config.run_plan import RunPlan, plan_run
+from vmae2_ds.config.trackers import TrackConfig, check_installed
 from vmae2_ds.data.bad_files import BadFileLedger
 from vmae2_ds.data.feed import shared_memory
 from vmae2_ds.data.feed.dataset import VideoDataset
@@ -41,6 +42,7 @@ from vmae2_ds.guard.startup import check_start
 from vmae2_ds.guard.stopping import StopRequests, stop_signals
 from vmae2_ds.model.kernel_support import sdpa_took
 from vmae2_ds.runs.folder import RunFolder, checkpoint_to_resume, open_run_folder, second_place, write_run_files
+from vmae2_ds.track.start import Trackers
 from vmae2_ds.train.branch import check_branch, has_other_clips, take_over
 from vmae2_ds.train.build import build_engine, resolve_attention
 from vmae2_ds.train.ema import WeightAverage, check_ema
@@ -109,6 +111,7 @@ def open_run(met: Met, guards: ExitStack) -> Opened:
     if config.model.attention != "auto":  # refused before there is a folder
         shapes, dtype = stage.attention_shapes(plan), DTYPES[config.train.precision]
         ranks.from_first(lambda: resolve_attention(config.model.attention, shapes, dtype, default_device()))
+    ranks.from_first(lambda: check_installed(config.track))
     shared_memory.check_run(config, ranks)
     if stage.ema_decay:
         check_ema(ds_config)
@@ -195,6 +198,8 @@ class Ready:
     mirror: Mirror | None
     """The copies of checkpoints in a second place, on rank 0 of a run that makes them."""
     saver: Saver
+    trackers: Trackers
+    """Of the run, on rank 0; none on other ranks."""
 
     @property
     def opened(self) -> Opened:
@@ -250,6 +255,7 @@ def make_ready(built: Built) -> Ready:
     mirror = Mirror(place, folder.path) if place is not None and ranks.rank == 0 else None
     behind = saves_behind(config.train.save_behind, own_bytes(engine, built.mean is not None, ranks), ranks)
     saver = Saver(engine, folder.checkpoints, config.train, ranks, built.mean, mirror, met.requests, behind=behind)
+    trackers = Trackers(folder.path, config.track if ranks.rank == 0 else TrackConfig())
     return Ready(
         built=built,
         dataset=dataset,
@@ -259,6 +265,7 @@ def make_ready(built: Built) -> Ready:
         ledger=ledger,
         mirror=mirror,
         saver=saver,
+        trackers=trackers,
     )
 
 

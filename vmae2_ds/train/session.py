@@ -26,6 +26,8 @@ from vmae2_ds.guard.rollback import RollBack, SpikeActions
 from vmae2_ds.guard.spikes import Spike, SpikeGuard
 from vmae2_ds.runs.folder import RunFolder, finish
 from vmae2_ds.runs.open import about_run, labels_of_run
+from vmae2_ds.track import start as tracking
+from vmae2_ds.track.start import state_of
 from vmae2_ds.train.ema import WEIGHTS, WeightAverage
 from vmae2_ds.train.loop import LoopSetup, train
 from vmae2_ds.train.phases import Ready, build, load, make_ready, meet, open_run
@@ -54,7 +56,7 @@ def train_run(config: RunConfig, inputs: Inputs | None = None) -> Path:
         met = meet(config, training_of(config).stage(config), inputs, guards)
         opened = open_run(met, guards)
         ready = make_ready(build(opened))
-        with closing(ready.saver):
+        with closing(ready.saver), ready.trackers:
             return _run(ready)
 
 
@@ -280,6 +282,10 @@ def _end(ready: Ready, state: TrainState, stop: AgreedStop | None) -> None:
         if not folder.is_gone:
             _try("report.html", lambda: write_report(folder.path))
             log.info("run folder: %s", folder.path)
+        ready.trackers.close(
+            state_of(stop, is_finished=is_finished),
+            tracking.PATIENCE_S if stop is None else tracking.PATIENCE_AT_STOP_S,
+        )
         if ready.mirror is not None:
             ready.mirror.close(PATIENCE_S if stop is None else PATIENCE_AT_STOP_S)
     ranks.sum(0)  # a launcher ends all ranks once the first is gone: wait for rank 0

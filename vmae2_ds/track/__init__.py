@@ -1,0 +1,1 @@
+"""What trackers of experiments get of a run: Weights & Biases, MLflow, comet."""
