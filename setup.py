@@ -35,7 +35,13 @@ REQUIRES = [
     "psutil>=5.9",
 ]
 
+TRACKERS = {
+    "wandb": ["wandb>=0.31,<1"],
+    "mlflow": ["mlflow-skinny>=3.17,<4"],  # the client without the server's packages, which are ten times as large
+    "comet": ["comet_ml>=3.58,<4"],
+}
 EXTRAS = {
+    **TRACKERS,
     "flash": ["flash-attn>=2.6,<3"],
     "torchcodec": ["torchcodec>=0.5"],  # and FFmpeg's shared libraries
     "hf": ["transformers>=4.48"],
@@ -50,6 +56,7 @@ EXTRAS = {
         "ruff>=0.6",
         "setuptools>=64",  # the packaging test builds a wheel without fetching anything
         "wheel",
+        *(package for client in TRACKERS.values() for package in client),
     ],
 }
 

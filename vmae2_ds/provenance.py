@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
@@ -47,6 +48,18 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def is_found(package: str) -> bool:
+    """Whether Python knows where a top-level package is; it is not imported.
+
+    A folder of the name without code, such as the one that W&B makes for its runs, is none.
+    """
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # something put a half-made module of the name into sys.modules
+        return False
+    return found is not None and found.origin is not None
 
 
 def commit(folder: Path = Path(__file__).parent) -> str | None:

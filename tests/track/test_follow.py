@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from tests.track.clients import Notes
-from vmae2_ds.config.trackers import TrackConfig
+from vmae2_ds.config.trackers import PACKAGES, TrackConfig, check_installed
+from vmae2_ds.doctor.needs import Needs
+from vmae2_ds.doctor.packages import look_at_requirements
+from vmae2_ds.errors import ConfigError
 from vmae2_ds.track import child
 from vmae2_ds.track.child import Follower
 from vmae2_ds.track.rows import Steps
@@ -177,3 +180,19 @@ def test_a_run_that_is_killed_is_told_to_its_last_row_as_one_that_failed(tmp_pat
     parent.stdout.close()
     wait_for(lambda: (tmp_path / "got.json").exists())
     assert json.loads((tmp_path / "got.json").read_text()) == ["failed", [1, 2, 3]]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of its name, which W&B makes where it is used, is no package."""
+    (tmp_path / "gramophone").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for package in ("gramophone", "phonograph"):
+        monkeypatch.setitem(PACKAGES, "comet", package)
+        with pytest.raises(ConfigError, match=rf"--track.to comet: {package} is not .*pip install 'vmae2_ds\[comet\]'"):
+            check_installed(TrackConfig(to=("wandb", "comet")))
+    needs = Needs("r", 1, {}, trackers=("phonograph",))
+    (finding,) = look_at_requirements(needs)
+    assert (finding.light, finding.figures["missing"]) == ("red", ["phonograph"])
+    assert Needs.of_json(needs.to_json()) == needs

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.track.test_follow import wait_for
+from tests.track.wandb_rows import records_of_wandb, rows_of_wandb
 from vmae2_ds.config.trackers import PACKAGES, TrackConfig
 from vmae2_ds.recipes.pretrain import RECIPES
 from vmae2_ds.track.start import Trackers
-from vmae2_ds.track.wandb_file import records_of
 from vmae2_ds.train.metrics import MetricsWriter
 
 KEYS = {"WANDB_API_KEY": "5ec4e7" * 6 + "abcd", "COMET_API_KEY": "c0ffee" * 6, "MLFLOW_TRACKING_TOKEN": "70ce4" * 8}
@@ -107,29 +107,22 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
 
 
 def test_wandb_offline_holds_every_row_and_column_once(tracked: Tracked) -> None:
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    steps: dict[int, dict[str, Any]] = {}
-    captions: list[str] = []
-    files = sorted((tracked.run / "trackers" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2, "one of each start"
-    for record in (Record.FromString(data) for path in files for data in records_of(path)):
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            named = {tuple(item.nested_key) or (item.key,): json.loads(item.value_json) for item in record.history.item}
-            captions += [value for name, value in named.items() if name[1:] == ("caption",)]
-            row = {name[0]: value for name, value in named.items() if len(name) == 1 and name[0][0] != "_"}
-            assert record.history.step.num not in steps
-            steps[record.history.step.num] = row
-        elif kind == "run":
-            config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            assert (record.run.run_group, list(record.run.tags)) == ("group", ["tag"])
-            assert record.run.display_name == "recipe/20260101-000000_abc"
+    folder = tracked.run / "trackers"
+    assert len(list(folder.rglob("*.wandb"))) == 2, "one of each start"
+    steps = rows_of_wandb(folder)
     assert {step: row for step, row in steps.items() if row} == tracked.rows
-    assert config["data"]["num_frames"] == 16
+    runs = [record.run for record in records_of_wandb(folder) if record.WhichOneof("record_type") == "run"]
+    assert {(run.run_id, run.display_name, run.run_group, *run.tags) for run in runs} == {
+        (runs[0].run_id, "recipe/20260101-000000_abc", "group", "tag")
+    }
+    config = {item.key: json.loads(item.value_json) for item in runs[-1].config.update}
+    assert len(config["data"]["source_strides"]) == 3000
     assert config["ds"] == {"zero_optimization": {"stage": 3}}
     assert config["env"] == {"commit": "abc1234", "ranks": 8}
-    assert captions == ["pictures/step00000008/clip0 (step 8)"]
+    items = [item for record in records_of_wandb(folder) for item in record.history.item]
+    assert [item.value_json for item in items if "caption" in item.nested_key] == [
+        '"pictures/step00000008/clip0 (step 8)"'
+    ]
 
 
 def test_mlflow_in_a_folder_holds_every_number_once(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:

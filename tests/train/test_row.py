@@ -1,4 +1,4 @@
-"""The columns of metrics.jsonl: those that a real run writes are those that docs/TRAINING.md lists, in their order."""
+"""The columns of metrics.jsonl: those that a real run writes, and W&B has, are those that docs/TRAINING.md lists, in order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from tests.distributed.ranks import tiny_pretraining
+from tests.track.wandb_rows import rows_of_wandb
 from vmae2_ds.cli.main import main
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.train.row import Row
@@ -31,6 +32,7 @@ def test_a_run_writes_the_columns_that_the_docs_list(tmp_path: Path) -> None:
     )
     run = tmp_path / "run"
     words = [*tiny_pretraining(clips.train, run, 1), "--data.workers", "0", "--train.peak-flops", "1e12"]
+    words += ["--track.to", "wandb", "--track.mode", "offline"]
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert not stop.value.code
@@ -38,6 +40,7 @@ def test_a_run_writes_the_columns_that_the_docs_list(tmp_path: Path) -> None:
     written = [key if "/" not in key else f"{key.partition('/')[0]}/NAME" for key in row]
     assert written == [column.strip("`") for column, _, _ in listed()]
     assert None not in row.values(), "every column has something to say"
+    assert rows_of_wandb(run / "trackers") == {1: row}
 
 
 def test_the_docs_tell_units_and_meanings_as_the_code_does() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Literal
 
 from vmae2_ds.config.strict import StrictModel
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.provenance import is_found
 
 TrackerName = Literal["wandb", "mlflow", "comet"]
 """A tracker (track/table.py:TRACKERS), and the extra of this package that installs its client."""
@@ -39,7 +39,7 @@ class TrackConfig(StrictModel):
 
 def check_installed(config: TrackConfig) -> None:
     """Raises ConfigError where a tracker's package is not installed on this machine; imports none."""
-    missing = [name for name in config.to if importlib.util.find_spec(PACKAGES[name]) is None]
+    missing = [name for name in config.to if not is_found(PACKAGES[name])]
     if missing:
         packages = ", ".join(PACKAGES[name] for name in missing)
         raise ConfigError(

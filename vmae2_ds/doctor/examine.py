@@ -17,6 +17,7 @@ from vmae2_ds.doctor import clock, compilers, deepspeed_ops, disk, driver, machi
 from vmae2_ds.doctor.ask import ask
 from vmae2_ds.doctor.finding import Finding, Light, red, yellow
 from vmae2_ds.doctor.needs import Needs
+from vmae2_ds.provenance import is_found
 
 LIMIT_S = 12.0
 """What a probe may take: the whole page is then there in 15 s."""
@@ -114,7 +115,7 @@ def examine(needs: Needs, limit_s: float = LIMIT_S, probes: Mapping[str, Probe] 
 def _run(name: str, probe: Probe, needs: Needs, until: float, answers: queue.Queue[tuple[str, list[Finding]]]) -> None:
     """One probe, in a thread of its own."""
     try:
-        if probe.absent is not None and probe.package is not None and not packages.is_found(probe.package):
+        if probe.absent is not None and probe.package is not None and not is_found(probe.package):
             found = list(probe.absent(needs))
         else:
             found = _in_a_process(probe, needs, until) if probe.alone else list(probe.look(needs))

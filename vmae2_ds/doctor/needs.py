@@ -33,6 +33,8 @@ class Needs:
     """What the loaders of all ranks take in /dev/shm."""
     memory_bytes: int = 0
     """Host memory of all ranks, /dev/shm included, offload not."""
+    trackers: tuple[str, ...] = ()
+    """Packages of the trackers that the run is shown in."""
     open_files: int = 256
     """Files that one process may have open at once."""
     checkpoint_bytes: int = 0
@@ -50,4 +52,4 @@ class Needs:
         """What `to_json` wrote."""
         read: dict[str, Any] = json.loads(text)
         read["shapes"] = {tower: tuple(shape) for tower, shape in read["shapes"].items()}
-        return cls(**read | {"ops": tuple(read["ops"])})
+        return cls(**read | {key: tuple(read[key]) for key in ("ops", "trackers")})

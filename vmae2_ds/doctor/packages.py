@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import platform
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import vmae2_ds
+from vmae2_ds.config.trackers import PACKAGES as TRACKERS
 from vmae2_ds.doctor.finding import Finding, green, red, yellow
 from vmae2_ds.doctor.needs import Needs
-from vmae2_ds.provenance import commit
+from vmae2_ds.provenance import commit, is_found
 
 PYTHONS = ((3, 10), (3, 13))
 """From the first on, and below the second: setup.py's bounds."""
@@ -20,7 +20,12 @@ REQUIRED = ("torch", "deepspeed", "numpy", "timm", "pydantic", "tyro", "safetens
 """What no run starts without; modules are named as they are imported."""
 WANTED = ("torchvision", "av", "webdataset", "tensorboard", "matplotlib", "PIL", "jinja2", "rich")
 """What some readers, logs, reports and tools need."""
-PIP_NAMES = {"cv2": "opencv-python-headless", "PIL": "pillow", "torchcodec": "'vmae2_ds[torchcodec]'"}
+PIP_NAMES = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "torchcodec": "'vmae2_ds[torchcodec]'",
+    **{package: f"'vmae2_ds[{extra}]'" for extra, package in TRACKERS.items()},
+}
 """Module -> what pip calls it, where that differs."""
 
 
@@ -37,8 +42,7 @@ def look_at_code(needs: Needs) -> list[Finding]:
 
 def look_at_requirements(needs: Needs) -> list[Finding]:
     """Whether everything that setup.py asks for can be found, without importing it."""
-    del needs
-    missing = [name for name in REQUIRED if not is_found(name)]
+    missing = [name for name in (*REQUIRED, *needs.trackers) if not is_found(name)]
     wanted = [name for name in WANTED if not is_found(name)]
     remedy = f"pip install {' '.join(PIP_NAMES.get(name, name) for name in [*missing, *wanted])}"
     figures = {"missing": missing, "wanted": wanted}
@@ -48,14 +52,6 @@ def look_at_requirements(needs: Needs) -> list[Finding]:
         value = f"not installed: {', '.join(wanted)}; what needs them says so"
         return [yellow("requirements", value, remedy, **figures)]
     return [green("requirements", "all installed", **figures)]
-
-
-def is_found(package: str) -> bool:
-    """Whether Python knows where a top-level package is; it is not imported."""
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # something put a half-made module of the name into sys.modules
-        return False
 
 
 def look_at_package(package: str, needs: Needs) -> list[Finding]:

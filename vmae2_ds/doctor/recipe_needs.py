@@ -10,6 +10,7 @@ from vmae2_ds.config.ds_config import read_policy, zero_stage
 from vmae2_ds.config.model import ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.config.run import RunConfig
+from vmae2_ds.config.trackers import PACKAGES as PACKAGES_OF_TRACKERS
 from vmae2_ds.data.feed.shared_memory import loader_bytes, tensor_bytes, validation_bytes
 from vmae2_ds.data.readers.table import PACKAGES
 from vmae2_ds.doctor.needs import Needs
@@ -45,6 +46,7 @@ def needs_of(config: RunConfig, ranks: int) -> Needs:
         workers=data.workers,
         shm_bytes=shm,
         memory_bytes=shm + ranks * (INTERPRETER_BYTES + 4 * parameters + data.workers * WORKER_BYTES),
+        trackers=tuple(PACKAGES_OF_TRACKERS[name] for name in config.track.to),
         open_files=256 + (data.prefetch + 2) * len(tensor_bytes(config)) + 2 * data.workers,
         checkpoint_bytes=STATE_BYTES[config.train.precision] * parameters,
         keep=config.train.keep,
