@@ -10,7 +10,7 @@ from vmae2_ds.errors import ConfigError
 from vmae2_ds.provenance import is_found
 
 TrackerName = Literal["wandb", "mlflow", "comet"]
-"""A tracker (track/table.py:TRACKERS), and the extra of this package that installs its client."""
+"""A tracker (track/start.py:OPENERS), and the extra of this package that installs its client."""
 PACKAGES: dict[str, str] = {"wandb": "wandb", "mlflow": "mlflow", "comet": "comet_ml"}
 """The package behind each tracker."""
 

@@ -1,6 +1,6 @@
 """The steps that a .wandb file holds, as the client's own process has put them on disk.
 
-The file is a log of records of protobuf in LevelDB's format (https://github.com/google/leveldb, doc/log_format.md) behind a
+The file is a log of records of protobuf in LevelDB's format (https://github.com/google/leveldb) behind a
 header of seven bytes: blocks of 32 KiB, in each pieces with CRC-32, length and kind. The client has no reader of it in Python.
 """
 
