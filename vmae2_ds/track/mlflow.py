@@ -20,7 +20,7 @@ SERVER = "MLFLOW_TRACKING_URI"
 OURS = "vmae2_ds.run"
 """The tag that a run is found by."""
 MOST_CHARACTERS, MOST_AT_ONCE = 500, 100
-"""Of a parameter's value, and parameters in one request: what every version of MLflow takes."""
+"""The longest value of a parameter, and the most parameters in one request, that every version of MLflow takes."""
 NOT_TAKEN = re.compile(r"[^\w\-. /]", re.ASCII)
 """What a name must not have: another character becomes `_`."""
 
