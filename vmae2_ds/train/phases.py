@@ -199,7 +199,7 @@ class Ready:
     """The copies of checkpoints in a second place, on rank 0 of a run that makes them."""
     saver: Saver
     trackers: Trackers
-    """Of the run, on rank 0; none on other ranks."""
+    """The trackers that rank 0 shows the run in; there are none on other ranks."""
 
     @property
     def opened(self) -> Opened:
