@@ -88,12 +88,14 @@ def run_part(part: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     for step in range(first, STEPS):
         found["encoder"].append(_encoder(engine, config))
         found["rows"].append(_step(engine, step, plan, config, ranks))
+        if step == 0:
+            found["first_counters"] = _counters(engine)
         if step + 1 == CUT and "save" in part:
             save_checkpoint(engine, Path(part["save"]), CUT, {}, ranks, RetentionRules())
     if "back" in part:
         load_checkpoint(engine, Path(part["save"]) / tag_of(CUT), ranks)
         found["again"] = [_step(engine, step, plan, config, ranks) for step in range(CUT, STEPS)]
-    found["counters"] = sorted({float(state["step"]) for state in engine._basic_optimizer.state.values()})
+    found["counters"] = _counters(engine)
     engine.deepspeed.destroy()
     del engine
     gc.collect()
@@ -115,6 +117,11 @@ def _step(engine: Any, step: int, plan: RunPlan, config: PretrainConfig, ranks: 
     assert result.applied
     torch.distributed.all_reduce(total)
     return [total.item() / plan.accumulation / ranks.size, result.grad_norm]
+
+
+def _counters(engine: Any) -> list[float]:
+    """What Adam has counted, of all states that there are."""
+    return sorted({float(state["step"]) for state in engine._basic_optimizer.state.values()})
 
 
 def _encoder(engine: Any, config: PretrainConfig) -> list[float]:

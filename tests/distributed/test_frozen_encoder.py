@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[int, str, str]] = {  # name: ranks, policy, precision
 MUON = "zero1 muon"
 """No plain PyTorch beside it here, but the same bits of an encoder, and the same steps after a rollback."""
 BACK = ("zero3", "zero2_offload", "zero3_offload", MUON)
-"""Those that keep gradients, or their norms, from one step to the next: they go back to a step with a frozen encoder."""
+"""They go back to a step with a frozen encoder: of these zero3 keeps gradients from one step to the next."""
 RESUMED = {  # name: ranks, policy, precision, whose checkpoint
     "zero3 of zero3": (2, "zero3", "fp32", "zero3"),
     "zero1 of zero3": (1, "zero1", "fp32", "zero3"),
@@ -85,6 +85,8 @@ def test_losses_and_norms_are_those_of_plain_pytorch(
 @pytest.mark.parametrize("part", [*PARTS, *RESUMED, MUON])
 def test_adams_counters_of_the_encoder_start_when_it_thaws(part: str, found: dict[str, Any]) -> None:
     assert found[part]["counters"] == [STEPS - FROZEN, STEPS]
+    if part not in RESUMED:  # its states are there from the first step, so that no step takes more memory than it
+        assert found[part]["first_counters"] == [0, 1]
 
 
 @pytest.mark.parametrize("part", BACK)

@@ -19,8 +19,7 @@ HELD = "held"
 def leave_held_alone(optimizer: torch.optim.Optimizer) -> None:
     """Let steps of `optimizer` leave parameters alone that are held; no step is changed where no group may be held.
 
-    They get their moments, zeros, and a counter of 0 at once: a checkpoint then has the same states for all groups, and what
-    fits in memory while they are held fits later.
+    They get their moments, zeros, and a counter of 0 at once: a step that lets them learn takes no more memory for states.
     """
     if not any(HELD in group for group in optimizer.param_groups):
         return

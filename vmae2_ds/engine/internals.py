@@ -58,11 +58,9 @@ INTERNALS: dict[str, Uses] = {
         "checkpoint_event_epilogue()": "engine/shards.py: persistent parameters are gathered again",
         "_reassign_or_swap_out_partitioned_parameters(sub_group_id)": "engine/shards.py: working weights from master weights",
         "grad_partitions_flat_buffer": "engine/step.py: gradients of the last step, forgotten where what they are of is held",
-        "norm_for_param_grads": "engine/step.py: their norms under offload, forgotten alike",
         "_get_norm_groups()": "engine/step.py: the gradient's norm, which is watched where it is taken",
     },
     STAGES_1_2: {
-        "norm_for_param_grads": "engine/step.py: norms of the last step under offload, forgotten alike",
         "scaled_global_norm(norm_type)": "engine/step.py: the gradient's norm, which is watched where it is taken",
         "check_overflow(partition_gradients)": "engine/step.py: waits for the device and says no more than the norm: left out",
         "update_lp_params()": "engine/shards.py: working weights from master weights",

@@ -96,20 +96,12 @@ class Engine:
         Weights, moments, counters and weight decay of what is held stay as they are, and its gradients count in no norm: the
         caller sees to it that there are none.
         """
-        if is_held and not self._holds:
-            self._forget_gradients()
+        if is_held and not self._holds and self.stage == 3:  # there those of the last step stay where no new ones come
+            torch.zero_(self.deepspeed.optimizer.grad_partitions_flat_buffer)
         self._holds = is_held
         for group in self.parameter_groups:
             if HELD in group:
                 group[HELD] = is_held
-
-    def _forget_gradients(self) -> None:
-        """What DeepSpeed keeps of the last step's gradients, and would count in the next norm where no new ones come."""
-        zero = self.deepspeed.optimizer
-        if self.stage == 3:
-            torch.zero_(zero.grad_partitions_flat_buffer)
-        if "offload_optimizer" in self.zero_policy:
-            zero.norm_for_param_grads = {}
 
     def micro_step(self, batch: Movable) -> LossOutput:
         """Forward and backward of one micro batch; gradients add up until `update`."""
