@@ -187,6 +187,37 @@ def test_a_video_that_grows_between_parts_is_packed_once(listed: Path, tmp_path:
     assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
 
 
+def test_videos_behind_urls_are_packed_into_the_shards_of_the_same_files(listed: Path, tmp_path: Path) -> None:
+    """Their storage is asked for their sizes; else each would have a shard of its own."""
+    names = [f"{number}.mp4" for number in range(VIDEOS)]
+    for kind, prefix in (("files", f"{listed.parent}/"), ("urls", f"file://{listed.parent}/")):
+        (tmp_path / f"{kind}.csv").write_text("path\n" + "".join(f"{prefix}{name}\n" for name in names))
+        packed(tmp_path / f"{kind}.csv", tmp_path / kind)
+    files, urls = ((tmp_path / kind / "shards.jsonl").read_text() for kind in ("files", "urls"))
+    assert files == urls
+    assert len(files.splitlines()) == 2
+
+
+def test_shards_that_were_closed_by_another_rule_stay(
+    listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that an earlier version began, which closed its shards a little later or earlier."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("vmae2_ds.data.tools.pack.tar_bytes_of", lambda sizes, has_label: 2**14 * (sizes > 0))
+        packed(listed, out)
+    lines = (out / "shards.jsonl").read_text().splitlines(keepends=True)
+    (out / "shards.jsonl").write_text("".join(lines[:2]))  # stopped after two
+    kept = {name: (out / name).stat().st_mtime_ns for name in ("000000.tar", "000001.tar")}
+    for shard in sorted(out.glob("*.tar"))[2:]:
+        shard.unlink()
+    done = packed(listed, out)
+    assert isinstance(done, PackedManifest)
+    assert done.videos == VIDEOS + len(BAD)
+    assert (out / "shards.jsonl").read_text().splitlines(keepends=True)[:2] == lines[:2]
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+
+
 def test_the_first_rank_or_part_alone_reads_a_list_and_indexes_it(
     listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
