@@ -103,8 +103,8 @@ class AdaptedBlock:
     def transient(self, number: int, attention: AttentionKind, width: TowerWidths) -> int:
         """Gradients at the worst moment of the block's backward pass, less what it has given back by then."""
         nd, nm = self.tokens * self.tower.width, self.tokens * self.tower.mlp
-        # Beside the stream's gradient, GELU's own, in and out. With an adapter at its second layer, what both made of the MLP's
-        # hidden width and their sum, less what that adapter had kept; where nobody watches, torch adds the two in their place.
+        # Beside the stream's gradient, GELU's own, in and out. With an adapter at the MLP's second layer, what both make of the
+        # hidden width and their sum, less what that adapter had kept: as much.
         mlp = width.linear * (nd + 2 * nm)
         if attention != "math" or not self.attends(number):
             return mlp
