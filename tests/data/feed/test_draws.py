@@ -108,6 +108,21 @@ def test_a_validation_clip_is_the_middle_and_its_masks_are_a_function_of_its_nam
     assert found[0].clip_BTHWC.equal(expected[None])
 
 
+def test_a_stride_of_a_source_of_which_none_is_validated_is_not_taken_for_a_misspelt_one(
+    ten: Path, make_config: MakeConfig
+) -> None:
+    """Of k400 and k600 only the one has videos that are held back: its own stride counts all the same."""
+    mixture = one_source(ten)
+    held = mixture._replace(sources=(mixture.sources[0]._replace(name="k400"),))
+    config = make_config(source_strides={"k400": 3, "k600": 2})
+    with pytest.raises(ConfigError, match="did you mean 'k400'"):
+        PretrainDataset(config, held)
+    clips = MiddleClips(config, held)
+    reader = told(clips)
+    assert clips[SampleKey(0, 0)] is not None
+    assert reader.chosen[0][-1] - reader.chosen[0][0] > 3 * 6
+
+
 def test_the_order_of_each_epoch_of_each_source_is_a_stream_of_its_own() -> None:
     order = SampleOrder([5, 9], SEED, shares=[0.5, 0.5])
     keys = [order.key_at(at) for at in range(60)]

@@ -89,7 +89,10 @@ class MiddleClips(PretrainDataset):
     in the middle, and masks that follow from the video's name in its list. Runs of any seed look at the same."""
 
     def __init__(self, config: PretrainConfig, mixture: Mixture) -> None:
-        super().__init__(config.changed(data={"views": 1, "crop_on": "workers"}), mixture.with_reader("pyav"))
+        """What a stride's source is called the training videos have checked: these may have none of it."""
+        strides = {source: step for source, step in config.data.source_strides.items() if source in mixture.names}
+        data = {"views": 1, "crop_on": "workers", "source_strides": strides}
+        super().__init__(config.changed(data=data), mixture.with_reader("pyav"))
 
     def __getitem__(self, key: SampleKey) -> PretrainBatch | None:  # type: ignore[override]  # no other video is taken for it
         """The clip, in a batch of its own; None of a video that cannot be used."""
