@@ -286,14 +286,25 @@ def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
     for line in [*opened.extras.about, *mixture.describe(), *opened.plan.describe()]:
         log.info("%s", line)
     advice = built.engine.memory_advice
-    for warning in [*opened.plan.warnings(), *([advice] if advice else [])]:
+    for warning in [*opened.plan.warnings(), *([advice] if advice else []), *not_given(opened, step)]:
         log.warning("%s", warning)
-    if met.stage.needs_init and met.config.train.init is None and not step:
-        log.warning("no --train.init: from random weights")
     log.info("MFU against %s", peak.name if peak else "no known peak: set --train.peak-flops to get one")
     log.info("run folder: %s, %s", opened.folder.path, f"going on from step {step}" if step else "a new run")
     if met.peers.any_failed:
         log.warning("a rank cannot reach rank 0 on a port of its own: a lost rank is noticed by the collectives alone")
+
+
+def not_given(opened: Opened, step: int) -> list[str]:
+    """What is hardly ever left out on purpose, a line each."""
+    train, found = opened.met.config.train, []
+    if opened.met.stage.needs_init and train.init is None and not step:
+        found.append("no --train.init: from random weights")
+    if opened.validate is None and (train.keep_best or "").startswith("val_"):
+        found.append(
+            f"--train.keep-best {train.keep_best} needs validation videos, and this run has none: no checkpoint is kept as "
+            "the best"
+        )
+    return found
 
 
 def _describe(config: RunConfig, stage: Stage, engine: Engine) -> None:

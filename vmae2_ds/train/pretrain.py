@@ -32,7 +32,7 @@ def pretrain_stage(config: PretrainConfig) -> Stage:
         has_draws=config.model.drop_path > 0,
         validation=lambda inputs, ranks: held_back_loss(config, inputs, ranks),
         validates_first=True,
-        needs_init=config.optim.layer_decay < 1,
+        needs_init=config.optim.layer_decay < 1 or config.frozen_steps > 0,
     )
 
 
