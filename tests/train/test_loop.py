@@ -27,9 +27,10 @@ from vmae2_ds.data.sources.mixture import Mixture, open_mixture
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.dist import Ranks
 from vmae2_ds.errors import DataError, LoaderFailed
-from vmae2_ds.guard.spikes import SpikeGuard
+from vmae2_ds.guard.spikes import LOSS, NORM, SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
-from vmae2_ds.train.loop import LoopSetup, train
+from vmae2_ds.model.mae import MaskedAutoencoder
+from vmae2_ds.train.loop import LoopSetup, hold_encoder_at, train
 from vmae2_ds.train.row import ModelFlops, source_shares
 from vmae2_ds.train.tally import MOST_SOURCES, OTHERS, add_counts, count_vector, counted_names
 
@@ -194,3 +195,26 @@ def test_shares_are_of_the_videos_since_the_last_row() -> None:
     assert now == {"a": 91, "b": 13}
     assert source_shares(now, before) == {"a": 0.25, "b": 0.75}
     assert source_shares(now, now)["a"] == 0
+
+
+def test_an_encoder_s_first_gradient_is_no_spike_beside_those_of_a_decoder_alone() -> None:
+    """Refused, it would be refused in every step that follows: norms of before are forgotten once, losses are not."""
+    config = PretrainConfig(
+        model=ModelConfig.of_size("tiny", encoder={"width": 32, "depth": 1, "heads": 2, "mlp": 64}),
+        data={"num_frames": 8, "size": 32},
+    ).changed(optim={"freeze_encoder_steps": 20}, train={"max_steps": 40, "global_batch": 4, "micro_batch": 1})
+    plan, guard = plan_run(config, 40, 1), SpikeGuard(GuardConfig(on_spike="skip", history=8), Ranks())
+    model = MaskedAutoencoder(config.model, config.geometry, seed=None)
+    held: list[bool] = []
+    engine: Any = SimpleNamespace(objective=SimpleNamespace(model=model), hold=held.append, parameter_groups=[])
+    norms = [1.0 if step < 20 else 30.0 for step in range(30)]
+    state = TrainState()
+    for step, norm in enumerate(norms):
+        state.step = step
+        hold_encoder_at(engine, state, plan)
+        assert norm <= guard.largest_norm(state.recent, None), f"step {step} is refused"
+        state.recent = guard.remember(state.recent, [1.0], StepResult(True, norm), None)
+    assert held == [step < 20 for step in range(30)]
+    assert state.recent[NORM] == norms[-8:]
+    assert state.recent[LOSS] == [1.0] * 8
+    assert guard.largest_norm(state.recent, None) < 1000, "it is watched again"

@@ -16,7 +16,7 @@ from vmae2_ds.contracts import LoadedBatch, Movable, ReadFailure, StepResult
 from vmae2_ds.dist import Ranks
 from vmae2_ds.engine.step import Engine
 from vmae2_ds.errors import AgreedStop, Diverged, LoaderFailed, Preempted, TooManyBadFiles
-from vmae2_ds.guard.spikes import Spike, SpikeGuard
+from vmae2_ds.guard.spikes import NORM, Spike, SpikeGuard
 from vmae2_ds.guard.stopping import StopRequests
 from vmae2_ds.train.feed import Feed
 from vmae2_ds.train.frozen import hold_encoder
@@ -110,7 +110,7 @@ def train(
         rate = learning_rate(state.step, plan)
         set_learning_rate(engine.parameter_groups, rate)
         if plan.frozen_steps:
-            hold_encoder(engine, state.step, plan)
+            hold_encoder_at(engine, state, plan)
         tally = StepTally(engine.device, plan.accumulation, setup.sources)
         for micro_step, loaded in enumerate(_batches_of_step(feed, engine, setup, state, ranks)):
             if setup.reseed:
@@ -148,6 +148,13 @@ def train(
                 hooks.declare(state.step)
         if reason is not None:
             raise reason
+
+
+def hold_encoder_at(engine: Engine, state: TrainState, plan: RunPlan) -> None:
+    """Freeze an encoder for the first steps. As it thaws the gradient grows by its part: norms of before are no measure."""
+    hold_encoder(engine, state.step, plan)
+    if state.step == plan.frozen_steps:
+        state.recent = {key: values for key, values in state.recent.items() if key != NORM}
 
 
 def _batches_of_step(
