@@ -274,10 +274,6 @@ def test_a_full_disk_under_standard_output_is_one_line(
         ("memory --mask.encoder-ratio 0", "--mask.encoder-ratio 0.0 hides 0"),
         ("flops --mask.decoder-ratio 0", "--mask.decoder-ratio 0.0 is no share"),
         (
-            "pretrain vit_b_pretrain_hybrid --data.manifest x.csv --optim.optimizer muon --optim.freeze-encoder-steps 5",
-            "--optim.freeze-encoder-steps 5 holds an encoder's states under AdamW alone; leave it out with --optim.optimizer",
-        ),
-        (
             "pretrain vit_ti_pretrain_desk --objective.context-weight 0.5 --mask.decoder none",
             "--objective.context-weight 0.5 is for cubes that encoder and decoder both see, and with --mask.decoder none there",
         ),

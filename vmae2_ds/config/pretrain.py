@@ -143,15 +143,6 @@ class PretrainConfig(RunConfig):
     """AdamW and its schedule."""
 
     @model_validator(mode="after")
-    def _muon_holds_nothing(self) -> Self:
-        if self.optim.freeze_encoder_steps and self.optim.optimizer == "muon":
-            raise ValueError(
-                f"--optim.freeze-encoder-steps {self.optim.freeze_encoder_steps} holds an encoder's states under AdamW alone; "
-                "leave it out with --optim.optimizer muon"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _context_is_decoded(self) -> Self:
         weight, mask = self.objective.context_weight, self.mask
         if weight and (mask.decoder == "none" or mask.decoder_tokens == "disjoint"):
