@@ -204,7 +204,7 @@ def test_shards_that_were_closed_by_another_rule_stay(
     """A folder that an earlier version began, which closed its shards a little later or earlier."""
     out = tmp_path / "out"
     with monkeypatch.context() as earlier:
-        earlier.setattr("vmae2_ds.data.tools.pack.tar_bytes_of", lambda sizes, has_label: 2**14 * (sizes > 0))
+        earlier.setattr("vmae2_ds.data.tools.pack.tar_bytes_of", lambda sizes, has_label: 2**20 * (sizes > 0))
         packed(listed, out)
     lines = (out / "shards.jsonl").read_text().splitlines(keepends=True)
     (out / "shards.jsonl").write_text("".join(lines[:2]))  # stopped after two
