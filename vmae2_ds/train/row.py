@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -135,6 +136,43 @@ class Row(NamedTuple):
             by_source = isinstance(value, Mapping)
             found |= {f"{name}/{source}": number for source, number in value.items()} if by_source else {name: value}
         return found
+
+
+VALIDATION = {
+    "step": Column("steps", "optimizer steps done"),
+    "epoch": Column("passes", "passes over the videos of the lists"),
+    "val_videos": Column(
+        "videos",
+        "videos looked at; those that could not be read count in temporal detection alone, as videos without detections",
+    ),
+    "val_unreadable": Column("videos", "videos, in spatial detection key frames, that could not be read"),
+    "val_loss": Column(
+        "",
+        "in pre-training the reconstruction loss of videos held back, under the same masks every time; of a classifier the cross "
+        "entropy",
+    ),
+    "seen_loss": Column("", "pre-training: the same on as many videos that are trained on"),
+    "val_top1": Column(
+        "share",
+        "classifiers: videos whose label is the first answer, of one clip from the middle of each",
+    ),
+    "val_top5": Column("share", "classifiers: videos whose label is among the first five answers"),
+    "val_detections": Column("detections", "temporal detection: how many were found in all videos"),
+    "val_map": Column("share", "temporal detection: mean over `data.val_tious` of the mean average precision"),
+    "val_map_TIOU": Column(
+        "share",
+        "temporal detection: the mean average precision at one of them, such as `val_map_0.50`",
+    ),
+    "val_key_frames": Column("key frames", "spatial detection: key frames looked at"),
+    "val_boxes": Column("boxes", "spatial detection: boxes in them whose actions were asked for"),
+    "val_frame_map": Column("share", "spatial detection: frame mAP at an IoU of 0.5, by `data.val_protocol`"),
+}
+"""The columns of validation.jsonl, whatever the stage; `val_map_TIOU` is one for each number of `data.val_tious`."""
+
+
+def validation_column(name: str) -> Column | None:
+    """What a column of validation.jsonl says; None where there is no such column."""
+    return VALIDATION.get("val_map_TIOU" if re.fullmatch(r"val_map_\d\.\d\d", name) else name)
 
 
 class ModelFlops(NamedTuple):

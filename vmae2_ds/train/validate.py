@@ -23,6 +23,7 @@ from vmae2_ds.engine.step import Engine
 from vmae2_ds.guard.by_heart import ByHeartWatch
 from vmae2_ds.objectives import Classify
 from vmae2_ds.train.metrics import MetricsWriter
+from vmae2_ds.train.row import validation_column
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,8 @@ class ScheduledValidation:
     def run(self, step: int, engine: Engine) -> dict[str, Any]:
         """All ranks have to ask for it."""
         figures = self._validate(engine)
+        unknown = [name for name in figures if validation_column(name) is None]
+        assert not unknown, f"what {unknown} are stands in VALIDATION, train/row.py"
         if self._file is not None:
             row = {"step": step, "epoch": self._plan.epochs_at(step), **figures}
             self._file.write(row)
