@@ -148,8 +148,8 @@ VALIDATION = {
     "val_unreadable": Column("videos", "videos, in spatial detection key frames, that could not be read"),
     "val_loss": Column(
         "",
-        "in pre-training the reconstruction loss of videos held back, under the same masks every time; of a classifier the cross "
-        "entropy",
+        "in pre-training the reconstruction loss of videos held back, under the same masks every time; of a classifier the "
+        "cross entropy",
     ),
     "seen_loss": Column("", "pre-training: the same on as many videos that are trained on"),
     "val_top1": Column(
