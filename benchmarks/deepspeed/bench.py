@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.deepspeed.case import MORE, Setting
+from benchmarks.deepspeed.setting import MORE, Setting
 from benchmarks.deepspeed.toy import SAMPLES, Batch, OptimizerOf, Plain, Toy, Weights, every_rank, sgd
 from vmae2_ds.config.ds_config import fill_policy, read_policy
 from vmae2_ds.config.model import ModelConfig, TowerConfig
@@ -209,8 +209,11 @@ class Bench:
         return every_rank(step, count, self.ranks.size)
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks off, and forget the engines."""
+        """Take DeepSpeed's hooks off, and forget the engines, and the group of hpZ that later ones would find and use."""
+        from deepspeed.utils import groups
+
         for made in self._made:
             made.engine.destroy()
         self._made.clear()
+        groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
         gc.collect()

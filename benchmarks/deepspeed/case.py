@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmarks.deepspeed.setting import Setting
 
 if TYPE_CHECKING:
     import torch
@@ -19,31 +21,6 @@ VERDICTS = ("right", "wrong", "refused", "not on CPU")
 """`refused`: with an error, so not in silence."""
 WAYS = ("bare", "ours")
 """DeepSpeed as its documentation uses it, and through vmae2_ds/engine, checkpoint and config."""
-
-
-class Setting(NamedTuple):
-    """How DeepSpeed is set up."""
-
-    policy: str
-    """A name in ds_configs/."""
-    precision: str
-    more: str = ""
-    """Name of further settings, in `MORE`."""
-
-    def __str__(self) -> str:
-        return f"{self.policy} {self.precision}" + (f", {self.more}" if self.more else "")
-
-
-MORE: dict[str, dict[str, Any]] = {
-    "": {},
-    "grad_accum_dtype fp32": {"data_types": {"grad_accum_dtype": "fp32"}},
-    "hpZ": {"zero_hpz_partition_size": 2},
-    "reduced to owners": {"use_multi_rank_bucket_allreduce": False},
-    "deepcompile": {"compile": {"deepcompile": True}},
-    "zenflow": {"zenflow": {"topk_ratio": 0.5, "update_interval": 2, "select_interval": 2, "select_strategy": "step"}},
-    "superoffload": {"offload_optimizer": {"device": "cpu", "super_offload": True}},
-}
-"""Beyond what the policies hold. Names of ZeRO go into `zero_optimization`."""
 
 POLICIES = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 BOTH = tuple(Setting(policy, precision) for policy, precision in product(POLICIES, TOLERANCE))

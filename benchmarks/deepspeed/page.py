@@ -140,6 +140,10 @@ FOOT = """## What follows
   lose less than they are rounded by.
 - **DeepCompile** builds its extension on CUDA alone, **SuperOffload** runs on NVIDIA GPUs alone, and **ZenFlow** asks for a
   DeepSpeed optimizer of its own and does not take ours; each was started as its case says and none is offered.
+- **A frozen layer under hpZ** (`zero_hpz_partition_size`, so `zeropp`) is loaded into the shards, and passes go on with the
+  node's copy of what it was before: the run learns around weights that no checkpoint holds, and nothing tells.
+  `engine/shards.py` throws those copies away wherever weights are loaded. Where one process builds an engine with hpZ, every
+  later engine of that process has such copies too, at any stage 3 policy.
 - **zero_to_fp32** leaves frozen weights out at stage 1; `checkpoint/zero_shards.py` finds them.
 - **zeropp** quantises with CUDA kernels: on a CPU only its secondary partition (hpZ) was run.
 """

@@ -17,7 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deepspeed.case import SUITE, TOLERANCE, Case, Setting
+from benchmarks.deepspeed.case import SUITE, TOLERANCE, Case
+from benchmarks.deepspeed.setting import Setting
 from vmae2_ds.json_lines import adding_rows
 
 

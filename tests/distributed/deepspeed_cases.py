@@ -8,10 +8,15 @@ from typing import Any
 import torch
 
 from benchmarks.deepspeed.bench import Bench
-from benchmarks.deepspeed.case import SUITE
+from benchmarks.deepspeed.case import SUITE, same
+from benchmarks.deepspeed.cases.saved import _gone_on, _three_steps
+from benchmarks.deepspeed.setting import Setting
+from benchmarks.deepspeed.toy import flat
 from benchmarks.deepspeed.worker import run_cases
 from tests.distributed.ranks import answer
 from vmae2_ds.dist import Ranks
+
+ZERO1, HPZ = Setting("zero1", "fp32"), Setting("zero3", "fp32", "hpZ")
 
 
 def halve(model: torch.nn.Module) -> None:
@@ -30,7 +35,19 @@ def run(asked: dict[str, Any], ranks: Ranks) -> dict[str, list[dict]]:
         for name, setting in asked[kind]:
             chosen = {"cases": [name], "settings": [setting], "folder": str(Path(asked["folder"]) / kind)}
             found += run_cases(chosen, ranks)
+    rows["converted"] = [_from_another_stage(ranks, Path(asked["folder"]) / "converted")]
     return rows
+
+
+def _from_another_stage(ranks: Ranks, folder: Path) -> dict:
+    """The step after stage 1's checkpoint is taken over at stage 3 with hpZ, beside stage 1's own step."""
+    Bench.plant = None
+    first, second = (Bench(setting, "ours", ranks, folder) for setting in (ZERO1, HPZ))
+    expected, got = _three_steps(first, folder, "hidden").weights(), _gone_on(second, folder, "hidden")
+    found = same(flat(expected), flat(got))
+    first.close()
+    second.close()
+    return {"verdict": "right" if found.error < 1e-5 else "wrong", **found._asdict()}
 
 
 if __name__ == "__main__":

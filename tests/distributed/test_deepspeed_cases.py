@@ -13,6 +13,7 @@ from vmae2_ds.json_lines import rows_of
 EXPECTED = {
     ("accumulated gradient", "zero2_offload bf16"): ("right", "right"),
     ("first update of adamw", "zero0 bf16"): ("wrong", "refused"),
+    ("frozen layer after loading", "zero3 fp32, hpZ"): ("wrong", "right"),
     ("frozen layer after loading", "zero3 fp32"): ("right", "right"),
     ("gradient that is not finite", "zero0 fp32"): ("wrong", "right"),
     ("gradient that is not finite", "zero2_offload bf16, grad_accum_dtype fp32"): ("wrong", "refused"),
@@ -44,6 +45,12 @@ def test_what_deepspeed_does_wrong_is_mended_or_refused(rows: dict[str, list[dic
 def test_a_gradient_that_is_half_lost_is_told(rows: dict[str, list[dict]]) -> None:
     assert len(rows["planted"]) == 4
     assert {row["verdict"] for row in rows["planted"]} == {"wrong"}
+
+
+@pytest.mark.slow
+def test_a_frozen_layer_that_comes_from_another_stage_is_what_the_next_step_works_with(rows: dict[str, list]) -> None:
+    """With hpZ, where each node has a copy of its own, and DeepSpeed would go on with that."""
+    assert [row["verdict"] for row in rows["converted"]] == ["right"], rows["converted"]
 
 
 def test_the_page_is_that_of_its_rows() -> None:

@@ -176,6 +176,7 @@ def load_checkpoint(engine: Engine, target: Path, ranks: Ranks) -> dict[str, Any
         reader.load = kept
     if loaded is None:
         raise CheckpointError(f"{target}: DeepSpeed could not load it; resume from an older one by removing it")
+    engine.shards.forget_second_copies()
     return client_state["vmae2"]
 
 

@@ -72,6 +72,7 @@ INTERNALS: dict[str, Uses] = {
         "partition_numel()": "engine/shards.py: elements of a parameter on each rank, padding included",
         "ds_numel": "engine/shards.py: elements of a whole parameter; checkpoint/save.py too",
         "ds_tensor": "engine/shards.py: this rank's part of a frozen parameter",
+        "ds_secondary_tensor": "engine/shards.py: this rank's part of a node's copy (hpZ), forgotten where weights are loaded",
     },
     "deepspeed.utils.mixed_precision_linkage:link_hp_params": {
         "_hp_mapping": "engine/shards.py: where a parameter lies in this rank's master shards, at stages 1 and 2",

@@ -97,6 +97,7 @@ class MasterShards:
                 state["step"] = step.to(master.device, torch.float32, copy=True)
         self._take_over_frozen(weights)
         self.refresh_working_weights()
+        self.forget_second_copies()
 
     def whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each parameter's name and float32 master weight, put together from all ranks, which must ask for it together."""
@@ -131,3 +132,18 @@ class MasterShards:
             optimizer.checkpoint_event_epilogue()
         elif self._stage > 0:
             optimizer.update_lp_params()
+
+    def forget_second_copies(self) -> None:
+        """Call it once weights are loaded: with `zero_hpz_partition_size` frozen ones would go on as they were before.
+
+        Each node then keeps a second copy of what its ranks hold, and passes are gathered from that. DeepSpeed throws it away
+        after an update and after loading, but for the parameters that it trains alone (0.19.8: zero/stage3.py:755-759), and
+        loads the frozen ones into the first copy (engine.py:4315). Without a second copy the next pass makes one.
+        """
+        parameters: list[Any] = list(self._deepspeed.module.parameters())
+        if self._stage == 3 and any(parameter.ds_secondary_tensor is not None for parameter in parameters):
+            optimizer = self._deepspeed.optimizer
+            optimizer.checkpoint_event_prologue()
+            for parameter in parameters:
+                parameter.ds_secondary_tensor = None
+            optimizer.checkpoint_event_epilogue()

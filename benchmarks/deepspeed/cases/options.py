@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.deepspeed.bench import Bench
-from benchmarks.deepspeed.case import SUITE, Found, Setting, same
+from benchmarks.deepspeed.case import SUITE, Found, same
+from benchmarks.deepspeed.setting import Setting
 from benchmarks.deepspeed.toy import adamw, moved
 
 NOT_OURS = "no policy in ds_configs/ has it"

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from benchmarks.deepspeed.bench import Bench
-from benchmarks.deepspeed.case import AT_STAGE_3, BOTH, IN_FP32, SUITE, Found, Setting, same
+from benchmarks.deepspeed.case import AT_STAGE_3, BOTH, IN_FP32, SUITE, Found, same
+from benchmarks.deepspeed.setting import Setting
 from benchmarks.deepspeed.toy import Toy, adamw, flat, moved
 
 DECAY = 0.9
