@@ -52,6 +52,8 @@ SHEET = re.compile(
 
 LINES = {
     "zero/stage_1_and_2.py:3033-3066": "is_invalid_grad_norm",
+    "runtime/engine.py:4314-4315": "ds_tensor",
+    "zero/stage3.py:755-759": "ds_secondary_tensor",
     "zero/stage3.py:2884-2895": "is_invalid_grad_norm",
     "zero/stage_1_and_2.py:3029-3030": "check_grad_overflow",
     "zero/stage_1_and_2.py:2752-2760": "muon_update",

@@ -138,7 +138,7 @@ class MasterShards:
 
         Each node then keeps a second copy of what its ranks hold, and passes are gathered from that. DeepSpeed throws it away
         after an update and after loading, but for the parameters that it trains alone (0.19.8: zero/stage3.py:755-759), and
-        loads the frozen ones into the first copy (engine.py:4315). Without a second copy the next pass makes one.
+        loads the frozen ones into the first copy (runtime/engine.py:4314-4315). Without a second copy the next pass makes one.
         """
         parameters: list[Any] = list(self._deepspeed.module.parameters())
         if self._stage == 3 and any(parameter.ds_secondary_tensor is not None for parameter in parameters):
