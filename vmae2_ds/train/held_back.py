@@ -75,6 +75,11 @@ class HeldBackLoss:
         for any number of ranks and videos at once."""
         videos = self._held.mixture.num_videos
         read, loss = self._loss(engine, self._held, range(videos), "videos validated")
+        if read < videos and self._ranks.rank == 0:
+            log.warning(
+                "%d of %s for validation, of %s, cannot be read and count in no loss: vmae2 data check says which, and why",
+                videos - read, counted(videos, "video"), self._held.mixture.name,
+            )  # fmt: skip
         _, seen_loss = self._loss(engine, self._seen, self._seen_videos, "trained videos looked at")
         return {"val_videos": read, "val_unreadable": videos - read, "val_loss": loss, "seen_loss": seen_loss}
 
