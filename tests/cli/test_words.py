@@ -126,8 +126,8 @@ def test_a_misspelt_option_is_one_line(verb: str, tmp_path: Path, capsys: pytest
             "vit_s_distil_k710 is a distillation recipe, and vmae2 pretrain takes pre-training",
         ),
         (
-            "plan vit_b_finetune_k400 --gpus 8 --gpu h100",
-            "is a fine-tuning recipe, and vmae2 plan takes pre-training, temporal detection and spatial detection recipes",
+            "plan vit_s_distil_k710 --gpus 8 --gpu h100",
+            "is a distillation recipe, and vmae2 plan takes pre-training, fine-tuning, temporal detection and spatial",
         ),
         (
             "tune vit_s_distil_k710 --gpus 8 --gpu h100",
