@@ -34,7 +34,7 @@ KINDS = ("settings", "published", "closed form", "by hand", "made by")
 """What a comment begins with that vouches for what follows it, up to the next heading or comment."""
 SOURCES = re.compile(r"arXiv|[Pp]ublished|the paper")
 TEST = re.compile(r"`(tests/[\w/.]+|test_\w+(?:\.py)?(?:\.\.\.)?)`")
-CELL = re.compile(r"(\d+\.\d) \((?:(\d+\.\d) to (\d+\.\d); )?(\d+)\)")
+CELL = re.compile(r"(\d+\.\d+) \((?:(\d+\.\d+) to (\d+\.\d+); )?(\d+)\)")
 """mean (lowest to highest; seeds), or value (1)."""
 SHARE = re.compile(r"(?<![\w.])(\d+\.\d) (?:against (\d+\.\d) )?%")
 
@@ -120,7 +120,18 @@ def told(value: Any) -> str:
 KEY = ("case", "group", "variant", "run", "seed")
 DESK_KEY = ("model", "test", "set", "how", "boxes")
 """What tells one figure of a desk experiment from another."""
-ACCURACIES = ("accuracy", "train_accuracy", "average_map", "average_map_one_class", "frame_map", "train_frame_map")
+ACCURACIES = (
+    "accuracy",
+    "train_accuracy",
+    "average_map",
+    "average_map_one_class",
+    "frame_map",
+    "train_frame_map",
+    "ridge",
+    "motion",
+)
+LOSSES = ("val_loss", "lowest_val_loss", "seen_loss")
+"""Of a desk's rows, shown times 1,000."""
 
 
 @cache
@@ -135,12 +146,13 @@ Seeds = tuple[float, ...]
 
 @cache
 def accuracies(path: Path) -> frozenset[Seeds]:
-    """Percentages of the rows of a desk experiment, a tuple over seeds for each figure, model, test, set and probe."""
+    """Percentages and losses of a desk experiment, a tuple over seeds for each figure, model, test, set and probe."""
     found: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for row in rows_of(path):
-        for name in ACCURACIES:
+        for name in (*ACCURACIES, *LOSSES):
             if name in row:
-                found[(name, *(row.get(key) for key in DESK_KEY))].append(100 * row[name])
+                scale = 1000 if name in LOSSES else 100
+                found[(name, *(row.get(key) for key in DESK_KEY))].append(scale * row[name])
     return frozenset(tuple(sorted(values)) for values in found.values())
 
 
