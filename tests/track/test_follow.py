@@ -17,6 +17,7 @@ import pytest
 
 from tests.track.clients import Notes
 from vmae2_ds.config.trackers import PACKAGES, TrackConfig, check_installed
+from vmae2_ds.disk import is_held
 from vmae2_ds.doctor.needs import Needs
 from vmae2_ds.doctor.packages import look_at_requirements
 from vmae2_ds.errors import ConfigError
@@ -180,6 +181,38 @@ def test_a_run_that_is_killed_is_told_to_its_last_row_as_one_that_failed(tmp_pat
     parent.stdout.close()
     wait_for(lambda: (tmp_path / "got.json").exists())
     assert json.loads((tmp_path / "got.json").read_text()) == ["failed", [1, 2, 3]]
+
+
+def test_a_tracker_that_hangs_does_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from vmae2_ds.config.trackers import TrackConfig; "
+        "from vmae2_ds.track import start; start.CHILD = 'tests.track.soon_orphaned'; "
+        "start.Trackers(Path(sys.argv[1]), TrackConfig(to=('wandb',)), {'wandb': 'tests.track.clients:open_hanging'}); "
+        "time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    wait_for((tmp_path / "hangs").exists)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: is_held(tmp_path / "trackers" / ".wandb.lock") is False, 20)
+
+
+def test_a_tracker_of_a_run_that_was_killed_before_it_said_what_for_ends() -> None:
+    subprocess.run([sys.executable, "-m", child.__name__], stdin=subprocess.DEVNULL, timeout=60, check=True)
+
+
+def test_no_log_holds_the_login_of_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Reached(Failing):
+        place = "https://ann:hush@tracks.example:5000/"
+
+        def row(self, row: Any) -> None:
+            raise ConnectionError(f"API request to {self.place}api/2.0 failed")
+
+    said: list[tuple[int, str]] = []
+    write(tmp_path, 0, range(1, 2))
+    assert not follower_of(tmp_path, Reached(), said).follow()
+    assert [text.count("https://tracks.example:5000/") for _, text in said] == [1, 1]
+    assert not [text for text in (str(said), capsys.readouterr().out) if "ann" in text or "hush" in text]
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(

@@ -98,7 +98,7 @@ class Follower:
         self._tracker = tracker = self._open(about)
         self._write_notes({**notes, "is_new": False})
         self._steps = Steps(self._run, tracker.last_step)
-        self._say(logging.INFO, f"{self._name}: {tracker.place}")
+        self._say(logging.INFO, f"{self._name}: {without_login(tracker.place)}")
         return tracker
 
     def _hand_pictures(self, tracker: Tracker) -> None:
@@ -115,7 +115,7 @@ class Follower:
 
     def _failed(self, error: Exception) -> None:
         """One line for all failures; the log of the tracker has each."""
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        why = without_login(" ".join(f"{type(error).__name__}: {error}".split()))
         print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {why}", flush=True)
         if not self._is_told:
             self._say(
@@ -137,11 +137,22 @@ class Follower:
         write_whole(self._notes, json.dumps(notes, indent=1))
 
 
+def without_login(text: str) -> str:
+    """The text without the names and passwords that addresses of servers in it have: logs are kept and sent on."""
+    return re.sub(r"(?<=://)[^/\s]+@", "", text)
+
+
 def main() -> None:
     """Follow a run until its process says how it ended, or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):  # the run decides when to stop
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)  # the cores are the loader's
+    first = sys.stdin.readline()
+    if not first:  # whoever started this was killed before it said what for
+        return
+    asked = json.loads(first)
+    name, run, parent = asked["tracker"], Path(asked["run"]), asked["pid"]
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=lambda: deque(map(lines.put, sys.stdin), 0), daemon=True).start()
     told = os.fdopen(os.dup(1), "w")
@@ -151,8 +162,6 @@ def main() -> None:
         with contextlib.suppress(OSError):  # of a run that is gone
             print(json.dumps([level, text]), file=told, flush=True)
 
-    asked = json.loads(lines.get())
-    name, run, parent = asked["tracker"], Path(asked["run"]), asked["pid"]
     lock = _wait_for_lock(run / "trackers" / f".{name}.lock")
     follower = Follower(
         name,
@@ -171,7 +180,6 @@ def main() -> None:
             state = "failed" if os.getppid() != parent else None
         if state is None:
             follower.follow()
-    threading.Timer(ORPHAN_S, _end_all).start()
     is_whole = follower.close(state)
     del lock
     os._exit(0 if is_whole else 1)  # what a client does at exit is its own
@@ -185,8 +193,12 @@ def _wait_for_lock(path: Path) -> Any:
     return file
 
 
-def _end_all() -> None:
-    """End with all that a client has started: they are in a session of their own."""
+def _end_with(parent: int) -> None:
+    """Once the process that trains is gone, end a while after it, whatever the client waits for, with all that it has started:
+    they are in a session of their own."""
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    time.sleep(ORPHAN_S)
     os.killpg(0, signal.SIGKILL)
 
 
