@@ -17,7 +17,9 @@ from tests.track.test_follow import wait_for
 from tests.track.wandb_rows import records_of_wandb, rows_of_wandb
 from vmae2_ds.config.trackers import PACKAGES, TrackConfig
 from vmae2_ds.recipes.pretrain import RECIPES
+from vmae2_ds.track.mlflow import open_mlflow
 from vmae2_ds.track.start import Trackers
+from vmae2_ds.track.tracker import About
 from vmae2_ds.train.metrics import MetricsWriter
 
 KEYS = {"WANDB_API_KEY": "5ec4e7" * 6 + "abcd", "COMET_API_KEY": "c0ffee" * 6, "MLFLOW_TRACKING_TOKEN": "70ce4" * 8}
@@ -146,6 +148,32 @@ def test_mlflow_in_a_folder_holds_every_number_once(tracked: Tracked, monkeypatc
     assert {"group", "tag"} < {*run.data.tags}
     kept = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert kept == {"run.json", "ds.json", "env.json", "pictures"}
+
+
+def test_mlflow_gets_the_settings_that_a_first_start_was_cut_off_from_telling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow import MlflowClient
+
+    (tmp_path / "run.json").write_text(json.dumps({f"setting{number}": number for number in range(150)}))
+    about = About(tmp_path, TrackConfig(mode="offline"), "a" * 32, True, 1)
+    log_batch, batches = MlflowClient.log_batch, []
+
+    def only_once(client: Any, run: str, **what: Any) -> None:
+        batches.append(what)
+        if len(batches) == 2:
+            raise ConnectionError("no route to host")
+        log_batch(client, run, **what)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", only_once)
+    with pytest.raises(ConnectionError):
+        open_mlflow(about)
+    opened = open_mlflow(about)
+    params = opened._client.get_run(opened._run).data.params
+    assert {name: params.get(name) for name in map("setting{}".format, range(150))} == {
+        f"setting{number}": str(number) for number in range(150)
+    }
 
 
 def test_comet_offline_holds_every_number_once(tracked: Tracked) -> None:

@@ -41,7 +41,9 @@ class Mlflow:
         experiment = self._client.get_experiment_by_name(name)
         where = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
         found = self._client.search_runs([where], f"tags.`{OURS}` = '{about.id}'")
-        self._run = (found[0] if found else self._begin(about, where)).info.run_id
+        run = found[0] if found else self._begin(about, where)
+        self._run = run.info.run_id
+        self._tell_settings(about, known=run.data.params)
         self._client.update_run(self._run, status="RUNNING")
         for file in about.files():
             self._client.log_artifact(self._run, str(file))
@@ -52,14 +54,14 @@ class Mlflow:
         tags = {OURS: about.id, "recipe": about.run.parent.name, **dict.fromkeys(about.track.tags, "true")}
         if about.track.group:
             tags["group"] = about.track.group
-        run = self._client.create_run(where, run_name=about.name, tags=tags)
-        parameters = [
-            self._entities.Param(NOT_TAKEN.sub("_", name), str(value)[:MOST_CHARACTERS])
-            for name, value in flat(about.settings())
-        ]
+        return self._client.create_run(where, run_name=about.name, tags=tags)
+
+    def _tell_settings(self, about: About, known: Mapping[str, str]) -> None:
+        """Those that the run has not, since an earlier start was cut off: what it has, MLflow lets nobody change."""
+        named = {NOT_TAKEN.sub("_", name): str(value)[:MOST_CHARACTERS] for name, value in flat(about.settings())}
+        parameters = [self._entities.Param(name, value) for name, value in named.items() if name not in known]
         for at in range(0, len(parameters), MOST_AT_ONCE):
-            self._client.log_batch(run.info.run_id, params=parameters[at : at + MOST_AT_ONCE])
-        return run
+            self._client.log_batch(self._run, params=parameters[at : at + MOST_AT_ONCE])
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Log a step's figures, which have the time of the row."""
