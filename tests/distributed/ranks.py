@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmae2_ds.host import free_port
+
 if TYPE_CHECKING:
     from vmae2_ds.dist import Ranks
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answer(work: Callable[[Any, Ranks], object]) -> None:

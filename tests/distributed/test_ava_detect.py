@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.ranks import free_port, rank_environment
+from tests.distributed.ranks import rank_environment
 from tests.distributed.zygote import Rank, Zygote
 from tests.downstream.ava.made_up_set import MadeUpSet, write_made_up_set
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.downstream.ava.part_files import PartFolder
+from vmae2_ds.host import free_port
 from vmae2_ds.json_lines import rows_of
 from vmae2_ds.runs.folder import find_checkpoint
 

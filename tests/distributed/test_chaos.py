@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
+from tests.distributed.ranks import rank_environment, tiny_pretraining
 from tests.distributed.zygote import Rank, Zygote
 from vmae2_ds.errors import EXIT_OK
+from vmae2_ds.host import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NUM_STEPS, KILLS, SAVE_EVERY, CLIPS_PER_STEP = 200, 15, 5, 8

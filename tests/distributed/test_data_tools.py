@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.data.tools.test_parts import content
-from tests.distributed.ranks import free_port
 from tests.distributed.zygote import Zygote
 from vmae2_ds.data.tools.check import CheckArguments, check_manifest
 from vmae2_ds.dist import LAUNCHERS, LOCAL_SIZES, NODES
+from vmae2_ds.host import free_port
 
 pytestmark = pytest.mark.slow
 RANKS = 2

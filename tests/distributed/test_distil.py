@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.ranks import free_port, rank_environment, tiny_finetuning
+from tests.distributed.ranks import rank_environment, tiny_finetuning
 from tests.distributed.zygote import Zygote
 from tests.train.taken_encoder import assert_pretraining_takes_the_encoder_of
 from vmae2_ds.checkpoint.whole import find_newest_whole
@@ -20,6 +20,7 @@ from vmae2_ds.config.finetune import FinetuneConfig
 from vmae2_ds.config.stages import read_run_config
 from vmae2_ds.cost.flops import classifier_macs
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
+from vmae2_ds.host import free_port
 from vmae2_ds.weights.about import read_about
 from vmae2_ds.weights.layouts import our_shapes, to_layout
 

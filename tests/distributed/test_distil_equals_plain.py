@@ -11,8 +11,9 @@ import torch
 
 from tests.distributed.distil_steps import make_config, plain_steps
 from tests.distributed.finetune_steps import ACCUMULATION, NUM_STEPS, RANKS
-from tests.distributed.ranks import free_port, rank_environment
+from tests.distributed.ranks import rank_environment
 from tests.distributed.zygote import Zygote
+from vmae2_ds.host import free_port
 
 pytestmark = pytest.mark.slow
 POLICIES = ("zero1", "zero2", "zero3", "zero3 init sharded")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.ranks import free_port, rank_environment
+from tests.distributed.ranks import rank_environment
 from tests.distributed.zygote import Rank, Zygote
 from tests.downstream.features.made_source import SIZE, WINDOW, write_encoder, write_list, write_video
+from vmae2_ds.host import free_port
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.distributed.ranks import free_port, rank_environment, tiny_finetuning, tiny_pretraining
+from tests.distributed.ranks import rank_environment, tiny_finetuning, tiny_pretraining
 from tests.distributed.zygote import Zygote
 from vmae2_ds.checkpoint.zero_weights import read_weights
 from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR
+from vmae2_ds.host import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
+from tests.distributed.ranks import rank_environment, tiny_pretraining
 from tests.distributed.zygote import Zygote
 from vmae2_ds.errors import EXIT_OK
+from vmae2_ds.host import free_port
 
 pytestmark = pytest.mark.slow
 STEPS = 6

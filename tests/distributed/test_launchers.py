@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.ranks import REPOSITORY, free_port, tiny_pretraining
+from tests.distributed.ranks import REPOSITORY, tiny_pretraining
 from vmae2_ds.errors import EXIT_HUNG
+from vmae2_ds.host import free_port
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent

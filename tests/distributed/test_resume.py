@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
+from tests.distributed.ranks import rank_environment, tiny_pretraining
 from tests.distributed.zygote import Rank, Zygote
 from vmae2_ds.checkpoint.whole import find_newest_whole, tag_of, why_torn
 from vmae2_ds.errors import EXIT_BAD_DATA, EXIT_HUNG, EXIT_OK, EXIT_PREEMPTED
+from vmae2_ds.host import free_port
 
 pytestmark = pytest.mark.slow
 NUM_STEPS, SAVE_EVERY, RANKS = 12, 4, 2

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.ranks import REPOSITORY, free_port, rank_environment
+from tests.distributed.ranks import REPOSITORY, rank_environment
 from tests.distributed.zygote import Zygote
+from vmae2_ds.host import free_port
 from vmae2_ds.runs.export import ExportArguments, export_weights
 from vmae2_ds.weights.files import read_published
 

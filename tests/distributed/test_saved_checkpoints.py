@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.ranks import free_port, rank_environment
+from tests.distributed.ranks import rank_environment
 from tests.distributed.saved_checkpoints import REFERENCE
 from tests.distributed.zygote import Zygote
 from vmae2_ds.checkpoint.whole import tag_of
 from vmae2_ds.checkpoint.zero_weights import read_weights
+from vmae2_ds.host import free_port
 
 pytestmark = pytest.mark.slow
 POLICIES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.ranks import REPOSITORY, free_port, rank_environment, tiny_pretraining
+from tests.distributed.ranks import REPOSITORY, rank_environment, tiny_pretraining
 from tests.distributed.zygote import Zygote
 from vmae2_ds.errors import EXIT_HUNG, EXIT_USER_ERROR
+from vmae2_ds.host import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.distributed.ranks import free_port, rank_environment
+from tests.distributed.ranks import rank_environment
 from tests.distributed.zygote import Zygote
 from tests.downstream.tad.made_up import write_set
 from vmae2_ds.checkpoint.zero_weights import read_weights
@@ -21,6 +21,7 @@ from vmae2_ds.downstream.tad.features_data import FeaturesDataset
 from vmae2_ds.downstream.tad.losses import loss_sums
 from vmae2_ds.downstream.tad.objective import FeatureDetector
 from vmae2_ds.downstream.tad.videos import open_videos
+from vmae2_ds.host import free_port
 from vmae2_ds.json_lines import rows_of
 from vmae2_ds.runs.folder import find_checkpoint
 from vmae2_ds.train.loop import seed_of

@@ -18,10 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.distributed.ranks import free_port, rank_environment, tiny_pretraining
+from tests.distributed.ranks import rank_environment, tiny_pretraining
 from tests.distributed.two_hosts import BIN, REPOSITORY, Host, TwoHosts, two_hosts, why_not
 from tests.distributed.zygote import Zygote
 from vmae2_ds.checkpoint.whole import find_newest_whole
+from vmae2_ds.host import free_port
 from vmae2_ds.launch.hostfile import read_hostfile
 from vmae2_ds.launch.hosts import HostsArguments, command_lines
 

@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.ranks import free_port, rank_environment
+from tests.distributed.ranks import rank_environment
+from vmae2_ds.host import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = (

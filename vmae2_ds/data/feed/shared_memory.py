@@ -143,9 +143,6 @@ def tensor_bytes(config: RunConfig, whole_frame: tuple[int, int] = WHOLE_FRAME) 
     if isinstance(config, AvaConfig):
         people = clips * PEOPLE
         return [*cut, people * 4 * _FLOAT, people, people * config.model.num_classes * _FLOAT]
-    if isinstance(config, AvaConfig):
-        boxes = clips * config.data.most_boxes
-        return [*cut, 4 * boxes * _FLOAT, boxes, boxes * config.model.num_classes * _FLOAT]
     if not isinstance(config, PretrainConfig):
         return [*cut, clips * _INDEX, _FLOAT, _FLOAT]
     masks = _mask_bytes(config, clips)

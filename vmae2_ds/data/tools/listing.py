@@ -50,7 +50,8 @@ class ListedFolder(NamedTuple):
 class ListArguments(StrictModel):
     """List the videos in a folder, at any depth, as --data.manifest takes it; long films as parts.
 
-    A video is what is named like one; nothing of it is read unless --part-s asks for its length.
+    A video is what is named like one, and nothing of it is read unless --part-s asks for its length. Links to folders are not
+    followed.
     """
 
     folder: Positional[Path]
