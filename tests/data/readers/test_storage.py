@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
@@ -14,12 +15,12 @@ from PIL import Image
 from vmae2_ds.config.pretrain import PretrainDataConfig
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.common import Choose
-from vmae2_ds.data.readers.storage import fetch, frame_names, read_entry
+from vmae2_ds.data.readers.storage import fetch, frame_names, read_entry, url_size
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.data.tools.shards import IndexShardsArguments, index_shards
 from vmae2_ds.data.tools.synthetic import SyntheticSet
-from vmae2_ds.errors import VideoError
+from vmae2_ds.errors import Preempted, VideoError
 
 FRAMES = ReadAs("frames", "img_{:05}.png")
 
@@ -171,3 +172,21 @@ def test_a_frames_source_gives_clips(folder: Path) -> None:
     source = mixture.sources[0]
     assert (source.how.kind, source.how.template) == ("frames", FRAMES.template)
     assert grey_of(read_entry(source.manifest[0], source.how, picks(1, 6))) == [10, 60]
+
+
+@pytest.mark.parametrize(("error", "raised"), [(RuntimeError, VideoError), (Preempted, Preempted)])
+def test_what_a_storage_raises_of_its_own_costs_its_video_and_a_signal_stops(
+    error: type[Exception], raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of S3 and of HTTP are neither OSError nor ValueError."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error("the server hung up")
+
+    memory = type(fsspec.filesystem("memory"))
+    for asked in ("cat_file", "size"):
+        monkeypatch.setattr(memory, asked, fail)
+    with pytest.raises(raised, match="the server hung up"):
+        fetch(entry_at("memory://bucket/1.mp4"))
+    with pytest.raises(Preempted) if error is Preempted else nullcontext():
+        assert url_size("memory://bucket/1.mp4") is None

@@ -12,7 +12,7 @@ from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.common import Choose, FrameCount, Video, check_is_file, choose_checked, in_chosen_order
 from vmae2_ds.data.readers.pyav import stream_pyav
 from vmae2_ds.data.readers.table import read_clip
-from vmae2_ds.errors import ConfigError, VideoError
+from vmae2_ds.errors import ConfigError, VideoError, Vmae2Error
 
 PIECE_BYTES, PIECE_FRAMES = 16 << 20, 64
 """A stream hands frames on in pieces no larger than this: a second of video, or a few frames of a large one."""
@@ -91,7 +91,9 @@ def url_size(url: str) -> int | None:
     try:
         system, path = fsspec.core.url_to_fs(url)
         return system.size(path)  # type: ignore[no-any-return]
-    except (OSError, ValueError, ImportError):
+    except Vmae2Error:  # a signal to stop, which came just then
+        raise
+    except Exception:  # each file system has errors of its own
         return None
 
 
@@ -101,11 +103,9 @@ def _read_url(url: str, start: int | None, end: int | None) -> bytes:
     try:
         system, path = fsspec.core.url_to_fs(url)
         return bytes(system.cat_file(path, start=start, end=end))
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # ValueError: no such protocol; ImportError: its package is missing
+    except Vmae2Error:  # as above
+        raise
+    except Exception as error:  # as above; ValueError: no such protocol; ImportError: its package is missing
         told = str(error).strip().partition("\n")[0][:200]
         raise VideoError(f"cannot be fetched: {type(error).__name__} {told}") from None
 
