@@ -109,6 +109,10 @@ def test_the_tasks_do_a_part_each_and_a_last_job_what_a_lost_one_left(
         ("data prepare x.csv --out o --parts 3 --crf 90", "--crf 90: at most 51"),
         ("data prepare x.csv --out o --parts 3 --mem lots", "--mem 'lots'"),
         ("--parts 3 data synth o", "vmae2 data synth is work of one process"),
+        (
+            "data prepair x.csv --out o --parts 3",
+            "vmae2 data has no tool prepair; an array job is for data check, prep",
+        ),
     ],
 )
 def test_what_no_task_could_do_is_refused_where_the_script_is_written(

@@ -275,7 +275,7 @@ def launch_doctor(args: list[str]) -> None:
 def launch_slurm(args: list[str]) -> None:
     """A SLURM script that saves in time and requeues itself: vmae2 launch slurm RECIPE --nodes 8, or data TOOL --parts 64."""
     for at, (word, tool) in enumerate(itertools.pairwise(args)):
-        if word == "data" and f"data {tool}" in VERBS:
+        if word == "data" and (f"data {tool}" in VERBS or (at == 0 and not tool.startswith("-"))):
             return _launch_array(tool, [*args[:at], *args[at + 2 :]])
     from vmae2_ds.launch.slurm import SlurmArguments
     from vmae2_ds.launch.slurm import launch_slurm as run
@@ -289,7 +289,10 @@ def _launch_array(tool: str, args: list[str]) -> None:
     from vmae2_ds.launch.slurm_array import launch_array as run
 
     if tool not in SHARED:
-        raise ConfigError(f"vmae2 data {tool} is work of one process; an array job is for data {', '.join(SHARED)}")
+        what = (
+            f"vmae2 data {tool} is work of one process" if f"data {tool}" in VERBS else f"vmae2 data has no tool {tool}"
+        )
+        raise ConfigError(f"{what}; an array job is for data {', '.join(SHARED)}")
     prog = f"vmae2 launch slurm data {tool}"
     asked, words = ask_for(ArrayArguments, SHARED[tool](), prog, args, f"vmae2 data {tool}")
     show_answer(run(asked, tool, words))
