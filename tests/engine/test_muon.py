@@ -68,7 +68,7 @@ def test_a_classifiers_head_and_learnt_positions_stay_with_adamw() -> None:
     of_muon = {name for name, p in model.named_parameters() if matrices_of(name, p.shape)}
     assert of_muon == {name for name in OF_MUON if name.startswith("encoder.")}
     assert not matrices_of("encoder.embed.positions", torch.Size((144, 24)))
-    assert not matrices_of("encoder.blocks.0.attn.qkv.lora_a.weight", torch.Size((8, 24)))
+    assert not matrices_of("encoder.blocks.0.attn.qkv.lora.q.down.weight", torch.Size((8, 24)))
 
 
 @needs_muon

@@ -164,3 +164,7 @@ def test_what_cannot_be_is_one_clear_line(model: dict[str, Any], optim: dict[str
     with pytest.raises(ValueError, match="validation error") as refused:
         FinetuneConfig(model=config_of(**model), optim=FinetuneOptimConfig(**optim))
     assert words in str(refused.value)
+
+
+def test_the_order_in_which_targets_are_named_makes_no_other_model() -> None:
+    assert LoraConfig(rank=4, targets=("mlp", "v", "q")) == LoraConfig(rank=4, targets=("q", "v", "mlp"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vmae2_ds.config.strict import Size, StrictModel
 
 LoraTarget = Literal["q", "k", "v", "proj", "mlp"]
 """Layers of a block that an adapter can stand beside."""
+LETTERS: tuple[LoraTarget, ...] = ("q", "k", "v")
+"""Those that one matrix holds, in its order: each has an adapter of its own."""
+TARGETS: tuple[LoraTarget, ...] = (*LETTERS, "proj", "mlp")
 
 
 class LoraConfig(StrictModel):
@@ -21,9 +24,15 @@ class LoraConfig(StrictModel):
     and the head learn too. 0: there are none, and the encoder itself learns."""
     alpha: Size | None = None
     """What an adapter adds is multiplied by alpha / rank; default: the rank, so by 1."""
-    targets: tuple[LoraTarget, ...] = ("q", "k", "v", "proj", "mlp")
+    targets: tuple[LoraTarget, ...] = TARGETS
     """Layers of every block that get adapters: q, k and v (attention's queries, keys and values), proj (its projection), mlp
     (both layers of the MLP)."""
+
+    @field_validator("targets")
+    @classmethod
+    def _in_order(cls, targets: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
+        """The order in which they are named makes no other model."""
+        return tuple(sorted(targets, key=TARGETS.index))
 
     @model_validator(mode="after")
     def _fits_together(self) -> LoraConfig:
@@ -33,7 +42,7 @@ class LoraConfig(StrictModel):
             )
         if not self.targets or len(set(self.targets)) < len(self.targets):
             what = f"names one twice: {' '.join(self.targets)}" if self.targets else "is empty"
-            raise ValueError(f"targets {what}; choose from q k v proj mlp, or set rank=0 for no adapters")
+            raise ValueError(f"targets {what}; choose from {' '.join(TARGETS)}, or set rank=0 for no adapters")
         return self
 
     @property

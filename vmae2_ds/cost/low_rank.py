@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vmae2_ds.config.lora import LoraConfig
+from vmae2_ds.config.lora import LETTERS, LoraConfig
 from vmae2_ds.config.model import TowerConfig
 from vmae2_ds.cost.activations import STATISTICS, TowerWidths
 from vmae2_ds.cost.flops import block_parts
 from vmae2_ds.cost.module_calls import Node
 from vmae2_ds.cost.traffic import AttentionKind, Passes
-
-LETTERS = ("q", "k", "v")
 
 # N tokens of width D go through the block, M hidden width of the MLP, R rank.
 

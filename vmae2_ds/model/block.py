@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from vmae2_ds.config.lora import LoraConfig
+from vmae2_ds.config.lora import LETTERS, LoraConfig
 from vmae2_ds.config.model import TowerConfig
 from vmae2_ds.model.attention import AttentionFn, sdpa_attention
 from vmae2_ds.model.kept import once_per_device
-from vmae2_ds.model.lora import LETTERS, LowRank, linear
+from vmae2_ds.model.lora import LowRank, linear
 
 # B clips, N tokens, D width, H heads, K = D / H channels in a head.
 

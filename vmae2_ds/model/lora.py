@@ -10,15 +10,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vmae2_ds.config.lora import LoraConfig, LoraTarget
+from vmae2_ds.config.lora import LETTERS, LoraConfig, LoraTarget
 from vmae2_ds.model.embed import Linear
 
 # B clips, N tokens, I and O channels of a layer's input and output, R the rank.
 
 MARK = ".lora."
 """In the name of each parameter of an adapter, and in no other."""
-LETTERS: tuple[LoraTarget, ...] = ("q", "k", "v")
-"""Parts of a packed projection, in its order: each has an adapter of its own."""
 
 
 class LowRank(nn.Module):
