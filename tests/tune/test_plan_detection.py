@@ -158,8 +158,8 @@ def test_videos_are_counted_in_the_annotations(tmp_path: Path) -> None:
         ),
         ("tad_desk --gpus 1 --gpu h100", "recipe tad_desk names none: give --videos N or --data.annotations FILE"),
         (
-            "vit_b_finetune_k400 --gpus 1 --gpu h100",
-            "takes pre-training, temporal detection and spatial detection recipes",
+            "vit_b_distil_k710 --gpus 1 --gpu h100",
+            "takes pre-training, fine-tuning, temporal detection and spatial detection recipes",
         ),
     ],
 )
