@@ -118,7 +118,7 @@ def told(value: Any) -> str:
 
 
 KEY = ("case", "group", "variant", "run", "seed")
-DESK_KEY = ("model", "test", "set", "how", "boxes")
+DESK_KEY = ("model", "test", "set", "how", "boxes", "optimizer", "rate", "at")
 """What tells one figure of a desk experiment from another."""
 ACCURACIES = (
     "accuracy",
@@ -130,7 +130,7 @@ ACCURACIES = (
     "ridge",
     "motion",
 )
-LOSSES = ("val_loss", "lowest_val_loss", "seen_loss")
+LOSSES = ("val_loss", "lowest_val_loss", "seen_loss", "loss")
 """Of a desk's rows, shown times 1,000."""
 
 
