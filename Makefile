@@ -43,7 +43,7 @@ quickstart: quickstart_data/train.csv ## make videos, pre-train with dual maskin
 quickstart_data/train.csv: | venv
 	$(BIN)/vmae2 data synth quickstart_data
 
-test: venv ## every test that needs no GPU (about 25 minutes on 2 cores)
+test: venv ## every test that needs no GPU (under half an hour on 2 cores)
 	$(BIN)/python -m pytest -m "not gpu" $(SPREAD)
 
 check: venv ## what a change has to pass before it is pushed: ruff, mypy, the fast tests
