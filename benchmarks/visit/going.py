@@ -31,6 +31,7 @@ from benchmarks.visit.predict import STEPS
 from benchmarks.worker import Job, row_origin
 from vmae2_ds.disk import write_whole
 from vmae2_ds.errors import EXIT_OK, EXIT_PREEMPTED, ConfigError, Vmae2Error
+from vmae2_ds.host import signals_handled
 
 CASE = "visit"
 """The case of the rows that tell what became of each group."""
@@ -289,12 +290,8 @@ def _signals_stop() -> Iterator[None]:
         del frame
         raise Stopped(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with signals_handled(stop, signal.SIGTERM, signal.SIGHUP):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def visit(asked: Asked, command: str) -> int:

@@ -11,6 +11,7 @@ from types import FrameType
 import psutil
 
 from vmae2_ds.errors import Preempted
+from vmae2_ds.host import signals_handled
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What queues, launchers and people send; SLURM's --signal takes USR1."""
@@ -67,9 +68,5 @@ def stop_signals(time_limit_s: float | None = None) -> Iterator[StopRequests]:
             )
         requests.caught.append(number)
 
-    before = {number: signal.signal(number, remember) for number in STOP_SIGNALS}
-    try:
+    with signals_handled(remember, *STOP_SIGNALS):
         yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

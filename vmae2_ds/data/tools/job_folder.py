@@ -24,6 +24,7 @@ from vmae2_ds.data.tools.places import BAD_FILES, COME_S, LOOK_S, SIZES, JobPlac
 from vmae2_ds.data.tools.work_folder import full_disk_is_told
 from vmae2_ds.disk import whole_file
 from vmae2_ds.errors import Preempted, RankLost
+from vmae2_ds.host import signals_handled
 from vmae2_ds.json_lines import adding_rows, rows_of
 
 log = logging.getLogger(__name__)
@@ -285,9 +286,5 @@ def _stopping() -> Iterator[None]:
             f"stopped by {signal.Signals(number).name}; what is finished stays, and the same command goes on"
         )
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    with signals_handled(stop, signal.SIGTERM, signal.SIGUSR1):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
