@@ -190,11 +190,7 @@ def measure_actions(config: AvaConfig, clips: int, precision: ComputePrecision, 
         loss: Tensor = module(AvaBatch(*given)).loss
         return loss
 
-    small, large = (
-        _live_bytes(lambda: ava_objective(config), partial(batch, number), step, precision, backward=backward)
-        for number in (clips, 2 * clips)
-    )
-    return Measured(*((more - less) / clips for less, more in zip(small, large, strict=True)))
+    return _bytes_of_a_clip(lambda: ava_objective(config), batch, step, clips, precision, backward=backward)
 
 
 def measure_classifier(
@@ -214,8 +210,21 @@ def measure_classifier(
         loss: Tensor = module(LabelledBatch(*given)).loss
         return loss
 
+    return _bytes_of_a_clip(lambda: classification(config), batch, step, clips, precision, backward=backward)
+
+
+def _bytes_of_a_clip(
+    build: Callable[[], nn.Module],
+    make_input: Callable[[int], Sequence[Tensor]],
+    step: Callable[[nn.Module, Sequence[Tensor]], Tensor],
+    clips: int,
+    precision: ComputePrecision,
+    *,
+    backward: bool,
+) -> Measured:
+    """The slope from `clips` to twice as many, in which weights and what is made of them drop out."""
     small, large = (
-        _live_bytes(lambda: classification(config), partial(batch, number), step, precision, backward=backward)
+        _live_bytes(build, partial(make_input, number), step, precision, backward=backward)
         for number in (clips, 2 * clips)
     )
     return Measured(*((more - less) / clips for less, more in zip(small, large, strict=True)))
