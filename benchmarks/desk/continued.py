@@ -14,7 +14,7 @@ import tyro
 
 from benchmarks.desk.lists import Lists, write_lists
 from benchmarks.desk.probes import probe_frozen
-from benchmarks.desk.stages import RECIPE, SHAPE, run_vmae2
+from benchmarks.desk.stages import BASE_LR, RECIPE, SHAPE, run_vmae2
 from benchmarks.record import Row, append_rows, provenance
 from vmae2_ds.errors import Vmae2Error
 from vmae2_ds.json_lines import rows_of
@@ -23,7 +23,7 @@ LATER = RECIPE.replace("--data.views 1", "--data.views 4").replace("--train.micr
 """The desk's recipe with four views of a video, for one decoding."""
 FIRST = LATER.replace("--train.global-batch 16 --train.micro-batch 4", "--train.global-batch 32 --train.micro-batch 8")
 """Of the first pre-training."""
-LOW_LR = "--optim.base-lr 0.016"
+CONTINUED = LATER.replace(BASE_LR, "--optim.base-lr 0.016")
 """Half of the desk's rate, for what goes on."""
 GESTURES = 0.2
 """Of the samples of the first pre-training; the others are synthetic."""
@@ -80,17 +80,13 @@ def _measure(asked: ContinuedDesk, lists: Lists, known: set[tuple[str, int]]) ->
         if (model, seed) in known:
             continue
         words = [*later, "--train.init", first] if model == "continued" else later
-        recipe = f"{_without_rate(LATER)} {LOW_LR}" if model == "continued" else LATER
+        recipe = CONTINUED if model == "continued" else LATER
         run = _trained(asked, model, seed, asked.steps, recipe, words)
         losses = [row for row in rows_of(run / "validation.jsonl") if "val_loss" in row]
         if model == "continued" and ("first", 0) not in known:  # its look at the videos before the first step
             known.add(("first", 0))
             yield {"model": "first", "seed": 0, "run": first.name, **_losses(losses[:1]), **_probed(first, lists)}
         yield {"model": model, "seed": seed, "run": run.name, **_losses(losses), **_probed(run, lists)}
-
-
-def _without_rate(recipe: str) -> str:
-    return recipe.replace("--optim.base-lr 0.032 ", "")
 
 
 def _losses(rows: list[Row]) -> Row:

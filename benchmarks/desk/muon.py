@@ -13,13 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 
-from benchmarks.desk.stages import RECIPE, SHAPE, run_vmae2
+from benchmarks.desk.stages import BASE_LR, RECIPE, SHAPE, run_vmae2
 from benchmarks.record import Row, append_rows, provenance
 from vmae2_ds.errors import Vmae2Error
 from vmae2_ds.json_lines import rows_of
-
-BASE_LR = "--optim.base-lr 0.032"
-"""The desk's rate, in RECIPE; others are multiples of it."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ SHAPE = (
 """8 frames of 48x48 in cubes of 2x8x8: 144 tokens; an encoder of 192 x 4. Frames are spread over the clip."""
 STUDENT = "--model.encoder.width 96 --model.encoder.heads 3 --model.encoder.mlp 384"
 """A fourth of the teacher's weights."""
+BASE_LR = "--optim.base-lr 0.032"
+"""The rate in RECIPE; others are multiples of it."""
 RECIPE = (
     "--mask.encoder random --mask.encoder-ratio 0.6 --mask.decoder none --model.decoder.depth 2 --data.views 1 "
-    "--data.crop-scales 1 0.9 0.8 --data.flip 0.5 --optim.base-lr 0.032 --train.global-batch 16 --train.micro-batch 16"
+    f"--data.crop-scales 1 0.9 0.8 --data.flip 0.5 {BASE_LR} --train.global-batch 16 --train.micro-batch 16"
 )
 """Of pre-training; the learning rate is 0.002. Without tubes: what a patch does is seen from step to step, and a tube mask
 hides its path from start to end."""
