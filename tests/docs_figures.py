@@ -90,7 +90,7 @@ def unsourced(block: Block) -> list[str]:
 
 def value_of(rows: list[dict[str, Any]], title: str) -> float:
     """What a link's title asks for: `[STATISTIC] FIELD [in UNIT] [over FIELD] [where FIELD=VALUE, ...]`."""
-    asked, _, where = title.partition(" where ")
+    asked, _, where = " ".join(title.split()).partition(" where ")  # a page's lines end anywhere
     words, _, unit = asked.partition(" in ")
     wanted = dict(pair.strip().split("=", 1) for pair in where.split(",")) if where else {}
     chosen = [row for row in rows if all(told(field(row, name)) == value for name, value in wanted.items())]
