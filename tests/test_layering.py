@@ -52,7 +52,14 @@ only cycles are forbidden."""
 
 DOORS = {
     "deepspeed": {
-        *("engine.partitioned", "engine.ranks", "engine.shards", "engine.step", "checkpoint.safe_load"),
+        *(
+            "engine.lean_import",
+            "engine.partitioned",
+            "engine.ranks",
+            "engine.shards",
+            "engine.step",
+            "checkpoint.safe_load",
+        ),
         "doctor.deepspeed_ops",
     },
     "decord": {"data.readers.decord"},
@@ -63,7 +70,7 @@ DOORS = {
     },
     "flash_attn": {"model.attention"},
     "flash_attn_interface": {"model.attention"},
-    "timm": {"model.block", "data.clips.augment"},
+    "timm": {"model.stochastic_depth", "data.clips.augment"},
     "matplotlib": {"draw.charts", "draw.pictures", "draw.sheet"},
     "wandb": {"track.wandb", "track.wandb_file"},
     "mlflow": {"track.mlflow"},

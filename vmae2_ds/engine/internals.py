@@ -117,6 +117,9 @@ INTERNALS: dict[str, Uses] = {
     "deepspeed.comm.torch:TorchBackend": {
         "new_group(ranks)": "engine/ranks.py: replaced, so that ZeRO's groups have the run's time-out",
     },
+    "deepspeed.runtime.compiler": {
+        "compile()": "engine/lean_import.py: replaced while Muon is imported, whose functions are then compiled when called",
+    },
     "deepspeed.ops": {
         '"__compatible_ops__"': "engine/ranks.py: says that shm_comm cannot be compiled, and so it is not",
     },

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from vmae2_ds.dist import Ranks, default_device, map_rank_variables
+from vmae2_ds.engine.lean_import import import_deepspeed
 from vmae2_ds.errors import RankLost
 from vmae2_ds.host import allow_open_files
 
@@ -77,6 +78,7 @@ def start_ranks(meeting: Meeting | None = None) -> Ranks:
     ranks, store, timeout_s = meeting or meet_ranks()
     timeout = timedelta(seconds=timeout_s)
     device = default_device()
+    import_deepspeed()
     import deepspeed.comm.comm
     import deepspeed.ops
     from deepspeed.utils import logger

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vmae2_ds.config.lora import LETTERS, LoraConfig
@@ -91,13 +90,13 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x_BND)))
 
 
-class StochasticDepth(DropPath):
-    """timm's, and no part of a compiled graph: its rate, another in each block, would make each block a graph of its own."""
+def stochastic_depth(rate: float) -> nn.Module:
+    """A branch's stochastic depth, (B, N, D) -> (B, N, D); at a rate of 0 none, and timm is not imported."""
+    if not rate:
+        return nn.Identity()
+    from vmae2_ds.model.stochastic_depth import StochasticDepth
 
-    @torch.compiler.disable
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        return super().forward(x_BND)
+    return StochasticDepth(rate)
 
 
 class Block(nn.Module):
@@ -109,7 +108,7 @@ class Block(nn.Module):
         self.attn = Attention(config.width, config.heads, lora)
         self.norm2 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.mlp = Mlp(config.width, config.mlp, lora)
-        self.drop_path = StochasticDepth(drop_path) if drop_path else nn.Identity()
+        self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

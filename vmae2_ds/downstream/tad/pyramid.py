@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vmae2_ds.config.tad_head import HeadConfig
 from vmae2_ds.downstream.tad.window_attention import attend_along_time
-from vmae2_ds.model.block import StochasticDepth
+from vmae2_ds.model.block import stochastic_depth
 from vmae2_ds.model.embed import Linear, sinusoid_table
 
 # B videos, T positions (fewer on each level), D width, L levels, C classes.
@@ -126,7 +126,7 @@ class PyramidBlock(nn.Module):
         self.gain1_D, self.gain2_D = (
             nn.Parameter(torch.empty(width)) if config.layer_scale else None for _ in range(2)
         )
-        self.drop_path = StochasticDepth(config.drop_path) if config.drop_path else nn.Identity()
+        self.drop_path = stochastic_depth(config.drop_path)
 
     def forward(self, x_BTD: Tensor, is_real_BT: Tensor) -> Tensor:
         """(B, T, D) and which of the T / stride results are real -> (B, T / stride, D)."""

@@ -1,0 +1,59 @@
+"""DeepSpeed imported without two things that take half of its seconds and that no run uses.
+
+MLflow, where it is installed, is imported for DeepSpeed's autotuner, which only its own launcher starts. torch's compiler
+back end is imported for DeepSpeed's Muon, whose functions are compiled as they are defined; every start of ZeRO defines
+them, to ask whether the optimizer is that Muon, and it never is (engine/muon.py says why).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def import_deepspeed() -> None:
+    """Import DeepSpeed, and its Muon, once in a process; raises ImportError where it is not installed."""
+    with _hidden("mlflow"):
+        import deepspeed
+    with _compiled_when_called(deepspeed.runtime.compiler), contextlib.suppress(ImportError):
+        import deepspeed.runtime.zero.muon.original_muon
+
+
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Nothing can import the package; where it is imported already, all stays as it is."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # as Python's import takes it: ImportError
+    try:
+        yield
+    finally:
+        sys.modules.pop(package, None)
+
+
+@contextlib.contextmanager
+def _compiled_when_called(compiler: Any) -> Iterator[None]:
+    """What is decorated with DeepSpeed's `compile()` meanwhile is compiled at its first call."""
+    before = compiler.compile
+    compiler.compile = lambda: _lazily
+    try:
+        yield
+    finally:
+        compiler.compile = before
+
+
+def _lazily(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = functools.cache(lambda: torch.compile(function))
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return compiled()(*args, **kwargs)
+
+    return called

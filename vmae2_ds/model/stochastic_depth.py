@@ -1,0 +1,16 @@
+"""Stochastic depth: timm's, in a file of its own because timm takes a second to import and most pre-training has none."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor
+
+
+class StochasticDepth(DropPath):
+    """timm's, and no part of a compiled graph: its rate, another in each block, would make each block a graph of its own."""
+
+    @torch.compiler.disable
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return super().forward(x_BND)
