@@ -9,6 +9,7 @@ import pytest
 
 from tests.docs_figures import ROOT
 from tests.docs_names import PAGES, broken_links, files_called, is_there, missing
+from tests.pages import pages, text
 from tests.test_layering import LAYERS, PACKAGE
 
 MAP, README = ROOT / "docs" / "ARCHITECTURE.md", ROOT / "README.md"
@@ -93,6 +94,11 @@ def test_the_readme_s_tree_has_every_folder_and_nothing_else() -> None:
     told = tree(README.read_text())
     assert folders() - told == set(), "folders that the tree leaves out"
     assert {name for name in told if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda path: path.name)
+def test_a_page_that_is_made_from_the_code_is_as_the_code_makes_it(page: Path) -> None:
+    assert page.read_text() == pages.PAGES[page](), f"run: {text.COMMAND}"
 
 
 # --- that the checks themselves can fail ---------------------------------------------------------------------------

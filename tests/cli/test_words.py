@@ -55,10 +55,10 @@ def test_exit_codes_are_these_numbers(
 
 
 @pytest.mark.parametrize("code", ["0", "2", "74", "75", "76", "77", "78", "130", "1"])
-def test_help_and_readme_tell_the_same_exit_codes(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_page_tell_the_same_exit_codes(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = " ".join(answer(["--help"], capsys)[1].split("Exit codes:")[1].split())
-    readme = " ".join((ROOT / "README.md").read_text().split("Exit codes:")[1].split("\n\n")[0].split())
-    for text in (told, readme):
+    page = (ROOT / "docs" / "CLI.md").read_text().split("## Exit codes")[1].split("## ")[0]
+    for text in (told, page):
         assert f" {code} " in f" {text}"
 
 

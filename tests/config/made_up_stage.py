@@ -110,7 +110,8 @@ def __getattr__(name: str) -> Training[Any]:
 ENTRY = StageEntry(
     "tests.config.made_up_stage:WeighConfig",
     "weighing",
-    "Weigh videos: vmae2 weigh RECIPE.",
+    "Weigh videos.",
+    ("RECIPE",),
     recipes="tests.config.made_up_stage:RECIPES",
     training="tests.config.made_up_stage:TRAINING",
     check="tests.config.made_up_stage:check",

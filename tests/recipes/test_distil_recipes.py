@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 from vmae2_ds.cli.parse import recipe
+from vmae2_ds.cli.usage import usage_of
 from vmae2_ds.config.distil import DistilConfig
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import describe_recipe
 from vmae2_ds.recipes.distil import DISTIL_RECIPES
 from vmae2_ds.recipes.finetune import FINETUNE_RECIPES
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("name", sorted(DISTIL_RECIPES))
@@ -68,9 +66,9 @@ def test_vit_s_is_post_pre_trained_as_vit_b() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DISTIL_RECIPES))
-def test_the_readme_s_line_of_distil_cache_is_one_that_starts(name: str) -> None:
-    (line,) = re.findall(r"^\| `(distil-cache RECIPE .*?)` \|", README.read_text(), re.MULTILINE)
-    words = line.replace("RECIPE", name).split()[1:]
+def test_the_usage_of_distil_cache_is_a_line_that_starts(name: str) -> None:
+    (line,) = usage_of("distil-cache")
+    words = line.partition(" [")[0].replace("RECIPE", name).split()[2:]
     _, config = recipe("vmae2 distil-cache", words, ["distil"])
     assert isinstance(config, DistilConfig)
     assert config.distil.cache == Path("FOLDER")

@@ -13,7 +13,7 @@ from vmae2_ds.errors import EXIT_USER_ERROR
 
 
 def ava_detect(args: list[str]) -> None:
-    """Say what people in boxes do, and write it for scorers: vmae2 ava detect RUN --out FILE.csv [--boxes FILE]."""
+    """Say what the people in boxes do at key frames, and write it as AVA's csv."""
     from vmae2_ds.downstream.ava.detect import AvaDetectArguments
     from vmae2_ds.downstream.ava.detect import ava_detect as run
 
@@ -22,7 +22,7 @@ def ava_detect(args: list[str]) -> None:
 
 
 def ava_score(args: list[str]) -> None:
-    """Score detections of what people do: vmae2 ava score --gt FILE --det FILE --labelmap FILE [--protocol NAME] [--json]."""
+    """Score what people were said to do (frame mAP) by the rules of a published scorer of AVA."""
     from vmae2_ds.downstream.ava.score_report import AvaScoreArguments, describe, score, scores_json
 
     def shown(asked: AvaScoreArguments) -> Mapping[str, Any] | str:
@@ -32,7 +32,7 @@ def ava_score(args: list[str]) -> None:
 
 
 def ava_check(args: list[str]) -> None:
-    """Explain what is wrong with a set in AVA's form: vmae2 ava check --truth FILE --label-map FILE [--videos FOLDER]."""
+    """Say what is wrong with a set in AVA's form before a training fails on it."""
     from vmae2_ds.downstream.ava.check import AvaCheckArguments
     from vmae2_ds.downstream.ava.check import ava_check as run
 
@@ -47,7 +47,7 @@ def ava_check(args: list[str]) -> None:
 
 
 def ava_boxes(args: list[str]) -> None:
-    """Boxes of persons: vmae2 ava boxes --convert IN OUT, or --videos DIR --truth FILE --weights FILE --out FILE."""
+    """Make a file of persons' boxes: from another form, from a detector's results, or from videos."""
     from vmae2_ds.downstream.ava.box_arguments import AvaBoxesArguments, Boxed
     from vmae2_ds.downstream.ava.boxes import ava_boxes as run
 
@@ -60,7 +60,7 @@ def ava_boxes(args: list[str]) -> None:
 
 
 def ava_score_tubes(args: list[str]) -> None:
-    """Score action tubes, video mAP and frame mAP: vmae2 ava score-tubes --gt FILE --det FILE [--protocol NAME] [--json]."""
+    """Score action tubes (video mAP, frame mAP) by the rules of UCF101-24, JHMDB or MultiSports."""
     from vmae2_ds.downstream.ava.tube_report import ScoreTubesArguments, describe, score, scores_json
 
     def shown(asked: ScoreTubesArguments) -> Mapping[str, Any] | str:
@@ -70,14 +70,14 @@ def ava_score_tubes(args: list[str]) -> None:
 
 
 def ava_convert(args: list[str]) -> None:
-    """Annotations of tubes (UCF101-24, JHMDB, MultiSports) to AVA csv: vmae2 ava convert FILE.pkl --out FOLDER --fps N."""
+    """Turn annotations of UCF101-24, JHMDB or MultiSports into AVA's csv."""
     from vmae2_ds.downstream.ava.tube_convert import ConvertArguments, convert
 
     say(str(call(convert, ConvertArguments, "vmae2 ava convert", args)))
 
 
 def ava_show(args: list[str]) -> None:
-    """People in boxes, truth beside predictions: a picture or animation of a video, a page of a set: vmae2 ava show [VIDEO]."""
+    """Draw people in boxes, truth beside predictions: a picture or animation of a video, or a page of all."""
     from vmae2_ds.downstream.ava.show import AvaShowArguments
     from vmae2_ds.downstream.ava.show import show as run
 

@@ -11,23 +11,22 @@ import os
 import sys
 import textwrap
 import traceback
+from collections.abc import Iterable, Iterator
 
 from vmae2_ds import __version__
+from vmae2_ds.cli.usage import EXIT_CODES, EXIT_INTERRUPTED, GROUPS
 from vmae2_ds.cli.verbs import VERBS, Verb
 from vmae2_ds.console.one_voice import may_say, rank_here
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.console.terminal import columns, complain, finish_saying, nobody_reads, open_to_any_encoding, say
 from vmae2_ds.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError, Vmae2Error
 
-EXIT_INTERRUPTED = 130
-"""Ctrl-C, as shells have it: 128 + SIGINT."""
 _HELP = ("-h", "--help")
 
 _FOOTER = (
-    "--debug shows the traceback behind an error. Exit codes: 0 done, 2 something to fix, 74 checkpoints could not be "
-    "written, 75 stopped by a signal or its time limit and saved, 76 the loss diverged, 77 the data could not be read "
-    "on, 78 hung or a rank lost, 130 interrupted before there was anything to save, 1 a defect of the program. "
-    "After 75 and 78 the same command goes on."
+    "--debug shows the traceback behind an error. Exit codes: "
+    + ", ".join(f"{code} {what}" for code, what in EXIT_CODES.items())
+    + ". After 75 and 78 the same command goes on."
 )
 
 WAYS_OUT = {
@@ -136,17 +135,30 @@ def _find_verb(args: list[str]) -> tuple[Verb, list[str]]:
 
 def _help(verbs: dict[str, Verb], group: str = "") -> str:
     some, width = f"{group} " if group else "", columns() or 1000
-    verbs_lines = (f"  {name:<19} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in verbs.items())
-    indent = " " * (22 if width >= 80 else 4)
     return "\n".join(
         [
             f"usage: vmae2 {some}VERB ...    (vmae2 {some}VERB --help, or vmae2 help {some}VERB, for its options)",
-            "",
-            *(textwrap.fill(line, width, subsequent_indent=indent) for line in verbs_lines),
+            *_listed(verbs, width),
             "",
             textwrap.fill(_FOOTER, min(width, 118)),
         ]
     )
+
+
+def _listed(verbs: dict[str, Verb], width: int) -> Iterator[str]:
+    """The verbs under the headings of GROUPS, a line each; last those that it does not name."""
+    indent, left = " " * (22 if width >= 80 else 4), dict(verbs)
+    groups: dict[str, Iterable[str]] = {**GROUPS, "More": tuple(verbs)}
+    for heading, names in groups.items():
+        lines = [f"  {name:<19} {first_line(left.pop(name))}" for name in names if name in left]
+        if lines:
+            yield f"\n{heading}:"
+            yield from (textwrap.fill(line, width, subsequent_indent=indent) for line in lines)
+
+
+def first_line(verb: Verb) -> str:
+    """What a verb does, in a sentence."""
+    return (verb.__doc__ or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

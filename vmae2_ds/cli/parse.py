@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from vmae2_ds.cli.options import check_known, in_own_words, options_of
 from vmae2_ds.cli.tyro_refusals import refusing
+from vmae2_ds.cli.usage import usage_of
 from vmae2_ds.config.stages import STAGES
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.console.terminal import fitted, nobody_reads, say
@@ -133,6 +135,9 @@ def _parse(model: type[BaseModel], prog: str, args: Sequence[str], *, usage: str
     """Call tyro; what it or the model refuses becomes a ConfigError that names the option as it is typed."""
     if not _asks_help(args) and not more.get("return_unknown_args"):
         check_known(args, options_of(model), prog)
+    if ways := usage_of(prog.removeprefix("vmae2 ")):
+        ways = tuple(f" {way}" for way in ways)  # see _with_line_breaks
+        more["description"] = "\n".join([inspect.getdoc(model) or "", "", "Usage:", *ways])
     try:
         with refusing(model, args, prog):
             return tyro.cli(model, prog=usage or prog, args=list(args), **more)

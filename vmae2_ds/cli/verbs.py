@@ -37,7 +37,11 @@ def train(stage: str) -> Verb:
 
 
 def distil_cache(args: list[str]) -> None:
-    """Keep what the teacher of a distil run says of its clips, for runs to come: the run's line with --distil.cache FOLDER."""
+    """Save a teacher's answers for every clip of a distil run, so that later runs need no teacher.
+
+    The line is that of the run, without mixing of clips. Started again it goes on where it was cut; with more epochs it adds
+    their answers. Runs then take --distil.cache FOLDER instead of --teacher.
+    """
     _, config = recipe("vmae2 distil-cache", args, ["distil"])
     from vmae2_ds.config.distil import DistilConfig, check_has_teacher
     from vmae2_ds.runs.first_look import cache_of, check_cache, first_look
@@ -55,7 +59,7 @@ def distil_cache(args: list[str]) -> None:
 
 
 def evaluate(args: list[str]) -> None:
-    """Test a classifier with several views of each video: vmae2 evaluate RUN_OR_FILE --manifest FILE."""
+    """Test a classifier on labelled videos, several views of each: top-1 and top-5, and a table per class."""
     from vmae2_ds.downstream.classify.evaluate import EvaluateArguments, describe
     from vmae2_ds.downstream.classify.evaluate import evaluate as run
 
@@ -64,7 +68,7 @@ def evaluate(args: list[str]) -> None:
 
 
 def predict(args: list[str]) -> None:
-    """Name videos that have no labels, with scores: vmae2 predict RUN_OR_FILE VIDEO_FOLDER_OR_LIST ... [--json] [--out DIR]."""
+    """Name the classes of videos that have no labels, with scores."""
     from vmae2_ds.downstream.classify.predict import PredictArguments
     from vmae2_ds.downstream.classify.predict import predict as run
 
@@ -75,7 +79,7 @@ def predict(args: list[str]) -> None:
 
 
 def probe(args: list[str]) -> None:
-    """A probe on frozen features, beside a random encoder and pixels: vmae2 probe RUN_OR_FILE --manifest FILE."""
+    """Measure what frozen features tell with a small probe, beside a random encoder and plain pixels."""
     from vmae2_ds.downstream.probe.probe import ProbeArguments, describe
     from vmae2_ds.downstream.probe.probe import probe as run
 
@@ -83,7 +87,7 @@ def probe(args: list[str]) -> None:
 
 
 def extract(args: list[str]) -> None:
-    """Features of long videos, a vector a window: vmae2 extract RUN_OR_FILE --manifest FILE --out FOLDER [--grid opentad]."""
+    """Write features of videos: a vector for each window of frames, one for each video, or all tokens."""
     from vmae2_ds.downstream.features.arguments import ExtractArguments, describe
     from vmae2_ds.downstream.features.extract import extract as run
 
@@ -92,7 +96,7 @@ def extract(args: list[str]) -> None:
 
 
 def tad_detect(args: list[str]) -> None:
-    """Find actions in long videos with a trained head, and write them for scorers: vmae2 tad detect RUN --out FILE.json."""
+    """Find actions in long videos with a trained head, and write them in a file that scorers read."""
     from vmae2_ds.downstream.tad.detect import TadDetectArguments
     from vmae2_ds.downstream.tad.detect import tad_detect as run
 
@@ -101,7 +105,7 @@ def tad_detect(args: list[str]) -> None:
 
 
 def visualize(args: list[str]) -> None:
-    """Draw clips of a run as its model sees and completes them: frames, both masks, reconstruction; PNG and animation."""
+    """Draw clips as a model sees and completes them: both masks and the reconstruction, PNG and animation."""
     from vmae2_ds.downstream.visualize import VisualizeArguments
     from vmae2_ds.downstream.visualize import visualize as run
 
@@ -110,7 +114,7 @@ def visualize(args: list[str]) -> None:
 
 
 def tad_score(args: list[str]) -> None:
-    """Score detections of actions in long videos: vmae2 tad score --gt FILE --pred FILE [--protocol NAME] [--json]."""
+    """Score actions found in long videos (mAP, recall) by the rules of a published scorer."""
     from vmae2_ds.downstream.tad.score_report import ScoreArguments, describe, score, scores_json
 
     def shown(asked: ScoreArguments) -> Mapping[str, Any] | str:
@@ -120,7 +124,7 @@ def tad_score(args: list[str]) -> None:
 
 
 def tad_show(args: list[str]) -> None:
-    """Timelines of truth and detections: a picture of a video, or a page of a set, the worst first: vmae2 tad show [VIDEO]."""
+    """Draw found actions beside the truth: a timeline of one video, or a page of all, the worst first."""
     from vmae2_ds.downstream.tad.show import ShowArguments
     from vmae2_ds.downstream.tad.show import show as run
 
@@ -128,7 +132,7 @@ def tad_show(args: list[str]) -> None:
 
 
 def data_synth(args: list[str]) -> None:
-    """Write a small set of real h264 videos of moving shapes whose class is the motion, with train and val lists."""
+    """Write a small labelled set of videos of moving shapes, whose class is the motion."""
 
     from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 
@@ -137,56 +141,56 @@ def data_synth(args: list[str]) -> None:
 
 
 def data_list(args: list[str]) -> None:
-    """List the videos in a folder, long films as parts of some seconds: vmae2 data list FOLDER --out FILE.csv [--part-s 10]."""
+    """List the videos in a folder, long films as parts of some seconds."""
     from vmae2_ds.data.tools.listing import ListArguments, list_folder
 
     say(str(call(list_folder, ListArguments, "vmae2 data list", args)))
 
 
 def data_index(args: list[str]) -> None:
-    """Turn a long list of videos into a folder that every rank opens at once, whatever its length."""
+    """Turn a long list of videos into a folder that is opened at once, whatever its length."""
     from vmae2_ds.data.tools.index import IndexArguments, index_manifest
 
     say_of_part(call(index_manifest, IndexArguments, "vmae2 data index", args))
 
 
 def data_check(args: list[str]) -> None:
-    """Read every file of a manifest under a time limit; write a clean list, a bad list with reasons, and a page of it."""
+    """Read every file of a list under a time limit: a clean list, a bad list with reasons, a page."""
     from vmae2_ds.data.tools.check import CheckArguments, check_manifest
 
     say_of_part(call(check_manifest, CheckArguments, "vmae2 data check", args))
 
 
 def data_pack(args: list[str]) -> None:
-    """Copy the videos of a manifest into tar shards (webdataset) with checksums, and write the manifest that finds them."""
+    """Copy the videos of a list into tar shards (webdataset) with checksums."""
     from vmae2_ds.data.tools.pack import PackArguments, pack_manifest
 
     say_of_part(call(pack_manifest, PackArguments, "vmae2 data pack", args))
 
 
 def data_prepare(args: list[str]) -> None:
-    """Re-encode videos to a short side and a short GOP, in parallel, and tell how much faster clips are read."""
+    """Encode videos anew, small and with many key frames, so that clips are read faster."""
     from vmae2_ds.data.tools.prepare import PrepareArguments, prepare_manifest
 
     say_of_part(call(prepare_manifest, PrepareArguments, "vmae2 data prepare", args))
 
 
 def data_index_shards(args: list[str]) -> None:
-    """List the videos of tar shards that something else wrote, so that they can be read in any order."""
+    """List the videos of tar shards that another program wrote."""
     from vmae2_ds.data.tools.shards import IndexShardsArguments, index_shards
 
     say(str(call(index_shards, IndexShardsArguments, "vmae2 data index-shards", args)))
 
 
 def data_merge_kinetics(args: list[str]) -> None:
-    """Build K710 out of the lists of Kinetics-400, 600 and 700: train and val lists, class names, head maps, counts."""
+    """Build K710 from the lists of Kinetics-400, 600 and 700, with head maps and every count."""
     from vmae2_ds.data.tools.kinetics import MergeKineticsArguments, merge_kinetics
 
     say(str(call(merge_kinetics, MergeKineticsArguments, "vmae2 data merge-kinetics", args)))
 
 
 def import_weights(args: list[str]) -> None:
-    """Turn a checkpoint of VideoMAE, transformers or mmaction2 into a safetensors file, every key accounted for."""
+    """Turn a checkpoint of VideoMAE, transformers or mmaction2 into a file for --train.init."""
     from vmae2_ds.runs.export import ImportArguments
     from vmae2_ds.runs.export import import_weights as run
 
@@ -194,7 +198,7 @@ def import_weights(args: list[str]) -> None:
 
 
 def export_weights(args: list[str]) -> None:
-    """Write weights for others: the published key names, a transformers folder, or mmaction2's and OpenTAD's."""
+    """Write weights for other programs: published key names, transformers, mmaction2 or OpenTAD."""
     from vmae2_ds.runs.export import ExportArguments
     from vmae2_ds.runs.export import export_weights as run
 
@@ -202,7 +206,7 @@ def export_weights(args: list[str]) -> None:
 
 
 def flops(args: list[str]) -> None:
-    """MACs and training FLOPs by module and token set: vmae2 flops --model base [--json]."""
+    """Count MACs and training FLOPs of a model, by module and by which cubes it sees."""
     from vmae2_ds.tune.flops_table import FlopsArguments, describe_flops
     from vmae2_ds.tune.flops_table import flops as run
 
@@ -213,7 +217,7 @@ def flops(args: list[str]) -> None:
 
 
 def memory(args: list[str]) -> None:
-    """Activations per clip, and what each ZeRO stage holds: vmae2 memory --model base [--gpus N] [--json]."""
+    """Count the memory of a model: activations of a clip, and what each ZeRO stage holds on a GPU."""
     from vmae2_ds.tune.memory_table import MemoryArguments, describe_memory
     from vmae2_ds.tune.memory_table import memory as run
 
@@ -224,7 +228,7 @@ def memory(args: list[str]) -> None:
 
 
 def plan(args: list[str]) -> None:
-    """What a run of pre-training or detection will be: batch, memory, time, cost, what binds: vmae2 plan RECIPE ..."""
+    """Say what a run will be before it starts: batch, memory, time with bounds, cost, what limits it."""
     from vmae2_ds.tune.arguments import PlanArguments
     from vmae2_ds.tune.forecast import check_fits, describe_forecast, forecast_json, make_forecast
     from vmae2_ds.tune.workload import PLANNED, planned
@@ -236,7 +240,7 @@ def plan(args: list[str]) -> None:
 
 
 def tune(args: list[str]) -> None:
-    """Search ZeRO, offload, checkpointing and micro batch for the fastest that fits: vmae2 tune RECIPE --gpus N --gpu NAME."""
+    """Find the fastest layout of a pre-training recipe that fits these GPUs, as a ds_config."""
     from vmae2_ds.tune.arguments import TuneArguments
     from vmae2_ds.tune.tuner import describe_tuning, tuning_json
     from vmae2_ds.tune.tuner import tune as run
@@ -247,7 +251,7 @@ def tune(args: list[str]) -> None:
 
 
 def doctor(args: list[str]) -> None:
-    """What this host has and lacks for a recipe, with a remedy beside each red line: vmae2 doctor [--recipe NAME] [--json]."""
+    """Say what this host has and lacks for a recipe, with a remedy beside each red or yellow line."""
     from vmae2_ds.doctor.doctor import DoctorArguments
     from vmae2_ds.doctor.doctor import doctor as run
     from vmae2_ds.doctor.page import as_json, page
@@ -260,7 +264,7 @@ def doctor(args: list[str]) -> None:
 
 
 def launch_doctor(args: list[str]) -> None:
-    """Run vmae2 doctor on every host at once, and name those that differ: vmae2 launch doctor --hostfile FILE [--json]."""
+    """Run vmae2 doctor on every host at once, and name the hosts that differ."""
     from vmae2_ds.launch.doctor import HostDoctorsArguments, ask_hosts, describe_hosts, hosts_json
 
     asked, _, _, words = ask(
@@ -273,7 +277,7 @@ def launch_doctor(args: list[str]) -> None:
 
 
 def launch_slurm(args: list[str]) -> None:
-    """A SLURM script that saves in time and requeues itself: vmae2 launch slurm RECIPE --nodes 8, or data TOOL --parts 64."""
+    """Write a SLURM script that saves in time and requeues itself, for a recipe or a data tool."""
     for at, (word, tool) in enumerate(itertools.pairwise(args)):
         if word == "data" and (f"data {tool}" in VERBS or (at == 0 and not tool.startswith("-"))):
             return _launch_array(tool, [*args[:at], *args[at + 2 :]])
@@ -299,7 +303,7 @@ def _launch_array(tool: str, args: list[str]) -> None:
 
 
 def launch_hosts(args: list[str]) -> None:
-    """Print or run the exact command lines for the hosts of a hostfile: vmae2 launch hosts RECIPE --hostfile FILE."""
+    """Print or run the exact commands that start a recipe on the hosts of a hostfile."""
     from vmae2_ds.launch.hosts import HostsArguments
     from vmae2_ds.launch.hosts import launch_hosts as run
 

@@ -40,6 +40,8 @@ class StageEntry:
     """What messages call it."""
     help: str
     """The stage's line in `vmae2 --help`."""
+    usage: tuple[str, ...]
+    """The words behind the verb, a line for each way to call it."""
     recipes: str
     """The stage's recipes, a dict of functions by name, written as `module:NAME`."""
     training: str
@@ -77,7 +79,8 @@ STAGES: dict[str, StageEntry] = {
     "pretrain": StageEntry(
         "vmae2_ds.config.pretrain:PretrainConfig",
         "pre-training",
-        "Pre-train a named recipe with dual masking: vmae2 pretrain RECIPE --data.manifest FILE [--section.key value].",
+        "Pre-train a masked autoencoder with dual masking.",
+        ("RECIPE --data.manifest LIST [--section.key VALUE ...]",),
         recipes="vmae2_ds.recipes.pretrain:RECIPES",
         training="vmae2_ds.train.pretrain:PRETRAINING",
         check="vmae2_ds.masking:check_masks",
@@ -85,15 +88,16 @@ STAGES: dict[str, StageEntry] = {
     "finetune": StageEntry(
         "vmae2_ds.config.finetune:FinetuneConfig",
         "fine-tuning",
-        "Train a classifier: post-pre-training, fine-tuning, linear probing: "
-        "vmae2 finetune RECIPE --train.init RUN_OR_FILE ...",
+        "Train a classifier: post-pre-training, fine-tuning, adapters or linear probing.",
+        ("RECIPE --data.manifest LIST --train.init RUN_OR_FILE [--section.key VALUE ...]",),
         recipes="vmae2_ds.recipes.finetune:FINETUNE_RECIPES",
         training="vmae2_ds.train.finetune:FINETUNING",
     ),
     "distil": StageEntry(
         "vmae2_ds.config.distil:DistilConfig",
         "distillation",
-        "Train a classifier on what a frozen teacher says of its clips: vmae2 distil RECIPE --teacher RUN_OR_FILE ...",
+        "Train a classifier on what a frozen teacher says of the same clips; labels are optional.",
+        ("RECIPE --data.manifest LIST --teacher RUN_OR_FILE --train.init RUN_OR_FILE [--section.key VALUE ...]",),
         recipes="vmae2_ds.recipes.distil:DISTIL_RECIPES",
         training="vmae2_ds.train.distil.stage:DISTILLATION",
         check="vmae2_ds.config.distil:check_has_teacher",
@@ -101,8 +105,11 @@ STAGES: dict[str, StageEntry] = {
     "tad": StageEntry(
         "vmae2_ds.config.tad:TadConfig",
         "temporal detection",
-        "Find actions in time: train a head on features, or adapters and a head on videos: vmae2 tad RECIPE --data.annotations "
-        "FILE --data.features FOLDER (or --data.videos FOLDER --train.init WEIGHTS).",
+        "Train a head that finds actions in long videos, on features, or on the videos with adapters in the encoder.",
+        (
+            "RECIPE --data.annotations FILE --data.features FOLDER [--section.key VALUE ...]",
+            "RECIPE --data.annotations FILE --data.videos FOLDER --train.init RUN_OR_FILE [--section.key VALUE ...]",
+        ),
         recipes="vmae2_ds.recipes.tad:TAD_RECIPES",
         training="vmae2_ds.downstream.tad.stage:TAD_TRAINING",
         check="vmae2_ds.config.tad:check_is_named",
@@ -111,8 +118,11 @@ STAGES: dict[str, StageEntry] = {
     "ava": StageEntry(
         "vmae2_ds.config.ava:AvaConfig",
         "spatial detection",
-        "Say what people in boxes do: train an encoder with a head on boxes: vmae2 ava RECIPE --data.truth FILE "
-        "--data.label-map FILE --data.videos FOLDER --train.init WEIGHTS.",
+        "Train an encoder and a head that say what each person in a box does, on AVA or on a set of your own.",
+        (
+            "RECIPE --data.truth FILE --data.label-map FILE --data.videos FOLDER --train.init RUN_OR_FILE "
+            "[--section.key VALUE ...]",
+        ),
         recipes="vmae2_ds.recipes.ava:AVA_RECIPES",
         training="vmae2_ds.downstream.ava.stage:AVA_TRAINING",
         check="vmae2_ds.config.ava:check_is_named",

@@ -26,7 +26,7 @@ class TadModelConfig(EncoderConfig):
 
     num_classes: Count = 20
     """Number of classes C. 1: the head tells action from background alone, whatever the labels, and classes come from scores
-    of whole videos (--data.video-scores of `vmae2 tad detect`)."""
+    of whole videos (--video-scores of `vmae2 tad detect`)."""
     head: HeadConfig = HeadConfig()
     """The pyramid on top of the features."""
     adapters: AdapterConfig = AdapterConfig()

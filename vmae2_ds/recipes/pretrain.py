@@ -56,7 +56,8 @@ def vit_s_pretrain_hybrid() -> PretrainConfig:
     """ViT-S on the hybrid set, 800 effective epochs.
 
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_s_pretrain_hybrid
-              --data.manifest L --train.micro-batch 16  (64 GPUs; on the published 32 leave micro-batch out)
+              --data.manifest L --train.micro-batch 16
+    Note:     for 64 GPUs; on the published 32 leave --train.micro-batch out.
     Hardware: 32 GPUs x 32 videos x 4 views. Time and score: not measured by us, and none is published.
     Source:   no ViT-S script was published; these are ViT-B's numbers with ViT-S's shape.
     """
@@ -67,7 +68,8 @@ def vit_b_pretrain_hybrid() -> PretrainConfig:
     """ViT-B on the hybrid set, 800 effective epochs, peak learning rate 4e-3.
 
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_b_pretrain_hybrid
-              --data.manifest L --train.micro-batch 16  (64 GPUs; on the published 32 leave micro-batch out)
+              --data.manifest L --train.micro-batch 16
+    Note:     for 64 GPUs; on the published 32 leave --train.micro-batch out.
     Hardware: published on 32 GPUs x 32 videos x 4 views. Time: not published for this set.
     Score:    fine-tuned K400 81.5 %, SSv2 71.2 % (published model zoos).
     Source:   scripts/pretrain/vit_b_hybrid_pt.sh of VideoMAE V2.
@@ -79,7 +81,8 @@ def vit_l_pretrain_hybrid() -> PretrainConfig:
     """ViT-L on the hybrid set, 1200 effective epochs, peak learning rate 6e-3.
 
     Command:  deepspeed --hostfile hostfiles/eight_8x8 --module vmae2_ds pretrain vit_l_pretrain_hybrid
-              --data.manifest L --train.micro-batch 24  (64 GPUs; on the published 48 leave micro-batch out)
+              --data.manifest L --train.micro-batch 24
+    Note:     for 64 GPUs; on the published 48 leave --train.micro-batch out.
     Hardware: published on 48 GPUs x 32 videos x 4 views. Time: not published.
     Source:   scripts/pretrain of VideoMAE V2.
     """
@@ -187,7 +190,7 @@ def vit_s_continue() -> PretrainConfig:
     """ViT-S goes on from weights that are there, on your own videos.
 
     Command:  vmae2 pretrain vit_s_continue --train.init FILE_OR_RUN --data.manifest L
-              (from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has)
+    Note:     from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has.
     Hardware: one GPU, or 2 or 4; no GPU has run it. Time: see `vmae2 plan vit_s_continue --videos N`. Score: unknown.
     Source:   ours; nobody has published such a recipe. Masks and clips are the published ones, rate and length are guesses.
     """
@@ -198,7 +201,7 @@ def vit_b_continue() -> PretrainConfig:
     """ViT-B goes on from weights that are there, on your own videos.
 
     Command:  vmae2 pretrain vit_b_continue --train.init FILE_OR_RUN --data.manifest L
-              (from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has)
+    Note:     from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has.
     Hardware: one GPU, or 2 or 4; no GPU has run it. Time: see `vmae2 plan vit_b_continue --videos N`. Score: unknown.
     Source:   ours; nobody has published such a recipe. Masks and clips are the published ones, rate and length are guesses.
     """
@@ -209,7 +212,7 @@ def vit_l_continue() -> PretrainConfig:
     """ViT-L goes on from weights that are there, on your own videos.
 
     Command:  deepspeed --num_gpus 4 --module vmae2_ds pretrain vit_l_continue --train.init FILE_OR_RUN --data.manifest L
-              (from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has)
+    Note:     from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has.
     Hardware: one to 8 GPUs; no GPU has run it. Time: see `vmae2 plan vit_l_continue --videos N`. Score: unknown.
     Source:   ours; nobody has published such a recipe. Masks and clips are the published ones, rate and length are guesses.
     """
@@ -220,7 +223,7 @@ def vit_g_continue() -> PretrainConfig:
     """ViT-g goes on from weights that are there, on your own videos.
 
     Command:  deepspeed --num_gpus 8 --module vmae2_ds pretrain vit_g_continue --train.init FILE_OR_RUN --data.manifest L
-              (from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has)
+    Note:     from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has.
     Hardware: one to 8 GPUs; no GPU has run it. Time: see `vmae2 plan vit_g_continue --videos N`. Score: unknown.
     Source:   ours; nobody has published such a recipe. Masks, clips and clipping are the published ones, rate and length are
               guesses.

@@ -21,8 +21,8 @@ def thumos14_v2g() -> TadConfig:
     """ActionFormer on THUMOS14, from features of ViT-g (V2, K710).
 
     Command:  vmae2 tad thumos14_v2g --data.annotations thumos14.json --data.features FOLDER
-              [--data.features-are opengvlab_thumos, for th14_mae_g_16_4 as published; OpenTAD's annotations call the subsets
-              training and validation: --data.subset training --data.val-subset validation]
+    Note:     for th14_mae_g_16_4 as published add --data.features-are opengvlab_thumos. OpenTAD's annotations call the subsets
+              training and validation: --data.subset training --data.val-subset validation.
     Hardware: no GPU has run it. Published on one GPU.
     Score:    69.6 average mAP over tIoU 0.3:0.7 (published; a reproduction has 84.07 79.45 71.96 62.06 46.09, 68.73).
     Source:   the page on detection of VideoMAE V2; configs/thumos_i3d.yaml and libs/core/config.py of ActionFormer: learning
@@ -47,7 +47,8 @@ def thumos14_v2g_opentad() -> TadConfig:
     """ActionFormer's head on THUMOS14, with the settings that OpenTAD's DyFADet has for its own features of ViT-g.
 
     Command:  vmae2 tad thumos14_v2g_opentad --data.annotations thumos_14_anno.json --data.features FOLDER
-              [--data.features-are opentad_thumos, for videomaev2-giant_k710_16x4x1_img224_stride4_len16_interval1_thumos]
+    Note:     for videomaev2-giant_k710_16x4x1_img224_stride4_len16_interval1_thumos as published add --data.features-are
+              opentad_thumos.
     Hardware: no GPU has run it.
     Score:    not published for this head (DyFADet's own: 71.70).
     Source:   configs/dyfadet/thumos_videomaev2_g.py of OpenTAD: decay 0.025, 20 epochs of warm-up, ended after 45 of 60, drop
@@ -67,8 +68,8 @@ def fineaction_v2g() -> TadConfig:
     """ActionFormer on FineAction, from features of ViT-g (V2, K710): actions without classes, which whole videos' scores give.
 
     Command:  vmae2 tad fineaction_v2g --data.annotations annotations_gt.json --data.features FOLDER
-              [--data.features-are opengvlab_fineaction, for fineaction_mae_g as published]; then
               vmae2 tad detect RUN --out FILE --video-scores new_swinB_1x1x256_views2x3_max_label_avg_prob.json
+    Note:     for fineaction_mae_g as published add --data.features-are opengvlab_fineaction to the first line.
     Hardware: no GPU has run it. Published on one GPU.
     Score:    19.62 average mAP over tIoU 0.5:0.95 with those scores (published by OpenTAD; VideoMAE V2 has 18.2). Validation
               while training has no scores of videos, and measures one class.
@@ -108,7 +109,8 @@ def tad_desk() -> TadConfig:
     """A small head on features of a small model, for a desk: minutes on two cores.
 
     Command:  vmae2 tad tad_desk --data.annotations FILE --data.features FOLDER --model.num-classes C
-              --model.encoder.width D, the width of the features
+              --model.encoder.width D
+    Note:     D is the width of the features.
     Hardware: two CPU cores.
     Score:    docs/LOG.md.
     Source:   ours.

@@ -37,8 +37,7 @@ class AvaShowArguments(StrictModel):
     """Draw who does what: with VIDEO its key frames with people in boxes, without it a page of all videos, the worst first.
 
     Each key frame stands twice on a sheet: with the truth, and with what was predicted. Boxes and labels have colours and marks
-    for what they are: right, a wrong label, on nobody, or truth that was missed (as vmae2 ava score counts them). Returns the
-    file.
+    for what they are: right, a wrong label, on nobody, or truth that was missed (as vmae2 ava score counts them).
     """
 
     video: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[VIDEO]")] = None

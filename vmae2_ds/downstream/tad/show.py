@@ -36,7 +36,6 @@ class ShowArguments(StrictModel):
 
     A timeline has rows of truth and of predictions by class. A prediction has its score, its tIoU with the truth that it
     overlaps most, and a colour and a mark for what it is: correct, or false and of which kind (vmae2 tad score).
-    Returns the file.
     """
 
     video: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[VIDEO]")] = None
