@@ -21,6 +21,7 @@ from vmae2_ds.downstream import hidden_error as measured
 from vmae2_ds.downstream.hidden_error import (
     HiddenError,
     hidden_error,
+    in_words,
     measure_run,
     nearest_visible,
     predict_hidden,
@@ -174,6 +175,21 @@ def test_clips_together_have_the_ratio_of_their_sums() -> None:
     assert summed([one, HiddenError(3.0, 0.0, 0.0, 10)]).error_to_mean_colour == 1, (
         "its error counts, without a guess's"
     )
+
+
+def test_in_words() -> None:
+    assert in_words(HiddenError(38.2, 70.0, 100.0, 9)) == (
+        "squared error 38 % of predicting each clip's mean colour, 55 % of copying the nearest visible cube"
+    )
+    assert in_words(HiddenError(0.5, 2.0, 100.0, 9), "its").startswith(
+        "squared error 0.5 % of predicting its mean colour"
+    )
+    exact = "copying the nearest visible cube makes no error here, so there is nothing to compare with"
+    assert (
+        in_words(HiddenError(2.0, 0.0, 1.0, 9)) == f"squared error 200 % of predicting each clip's mean colour, {exact}"
+    )
+    assert in_words(HiddenError(2.0, 0.0, 0.0, 9)).endswith(exact)
+    assert in_words(HiddenError(2.0, 0.0, 0.0, 9)).startswith("predicting each clip's mean colour makes no error here")
 
 
 class SaysWhere:

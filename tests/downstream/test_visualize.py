@@ -16,6 +16,8 @@ from tests.checkpoint.made_checkpoint import made_checkpoint
 from vmae2_ds.config.model import ClassifierConfig, ModelConfig, TowerConfig
 from vmae2_ds.config.pretrain import MaskConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch
+from vmae2_ds.data.sources.held_back import is_held_back
+from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
 from vmae2_ds.downstream.visualize import VisualizeArguments, decode_passes, visualize
 from vmae2_ds.draw.pictures import (
@@ -248,3 +250,101 @@ def test_names_of_any_kind_can_be_drawn(tmp_path: Path) -> None:
     short, long = heights.values()
     assert long[0] > short[0]
     assert long[1] > short[1]
+
+
+def measured_in(folder: Path) -> dict[str, Any]:
+    return drawn_in(folder)["hidden_cubes"]
+
+
+def test_the_error_on_hidden_cubes_is_told_printed_and_kept_for_more_clips_than_are_drawn(
+    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = RUN.changed(data={"manifest": clips.train, "hold_back": 0.0}, objective={"target": "pixels"})
+    made_checkpoint(tmp_path / "run", config, weights, stage=1, ranks=1)
+    with caplog.at_level(logging.INFO):
+        folder = visualize(VisualizeArguments(source=tmp_path / "run", manifest=clips.val, clips=1))
+    told = measured_in(folder)
+    assert caplog.records[-1].getMessage() == told["line"]
+    assert [Path(one["video"]).name for one in told["clips"]] == ["00000.mp4", "00001.mp4"]
+    squared = [one["squared_error"] for one in told["clips"]]
+    for guess in ("mean_colour", "nearest_cube"):  # all hidden cubes of two clips with as many of them each
+        ratio = sum(one["model"] for one in squared) / sum(one[guess] for one in squared)
+        assert told[f"error_to_{guess}"] == pytest.approx(ratio)
+        assert told[f"error_to_{guess}"] != pytest.approx(np.mean([one[f"error_to_{guess}"] for one in told["clips"]]))
+    percent = [f"{100 * told[f'error_to_{guess}']:.0f} %" for guess in ("mean_colour", "nearest_cube")]
+    assert told["line"] == (
+        f"hidden cubes of 2 unseen videos: squared error {percent[0]} of predicting each clip's mean colour, {percent[1]} of "
+        "copying the nearest visible cube"
+    )
+    # the clip that is drawn has the same figures as where it is measured, and its title has them
+    (drawn,) = drawn_in(folder)["clips"]
+    assert drawn["squared_error"] == pytest.approx(told["clips"][0]["squared_error"], rel=1e-5)
+    assert drawn["squared_error"]["model"] == pytest.approx(drawn["loss_hidden"], rel=1e-5)
+    of_one = f"squared error {100 * drawn['error_to_mean_colour']:.0f} % of predicting its mean colour"
+    assert any(of_one in record.getMessage() for record in caplog.records if "clip00.png" in record.getMessage())
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Hidden cubes of 2 unseen videos: squared error" in page.replace("&#39;", "'")
+    none = visualize(VisualizeArguments(source=tmp_path / "run", clips=1, measured_clips=0, out=tmp_path / "out"))
+    assert measured_in(none) == {"line": "hidden cubes: not measured, as asked for by --measured-clips 0"}
+
+
+def test_videos_are_called_unseen_only_where_that_is_known(
+    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = clips.val.parent
+    for name in ("train.csv", "val.csv"):  # a list as the run has it, and one of the same files by other paths
+        rows = [line.split(",")[0] for line in (folder / name).read_text().splitlines()[1:]]
+        (tmp_path / name).write_text("path\n" + "".join(f"linked/{row}\n" for row in rows))
+    (tmp_path / "linked").symlink_to(folder)
+    both = (tmp_path / "train.csv").read_text() + (tmp_path / "val.csv").read_text().split("\n", 1)[1]
+    (tmp_path / "both.csv").write_text(both)
+
+    def claim(source: Path, **asked: Any) -> str:
+        arguments = VisualizeArguments(source=source, clips=1, out=tmp_path / "out", **asked)
+        return measured_in(visualize(arguments))["line"].split(": squared")[0]
+
+    config = RUN.changed(data={"manifest": clips.train}, objective={"target": "pixels"})
+    made_checkpoint(tmp_path / "run", config, weights, stage=1, ranks=1)
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    assert claim(run) == "hidden cubes of 2 videos it was trained on"
+    assert claim(run, manifest=Path("train.csv")) == "hidden cubes of 2 videos it was trained on"
+    assert claim(run, manifest=Path("both.csv")) == "hidden cubes of 4 videos, 2 of which it was trained on"
+    assert claim(run, manifest=Path("val.csv"), measured_clips=1) == "hidden cubes of 1 unseen video"
+    # a list of a run that is gone, weights of a file, and weights that a run began with say nothing about that
+    not_known = "hidden cubes of 2 videos (whether it was trained on them is not known)"
+    gone = config.changed(data={"manifest": tmp_path / "gone.csv"})
+    made_checkpoint(tmp_path / "of_gone", gone, weights, stage=1, ranks=1)
+    assert claim(tmp_path / "of_gone", manifest=Path("val.csv")) == not_known
+    write_weights(to_layout({k: v.detach() for k, v in weights.items()}, MODEL), tmp_path / "file.safetensors", MODEL)
+    shape: dict[str, Any] = {"num_frames": 8, "size": 32, "target": "pixels"}
+    assert claim(tmp_path / "file.safetensors", manifest=Path("val.csv"), **shape) == not_known
+    begun = config.changed(train={"init": tmp_path / "file.safetensors"})
+    made_checkpoint(tmp_path / "begun", begun, weights, stage=1, ranks=1)
+    assert (
+        claim(tmp_path / "begun", manifest=Path("val.csv"))
+        == "hidden cubes of 2 videos that this run was not trained on"
+    )
+
+
+def test_what_a_run_holds_back_of_its_own_list_is_not_left_out_of_another(
+    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    share = next(s for s in (0.3, 0.5, 0.7) if 0 < is_held_back(read_manifest(clips.val), s, "video").sum() < 2)
+    config = RUN.changed(data={"manifest": clips.train, "hold_back": share})
+    made_checkpoint(tmp_path / "run", config, weights, stage=1, ranks=1)
+    asked = VisualizeArguments(source=tmp_path / "run", manifest=clips.val, out=tmp_path / "out")
+    assert len(drawn_in(visualize(asked))["clips"]) == 2
+
+
+def test_a_normalised_prediction_is_said_not_to_be_measured(
+    clips: SyntheticSet, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = VisualizeArguments(source=file, manifest=clips.val, num_frames=8, size=32, clips=1, out=tmp_path / "out")
+    with caplog.at_level(logging.INFO):
+        folder = visualize(asked)
+    line = "hidden cubes: not measured, because the prediction of a normalised target carries no colour"
+    assert measured_in(folder) == {"line": line}
+    assert caplog.records[-1].getMessage() == line
+    (drawn,) = drawn_in(folder)["clips"]
+    assert "squared_error" not in drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -61,6 +62,45 @@ def test_the_page_is_self_contained(run: Path) -> None:
     page = write_report(run).read_text()
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', re.sub(r"xlink:href", "href", page))
+
+
+def test_what_was_measured_stands_above_its_pictures_as_bars_and_a_dot_for_each_clip(run: Path) -> None:
+    """What an earlier version drew, or what was not measured, has its pictures alone, or the line that says why."""
+    errors = [
+        {"model": 0.02, "nearest_cube": 0.04, "mean_colour": 0.05},
+        {"model": 0.04, "nearest_cube": 0.06, "mean_colour": 0.11},
+    ]
+    together = {key: sum(one[key] for one in errors) / 2 for key in errors[0]}
+    told = {"line": "hidden cubes of 2 unseen videos: squared error 38 %", "squared_error": together,
+            "clips": [{"squared_error": one} for one in errors]}  # fmt: skip
+    for number, (name, hidden) in enumerate(
+        {"step1": None, "step2": {"line": "hidden cubes: not measured"}, "step2_val": told}.items()
+    ):
+        place = run / "pictures" / name
+        place.mkdir(parents=True)
+        (place / "pictures.json").write_text(json.dumps({} if hidden is None else {"hidden_cubes": hidden}))
+        for clip in ("clip00.png", "clip01.png"):
+            (place / clip).write_bytes(b"\x89PNG")
+            os.utime(place / clip, (number, number))
+    page = write_report(run).read_text()
+    text = text_of(page)
+    assert page.count("<svg") == 7  # the curves, and one chart
+    (svg,) = (part for part in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "nearest visible cube" in part)
+    for said in (
+        "the model",
+        "0.0300",
+        "0.0500: the model has 60 % of it",
+        "0.0800: the model has 38 % of it",
+        "mean colour",
+    ):
+        assert said in svg
+    dots = [len(re.findall(r"<use ", group)) for group in re.findall(r'<g id="line2d_.*?</g>', svg, re.DOTALL)]
+    assert dots.count(2) == 3
+    line = "Hidden cubes of 2 unseen videos: squared error 38 %."
+    order = ["step1 clip00", "step1 clip01", "Hidden cubes: not measured.", "step2 clip00", "step2 clip01", line]
+    order += ["bars: all clips together", "step2 val clip00", "step2 val clip01"]
+    places = [text.index(said) for said in order]
+    assert places == sorted(places)
 
 
 def test_a_killed_run(run: Path) -> None:

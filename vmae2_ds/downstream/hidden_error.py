@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch
+from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch, ReadFailure
+from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.draw.pictures import cubes_of
 from vmae2_ds.masking import passes_over_hidden
 
@@ -35,11 +36,11 @@ class HiddenError(NamedTuple):
     """Squared errors of one clip or of several, each summed over all values of all hidden cubes; pixels are in [0, 1]."""
 
     model: float
-    """Of the prediction, as the decoder gives it: it is not clipped to [0, 1]."""
+    """Error of the prediction as the decoder gives it: it is not clipped to [0, 1]."""
     nearest_cube: float
-    """Of copying the nearest visible cube: `nearest_visible`."""
+    """Error of copying the nearest visible cube: `nearest_visible`."""
     mean_colour: float
-    """Of painting one RGB colour: the mean over all frames and pixels of the whole clip, hidden ones included."""
+    """Error of painting one RGB colour: the mean over all frames and pixels of the whole clip, hidden ones included."""
     values: int
     """Numbers summed over: 3 for each hidden pixel of each frame."""
 
@@ -63,16 +64,51 @@ class HiddenError(NamedTuple):
         }
 
 
-class MeasuredClip(NamedTuple):
-    """One clip of a list."""
+class ChosenClip(NamedTuple):
+    """One view of a video, and what the encoder sees and the decoder is asked for in it."""
 
-    video: str
+    entry: VideoEntry
+    """The video that it is of, where others could not be used the one in their place."""
+    clip_THWC: Tensor
+    """uint8."""
+    passes: list[Masks]
+    """Masks that between them decode all hidden cubes."""
+    failures: list[ReadFailure]
+    """Videos that could not be used."""
+
+
+class MeasuredClip(NamedTuple):
+    """The error of one clip of a list."""
+
+    entry: VideoEntry
     error: HiddenError
+
+    @property
+    def video(self) -> str:
+        """Name of the video."""
+        return self.entry.name
 
 
 def summed(errors: Iterable[HiddenError]) -> HiddenError:
-    """Of several clips together: its ratios are those of sums, in which a clip that is hard to guess counts for more."""
+    """The error of several clips together: its ratios are those of sums, so a clip that is hard to guess counts for more."""
     return HiddenError(*(sum(column) for column in zip(*errors, strict=True)))
+
+
+def in_words(error: HiddenError, whose: str = "each clip's") -> str:
+    """What the model's error is of both guesses': "squared error 38 % of predicting each clip's mean colour, 55 % of ..."."""
+    guesses = (
+        (error.error_to_mean_colour, f"predicting {whose} mean colour"),
+        (error.error_to_nearest_cube, "copying the nearest visible cube"),
+    )
+    told = [f"{_percent(ratio)} of {guess}" for ratio, guess in guesses if ratio is not None]
+    exact = [
+        f"{guess} makes no error here, so there is nothing to compare with" for ratio, guess in guesses if ratio is None
+    ]
+    return ", ".join(["squared error " + ", ".join(told)] * bool(told) + exact)
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.0f} %" if ratio >= 0.0995 else f"{100 * ratio:.2g} %"
 
 
 def hidden_error(
@@ -152,22 +188,32 @@ def measure_clips(
     geometry = config.geometry
     assert config.objective.target == "pixels", "a normalised prediction has no colours to compare"
     at_once = max(1, VALUES_AT_ONCE // (geometry.num_cubes * geometry.cube_values))
+    places = spread_places(dataset, count)
+    for first in range(0, len(places), at_once):
+        clips = [chosen_clip(config, dataset, place) for place in places[first : first + at_once]]
+        passes = [clip.passes for clip in clips]
+        predicted_BNP = predict_hidden(objective, torch.stack([clip.clip_THWC for clip in clips]), passes)
+        for clip, predicted_NP in zip(clips, predicted_BNP, strict=True):
+            visible_V = clip.passes[0].visible_V
+            error = hidden_error(clip.clip_THWC.numpy(), predicted_NP, visible_V, geometry)
+            yield MeasuredClip(clip.entry, error)
+
+
+def spread_places(dataset: PretrainDataset, count: int) -> list[int]:
+    """Places of `count` videos, or of all where there are fewer, at even distances over the data set."""
     videos = dataset.mixture.num_videos
     count = min(count, videos)
-    places = [videos * number // count for number in range(count)]
-    for first in range(0, count, at_once):
-        clips, passes, names = [], [], []
-        for place in places[first : first + at_once]:
-            key = dataset.mixture.key_of(place)
-            sample = dataset[key]
-            masks = Masks(*(tensor[0].numpy() for tensor in sample[1:4]))
-            rng = np.random.default_rng((config.train.seed, place))
-            passes.append(passes_over_hidden(config.mask, geometry, masks, rng))
-            clips.append(sample.clip_KTHWC[0])
-            names.append(dataset.entry_of(key, attempt=len(sample.failures)).name)
-        predicted_BNP = predict_hidden(objective, torch.stack(clips), passes)
-        for name, clip_THWC, predicted_NP, own in zip(names, clips, predicted_BNP, passes, strict=True):
-            yield MeasuredClip(name, hidden_error(clip_THWC.numpy(), predicted_NP, own[0].visible_V, geometry))
+    return [videos * number // count for number in range(count)]
+
+
+def chosen_clip(config: PretrainConfig, dataset: PretrainDataset, place: int) -> ChosenClip:
+    """The first view of a video of the data set, and masks that between them cover all of it."""
+    key = dataset.mixture.key_of(place)
+    sample = dataset[key]
+    masks = Masks(*(tensor[0].numpy() for tensor in sample[1:4]))
+    passes = passes_over_hidden(config.mask, config.geometry, masks, np.random.default_rng((config.train.seed, place)))
+    entry = dataset.entry_of(key, attempt=len(sample.failures))
+    return ChosenClip(entry, sample.clip_KTHWC[0], passes, sample.failures)
 
 
 def measure_run(run: Path, manifest: Path, clips: int = 64, seed: int = 0) -> list[MeasuredClip]:

@@ -17,14 +17,23 @@ from vmae2_ds.config.pretrain import DecoderMask, PretrainConfig, Target
 from vmae2_ds.config.strict import ClipLength, Edge, Part, Seed, StrictModel
 from vmae2_ds.console.progress import counted
 from vmae2_ds.contracts import Masks, PretrainBatch, ReadFailure
+from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.disk import check_out_folder, check_there, write_whole
 from vmae2_ds.dist import default_device
+from vmae2_ds.downstream.hidden_error import chosen_clip, hidden_error, in_words, measure_clips, spread_places, summed
+from vmae2_ds.downstream.trained_on import trained_on
 from vmae2_ds.draw.charts import draw_curves
-from vmae2_ds.draw.pictures import DecodedPass, Reconstruction, animate_reconstruction, draw_reconstruction
-from vmae2_ds.errors import ConfigError
+from vmae2_ds.draw.pictures import (
+    DecodedPass,
+    Reconstruction,
+    animate_reconstruction,
+    draw_reconstruction,
+    filled_in,
+)
+from vmae2_ds.errors import ConfigError, DataError
 from vmae2_ds.json_lines import rows_of
-from vmae2_ds.masking import count_masks, passes_over_hidden
+from vmae2_ds.masking import count_masks
 
 if TYPE_CHECKING:  # torch is imported where work begins: `--help` needs the signature below, and nothing else
     from torch import Tensor
@@ -61,6 +70,9 @@ class VisualizeArguments(StrictModel):
     """Folder that relative paths in the list start from; default: the list's own folder."""
     clips: Annotated[int, Field(ge=1, le=MOST_CLIPS)] = 6
     """Number of videos to draw, spread over the list."""
+    measured_clips: Annotated[int, Field(ge=0, le=MOST_CLIPS)] = 64
+    """Number of videos, spread over the list, whose error on hidden cubes is measured beside two guesses, where the target is
+    pixels; 0: none."""
     seed: Seed = 0
     """Seed of frames, crops and masks; another seed draws others of the same videos."""
     out: Path | None = None
@@ -115,7 +127,14 @@ def visualize(asked: VisualizeArguments) -> Path:
     inputs = [path for path in (asked.manifest, config.data.manifest) if path is not None]
     check_out_folder(folder, inputs=inputs, is_ours=_is_ours)
     if asked.manifest is not None:
-        config = config.changed(data={"manifest": asked.manifest, "root": asked.root, "mixture": None, "leave_out": ()})
+        other_list = {
+            "manifest": asked.manifest,
+            "root": asked.root,
+            "mixture": None,
+            "leave_out": (),
+            "hold_back": 0.0,
+        }
+        config = config.changed(data=other_list)
     elif asked.root is not None:
         config = config.changed(data={"root": asked.root})
     drawing = _for_drawing(config, asked.seed)
@@ -140,13 +159,77 @@ def visualize(asked: VisualizeArguments) -> Path:
         **config.mask.model_dump(),
         **config.objective.model_dump(),
     }
-    about = {"checkpoint": str(found.checkpoint), "seed": asked.seed, **settings, "clips": drawn}
+    measured = _measure(objective, drawing, dataset, asked, found)
+    about = {
+        "checkpoint": str(found.checkpoint),
+        "seed": asked.seed,
+        **settings,
+        "hidden_cubes": measured,
+        "clips": drawn,
+    }
     write_whole(folder / "pictures.json", json.dumps(about, indent=1) + "\n")
     if found.run is not None:
         draw_curves(list(rows_of(found.run / "metrics.jsonl")), folder / "curves.png")
         if asked.out is None:
             write_report(found.run)
+    log.info("%s", measured["line"])
     return folder
+
+
+NOT_MEASURED = "hidden cubes: not measured, because the prediction of a normalised target carries no colour"
+
+
+def _measure(
+    objective: Reconstruct,
+    config: PretrainConfig,
+    dataset: PretrainDataset,
+    asked: VisualizeArguments,
+    found: _SourceFound,
+) -> dict[str, Any]:
+    """The error on hidden cubes of `asked.measured_clips` clips, as pictures.json has it: in a line, together, and of each."""
+    if config.objective.target != "pixels":
+        return {"line": NOT_MEASURED}
+    if not asked.measured_clips:
+        return {"line": "hidden cubes: not measured, as asked for by --measured-clips 0"}
+    clips = list(measure_clips(objective, config, dataset, asked.measured_clips))
+    both = summed(clip.error for clip in clips)
+    trained = _trained_on([clip.entry for clip in clips], asked.manifest, found)
+    return {
+        "line": f"hidden cubes of {_claim(len(clips), trained, found.config)}: {in_words(both)}",
+        "videos": len(clips),
+        "trained_on": trained,
+        **both.as_json(),
+        "clips": [{"video": clip.video, **clip.error.as_json()} for clip in clips],
+    }
+
+
+def _trained_on(entries: list[VideoEntry], manifest: Path | None, found: _SourceFound) -> int | None:
+    """How many of the videos the run was trained on; None where its lists are not known, or not there."""
+    if found.run is None:
+        return None
+    if manifest is None:
+        return len(entries)
+    try:
+        mixture = open_mixture(found.config.data)
+    except (ConfigError, DataError):
+        return None
+    names = trained_on(entries, mixture)
+    return sum(entry.name in names for entry in entries)
+
+
+def _claim(videos: int, trained: int | None, config: PretrainConfig) -> str:
+    """What videos they are to the model, which is said to have seen none of them only where that is known."""
+    if trained is None:
+        return f"{counted(videos, 'video')} (whether it was trained on them is not known)"
+    if trained == videos:
+        return f"{counted(videos, 'video')} it was trained on"
+    if trained:
+        return f"{counted(videos, 'video')}, {trained} of which it was trained on"
+    if (
+        config.train.init is not None or config.train.branch is not None
+    ):  # the weights that it began with may have learned from them
+        return f"{counted(videos, 'video')} that this run was not trained on"
+    return counted(videos, "unseen video")
 
 
 def _by_share(config: PretrainConfig, asked: VisualizeArguments) -> PretrainConfig:
@@ -214,28 +297,21 @@ def reconstruct(
     objective: Reconstruct, config: PretrainConfig, dataset: PretrainDataset, count: int
 ) -> Iterator[DrawnClip]:
     """Predictions for `count` videos spread over the data set, one view each, titled with the video and the clip's loss."""
-    videos = dataset.mixture.num_videos
-    for number in range(min(count, videos)):
-        key = dataset.mixture.key_of(videos * number // min(count, videos))
-        sample = dataset[key]
-        masks = Masks(*(tensor[0].numpy() for tensor in sample[1:4]))
-        rng = np.random.default_rng((config.train.seed, number))
-        passes = passes_over_hidden(config.mask, config.geometry, masks, rng)
-        weight = config.objective.context_weight
-        decoded, losses = decode_passes(objective, sample.clip_KTHWC, passes, weight)
-        failures = list(dict.fromkeys(sample.failures))  # one may be drawn twice
-        path = dataset.entry_of(key, attempt=len(sample.failures)).name
-        yield DrawnClip(
-            Reconstruction(
-                clip_THWC=sample.clip_KTHWC[0].numpy(),
-                passes=decoded,
-                geometry=config.geometry,
-                target=config.objective.target,
-                title=title_of(path, failures, losses),
-                context_weight=weight,
-            ),
-            {"video": path, "unused": [one._asdict() for one in failures], **losses},
-        )
+    geometry, target, weight = config.geometry, config.objective.target, config.objective.context_weight
+    for place in spread_places(dataset, count):
+        clip = chosen_clip(config, dataset, place)
+        decoded, losses = decode_passes(objective, clip.clip_THWC[None], clip.passes, weight)
+        failures = list(dict.fromkeys(clip.failures))  # one may be drawn twice
+        about = {"video": clip.entry.name, "unused": [one._asdict() for one in failures], **losses}
+        title = title_of(clip.entry.name, failures, losses)
+        clip_THWC = clip.clip_THWC.numpy()
+        if target == "pixels":
+            nothing_NP = np.full((geometry.num_cubes, geometry.cube_values), np.nan, np.float32)
+            predicted_NP = filled_in(nothing_NP, decoded, nothing_NP, target)
+            error = hidden_error(clip_THWC, predicted_NP, clip.passes[0].visible_V, geometry)
+            about.update(error.as_json())
+            title = f"{title}; {in_words(error, whose='its')}"
+        yield DrawnClip(Reconstruction(clip_THWC, decoded, geometry, target, title, weight), about)
 
 
 def decode_passes(

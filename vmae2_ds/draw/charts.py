@@ -124,6 +124,33 @@ def histogram_svg(values: Sequence[float], title: str, unit: str) -> str:
         return svg_of(figure, title)
 
 
+def errors_svg(levels: Mapping[str, float], spread: Mapping[str, Sequence[float]], title: str) -> str:
+    """A bar for each level, by name and the first the model's, with its part of the others', and a dot for each of `spread`, as
+    an inline SVG element."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure = Figure(figsize=(6.4, 0.4 + 0.5 * len(levels)), layout="constrained")
+        axes = figure.add_subplot()
+        own = next(iter(levels.values()))
+        most = max([1e-12, *levels.values(), *(value for values in spread.values() for value in values)])
+        for row, (name, level) in enumerate(levels.items()):
+            axes.barh(row, level, height=0.62, color=BLUE if row == 0 else "#b8bfc7")
+            values = np.sort(np.asarray(spread.get(name, ()), dtype=float))
+            apart = row + 0.22 * np.resize([0.0, 1.0, -1.0, 0.5, -0.5], len(values))  # dots of equal clips stay apart
+            axes.plot(values, apart, ".", color=BLACK, ms=3, alpha=0.6)
+            part = f": the model has {100 * own / level:.0f} % of it" if row and level else ""
+            axes.text(1.02 * most, row, f"{level:.4f}{part}", va="center", fontsize=8, color=BLACK)
+        axes.set_yticks(range(len(levels)), list(levels), fontsize=9)
+        axes.set_xlim(0, most)
+        axes.invert_yaxis()
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", alpha=0.25, lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        return svg_of(figure, title)
+
+
 def has_values(rows: Sequence[Mapping[str, Any]], curve: Curve) -> bool:
     """True where at least one row holds a number for the curve."""
     return any(row.get(curve.key) is not None for row in rows)

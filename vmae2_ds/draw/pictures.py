@@ -102,15 +102,15 @@ def picture_rows(clip: Reconstruction) -> dict[str, np.ndarray]:
         "clip": true_NP,
         "seen by\nthe encoder": seen_NP,
         "asked of\nthe decoder": decoded_NP,
-        "predicted": _filled_in(nothing_NP, clip.passes[:1], true_NP, clip.target),
-        "predicted\n+ seen": _filled_in(seen_NP, clip.passes[:1], true_NP, clip.target),
+        "predicted": filled_in(nothing_NP, clip.passes[:1], true_NP, clip.target),
+        "predicted\n+ seen": filled_in(seen_NP, clip.passes[:1], true_NP, clip.target),
     }
     if len(clip.passes) > 1:  # one pass that decodes all is drawn already
-        rows[f"all hidden,\n{len(clip.passes)} passes\n+ seen"] = _filled_in(seen_NP, clip.passes, true_NP, clip.target)
+        rows[f"all hidden,\n{len(clip.passes)} passes\n+ seen"] = filled_in(seen_NP, clip.passes, true_NP, clip.target)
     return {label: clip_of(cubes_NP, clip.geometry).clip(0, 1) for label, cubes_NP in rows.items()}
 
 
-def _filled_in(cubes_NP: np.ndarray, passes: Sequence[DecodedPass], true_NP: np.ndarray, target: str) -> np.ndarray:
+def filled_in(cubes_NP: np.ndarray, passes: Sequence[DecodedPass], true_NP: np.ndarray, target: str) -> np.ndarray:
     """A copy with what the passes predict of cubes that the encoder did not see, the first pass's word before the others'."""
     filled_NP = cubes_NP.copy()
     for masks, predicted_MP in reversed(passes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import statistics
@@ -23,11 +22,12 @@ from vmae2_ds.guard.loader_watch import BINDS
 from vmae2_ds.guard.rollback import EVENTS
 from vmae2_ds.json_lines import rows_of
 from vmae2_ds.runs.folder import is_finished
+from vmae2_ds.train.report_pictures import picture_sets
 from vmae2_ds.train.row import SOURCE_VIDEOS, source_shares
 from vmae2_ds.train.stage import training_of
 
 TAIL = 0.1  # the end of a run that its closing figures are medians of
-MOST_BAD_FILES, MOST_EVENTS, MOST_PICTURES = 20, 20, 8
+MOST_BAD_FILES, MOST_EVENTS = 20, 20
 
 NOTES = {
     "loss": "Averaged over ranks and over the steps between two rows.",
@@ -79,7 +79,7 @@ def write_report(folder: Path) -> Path:
                 for curve in curves_of(config)
                 if has_values(drawn, curve)
             ],
-            pictures=[_picture(path) for path in _picture_files(folder)],
+            picture_sets=picture_sets(folder),
             bad_files=[
                 {"path": row.get("path", "?"), "reason": row.get("reason", "?")} for row in bad_files[:MOST_BAD_FILES]
             ],
@@ -249,14 +249,3 @@ def _setting(value: Any) -> str:
     if value is None:
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _picture_files(folder: Path) -> list[Path]:
-    """The newest stills of `vmae2 visualize`; the animations beside them are too large for a page."""
-    return sorted((folder / "pictures").rglob("clip*.png"), key=lambda path: path.stat().st_mtime)[-MOST_PICTURES:]
-
-
-def _picture(path: Path) -> dict[str, str]:
-    data = base64.b64encode(path.read_bytes()).decode()
-    name = f"{path.parent.name} {path.stem}".removeprefix("pictures ")
-    return {"alt": name.replace("_", " "), "data": f"data:image/png;base64,{data}"}
