@@ -81,7 +81,11 @@ def test_the_whole_frame_has_each_hidden_cube_in_its_place_and_seen_ones_as_they
     decoded, losses = decode_passes(SaysWhere(), torch.from_numpy(clip_THWC)[None], passes)  # type: ignore[arg-type]
     clip = Reconstruction(clip_THWC, decoded, GEOMETRY, "pixels")
     rows = picture_rows(clip)
-    label = f"all hidden,\n{len(passes)} passes\n+ seen" if len(passes) > 1 else "predicted\n+ seen"
+    label = (
+        f"every hidden cube,\nin {len(passes)} passes,\n+ visible cubes"
+        if len(passes) > 1
+        else "reconstruction\n+ visible cubes"
+    )
     assert list(rows)[-1] == label
 
     expected_NP = cubes_of(clip_THWC, GEOMETRY) / 255

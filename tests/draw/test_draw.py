@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -17,7 +18,9 @@ from vmae2_ds.config.pretrain import MaskConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.draw.charts import CURVES, _plot, curve_svg, draw_curves, has_values
 from vmae2_ds.draw.pictures import (
+    BETWEEN,
     GREY,
+    LABELS,
     DecodedPass,
     Reconstruction,
     animate_reconstruction,
@@ -25,6 +28,7 @@ from vmae2_ds.draw.pictures import (
     clip_of,
     cubes_of,
     draw_reconstruction,
+    enlarged,
     picture_rows,
     put_statistics_back,
 )
@@ -70,9 +74,9 @@ def test_a_perfect_prediction_gives_the_clip_or_grey(clip_THWC: np.ndarray, targ
     true_NP = cubes_of(clip_THWC / 255, GEOMETRY)
     supervised = clip.masks.decode_M[clip.masks.is_supervised_M]
     for label, shown in (
-        ("seen by\nthe encoder", clip.masks.visible_V),
-        ("predicted", supervised),
-        ("predicted\n+ seen", np.union1d(supervised, clip.masks.visible_V)),
+        ("what the\nencoder sees", clip.masks.visible_V),
+        ("reconstruction", supervised),
+        ("reconstruction\n+ visible cubes", np.union1d(supervised, clip.masks.visible_V)),
     ):
         expected_NP = np.full_like(true_NP, GREY)
         expected_NP[shown] = true_NP[shown]
@@ -95,6 +99,57 @@ def test_files_are_written(clip_THWC: np.ndarray, tmp_path: Path, suffix: str) -
     animate_reconstruction(clip, moving)
     assert Image.open(still).width > 1000
     assert Image.open(moving).n_frames == GEOMETRY.num_frames
+
+
+@pytest.mark.parametrize("size", [(24, 24), (48, 32), (96, 96), (192, 256), (224, 224), (240, 320)], ids=str)
+def test_pixels_of_small_clips_are_squares_and_a_frame_is_about_192_pixels(size: tuple[int, int]) -> None:
+    frames_THWC = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    shown = enlarged(frames_THWC / 255)
+    factor = shown.shape[1] // size[0]
+    assert shown.shape == (2, factor * size[0], factor * size[1], 3)
+    assert 192 <= min(shown.shape[1:3]) < 288
+    for row, column in itertools.product(range(factor), repeat=2):
+        np.testing.assert_array_equal(shown[:, row::factor, column::factor], frames_THWC)
+
+
+def test_pixels_of_large_clips_are_means() -> None:
+    frames_THWC = np.random.default_rng(0).integers(0, 256, (2, 392, 392, 3), dtype=np.uint8)
+    mean = frames_THWC.reshape(2, 196, 2, 196, 2, 3).mean(axis=(2, 4))
+    shown = enlarged(frames_THWC / 255)
+    assert shown.shape == (2, 196, 196, 3)
+    assert np.abs(shown - mean).max() <= 0.5
+
+
+def test_a_still_has_each_pixel_as_it_is_in_its_row_and_column(clip_THWC: np.ndarray, tmp_path: Path) -> None:
+    clip = perfect(clip_THWC, "pixels")
+    draw_reconstruction(clip, tmp_path / "still.png")
+    picture = np.asarray(Image.open(tmp_path / "still.png").convert("RGB"))
+    tiles = [enlarged(frames_THWC) for frames_THWC in picture_rows(clip).values()]
+    height, width = tiles[0].shape[1:3]
+    top = next(y for y in range(100) if (picture[y : y + height, LABELS : LABELS + width] == tiles[0][0]).all())
+    for row, frames_THWC in enumerate(tiles):
+        for column, frame_HWC in enumerate(frames_THWC):
+            y, x = top + row * (height + BETWEEN), LABELS + column * (width + BETWEEN)
+            np.testing.assert_array_equal(picture[y : y + height, x : x + width], frame_HWC)
+
+
+@pytest.mark.parametrize(("frames", "duration"), [(8, 250), (16, 125), (64, 67), (4, 250)])
+def test_a_clip_is_played_in_about_two_seconds_large_enough_to_be_seen(
+    tmp_path: Path, frames: int, duration: int
+) -> None:
+    geometry = ClipGeometry(frames, 16, 16, 2, 8)
+    masks = make_masks(MaskConfig(encoder_ratio=0.5), geometry, np.random.default_rng(0))
+    predicted_MP = np.zeros((len(masks.decode_M), geometry.cube_values), np.float32)
+    clip_THWC = np.random.default_rng(0).integers(0, 256, (frames, 16, 16, 3), dtype=np.uint8)
+    clip = Reconstruction(clip_THWC, [DecodedPass(masks, predicted_MP)], geometry, "pixels", "a clip")
+    animate_reconstruction(clip, tmp_path / "moving.webp")
+    with Image.open(tmp_path / "moving.webp") as moving:
+        assert moving.width >= 3 * 192
+        assert moving.height >= 2 * 192
+        moving.seek(1)
+        moving.load()
+        assert moving.info["duration"] == duration
+        assert moving.n_frames == frames
 
 
 def test_curves(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ GREY = 0.82
 SEEN_TWICE = np.array([0.0, 0.447, 0.698])  # BLUE as numbers
 FRAMES_SHOWN = 8
 """Frames of a clip in a still picture."""
+DPI, TILE, LABELS, BETWEEN = 100, 192, 170, 6
+"""Pixels of a picture to an inch of its letters, of a frame's shorter side about, of labels beside rows, between frames."""
+CLIP_S, SLOWEST, FASTEST = 2.0, 4.0, 15.0
+"""Seconds that a clip takes in an animation, where that is between these numbers of frames a second."""
 
 CAPTIONS = {
     "normalised": (
@@ -99,14 +104,16 @@ def picture_rows(clip: Reconstruction) -> dict[str, np.ndarray]:
     decoded_NP[decode_M] = 0.4 * true_NP[decode_M] + 0.6 * np.tile(SEEN_TWICE, clip.geometry.cube_values // 3)
     decoded_NP[supervised] = true_NP[supervised]
     rows = {
-        "clip": true_NP,
-        "seen by\nthe encoder": seen_NP,
-        "asked of\nthe decoder": decoded_NP,
-        "predicted": filled_in(nothing_NP, clip.passes[:1], true_NP, clip.target),
-        "predicted\n+ seen": filled_in(seen_NP, clip.passes[:1], true_NP, clip.target),
+        "the clip": true_NP,
+        "what the\nencoder sees": seen_NP,
+        "what the decoder\nmust fill in": decoded_NP,
+        "reconstruction": filled_in(nothing_NP, clip.passes[:1], true_NP, clip.target),
+        "reconstruction\n+ visible cubes": filled_in(seen_NP, clip.passes[:1], true_NP, clip.target),
     }
     if len(clip.passes) > 1:  # one pass that decodes all is drawn already
-        rows[f"all hidden,\n{len(clip.passes)} passes\n+ seen"] = filled_in(seen_NP, clip.passes, true_NP, clip.target)
+        rows[f"every hidden cube,\nin {len(clip.passes)} passes,\n+ visible cubes"] = filled_in(
+            seen_NP, clip.passes, true_NP, clip.target
+        )
     return {label: clip_of(cubes_NP, clip.geometry).clip(0, 1) for label, cubes_NP in rows.items()}
 
 
@@ -138,57 +145,98 @@ def caption_of(clip: Reconstruction) -> str:
 
 
 def draw_reconstruction(clip: Reconstruction, path: Path) -> None:
-    """Write a still picture, PNG: one row per view of the clip, frames spread over the clip as columns."""
+    """Write a still picture, PNG: one row per view of the clip, frames spread over the clip as columns.
+
+    Each pixel of a small clip is a square of whole pixels of the picture: `enlarged`.
+    """
     from matplotlib.figure import Figure
 
-    rows = picture_rows(clip)
     shown = spread(clip.geometry.num_frames)
-    num_columns = len(shown)
-    panel, label_width = 1.15, 1.0  # inches
-    panel_height = panel * clip.geometry.height / clip.geometry.width
-    width = max(5.0, label_width + num_columns * panel)
-    caption, title = _wrap(caption_of(clip), width, 7), _wrap(clip.title, width, 9)
-    below = 0.12 + 0.16 * (1 + caption.count("\n"))
-    above = 0.2 + (0.1 + 0.15 * (1 + title.count("\n"))) * bool(title)
-    height = above + len(rows) * panel_height + below
-    figure = Figure(figsize=(width, height), dpi=160)
+    rows = {label: enlarged(frames_THWC[shown]) for label, frames_THWC in picture_rows(clip).items()}
+    _, tile_height, tile_width, _ = next(iter(rows.values())).shape
+    left, width = LABELS, max(700, LABELS + len(shown) * (tile_width + BETWEEN))
+    caption, title = _wrap(caption_of(clip), width / DPI, 10), _wrap(clip.title, width / DPI, 12)
+    top = 16 + (10 + 24 * (1 + title.count("\n"))) * bool(clip.title) + 22
+    below = 20 + 19 * (1 + caption.count("\n"))
+    figure = Figure(figsize=(width / DPI, (top + len(rows) * (tile_height + BETWEEN) + below) / DPI), dpi=DPI)
+    draw = _Pixels(figure)
+    draw.text(width / 2, 12, title, 12, "center", "top")
+    for column, frame in enumerate(shown):
+        middle = left + column * (tile_width + BETWEEN) + tile_width / 2
+        draw.text(middle, top - 5, f"frame {frame}", 10, "center", "bottom")
     for row, (label, frames_THWC) in enumerate(rows.items()):
-        axes = figure.add_axes((label_width / width, (below + (len(rows) - 1 - row) * panel_height) / height,
-                                num_columns * panel / width, panel_height * 0.97 / height))  # fmt: skip
-        _show_strip(axes, frames_THWC, shown, named=row == 0)
-        axes.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=4)
-    figure.text(0.5, 1 - 0.07 / height, title, ha="center", va="top", fontsize=9, parse_math=False)
-    figure.text(0.05 / width, 0.05 / height, caption, ha="left", va="bottom", fontsize=7, color=BLACK)
+        y = top + row * (tile_height + BETWEEN)
+        draw.text(left - 10, y + tile_height / 2, label, 11, "right", "center")
+        for column, frame_HWC in enumerate(frames_THWC):
+            draw.picture(frame_HWC, left + column * (tile_width + BETWEEN), y)
+    draw.text(8, draw.height - 8, caption, 10, "left", "bottom")
     _save(figure, path)
 
 
-def animate_reconstruction(clip: Reconstruction, path: Path, frames_per_s: float = 4) -> None:
-    """Write the same views side by side as an endless animation; the suffix chooses GIF or WebP."""
+def animate_reconstruction(clip: Reconstruction, path: Path, frames_per_s: float | None = None) -> None:
+    """Write the same views side by side, three in a row, as an endless animation; the suffix chooses GIF or WebP.
+
+    `frames_per_s`: by default a clip takes about CLIP_S, as the published 16 frames, every fourth of 30 a second, do.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = picture_rows(clip)
-    panel = 1.5
-    above = 0.1 + 0.14 * max(1 + label.count("\n") for label in rows)
-    height = panel * clip.geometry.height / clip.geometry.width + above
-    figure = Figure(figsize=(len(rows) * panel, height), dpi=120)
-    canvas = FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=1 - above / height, wspace=0.03)
-    images = []
-    for column, (label, frames_THWC) in enumerate(rows.items()):
-        axes = figure.add_subplot(1, len(rows), column + 1)
-        images.append(axes.imshow(frames_THWC[0], interpolation="nearest"))
-        _without_ticks(axes)
-        axes.set_title(label, fontsize=8, pad=3)
+    num_frames = clip.geometry.num_frames
+    rate = frames_per_s or min(max(num_frames / CLIP_S, SLOWEST), FASTEST)
+    rows = {label: enlarged(frames_THWC) for label, frames_THWC in picture_rows(clip).items()}
+    _, tile_height, tile_width, _ = next(iter(rows.values())).shape
+    width = BETWEEN + 3 * (tile_width + BETWEEN)
+    title = _wrap(clip.title, width / DPI, 9)
+    top = (12 + 17 * (1 + title.count("\n"))) * bool(clip.title)
+    above = 8 + 17 * max(1 + label.count("\n") for label in rows)
+    height = top + math.ceil(len(rows) / 3) * (above + tile_height + BETWEEN)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    canvas, draw = FigureCanvasAgg(figure), _Pixels(figure)
+    draw.text(width / 2, 6, title, 9, "center", "top")
+    corners = []
+    for number, label in enumerate(rows):
+        x = BETWEEN + number % 3 * (tile_width + BETWEEN)
+        y = top + number // 3 * (above + tile_height + BETWEEN) + above
+        draw.text(x + tile_width / 2, y - 5, label, 10, "center", "bottom")
+        corners.append((x, y))
+    canvas.draw()
+    empty = np.asarray(canvas.buffer_rgba())[..., :3]
     pictures = []
-    for frame in range(clip.geometry.num_frames):
-        for image, frames_THWC in zip(images, rows.values(), strict=True):
-            image.set_data(frames_THWC[frame])
-        canvas.draw()
-        pictures.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    for frame in range(num_frames):
+        picture = empty.copy()
+        for (x, y), frames_THWC in zip(corners, rows.values(), strict=True):
+            picture[y : y + tile_height, x : x + tile_width] = frames_THWC[frame]
+        pictures.append(picture)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
-        save_animation(pictures, part, path.suffix[1:], frames_per_s)
+        save_animation(pictures, part, path.suffix[1:], rate)
+
+
+def enlarged(frames_THWC: np.ndarray) -> np.ndarray:
+    """Frames in [0, 1] as uint8, larger by a whole factor, each pixel a square; large ones smaller by one, each a mean."""
+    pixels_THWC = (255 * frames_THWC).round().astype(np.uint8)
+    shorter = min(pixels_THWC.shape[1:3])
+    if (less := round(shorter / TILE)) > 1:
+        from PIL import Image
+
+        return np.stack([np.asarray(Image.fromarray(frame).reduce(less)) for frame in pixels_THWC])
+    more = math.ceil(TILE / shorter)
+    return pixels_THWC.repeat(more, axis=1).repeat(more, axis=2)
+
+
+class _Pixels:
+    """A figure on which places are pixels, from its left upper corner."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+        self.width, self.height = (round(inches * DPI) for inches in figure.get_size_inches())
+
+    def text(self, x: float, y: float, text: str, size: float, ha: str, va: str) -> None:
+        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, ha=ha, va=va, color=BLACK,
+                         multialignment=ha, parse_math=False)  # fmt: skip
+
+    def picture(self, pixels_HWC: np.ndarray, x: int, y: int) -> None:
+        self.figure.figimage(pixels_HWC, x, self.height - y - len(pixels_HWC), origin="upper")
 
 
 def save_animation(
