@@ -12,7 +12,8 @@ from tests.docs_names import PAGES, broken_links, files_called, is_there, missin
 from tests.pages import pages, text
 from tests.test_layering import LAYERS, PACKAGE
 
-MAP, README = ROOT / "docs" / "ARCHITECTURE.md", ROOT / "README.md"
+MAP = ROOT / "docs" / "ARCHITECTURE.md"
+FOLDERS = "## The folders, a phrase each"
 SPARE = 0.15
 """Files grow: "lines, about" may be off by this share, or by ten lines."""
 
@@ -62,9 +63,9 @@ def test_the_map_lists_the_layers_as_they_are() -> None:
 
 
 def tree(page: str) -> set[str]:
-    """The folders and files of the README's tree, from the repository's top."""
+    """The folders and files of the map's tree, from the repository's top."""
     found, parent = set(), ""
-    for line in page.partition("## Where things are")[2].split("```")[1].splitlines():
+    for line in page.partition(FOLDERS)[2].split("```")[1].splitlines():
         listed, _, phrase = line.strip().partition("  ")
         names = listed.split()
         if line and not line.startswith(" "):
@@ -90,8 +91,8 @@ def folders() -> set[str]:
     return {f"{name}/" for name in kept if (ROOT / name).is_dir()} | inside
 
 
-def test_the_readme_s_tree_has_every_folder_and_nothing_else() -> None:
-    told = tree(README.read_text())
+def test_the_map_s_tree_has_every_folder_and_nothing_else() -> None:
+    told = tree(MAP.read_text())
     assert folders() - told == set(), "folders that the tree leaves out"
     assert {name for name in told if not (ROOT / name).exists()} == set()
 
@@ -138,5 +139,5 @@ def test_a_wrong_length_and_a_tree_s_folders_are_read() -> None:
     assert list(wrong_lengths("| 1 | [masking.py](x) | 30 | masks |\n| 2 | [disk.py](y) | 240 | files |")) == [
         "masking.py"
     ]
-    page = "## Where things are\n```\ntop/     a\n  one/ two.py  both, in/ too\nREADME.md docs/  as tests/\n```\n"
+    page = f"{FOLDERS}\n```\ntop/     a\n  one/ two.py  both, in/ too\nREADME.md docs/  as tests/\n```\n"
     assert tree(page) == {"top/", "top/one/", "top/two.py", "top/one/in/", "README.md", "docs/", "tests/"}

@@ -45,6 +45,13 @@ class Bar(NamedTuple):
     parts: tuple[tuple[str, float], ...]
 
 
+class Dots(NamedTuple):
+    """A line of ratios: a point for each kind, `x` the ratio, `low` and `high` its quartiles; None where there is none."""
+
+    name: str
+    points: tuple[Point | None, ...]
+
+
 def _where_it_can(draw: Callable[P, str]) -> Callable[P, str]:
     """A drawing, or nothing where matplotlib is not installed: the numbers stand in a table below it."""
 
@@ -124,8 +131,39 @@ def stacked(title: str, bars: Sequence[Bar], xlabel: str) -> str:
     return svg[0]
 
 
+@_where_it_can
+def dots(title: str, kinds: Sequence[str], rows: Sequence[Dots], xlabel: str) -> str:
+    """A line for each row and a mark for each kind on it, with its number; 1 is dashed."""
+    with _axes(title, height=0.7 + 0.5 * len(rows), width=6.6) as (axes, svg):
+        for number, kind in enumerate(kinds):
+            heights = [place + 0.24 * (number - (len(kinds) - 1) / 2) for place in range(len(rows))]
+            marked = [(row.points[number], height) for row, height in zip(rows, heights, strict=True)]
+            _mark(axes, kind, number, [(point, height) for point, height in marked if point is not None])
+        axes.axvline(1, color=BLACK, lw=1, ls="--")
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlim(0.97, 1.06 * max(point.high or point.x for row in rows for point in row.points if point))
+        axes.set_xlabel(xlabel)
+        _finish(axes, len(kinds), columns=len(kinds))
+        axes.grid(axis="y", visible=False)
+    return svg[0]
+
+
+def _mark(axes: Axes, kind: str, number: int, points: Sequence[tuple[Point, float]]) -> None:
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    for point, height in points:
+        axes.plot([1, point.x], [height, height], color=colour, lw=1.2, alpha=0.5)
+        if point.low is not None and point.high is not None:
+            axes.plot([point.low, point.high], [height, height], color=colour, lw=3.2, alpha=0.35)
+        _annotate(axes, f"{point.x:.2f}", (point.high or point.x, height), "data", (5, -2.6))
+    axes.plot(
+        [point.x for point, _ in points], [height for _, height in points], label=kind, color=colour, marker=marker,
+        ms=5, ls="none", markerfacecolor=colour if number % 2 == 0 else "white",
+    )  # fmt: skip
+
+
 @contextmanager
-def _axes(title: str, height: float = INCHES[1]) -> Iterator[tuple[Axes, list[str]]]:
+def _axes(title: str, height: float = INCHES[1], width: float = INCHES[0]) -> Iterator[tuple[Axes, list[str]]]:
     """Axes to draw on, and a list that holds the SVG element afterwards."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -140,7 +178,7 @@ def _axes(title: str, height: float = INCHES[1]) -> Iterator[tuple[Axes, list[st
     }
     svg: list[str] = []
     with rc_context(style):
-        figure = Figure(figsize=(INCHES[0], height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.add_subplot(), svg
         svg.append(svg_of(figure, title))
 
@@ -172,9 +210,9 @@ def _annotate(
     axes.annotate(text, at, xycoords=coordinates, xytext=shift, textcoords="offset points", fontsize=7.5)
 
 
-def _finish(axes: Axes, num_names: int) -> None:
+def _finish(axes: Axes, num_names: int, columns: int = 2) -> None:
     axes.grid(alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.figure.legend(
-        loc="outside lower center", ncols=2 if num_names > 1 else 1, fontsize=7.5, frameon=False, handlelength=2.4
+        loc="outside lower center", ncols=columns if num_names > 1 else 1, fontsize=7.5, frameon=False, handlelength=2.4
     )
