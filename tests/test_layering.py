@@ -24,7 +24,7 @@ def files_in(folder: str) -> list[Path]:
 
 LAYERS = (
     {"errors", "provenance"},
-    {"contracts", "disk", "dist", "host", "json_lines"},
+    {"contracts", "disk", "dist", "hidden_packages", "host", "json_lines"},
     {"console"},
     {"config", "data"},
     {"cost", "draw", "masking", "model", "recipes"},
@@ -88,6 +88,7 @@ WITHOUT_TORCH = (
     "errors",
     "contracts",
     "disk",
+    "hidden_packages",
     "host",
     "json_lines",
     "provenance",

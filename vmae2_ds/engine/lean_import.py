@@ -9,33 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from vmae2_ds.hidden_packages import hidden
+
 
 @functools.cache
 def import_deepspeed() -> None:
     """Import DeepSpeed, and its Muon, once in a process; raises ImportError where it is not installed."""
-    with _hidden("mlflow"):
+    with hidden("mlflow"):
         import deepspeed
     with _compiled_when_called(deepspeed.runtime.compiler), contextlib.suppress(ImportError):
         import deepspeed.runtime.zero.muon.original_muon
-
-
-@contextlib.contextmanager
-def _hidden(package: str) -> Iterator[None]:
-    """Nothing can import the package; where it is imported already, all stays as it is."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # as Python's import takes it: ImportError
-    try:
-        yield
-    finally:
-        sys.modules.pop(package, None)
 
 
 @contextlib.contextmanager

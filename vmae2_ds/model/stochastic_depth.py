@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor
+
+from vmae2_ds.hidden_packages import hidden
+
+with hidden("wandb"):  # timm imports it where it is installed, which takes longer than all else in it
+    from timm.layers import DropPath
 
 
 class StochasticDepth(DropPath):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vmae2_ds.errors import ConfigError
+from vmae2_ds.hidden_packages import hidden
 from vmae2_ds.model.embed import IMAGENET_MEAN, IMAGENET_STD
 
 # T frames, H x W pixels, S the clip's edge, B clips.
@@ -25,7 +26,8 @@ TRANSLATE_SHARE = 0.45
 
 @cache
 def _policy(name: str, size: int) -> Any:
-    from timm.data.auto_augment import rand_augment_transform
+    with hidden("wandb"):  # timm imports it where it is installed
+        from timm.data.auto_augment import rand_augment_transform
 
     colour = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
     return rand_augment_transform(name, {"translate_const": int(size * TRANSLATE_SHARE), "img_mean": colour})
