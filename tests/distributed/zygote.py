@@ -20,19 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed.ranks import rank_environment
+from vmae2_ds.engine.lean_import import import_deepspeed
 from vmae2_ds.host import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 PRELOADED = (
     *("vmae2_ds.cli.main", "vmae2_ds.train.session", "vmae2_ds.train.pretrain", "vmae2_ds.train.finetune"),
-    *(
-        "deepspeed",
-        "deepspeed.runtime.zero.muon.muon_optimizer",
-        "matplotlib.figure",
-        "matplotlib.backends.backend_svg",
-    ),
+    *("vmae2_ds.model.stochastic_depth", "timm.data.auto_augment", "torch._dynamo", "setuptools"),
 )
-"""What every run imports; Muon, which DeepSpeed asks for at each start, brings torch.compile."""
+"""What runs import beside DeepSpeed; its start asks for the last two."""
 
 
 class Rank:
@@ -162,13 +158,18 @@ def _tell(news: dict) -> None:
 
 
 def become(request: dict) -> None:
-    """Turn this forked process into `python -m module WORDS`."""
+    """Turn this forked process into `python -m module WORDS`; a run writes no report."""
+    from vmae2_ds.train import session
+
     os.environ.clear()
     os.environ.update(request["env"])
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, nothing), (1, log), (2, log)):
         os.dup2(source, target)
+    session.write_report = lambda folder: (
+        folder
+    )  # its curves take as long to draw as the steps; test_launchers.py has one
     sys.argv = [request["module"], *request["words"]]
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
@@ -176,6 +177,7 @@ def become(request: dict) -> None:
 if __name__ == "__main__":
     for name in PRELOADED:
         __import__(name)
+    import_deepspeed()
     gc.freeze()  # else the collections of every fork, the one at its end too, would copy all of these pages
     asked = serve()
     if asked is not None:
