@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.installed
-WORKERS ?= 2
-# A file's tests stay in one worker. A worker that dies ends the run: pytest-xdist 3.8 would wait for ever after it.
-SPREAD := -n $(WORKERS) --dist loadfile --max-worker-restart 0
+# One more than the two cores that CI has: while a test waits for what it started, another computes.
+WORKERS ?= 3
+# A file's tests stay in one worker, and files start in the order of tests/longest_first.py. A worker that dies ends the run:
+# pytest-xdist 3.8 would wait for ever after it.
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # The launcher starts `python`, `ninja` and itself by name; DeepSpeed's small C++ builds are kept beside the environment.
 export PATH := $(BIN):$(PATH)
 export TORCH_EXTENSIONS_DIR ?= $(abspath $(VENV))/torch_extensions
 export OMP_NUM_THREADS ?= 1
+# Where this is set, every process would compile every module of ours again, and make test starts a thousand.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart test check gpu bench visit deepspeed clean

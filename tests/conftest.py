@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from _pytest.mark.expression import Expression
 
+from tests.longest_first import longest_first
 from tests.strict_skips import ALLOWED, StrictSkips, read_allowed
 
 
@@ -32,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_first(items)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
