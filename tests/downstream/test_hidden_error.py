@@ -142,16 +142,23 @@ def test_the_nearest_cube_of_a_moving_edge_by_hand() -> None:
     assert found.model == 6 * geometry.cube_values  # black, where six of nine are white
 
 
-def test_of_equally_near_cubes_the_earliest_uppermost_leftmost_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equally_near_cubes_the_earliest_uppermost_leftmost_is_copied() -> None:
     geometry = ClipGeometry(6, 6, 6, 2, 2)
     around = {4: "before", 10: "above", 12: "left", 14: "right", 16: "below", 22: "after"}
     for taken in ([], [4], [4, 10], [4, 10, 12], [4, 10, 12, 14], [4, 10, 12, 14, 16]):
         visible = sorted(set(around) - set(taken))
         hidden = np.setdiff1d(np.arange(27), visible)
-        for pairs in (1 << 22, 1):  # at once, and one by one
-            monkeypatch.setattr(measured, "PAIRS_AT_ONCE", pairs)
-            chosen = nearest_visible(np.array(visible[::-1]), geometry)
-            assert chosen[hidden.tolist().index(13)] == visible[0], around[visible[0]]
+        chosen = nearest_visible(np.array(visible[::-1]), geometry)
+        assert chosen[hidden.tolist().index(13)] == visible[0], around[visible[0]]
+
+
+def test_distances_of_a_few_cubes_at_a_time_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    visible_V = some_visible()
+    at_once = nearest_visible(visible_V, GEOMETRY)
+    assert len(set(at_once.tolist())) > 5
+    for pairs in (1, 9 * 5):  # one hidden cube at a time, and five
+        monkeypatch.setattr(measured, "PAIRS_AT_ONCE", pairs)
+        assert nearest_visible(visible_V, GEOMETRY).tolist() == at_once.tolist()
 
 
 def test_what_has_no_error_to_compare_with_has_no_ratio() -> None:
