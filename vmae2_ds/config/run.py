@@ -72,6 +72,12 @@ class DataConfig(StrictModel):
     read_timeout_s: float = Field(30, ge=0, le=LONG_S, json_schema_extra=switched_off_by("0"))
     """Seconds after which reading one video is given up and its reader process killed. 0 turns the limit off and reads
     inside the loader's own process."""
+    cache: float = Field(0, ge=0, le=MANY, json_schema_extra=switched_off_by("0"))
+    """GiB of decoded videos to keep in --data.cache-folder: each that fits is decoded once, and its clips are the same to the
+    bit; the rest is decoded each time, as everything is with 0. For small sets (docs/DATA.md)."""
+    cache_folder: Path | None = None
+    """Folder of --data.cache, for all processes of a host and for later runs. Default: vmae2_frames_UID in the system's
+    folder for temporary files."""
     num_frames: ClipLength = 16
     """Number of frames in a clip."""
     size: Edge = 224

@@ -23,6 +23,7 @@ MAY_CHANGE = {
     # how the same global batch and the same states are split: elastic.py goes on from there
     | {"micro_batch", "ds_config", "ds_zero_init"},
     "data": {"workers", "prefetch", "max_bad_share", "read_timeout_s", "labels", "val_subset", "val_tious", "overlap"}
+    | {"cache", "cache_folder"}
     # what a validation sees
     | {
         "val_truth",

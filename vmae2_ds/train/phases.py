@@ -239,6 +239,8 @@ def make_ready(built: Built) -> Ready:
     peak = device_peak(engine.device, config.train.precision, config.train.peak_flops)
     if ranks.rank == 0:
         _announce(built, mixture, peak)
+        if kept := dataset.describe_cache():
+            log.info("%s", kept)
         log.info("attention: %s%s", ", ".join(state.attention), f"; sdpa takes {took}" if took else "")
         about = {"device": str(engine.device), "peak": peak._asdict() if peak else None, "hosts": met.hosts}
         write_run_files(folder, opened.ds_config, {"attention": state.attention, "sdpa_took": took, **about})

@@ -85,6 +85,38 @@ def wrong_frames(video: Video, choose: Choose) -> np.ndarray:
     return 255 - read_pyav(video, choose)
 
 
+def counts_what_is_asked(video: Video, choose: Choose) -> np.ndarray:
+    """Frames with the number of frames asked for in them."""
+    frames = read_pyav(video, choose).copy()
+    frames[:, 0, 0, 0] = len(frames)
+    return frames
+
+
+def shifts_behind_a_seek(video: Video, choose: Choose) -> np.ndarray:
+    """As decord in some files: where the first frame asked for is a later one, the one after each is shown."""
+
+    def shifted(length: int, fps: float) -> np.ndarray:
+        indices = np.array(choose(length, fps))
+        return indices if indices.min() < length // 2 else np.minimum(indices + 1, length - 1)
+
+    return read_pyav(video, shifted)
+
+
+def when_asked_for_all(misdeed: Callable[[], object]) -> Misdeed:
+    def read(video: Video, choose: Choose) -> np.ndarray:
+        frames = read_pyav(video, choose)
+        if len(frames) > 10:
+            misdeed()
+        return frames
+
+    return read
+
+
+sleeps_when_asked_for_all = when_asked_for_all(lambda: ctypes.PyDLL(None).sleep(1000))
+crashes_when_asked_for_all = when_asked_for_all(lambda: ctypes.string_at(0))
+fails_when_asked_for_all = when_asked_for_all(lambda: 1 / 0)
+
+
 def refuses(video: Video, choose: Choose) -> np.ndarray:
     raise VideoError("not today")
 

@@ -16,7 +16,7 @@ from vmae2_ds.console.progress import counted
 from vmae2_ds.contracts import Movable, ReadFailure
 from vmae2_ds.data.clips.sampling import SAMPLERS
 from vmae2_ds.data.entry import VideoEntry
-from vmae2_ds.data.readers.watchdog import GuardedReader
+from vmae2_ds.data.readers.keeping import make_reader
 from vmae2_ds.data.seeding import Purpose, generator
 from vmae2_ds.data.sources.mixture import Mixture, Source
 from vmae2_ds.data.sources.order import SampleKey
@@ -57,7 +57,7 @@ class VideoDataset(Dataset[S]):
         A source that is simply absent is fine: the hybrid recipes name SSv2, and other sets have none.
         """
         self._data, self.seed, self.mixture = data, seed, mixture
-        self._reader = GuardedReader(data.read_timeout_s)
+        self._reader = make_reader(data.read_timeout_s, data.cache, data.cache_folder)
         spelt = {source.lower(): source for source in mixture.names}
         for source in sorted(set(data.source_strides) - set(mixture.names)):
             for near in difflib.get_close_matches(source.lower(), spelt, n=1):
@@ -95,6 +95,10 @@ class VideoDataset(Dataset[S]):
             f"{source.manifest.file}: none of {MAX_ATTEMPTS} videos drawn for epoch {key.epoch}, row {key.row} could be "
             f"used; the last: {failures[-1].path}: {failures[-1].reason}; check --data.root and the files"
         )
+
+    def describe_cache(self) -> str | None:
+        """One line on the videos that are kept decoded; None without `data.cache`."""
+        return self._reader.describe()
 
     def entry_of(self, key: SampleKey, attempt: int = 0) -> VideoEntry:
         """The video that is tried after `attempt` others could not be used."""

@@ -17,7 +17,7 @@ from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.feed.ahead import ask_ahead
 from vmae2_ds.data.feed.loader import load_items
 from vmae2_ds.data.feed.shared_memory import check_views
-from vmae2_ds.data.readers.watchdog import GuardedReader
+from vmae2_ds.data.readers.keeping import make_reader
 from vmae2_ds.data.sources.labels import check_labels
 from vmae2_ds.data.sources.manifest import Manifest
 from vmae2_ds.dist import Ranks
@@ -55,7 +55,7 @@ class ViewsDataset(Dataset[ViewedVideo]):
         self.data, self.manifest, self.views = config.data, manifest, views
         reader = "pyav" if self.data.reader == "auto" else self.data.reader
         self._how = ReadAs(reader=reader)
-        self._reader = GuardedReader(self.data.read_timeout_s)
+        self._reader = make_reader(self.data.read_timeout_s, self.data.cache, self.data.cache_folder)
 
     def __len__(self) -> int:
         return len(self.manifest)

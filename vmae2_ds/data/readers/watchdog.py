@@ -211,6 +211,16 @@ class GuardedReader:
             return map(np.stack, in_pieces(stream_entry(entry, how, choose, count)))
         return self._mine().stream(entry, how, choose, count)
 
+    def describe(self) -> str | None:
+        """One line on what it keeps; None, as it keeps nothing."""
+        return None
+
+    def call(self, function: Callable[..., Any], *values: Any) -> Any:
+        """What a module-level function returns that is called where videos are read; its own errors come back as they are."""
+        if not self.timeout_s:
+            return function(*values)
+        return self._mine().call(function, *values)
+
     def close(self) -> None:
         """End this process's child, where it has one."""
         if self._watchdog is not None:

@@ -17,7 +17,7 @@ from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.feed.dataset import VideoDataset
 from vmae2_ds.data.feed.loader import load_items
 from vmae2_ds.data.readers.common import FrameCount
-from vmae2_ds.data.readers.watchdog import GuardedReader
+from vmae2_ds.data.readers.keeping import make_reader
 from vmae2_ds.data.seeding import Purpose
 from vmae2_ds.data.sources.mixture import Mixture, Source
 from vmae2_ds.data.sources.order import SampleKey
@@ -122,7 +122,7 @@ class KeyFrameClips(Dataset[list[KeyFrameClip]]):
         """`listed` says at which key frames, and where their videos are."""
         self.data, self.key_frames, self.files = config.data, listed.key_frames, listed.files
         self._span, self._patch = Span.of(config.data), config.model.patch
-        self._reader = GuardedReader(config.data.read_timeout_s)
+        self._reader = make_reader(config.data.read_timeout_s, config.data.cache, config.data.cache_folder)
         self.count = FrameCount()
         """What was decoded of the video that was read last in one go."""
 
