@@ -37,7 +37,7 @@ class Run:
     cases: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names, as `list` shows them."""
     all: bool = False
-    """Every case."""
+    """Every case; without --quick those that take hours (`science`) have to be named."""
     out: Path = RESULTS / "mine"
     """Folder of the rows."""
     fresh: bool = False
@@ -144,7 +144,8 @@ def names_of(command: Run) -> tuple[str, ...]:
     Raises:
         ConfigError: a name or size that is not known, or no name at all.
     """
-    names = tuple(CASES) if command.all else command.cases
+    every = tuple(name for name, case in CASES.items() if command.options.quick or not case.alone)
+    names = every if command.all else command.cases
     unknown = [name for name in names if name not in CASES]
     if unknown or not names:
         raise ConfigError(f"no case {', '.join(unknown) or 'named'}: choose from {', '.join(CASES)}, or --all")

@@ -66,7 +66,20 @@ class Options(StrictModel):
     interconnect: str = ""
     """What links the GPUs and hosts, for the rows: nothing here can ask for it ("NVLink 4, 8 x 400 Gb/s InfiniBand")."""
     videos: Path | None = None
-    """Manifest of real videos for the cases `pipeline` and `extraction`; without it, videos are drawn."""
+    """Manifest of real videos for the cases `pipeline` and `extraction`; without it, videos are drawn. `science`: labelled, and
+    in groups."""
+    hours: float = Field(4.0, gt=0, le=1000)
+    """Wall hours of the case `science`: a training that would not end in them is not begun."""
+    seeds: int = Field(5, ge=1, le=100)
+    """Seeds of the case `science`, one after another through the whole grid."""
+    jobs: int = Field(2, ge=1, le=64)
+    """Trainings of the case `science` at once, a core each."""
+    group_by: str | None = None
+    """Regular expression that finds a video's group (person, scene) in its path, for `science` with --videos; default: the
+    column `source`."""
+    on_videos: bool = False
+    """The whole grid of `science` is trained and tested on the list of --videos; otherwise on synthetic videos, and the list
+    is for the question which data helps."""
     quick: bool = False
     """ViT-S in bf16 with 3 rounds: to see that everything runs; not for figures."""
 
@@ -138,6 +151,8 @@ class Case(NamedTuple):
     groups: Callable[[Bench], Iterator[Group]]
     """Cheap: names the groups, measures nothing."""
     about: str
+    alone: bool = False
+    """Takes hours: --all leaves it out but for --quick."""
     launched: bool = False
     """Runs as ranks of the deepspeed launcher: once for each of `Options.ranks`."""
 

@@ -27,6 +27,7 @@ from benchmarks.cases import (
     prediction,
     ranks,
     real_run,
+    science,
     step_parts,
     tad_score,
     zero,
@@ -59,5 +60,6 @@ CASES: dict[str, Case] = {
     "tad_score": tad_score.CASE,
     "ava_score": ava_score.CASE,
     "real_run": real_run.CASE,
+    "science": science.CASE,
 }
 """In the order of a full run."""

@@ -10,6 +10,7 @@ from benchmarks.report.cases import case_sections
 from benchmarks.report.dual import dual_masking
 from benchmarks.report.front import headline, machines, rerun, sources
 from benchmarks.report.page import Section, html_page, markdown_page
+from benchmarks.report.science import science
 from benchmarks.report.table1 import table1
 from benchmarks.report.table2 import absent, table2
 from benchmarks.report.visit import visit
@@ -39,6 +40,7 @@ def sections_of(book: Book) -> Iterator[Section]:
         yield Section(("Dual masking, measured",), (absent("dual_masking"),))
     for place in book.places:
         yield dual_masking(place)
+    yield from (section for place in book.places if (section := science(place)))
     yield from case_sections(book)
     yield machines(book)
     yield rerun(book)

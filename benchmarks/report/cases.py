@@ -27,11 +27,12 @@ from benchmarks.report.cells import (
 from benchmarks.report.dual import CASE
 from benchmarks.report.page import Block, Figure, Prose, Section, Table, table, without_empty_columns
 from benchmarks.report.parts import CASE as PARTS_CASE
+from benchmarks.report.science import CASE as SCIENCE_CASE
 from benchmarks.report.table1 import CASE as TABLE1_CASE
 from benchmarks.report.table2 import absent
 from benchmarks.report.visit import CASE as VISIT_CASE
 
-WITH_SECTIONS_OF_THEIR_OWN = {CASE, PARTS_CASE, TABLE1_CASE, PAPER_CASE, VISIT_CASE}
+WITH_SECTIONS_OF_THEIR_OWN = {CASE, PARTS_CASE, SCIENCE_CASE, TABLE1_CASE, PAPER_CASE, VISIT_CASE}
 
 ABOUT = {
     "ceilings": "What the device reaches where nothing stands in its way: matrix products, and copies in its memory.",
@@ -54,12 +55,13 @@ ABOUT = {
     "extraction": "Features of long videos, each frame decoded once, beside each window decoded anew, as published.",
     "tad_score": "Reading and scoring detections in long videos, beside plain Python loops and ActionFormer's scorer of PyPI.",
     "ava_score": "Reading and scoring up to 26 million rows of people and actions, beside the published way, frame by frame.",
+    "science": "Whether the papers' claims hold for a small model, over seeds.",
     "planner": "Time and memory of a step by the planner, and how far they are from the measured ones.",
     "prediction": "Step times of other sizes from rates fitted to one size, and how far they are from measured ones.",
 }
 """What a case asks; cases without a line here go without."""
 
-TITLES = {"zero": "ZeRO", "fp8": "Eight-bit products"}
+TITLES = {"zero": "ZeRO", "science": "The papers' claims at desk size", "fp8": "Eight-bit products"}
 SAME_FOR_THE_READER = {"samples", "clip"}
 RANKS = re.compile(r"\b\d+ ranks?\b,?\s*")
 SCALINGS = {"weak": "a/b", "strong": "a*c/(b*d)"}

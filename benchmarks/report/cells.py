@@ -125,6 +125,7 @@ QUANTITIES: dict[str, Quantity] = {
     "share": Quantity((("%", 0),), lambda value: f"{round(value, 1) + 0.0:.1f}"),
     "residual": Quantity((("%", 0),), _signed),
     "change": Quantity((("%", 0),), lambda value: f"{round(value, 1) + 0.0:+.1f}"),
+    "points": Quantity((("", 0),), lambda value: f"{round(value, 1) + 0.0:+.1f}"),
     "percent": Quantity((("", 0),), lambda value: f"{value:.2f}"),
     "plain": Quantity((("", 0),), lambda value: f"{value:.0f}" if float(value).is_integer() else _significant(value)),
 }

@@ -52,6 +52,13 @@ class Dots(NamedTuple):
     points: tuple[Point | None, ...]
 
 
+class OverSeeds(NamedTuple):
+    """Figures of one thing, one a seed."""
+
+    name: str
+    values: tuple[float, ...]
+
+
 def _where_it_can(draw: Callable[P, str]) -> Callable[P, str]:
     """A drawing, or nothing where matplotlib is not installed: the numbers stand in a table below it."""
 
@@ -160,6 +167,22 @@ def _mark(axes: Axes, kind: str, number: int, points: Sequence[tuple[Point, floa
         [point.x for point, _ in points], [height for _, height in points], label=kind, color=colour, marker=marker,
         ms=5, ls="none", markerfacecolor=colour if number % 2 == 0 else "white",
     )  # fmt: skip
+
+
+@_where_it_can
+def over_seeds(title: str, lines: Sequence[OverSeeds], xlabel: str) -> str:
+    """A line for each thing from top to bottom: its figures as rings, their mean as an upright bar."""
+    with _axes(title, height=0.9 + 0.2 * len(lines)) as (axes, svg):
+        for number, each in enumerate(lines):
+            axes.plot(each.values, [number] * len(each.values), "o", color=BLUE, ms=4, mfc="none", mew=1)
+            mean = sum(each.values) / len(each.values)
+            axes.plot([mean, mean], [number - 0.35, number + 0.35], color=ORANGE, lw=2)
+        axes.set_yticks(range(len(lines)), [each.name for each in lines])
+        axes.set_ylim(len(lines) - 0.5, -0.5)
+        axes.set_xlabel(xlabel)
+        axes.grid(alpha=0.25, lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return svg[0]
 
 
 @contextmanager

@@ -68,3 +68,18 @@ VISIT = """A visit measures what fits into its minutes, what is worth most first
 form of a step at the rates of a product and a copy on this device, and expected again after what the groups before it took.
 The same command goes on with what is missing. First the fastest group of each size, of those whose steps do not wait for
 their host; what the planner says is over what was measured, minus one."""
+
+SCIENCE = """Short pre-trainings of a small model, a few for each way to mask, each with seeds. Accuracy is that of ridge on
+frozen features of unseen videos: on the motion of tokens ({}), on the mean token ({}), and on the middle frame alone ({}),
+which has to stay near chance, {}. Errors on hidden cubes of unseen videos are ratios: over that of painting the clip's mean
+colour, and over that of copying the nearest visible cube; the masks are each run's own, so they compare only where the
+encoder's mask is the same. Means over seeds, lowest and highest in brackets."""
+
+SCIENCE_RULE = """Differences are paired over seeds, in points of accuracy, with intervals of Student's t at the usual
+confidence. The rule was settled before any run. A sentence that claims more is supported by an interval above zero and
+contradicted by one below; one that claims no loss is supported by an interval above the margin of {} points lost, and
+contradicted by one below it; with fewer than {} seeds, and in all other cases, these rows cannot tell, nor can accuracies
+of which neither is above a random encoder's. Sentences are asked again of the error on hidden cubes where both encoders see
+by the same mask: there a positive difference is less error. That and the random encoder's part were added when the first
+runs had been seen. Intervals are not widened for the number of sentences: the column of Holm's p is corrected for all of
+them. The detectable difference is what a paired test finds in four of five experiments with this spread and these seeds."""
