@@ -28,6 +28,7 @@ from vmae2_ds.data.clips.crops import CropBox
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.sources.mixture import Mixture, open_mixture
 from vmae2_ds.data.sources.order import SampleKey
+from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 from vmae2_ds.recipes import get_recipe
 
 VIEWS = (1, 2, 4, 8)
@@ -35,7 +36,8 @@ USUAL_VIEWS = 4
 HEIGHT = 240
 """320x240: small films, as action data sets are often stored."""
 RECIPE = "vit_b_pretrain_hybrid"
-INSIDE = "in the worker"
+DESK_RECIPE = "vit_ti_pretrain_desk"
+INSIDE, EACH_TIME = "in the worker", "decoded each time"
 TIMERS = {"process_time": CPU_TIMER, "CPU time of both processes": FAMILY_TIMER}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -61,6 +63,7 @@ def groups(bench: Bench) -> Iterator[Group]:
     for views in VIEWS:
         yield Group(f"views {views}", partial(measure_views, bench, views), settings=settings)
     yield Group("watchdog", partial(measure_watchdog, bench), settings=settings)
+    yield Group("cache", partial(measure_cache, bench), settings="")
 
 
 def measure_views(bench: Bench, views: int) -> list[Row]:
@@ -110,6 +113,25 @@ def measure_watchdog(bench: Bench) -> list[Row]:
             for name, config in ((INSIDE, inside), ("in a child", watched))
         ]
         return _timed(variants, bench, INSIDE, clips=videos * USUAL_VIEWS, clock="CPU time of both processes")
+
+
+def measure_cache(bench: Bench) -> list[Row]:
+    """Clips of the desk recipe, one of a video, decoded each time and out of videos that are kept decoded (data.cache)."""
+    videos = 4 if bench.options.quick else 64
+    with TemporaryDirectory() as name:
+        drawn = write_synthetic_set(SynthArguments(folder=Path(name) / "set", train_videos=videos, val_videos=0))
+        decoded = get_recipe("pretrain", DESK_RECIPE).changed(
+            data={"manifest": drawn.train, "views": 1, "workers": 0, "read_timeout_s": 0}, train={"seed": SEED}
+        )
+        kept = decoded.changed(data={"cache": 1.0, "cache_folder": Path(name) / "kept"})
+        mixture = open_mixture(decoded.data)
+        keys = keys_of(mixture, videos)
+        described = _described(bench, decoded, videos) | {"source": "synthetic, 32 frames of 128x128", "dtype": "uint8"}
+        variants = [
+            Variant(name, partial(pipeline_step, PretrainDataset(config, mixture), keys), described | {"cache": cache})
+            for name, config, cache in ((EACH_TIME, decoded, 0), ("kept decoded", kept, 1))
+        ]
+        return _timed(variants, bench, EACH_TIME, clips=videos)
 
 
 def _described(bench: Bench, config: PretrainConfig, videos: int) -> dict[str, object]:
@@ -165,4 +187,7 @@ def _timed(
     return rows
 
 
-CASE = Case(groups, "videos to uint8 batches against the published pipeline, by views; what the watchdog costs")
+CASE = Case(
+    groups,
+    "videos to uint8 batches against the published pipeline, by views; the watchdog's cost, data.cache's gain",
+)

@@ -49,6 +49,15 @@ def test_the_watchdog_is_compared_on_the_same_clips() -> None:
     assert watched["clock"] == "CPU time of both processes"
 
 
+def test_kept_videos_are_compared_on_the_same_clips() -> None:
+    decoded, kept = pipeline.measure_cache(Bench(Options(device="cpu", rounds=2, warmup=1, quick=True)))
+    assert not decoded["error"]
+    assert not kept["error"]
+    assert (decoded["config"].pop("cache"), kept["config"].pop("cache")) == (0, 1)
+    assert decoded["config"] == kept["config"]
+    assert kept["speedup"]["median"] > 1
+
+
 def test_a_long_mixture_has_the_rows_it_says(tmp_path: Path) -> None:
     mixture = loader.write_long_mixture(tmp_path, 80_000)
     opened = open_mixture(loader.loader_config(0).changed(data={"manifest": None, "mixture": str(mixture)}).data)

@@ -54,6 +54,7 @@ def test_less_work_where_none_is_left(workers: int, cores: int) -> None:
         f"2 ranks x {workers} worker{'' if workers == 1 else 's'} on {cores} core{'' if cores == 1 else 's'}",
         "vmae2 data prepare",
         "now 3",
+        "--data.cache, now 0 GiB",
         "now 7",
     ):
         assert expected in text, expected

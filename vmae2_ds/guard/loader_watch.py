@@ -83,5 +83,6 @@ def remedy(data: DataConfig, ranks: int, cores: int) -> str:
     return (
         f"no core is left for more loader workers ({used} on {counted(cores, 'core')}): re-encode the videos once with a "
         f"short side and short GOPs (vmae2 data prepare), or cut more clips from each decoded video (--data.views, "
-        f"now {data.views}); where only some reads are slow, raise --data.prefetch (now {data.prefetch})"
+        f"now {data.views}); keep a small set decoded (--data.cache, now {data.cache:g} GiB); where only some reads are slow, "
+        f"raise --data.prefetch (now {data.prefetch})"
     )

@@ -10,6 +10,7 @@ import sys
 import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,14 @@ def test_what_is_not_written_after_all_leaves_its_room(tmp_path: Path) -> None:
 
 
 def fill(folder: Path, keys: list[str], limit: int, start: Barrier, written: multiprocessing.Queue[int]) -> None:
-    store, mine = FrameStore(folder, limit), 0
+    """Keep what there is room for; a moment passes between counting and taking the room."""
+    store, mine, make_room = FrameStore(folder, limit), 0, FrameStore._make_room
+
+    def slowly(*about: Any) -> None:
+        make_room(*about)
+        time.sleep(0.001)
+
+    FrameStore._make_room = slowly  # type: ignore[method-assign]  # the fork's own
     start.wait()
     for key in keys:
         try:
