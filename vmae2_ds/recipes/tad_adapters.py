@@ -46,7 +46,8 @@ class PublishedAdapters(NamedTuple):
             f"AdaTAD on THUMOS14: adapters behind {where} blocks of the {self.size} encoder, windows of {self.frames} frames "
             f"of {self.pixels} pixels.\n\n"
             f"Command:  deepspeed --num_gpus 2 --module vmae2_ds tad {self.name} --data.annotations FILE --data.videos FOLDER "
-            f"--train.init {self.start}\n"
+            "--train.init W\n"
+            f"Note:     W is {self.start}.\n"
             "Hardware: published on 2 GPUs, a window each. No GPU has run it here.\n"
             f"Score:    {self.score} average mAP at tIoU 0.3 to 0.7 (OpenTAD's README).\n"
             f"Source:   {self.source} of OpenTAD (docs/PAPER.md#temporal-adapters). Its soft suppression, sigma 0.7, lowers "
@@ -88,8 +89,8 @@ class PublishedAdapters(NamedTuple):
         )
 
 
-V1 = "W, VideoMAE V1 fine-tuned on Kinetics-400"
-V2 = "W, VideoMAE V2 g fine-tuned on K710"
+V1 = "VideoMAE V1 fine-tuned on Kinetics-400"
+V2 = "VideoMAE V2 g fine-tuned on K710"
 SEEN = "whose 160 pixels are 11 cells of 14, 6 pixels unseen: here 154 pixels"
 
 PUBLISHED = (
