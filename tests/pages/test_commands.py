@@ -16,7 +16,6 @@ from vmae2_ds.errors import ConfigError
 ALL = all_commands()
 OURS = [command for command in ALL if command.ours]
 OTHERS = {
-    "printf 'path,source": "writes a list by the shell alone",
     "python3 -m pip install --no-index": "installs wheels that the reader has copied",
     "pip install 'vmae2_ds[": "installs packages",
     "cat > cost.py": "a measurement of readers, on videos of the reader's",
