@@ -190,7 +190,7 @@ def vit_ti_pretrain_quickstart() -> PretrainConfig:
             optimizer="muon", muon_rate=4, base_lr=8e-3, min_lr=1e-4, lr_batch=32, warmup_epochs=4, clip_grad=1.0
         ),
         train=TrainConfig(
-            global_batch=32, micro_batch=16, max_steps=1000, ds_config="cpu", save_every=250, log_every=20
+            global_batch=32, micro_batch=16, epochs=62.5, ds_config="cpu", save_every=250, log_every=20
         ),
     )
 
