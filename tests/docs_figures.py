@@ -129,6 +129,8 @@ ACCURACIES = (
     "train_frame_map",
     "ridge",
     "motion",
+    "error_to_mean_colour",
+    "error_to_nearest_cube",
 )
 LOSSES = ("val_loss", "lowest_val_loss", "seen_loss", "loss")
 """Of a desk's rows, shown times 1,000."""
