@@ -171,7 +171,7 @@ def vit_ti_pretrain_quickstart() -> PretrainConfig:
 
     Command:  vmae2 data synth DIR --look plain --size 64 --frames 16 --train-videos 512 --val-videos 48
               deepspeed --num_accelerators 2 --module vmae2_ds pretrain vit_ti_pretrain_quickstart --data.manifest DIR/train.csv
-    Hardware: 2 CPU cores, under 10 minutes. Score: error on hidden cubes of unseen videos, in docs/LOG.md.
+    Hardware: 2 CPU cores, about 10 minutes. Score: error on hidden cubes of unseen videos, in docs/LOG.md#the-quickstart.
     Source:   ours. Muon at a high rate leaves the plateau of the background's colour within minutes, AdamW does not.
     """
     return PretrainConfig(
@@ -189,9 +189,7 @@ def vit_ti_pretrain_quickstart() -> PretrainConfig:
         optim=PretrainOptimConfig(
             optimizer="muon", muon_rate=4, base_lr=8e-3, min_lr=1e-4, lr_batch=32, warmup_epochs=4, clip_grad=1.0
         ),
-        train=TrainConfig(
-            global_batch=32, micro_batch=16, epochs=62.5, ds_config="cpu", save_every=250, log_every=20
-        ),
+        train=TrainConfig(global_batch=32, micro_batch=16, epochs=62.5, ds_config="cpu", save_every=250, log_every=20),
     )
 
 
