@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.checkpoint.made_checkpoint import counted, made_checkpoint
 from vmae2_ds.config.finetune import FinetuneConfig, FinetuneTrainConfig, LabelledDataConfig
 from vmae2_ds.config.model import ClassifierConfig, EncoderConfig, ModelConfig, TowerConfig
-from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
+from vmae2_ds.config.pretrain import ObjectiveConfig, PretrainConfig, PretrainDataConfig
 from vmae2_ds.contracts import ClipGeometry
 from vmae2_ds.errors import CheckpointError, ConfigError
 from vmae2_ds.model.classifier import Classifier
@@ -266,3 +266,8 @@ def test_another_clip_than_the_run_s_is_told_with_the_choice(tmp_path: Path, cap
     assert "--model.positions-from 16 64 interpolates them instead" in caplog.text
     assert not told(12, 48, (16, 64))
     assert not told(16, 64)
+
+
+def test_a_new_decoder_without_weights_to_start_from_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--objective\.new-decoder leaves out the decoder of --train\.init"):
+        PretrainConfig(model=AUTOENCODER, objective=ObjectiveConfig(new_decoder=True))

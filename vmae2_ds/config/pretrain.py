@@ -143,6 +143,15 @@ class PretrainConfig(RunConfig):
     """AdamW and its schedule."""
 
     @model_validator(mode="after")
+    def _new_decoder_beside_weights(self) -> Self:
+        if self.objective.new_decoder and self.train.init is None:
+            raise ValueError(
+                "--objective.new-decoder leaves out the decoder of --train.init, which is not given: without it the whole "
+                "model is drawn anew; leave the switch out, or name the weights to start from"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _context_is_decoded(self) -> Self:
         weight, mask = self.objective.context_weight, self.mask
         if weight and (mask.decoder == "none" or mask.decoder_tokens == "disjoint"):
