@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,11 +86,11 @@ class Grid:
         return training_of(OF_NAME[piece.variant], piece.seed, self.sets, self.steps)
 
     def ahead(self, piece: Piece) -> list[Training]:
-        """What may be trained beside it: the next pieces without a row."""
+        """What may be trained beside it: of the next pieces without a row those that are not trained yet."""
         done = {row["group"] for row in _rows(self.bench) if not row["error"]}
         later = self.pieces[self.pieces.index(piece) + 1 :]
-        wanted = [each for each in later if each.variant in OF_NAME and each.group not in done]
-        return [self.training(each) for each in wanted[: self.options.jobs]]
+        wanted = (self.training(each) for each in later if each.variant in OF_NAME and each.group not in done)
+        return list(islice((each for each in wanted if not self.trainer.is_finished(each)), self.options.jobs))
 
 
 def groups(bench: Bench) -> Iterator[Group]:
