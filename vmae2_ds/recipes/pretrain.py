@@ -238,7 +238,8 @@ def vit_b_continue() -> PretrainConfig:
 def vit_l_continue() -> PretrainConfig:
     """ViT-L goes on from weights that are there, on your own videos.
 
-    Command:  deepspeed --num_gpus 4 --module vmae2_ds pretrain vit_l_continue --train.init FILE_OR_RUN --data.manifest L
+    Command:  deepspeed --num_accelerators 4 --module vmae2_ds pretrain vit_l_continue
+              --train.init FILE_OR_RUN --data.manifest L
     Note:     from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has.
     Hardware: one to 8 GPUs; no GPU has run it. Time: see `vmae2 plan vit_l_continue --videos N`. Score: unknown.
     Source:   ours; nobody has published such a recipe. Masks and clips are the published ones, rate and length are guesses.
@@ -249,7 +250,8 @@ def vit_l_continue() -> PretrainConfig:
 def vit_g_continue() -> PretrainConfig:
     """ViT-g goes on from weights that are there, on your own videos.
 
-    Command:  deepspeed --num_gpus 8 --module vmae2_ds pretrain vit_g_continue --train.init FILE_OR_RUN --data.manifest L
+    Command:  deepspeed --num_accelerators 8 --module vmae2_ds pretrain vit_g_continue
+              --train.init FILE_OR_RUN --data.manifest L
     Note:     from an encoder alone add --optim.freeze-encoder-steps N, about as many as the warm-up has.
     Hardware: one to 8 GPUs; no GPU has run it. Time: see `vmae2 plan vit_g_continue --videos N`. Score: unknown.
     Source:   ours; nobody has published such a recipe. Masks, clips and clipping are the published ones, rate and length are

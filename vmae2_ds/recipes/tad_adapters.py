@@ -45,8 +45,8 @@ class PublishedAdapters(NamedTuple):
         return (
             f"AdaTAD on THUMOS14: adapters behind {where} blocks of the {self.size} encoder, windows of {self.frames} frames "
             f"of {self.pixels} pixels.\n\n"
-            f"Command:  deepspeed --num_gpus 2 --module vmae2_ds tad {self.name} --data.annotations FILE --data.videos FOLDER "
-            "--train.init W\n"
+            f"Command:  deepspeed --num_accelerators 2 --module vmae2_ds tad {self.name} --data.annotations FILE "
+            "--data.videos FOLDER --train.init W\n"
             f"Note:     W is {self.start}.\n"
             "Hardware: published on 2 GPUs, a window each. No GPU has run it here.\n"
             f"Score:    {self.score} average mAP at tIoU 0.3 to 0.7 (OpenTAD's README).\n"

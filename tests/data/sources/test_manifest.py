@@ -147,8 +147,8 @@ def test_empty(folder: Path, text: str) -> None:
 
 
 def test_absent_or_a_folder(folder: Path) -> None:
-    for path in (folder / "none.csv", folder):
-        with pytest.raises(DataError, match=re.escape(str(path)) + ".*name a list of videos"):
+    for path, way_out in ((folder / "none.csv", "name a list of videos"), (folder, f"vmae2 data list {folder}")):
+        with pytest.raises(DataError, match=re.escape(str(path)) + ".*" + re.escape(way_out)):
             read_manifest(path)
 
 

@@ -97,7 +97,10 @@ def read_list(path: Path, form: ListForm = PLAIN_LIST, digest: hashlib._Hash | N
                 else:
                     yield from _read_csv(path, lines, form)
     except OSError as error:
-        raise DataError(f"{path}: cannot read the manifest: {error.strerror}; name a list of videos") from error
+        way_out = (
+            f"`vmae2 data list {path}` makes a list of a folder's videos" if path.is_dir() else "name a list of videos"
+        )
+        raise DataError(f"{path}: cannot read the manifest: {error.strerror}; {way_out}") from error
 
 
 def _until_a_word(file: Iterable[str]) -> Iterator[str]:
