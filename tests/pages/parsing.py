@@ -32,10 +32,8 @@ def no_work() -> Iterator[None]:
     def call(function: object, arguments: type[Any], prog: str, args: list[str]) -> None:
         parse.call(stopping, arguments, prog, args)
 
-    doors: dict[str, Callable[..., Any]] = {
-        name: _stopping_after(getattr(parse, name)) for name in ("ask", "ask_for", "recipe")
-    }
-    with patch.multiple(verbs, call=call, **doors), patch.object(ava, "call", call):
+    doors: dict[str, Any] = {name: _stopping_after(getattr(parse, name)) for name in ("ask", "ask_for", "recipe")}
+    with patch.multiple(verbs, **doors, call=call), patch.object(ava, "call", call):
         yield
 
 
