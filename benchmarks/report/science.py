@@ -13,7 +13,7 @@ CASE, SUMMARY = "science", "summary"
 OVER_SEEDS, CLAIM = "over seeds: ", "claim: "
 ACCURACIES = {
     "motion": "motion", "mean": "mean token", "one_frame": "one frame", "real_motion": "listed clips, motion",
-    "real_mean": "listed clips, mean token",
+    "real_mean": "listed clips, mean token", "real_one_frame": "listed clips, one frame",
 }  # fmt: skip
 ERRORS = {"error_to_mean_colour": "error over mean colour", "error_to_nearest_cube": "error over nearest cube"}
 COSTS = {"steps": "plain", "flops": "flops", "cpu_s": "time"}

@@ -69,6 +69,16 @@ def test_lists_that_are_of_no_use(tmp_path: Path, listed: Path) -> None:
         prepare(tmp_path / "sets", SIZES, listed, None, main_listed=False)
 
 
+def test_another_list_has_clips_of_its_own(tmp_path: Path, listed: Path) -> None:
+    first = prepare(tmp_path / "sets", SIZES, listed, None, main_listed=True).probed[""]
+    head, *rows = listed.read_text().splitlines()
+    other = listed.with_name("turned.csv")
+    other.write_text("\n".join([head, *rows[::-1]]) + "\n")
+    turned = prepare(tmp_path / "sets", SIZES, other, None, main_listed=True).probed[""]
+    assert turned.label_V.tolist() == first.label_V.tolist()[::-1]
+    assert np.array_equal(turned.clip_VTHWC, first.clip_VTHWC[::-1])
+
+
 def test_which_groups_are_held_back() -> None:
     groups = [name for name in "abcdefghij" for _ in range(10)]
     held = held_groups(groups)

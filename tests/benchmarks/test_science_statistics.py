@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.cases.science.claims import CLAIMS, MARGIN, verdict_of
+from benchmarks.cases.science.claims import CLAIMS, MARGIN, asked_of_errors, verdict_of
 from benchmarks.cases.science.grid import OF_NAME
 from benchmarks.cases.science.quantiles import detectable, holm, p_value, t_cdf, t_interval, t_quantile
 
@@ -89,3 +89,9 @@ def test_sentences_name_cells_of_the_grid() -> None:
         assert {claim.first, claim.second} <= OF_NAME.keys()
         assert claim.first != claim.second
     assert len({claim.sentence for claim in CLAIMS}) == len(CLAIMS)
+
+
+def test_kinds_of_videos_are_not_compared_by_the_error_on_one_kind() -> None:
+    pairs = [(OF_NAME[claim.first], OF_NAME[claim.second]) for claim in asked_of_errors()]
+    assert pairs
+    assert [(first.name, second.name) for first, second in pairs if first.data != second.data] == []

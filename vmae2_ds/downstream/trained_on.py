@@ -13,7 +13,8 @@ from vmae2_ds.data.sources.mixture import Mixture
 def trained_on(entries: Iterable[VideoEntry], mixture: Mixture) -> set[str]:
     """Names of those of `entries` whose files the mixture trains on, too; a part of a file counts as the file.
 
-    Paths may be relative, and folders may be links. Rows are looked at where their last names are alike, as lists are long.
+    Paths may be relative; folders may be links, and files links of the same last name. Rows are looked at where their last
+    names are alike, as lists are long.
     """
     entries = list(entries)
     last_names = {os.fsencode(os.path.basename(entry.path)) for entry in entries}
@@ -30,12 +31,14 @@ def trained_on(entries: Iterable[VideoEntry], mixture: Mixture) -> set[str]:
 def _place(entry: VideoEntry) -> tuple[str, ...]:
     """Where the file is; of a shard's member the shard and the place in it."""
     if entry.shard is None:
-        return (os.path.join(_real(os.path.dirname(entry.path)), os.path.basename(entry.path)),)
-    return (
-        os.path.join(_real(os.path.dirname(entry.shard)), os.path.basename(entry.shard)),
-        entry.path,
-        str(entry.offset),
-    )
+        return (_real_file(entry.path),)
+    return _real_file(entry.shard), entry.path, str(entry.offset)
+
+
+def _real_file(path: str) -> str:
+    """Folders are asked once: many files lie in one."""
+    place = os.path.join(_real(os.path.dirname(path)), os.path.basename(path))
+    return os.path.realpath(place) if os.path.islink(place) else place
 
 
 @lru_cache(maxsize=4096)

@@ -129,14 +129,20 @@ def _cut(folder: Path, listed: Path, group_by: str | None) -> tuple[Path, int, P
     held = held_groups([groups[number] for number in labelled])
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, (entry, group) in enumerate(zip(entries, groups, strict=True)):
-        path = f"clips/{number:05d}.npy"
+    for entry, group in zip(entries, groups, strict=True):
+        path = f"clips/{_clip_name(entry)}.npy"
         if not (folder / path).is_file():
             _save(folder / path, _square(entry))
         rows.append((path, "" if entry.label is None else entry.label, group))
     train = [row for row in rows if row[2] not in held]
     probed = _stacked(_listed(folder / "labelled.csv", [rows[number] for number in labelled]), held)
     return _listed(folder / "train.csv", train), len(train), probed
+
+
+def _clip_name(entry: VideoEntry) -> str:
+    """Of the part of the file that it is cut from, not of its row: another list, or a changed one, has other clips there."""
+    about = (str(Path(entry.path).absolute()), entry.start, entry.frames)
+    return blake2b(repr(about).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def held_groups(group_V: list[str]) -> set[str]:

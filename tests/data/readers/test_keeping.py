@@ -25,6 +25,7 @@ from vmae2_ds.data.readers.frame_store import HEADER_BYTES
 from vmae2_ds.data.readers.keeping import KeepingReader, make_reader
 from vmae2_ds.data.readers.storage import read_entry, stream_entry
 from vmae2_ds.data.readers.table import installed_readers
+from vmae2_ds.data.readers.video_key import reader_state
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.tools.synthetic import SyntheticSet
@@ -304,6 +305,43 @@ def test_a_folder_that_cannot_be_used_costs_one_line(
     assert len(caplog.messages) == 1
     assert "no more videos are kept" in caplog.messages[0]
     assert keeps.describe() is None
+
+
+@pytest.mark.parametrize("way", ["mine", "open", "link", "not mine"])
+def test_the_default_folder_is_used_only_where_nobody_else_writes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(keeping.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = keeping.default_folder()
+    if way == "open":
+        folder.mkdir()
+        folder.chmod(0o777)
+    if way == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "elsewhere")
+    if way == "not mine":
+        folder.mkdir(mode=0o700)
+        monkeypatch.setattr(keeping, "default_folder", lambda folder=folder: folder)
+        monkeypatch.setattr(keeping.os, "getuid", lambda: os.geteuid() + 1)
+    reader = make_reader(0, 1)
+    assert (reader.describe() is not None) == (way == "mine")
+    assert len(caplog.messages) == (way != "mine")
+    if way == "mine":
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_reader_without_a_version_is_read_and_not_kept(
+    videos: list[VideoEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmae2_ds.data.readers.video_key.PACKAGES", {"pyav": "no_such_package"})
+    reader_state.cache_clear()
+    try:
+        assert np.array_equal(
+            keeper(tmp_path).read(videos[0], ReadAs(), picks(3)), read_entry(videos[0], ReadAs(), picks(3))
+        )
+    finally:
+        reader_state.cache_clear()
+    assert not kept_in(tmp_path)
 
 
 def test_what_a_folder_that_is_only_read_holds_is_used(

@@ -11,6 +11,7 @@ import logging
 import math
 import mmap
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -243,11 +244,15 @@ def _shows(part: Path, indices: Sequence[int], frames_THWC: np.ndarray) -> bool:
 
 
 def _prepared(folder: Path) -> Path:
-    """The folder, made where it is not there. Raises OSError where the default one is another user's."""
+    """The folder, made where it is not there. Raises OSError where others may write into the default one."""
     folder = folder.absolute()
     folder.mkdir(mode=0o700 if folder == default_folder() else 0o777, parents=True, exist_ok=True)
-    if folder == default_folder() and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
-        raise PermissionError(errno.EPERM, "it belongs to somebody else")
+    if folder == default_folder():
+        about = folder.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it belongs to somebody else")
+        if about.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "others may write into it")
     return folder
 
 

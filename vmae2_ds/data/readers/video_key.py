@@ -18,7 +18,8 @@ from vmae2_ds.errors import VideoError
 def key_of(entry: VideoEntry, how: ReadAs) -> str | None:
     """A name that changes with the file's size and time of change, with the reader and its version, and with the entry's part.
 
-    None where there is no such file, or where nobody says cheaply whether it has changed: behind a URL.
+    None where there is no such file, or where nobody says cheaply whether it has changed: behind a URL, or
+    with a reader whose package does not tell its version.
     """
     place = entry.path if entry.shard is None else entry.shard
     if "://" in place:
@@ -27,7 +28,10 @@ def key_of(entry: VideoEntry, how: ReadAs) -> str | None:
         bytes_of = _folder_state(entry, how.template) if how.kind == "frames" else [_state(place)]
     except (OSError, VideoError, ValueError):
         return None  # who reads it says what is wrong with it
-    read_by = reader_state("pillow" if how.kind == "frames" else how.reader)
+    try:
+        read_by = reader_state("pillow" if how.kind == "frames" else how.reader)
+    except ImportError:  # also a package of another name, such as eva-decord, which brings decord
+        return None
     member = (entry.path, entry.offset, entry.size) if entry.shard is not None else None
     about = (os.path.abspath(place), member, bytes_of, entry.start, entry.frames, how.kind, how.template, read_by)
     return hashlib.sha256(repr(about).encode("utf-8", "surrogateescape")).hexdigest()[:32]
