@@ -307,7 +307,7 @@ def test_the_grid_learns_in_small(tmp_path: Path) -> None:
     bench = bench_in(tmp_path, quick=True, jobs=1)
     groups = list(CASES["science"].groups(bench))
     found = {group.name: group.measure() for group in groups[:-1]}
-    assert list(found) == [f"seed 0: {name}" for name in (BASE, "labels afterwards", "random encoder", "pixels")]
+    assert list(found) == [f"seed 0: {name}" for name in (BASE, "random encoder", "pixels", "labels afterwards")]
     for name, (row,) in found.items():
         assert {"motion", "mean", "one_frame"} <= row["values"].keys(), name
         assert row["config"]["videos"] == 24

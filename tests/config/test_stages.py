@@ -50,7 +50,7 @@ def test_no_two_stages_have_a_recipe_of_one_name() -> None:
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("--help", 0, "Weigh videos: vmae2 weigh RECIPE."),
+        ("--help", 0, "weigh Weigh videos."),
         (f"weigh {RECIPE} --help", 0, "--weigh.weight FLOAT"),
         ("pretrain vit_ti_weigh_desk", 2, "is a weighing recipe, and vmae2 pretrain takes pre-training recipes"),
         (f"launch slurm {RECIPE} --nodes 1 --gpus-per-node 1 --data.manifest elsewhere.csv", 0, f"vmae2_ds weigh {RECIPE}"),

@@ -62,7 +62,7 @@ def test_published_recipes_count_whole_steps_in_a_pass(name: str, gpus: int, num
 
 def test_every_published_script_counts_whole_steps_and_our_own_recipes_do_not() -> None:
     counts = {name: recipe().train.epoch_steps for name, recipe in {**RECIPES, **FINETUNE_RECIPES}.items()}
-    ours = {name for name in counts if name.endswith(("_continue", "_desk"))}
+    ours = {name for name in counts if name.endswith(("_continue", "_desk", "_quickstart"))}
     assert {name for name, how in counts.items() if how == "exact"} == ours
     fine_tuned = plan_run(FINETUNE_RECIPES["vit_g_finetune_k400"](), 240_436, 32)  # 240,436 // 96 = 2504
     assert (fine_tuned.num_steps, fine_tuned.warmup_steps) == (3 * 2504, 2504)

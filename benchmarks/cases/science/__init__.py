@@ -43,10 +43,14 @@ class Grid:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.options = bench, bench.options
         self.began = time.time()
-        assert bench.folder is not None, "the runner gives a folder"
-        self.folder = bench.folder / CASE_NAME
         self.cells = tuple(cell for cell in CELLS if self._is_asked(cell))
         self.pieces = list(self._in_order(1 if self.options.quick else self.options.seeds))
+
+    @property
+    def folder(self) -> Path:
+        """Where sets and runs are kept, beside the rows."""
+        assert self.bench.folder is not None, "the runner gives a folder"
+        return self.bench.folder / CASE_NAME
 
     def _in_order(self, seeds: int) -> Iterator[Piece]:
         """The least seeds of what cannot wait, then of what can, then further seeds of all; the untrained behind the first."""
