@@ -180,7 +180,7 @@ def test_pixels_are_compared_with_flat_cubes(run: Path) -> None:
     (run / "run.json").write_text(config.model_dump_json())
     page = write_report(run).read_text()
     assert "predicting zeros" not in page
-    assert "every cube's own mean colours would give 0.9920" in text_of(page)
+    assert "every cube's own mean colours (known only to who sees it) would give 0.9920" in text_of(page)
 
 
 CLASSIFIER = ClassifierConfig.of_size("tiny", num_classes=5)

@@ -171,7 +171,7 @@ def vit_ti_pretrain_quickstart() -> PretrainConfig:
 
     Command:  vmae2 data synth DIR --look plain --size 64 --frames 16 --train-videos 512 --val-videos 48
               deepspeed --num_accelerators 2 --module vmae2_ds pretrain vit_ti_pretrain_quickstart --data.manifest DIR/train.csv
-    Hardware: 2 CPU cores, about 10 minutes. Score: error on hidden cubes of unseen videos, in docs/LOG.md#the-quickstart.
+    Hardware: 2 CPU cores, about 7 minutes. Score: error on hidden cubes of unseen videos, in docs/LOG.md#the-quickstart.
     Source:   ours. Muon at a high rate leaves the plateau of the background's colour within minutes, AdamW does not.
     """
     return PretrainConfig(

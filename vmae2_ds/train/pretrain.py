@@ -51,7 +51,11 @@ def groups(objective: nn.Module, config: PretrainConfig) -> list[dict[str, Any]]
 
 def loss_words(config: PretrainConfig) -> LossWords:
     """What a report calls the loss."""
-    nothing = "predicting zeros" if config.target == "normalised" else "every cube's own mean colours"
+    nothing = (
+        "predicting zeros"
+        if config.target == "normalised"
+        else "every cube's own mean colours (known only to who sees it)"
+    )
     return LossWords("mean squared error", "flat cubes", nothing)
 
 

@@ -46,9 +46,9 @@ class Row(NamedTuple):
         float | None,
         Column(
             "",
-            "the loss of a model that knows nothing, averaged alike. In pre-training it predicts each cube's own mean colours, "
-            "zeros where the target is normalised (a little below 1 by the unbiased variance, lower where cubes have one "
-            "colour, as in black bars); a classifier gives all classes equal chances",
+            "the loss of flat predictions, averaged alike. In pre-training each cube's own mean colours, which only who sees "
+            "the cube can know, or zeros where the target is normalised (a little below 1 by the unbiased variance, lower "
+            "where cubes have one colour, as in black bars); a classifier gives all classes equal chances",
         ),
     ]
     step_time_s: Annotated[
