@@ -216,6 +216,12 @@ def chosen_clip(config: PretrainConfig, dataset: PretrainDataset, place: int) ->
     return ChosenClip(entry, sample.clip_KTHWC[0], passes, sample.failures)
 
 
+def on_list(config: PretrainConfig, manifest: Path, root: Path | None = None) -> PretrainConfig:
+    """The run with all videos of this list in place of its own."""
+    other = {"manifest": manifest, "root": root, "mixture": None, "leave_out": (), "hold_back": 0.0}
+    return config.changed(data=other)
+
+
 def measure_run(run: Path, manifest: Path, clips: int = 64, seed: int = 0) -> list[MeasuredClip]:
     """The errors of a pre-training run's newest checkpoint on videos of a list, under the run's own masks.
 
@@ -233,11 +239,7 @@ def measure_run(run: Path, manifest: Path, clips: int = 64, seed: int = 0) -> li
     config, checkpoint = find_checkpoint(run)
     if not isinstance(config, PretrainConfig) or config.objective.target != "pixels":
         raise ConfigError(f"{run}: only a masked autoencoder that predicts pixels has an error in pixels")
-    config = config.changed(
-        data={"manifest": manifest, "root": None, "mixture": None, "leave_out": (), "hold_back": 0.0,
-              "views": 1, "crop_on": "workers"},
-        train={"seed": seed},
-    )  # fmt: skip
+    config = on_list(config, manifest).changed(data={"views": 1, "crop_on": "workers"}, train={"seed": seed})
     dataset = PretrainDataset(config, open_mixture(config.data).with_reader("pyav"))
     objective = autoencoder_of(config, read_weights(checkpoint)).to(default_device()).eval()
     return list(measure_clips(objective, config, dataset, clips))

@@ -21,7 +21,15 @@ from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.data.sources.mixture import open_mixture
 from vmae2_ds.disk import check_out_folder, check_there, write_whole
 from vmae2_ds.dist import default_device
-from vmae2_ds.downstream.hidden_error import chosen_clip, hidden_error, in_words, measure_clips, spread_places, summed
+from vmae2_ds.downstream.hidden_error import (
+    chosen_clip,
+    hidden_error,
+    in_words,
+    measure_clips,
+    on_list,
+    spread_places,
+    summed,
+)
 from vmae2_ds.downstream.trained_on import trained_on
 from vmae2_ds.draw.charts import draw_curves
 from vmae2_ds.draw.pictures import (
@@ -127,14 +135,7 @@ def visualize(asked: VisualizeArguments) -> Path:
     inputs = [path for path in (asked.manifest, config.data.manifest) if path is not None]
     check_out_folder(folder, inputs=inputs, is_ours=_is_ours)
     if asked.manifest is not None:
-        other_list = {
-            "manifest": asked.manifest,
-            "root": asked.root,
-            "mixture": None,
-            "leave_out": (),
-            "hold_back": 0.0,
-        }
-        config = config.changed(data=other_list)
+        config = on_list(config, asked.manifest, asked.root)
     elif asked.root is not None:
         config = config.changed(data={"root": asked.root})
     drawing = _for_drawing(config, asked.seed)

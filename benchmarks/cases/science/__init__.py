@@ -14,7 +14,7 @@ from benchmarks.case import Bench, Case, Group
 from benchmarks.cases.science.grid import BASE, CELLS, LEAST_SEEDS, OF_NAME, STEPS, Cell
 from benchmarks.cases.science.measuring import measure_run, measure_without_training
 from benchmarks.cases.science.sets import Sets, Sizes, prepare
-from benchmarks.cases.science.summary import RANDOM, summary_rows
+from benchmarks.cases.science.summary import RANDOM, row_of, summary_rows
 from benchmarks.cases.science.training import FINISHED, Trainer, Training, training_of
 from benchmarks.record import Row, current, read_rows
 from vmae2_ds.runs.folder import find_checkpoint
@@ -126,7 +126,7 @@ def measure(grid: Grid, piece: Piece) -> list[Row]:
         **_about(grid, piece), "ablation": OF_NAME[piece.variant].ablation, "steps": training.steps,
         "flops": training.flops, "cpu_s": cost.cpu_s, "wall_s": cost.wall_s, "words": " ".join(training.words),
     }  # fmt: skip
-    return [_row(piece.variant, config, values, "measured")]
+    return [row_of(piece.variant, config, values, "measured")]
 
 
 def _untrained(grid: Grid, piece: Piece) -> list[Row]:
@@ -136,7 +136,7 @@ def _untrained(grid: Grid, piece: Piece) -> list[Row]:
         return []
     shape, _ = find_checkpoint(run)
     values = measure_without_training(piece.variant, piece.seed, shape, grid.sets)
-    return [_row(piece.variant, _about(grid, piece), values, "measured")]
+    return [row_of(piece.variant, _about(grid, piece), values, "measured")]
 
 
 def _about(grid: Grid, piece: Piece) -> dict[str, Any]:
@@ -146,10 +146,6 @@ def _about(grid: Grid, piece: Piece) -> dict[str, Any]:
         for prefix, probed in sets.probed.items()
     }
     return {"seed": piece.seed, "main": sets.main, "sets": sets.digest, "classes": sets.classes, **tested}
-
-
-def _row(variant: str, config: dict[str, Any], values: dict[str, float], kind: str) -> Row:
-    return {"variant": variant, "config": config, "error": None, "samples_s": [], "kind": kind, "values": values}
 
 
 def summarise(bench: Bench) -> list[Row]:

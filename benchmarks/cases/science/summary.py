@@ -39,7 +39,7 @@ def _variant_row(variant: str, found: Found) -> Row:
             figures = list(by_seed.values())
             values |= {metric: statistics.fmean(figures), f"{metric}_low": min(figures), f"{metric}_high": max(figures)}
     seeds = max(len(by_seed) for (of, _), by_seed in found.items() if of == variant)
-    return _row(f"over seeds: {variant}", {"of": variant}, {**values, "seeds": seeds})
+    return row_of(f"over seeds: {variant}", {"of": variant}, {**values, "seeds": seeds}, "computed")
 
 
 def differences_of(first: str, second: str, metric: str, found: Found) -> list[float]:
@@ -81,9 +81,10 @@ def _claim_rows(found: Found, claims: Sequence[Claim]) -> list[Row]:
         if number in raw:
             figures |= {"p": raw[number], "p_holm": corrected[number]}
             config["holds_corrected"] = corrected[number] < LEVEL
-        rows.append(_row(f"claim: {claim.sentence} ({claim.metric})", config, figures))
+        rows.append(row_of(f"claim: {claim.sentence} ({claim.metric})", config, figures, "computed"))
     return rows
 
 
-def _row(variant: str, config: dict[str, Any], values: dict[str, float]) -> Row:
-    return {"variant": variant, "config": config, "error": None, "samples_s": [], "kind": "computed", "values": values}
+def row_of(variant: str, config: dict[str, Any], values: dict[str, float], kind: str) -> Row:
+    """A row of the case, of one run (`measured`) or of several (`computed`)."""
+    return {"variant": variant, "config": config, "error": None, "samples_s": [], "kind": kind, "values": values}

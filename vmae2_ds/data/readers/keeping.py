@@ -42,7 +42,7 @@ LOOKED_AT = 3
 
 
 def default_folder() -> Path:
-    """A folder of this user's on a disk of this host."""
+    """A folder of this user's, where this host keeps temporary files."""
     return Path(tempfile.gettempdir()) / f"vmae2_frames_{os.getuid()}"
 
 
