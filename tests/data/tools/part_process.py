@@ -63,6 +63,14 @@ class Start:
         assert self.pid is not None
         os.kill(self.pid, number)
 
+    def wait_until_said(self, words: str) -> None:
+        """Until it has written these words to standard error, or has ended; at most two minutes."""
+        end = time.monotonic() + 120
+        while not (self._said[1].exists() and words in self._said[1].read_text()):
+            if not self._process.is_alive() or time.monotonic() > end:
+                return
+            time.sleep(0.02)
+
     def end(self) -> tuple[int | None, str, str]:
         """(exit code, standard output, standard error) once it has ended."""
         self._process.join(120)

@@ -95,7 +95,13 @@ def test_ranks_that_are_killed_and_gone_on_with_by_another_number_give_what_one_
     one, out = made_by_one(verb), tmp_path / "out"
     args = words(verb, listed, out)
     other_name = set() if verb == "prepare" else {"./1.mp4"}  # two names of one file are one copy
-    first = [Start(args, tmp_path, rank, 3, die_at=1 if rank == 1 else -1) for rank in range(3)]
+    go = tmp_path / "go"  # the last rank waits until the first has seen that another is gone
+    first = [
+        Start(args, tmp_path, rank, 3, die_at, wait)
+        for rank, die_at, wait in ((0, -1, ""), (1, 1, ""), (2, -1, str(go)))
+    ]
+    first[0].wait_until_said("the others go on")
+    go.touch()
     ends = [start.end() for start in first]
     assert [code for code, _, _ in ends] == [78, -signal.SIGKILL, 0], ends
     host = os.uname().nodename
