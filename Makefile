@@ -41,9 +41,7 @@ quickstart: quickstart_data/train.csv ## make videos, pre-train with dual maskin
 	$(BIN)/deepspeed --num_accelerators $(RANKS) --module vmae2_ds pretrain vit_ti_pretrain_quickstart \
 		--data.manifest quickstart_data/train.csv --train.max-steps $(STEPS) --train.seed $(SEED) --train.runs runs/quickstart
 	$(BIN)/vmae2 visualize runs/quickstart/vit_ti_pretrain_quickstart --manifest quickstart_data/val.csv
-	@echo; echo "videos   quickstart_data/ (val.csv lists those that were not trained on)"
-	@echo "runs     runs/quickstart/vit_ti_pretrain_quickstart/TIME_COMMIT/ (metrics.jsonl, ckpt/)"
-	@echo "report   report.html in the run's folder"; echo "pictures pictures/STEP_val/ in the run's folder, named above"
+	@echo "videos: quickstart_data/ (val.csv lists those that were not trained on); run folder, report and pictures are named above"
 
 quickstart_data/train.csv: | venv
 	$(BIN)/vmae2 data synth quickstart_data --look plain --size 64 --frames 16 --train-videos 512 --val-videos 48

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,14 @@ def test_clips_together_have_the_ratio_of_their_sums() -> None:
     assert summed([one, HiddenError(3.0, 0.0, 0.0, 10)]).error_to_mean_colour == 1, (
         "its error counts, without a guess's"
     )
+
+
+def test_a_diverged_model_is_said_to_be_one_and_its_files_are_json() -> None:
+    broken = HiddenError(math.nan, 70.0, 100.0, 9)
+    assert in_words(broken).startswith("what the model predicts of them is not finite")
+    told = json.loads(json.dumps(broken.as_json(), allow_nan=False))
+    assert told["error_to_mean_colour"] is None
+    assert told["squared_error"]["mean_colour"] == pytest.approx(100 / 9)
 
 
 def test_in_words() -> None:

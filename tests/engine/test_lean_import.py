@@ -62,10 +62,10 @@ def test_a_function_is_compiled_once_and_when_it_is_called(monkeypatch: pytest.M
         return function
 
     monkeypatch.setattr(torch, "compile", compile_one)
-    compiler = types.SimpleNamespace(compile=lambda: torch.compile)
+    compiler = types.SimpleNamespace(compile=lambda dynamic=False: torch.compile)
     with _compiled_when_called(compiler):
 
-        @compiler.compile()
+        @compiler.compile(dynamic=True)
         def twice(x: int) -> int:
             return 2 * x
 

@@ -34,6 +34,20 @@ def test_a_line_says_the_time_left_and_why_the_rate_is_nought(
     assert said in caplog.records[-1].message
 
 
+@pytest.mark.parametrize(
+    ("first", "log_every", "lines"),
+    [(0, 20, ["step 1/140 is done; figures come every 20 steps"]), (0, 1, []), (139, 20, [])],
+)
+def test_the_first_step_of_a_start_is_said_where_its_figures_come_later(
+    first: int, log_every: int, lines: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    progress = Progress(Ranks(), first, 140, "pretrain", log_every)
+    for step in range(first + 1, 141):
+        progress.step(step)
+    assert caplog.messages == lines
+
+
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_rows_of_a_folder_that_is_gone_cost_a_line_and_no_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]

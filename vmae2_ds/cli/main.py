@@ -130,7 +130,7 @@ def _find_verb(args: list[str]) -> tuple[Verb, list[str]]:
             return verb, args[words:]
     asked = " ".join(args[:2] if args[0] in ("data", "launch") else args[:1])
     guess = did_you_mean(asked, VERBS)
-    raise ConfigError(f"unknown verb {asked!r}; {guess}verbs are {', '.join(VERBS)}; see vmae2 --help")
+    raise ConfigError(f"unknown verb {asked!r}; {guess}vmae2 --help lists all {len(VERBS)} verbs")
 
 
 def _help(verbs: dict[str, Verb], group: str = "") -> str:

@@ -12,6 +12,20 @@ from pydantic import BaseModel
 from vmae2_ds.console.spelling import did_you_mean
 from vmae2_ds.errors import ConfigError
 
+CALLED_ELSEWHERE = {
+    **dict.fromkeys(("--videos", "--data", "--data-path", "--dataset", "--csv", "--list"), "manifest"),
+    **dict.fromkeys(("--lr", "--learning-rate"), "base-lr"),
+    **dict.fromkeys(("--batch-size", "--batch"), "global-batch"),
+    **dict.fromkeys(("--output", "--output-dir", "--save-dir", "--run-dir"), "run"),
+    **dict.fromkeys(("--finetune", "--pretrained", "--checkpoint", "--ckpt", "--weights"), "init"),
+    **dict.fromkeys(("--mask-ratio", "--masking-ratio"), "encoder-ratio"),
+    **dict.fromkeys(("--decoder-mask-ratio",), "decoder-ratio"),
+    **dict.fromkeys(("--steps", "--iters"), "max-steps"),
+    **dict.fromkeys(("--deepspeed-config", "--deepspeed"), "ds-config"),
+    **dict.fromkeys(("--input-size", "--image-size"), "size"),
+}
+"""What other projects call a setting -> the last part of its name here."""
+
 
 def options_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     """Option -> the path of names behind it: `--train.epochs` -> ("train", "epochs"). A switch has two options."""
@@ -59,7 +73,8 @@ def check_known(args: Sequence[str], options: Iterable[str], where: str) -> None
             continue
         asked = f"--{word[2:].partition('=')[0].replace('_', '-')}"
         if asked not in known:
-            guess = did_you_mean(asked, known)
+            meant = CALLED_ELSEWHERE.get(asked)
+            guess = (meant and did_you_mean(f"--{meant}", known, cutoff=1.0)) or did_you_mean(asked, known)
             raise ConfigError(
                 f"no option {word.partition('=')[0]}; {guess + 'see ' if guess else 'all are in '}{where} --help"
             )

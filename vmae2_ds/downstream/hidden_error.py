@@ -6,6 +6,7 @@ the guess; 0 is the clip itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,11 +56,13 @@ class HiddenError(NamedTuple):
         return self.model / self.nearest_cube if self.nearest_cube else None
 
     def as_json(self) -> dict[str, Any]:
-        """Both ratios, and the mean squared errors of a value that they are made of."""
-        squared = {name: getattr(self, name) / self.values for name in ("model", "nearest_cube", "mean_colour")}
+        """Both ratios, and the mean squared errors of a value that they are made of; None for what is not finite."""
+        squared = {
+            name: _finite(getattr(self, name) / self.values) for name in ("model", "nearest_cube", "mean_colour")
+        }
         return {
-            "error_to_mean_colour": self.error_to_mean_colour,
-            "error_to_nearest_cube": self.error_to_nearest_cube,
+            "error_to_mean_colour": _finite(self.error_to_mean_colour),
+            "error_to_nearest_cube": _finite(self.error_to_nearest_cube),
             "squared_error": squared,
         }
 
@@ -96,6 +99,8 @@ def summed(errors: Iterable[HiddenError]) -> HiddenError:
 
 def in_words(error: HiddenError, whose: str = "each clip's") -> str:
     """What the model's error is of both guesses': "squared error 38 % of predicting each clip's mean colour, 55 % of ..."."""
+    if not math.isfinite(error.model):
+        return "what the model predicts of them is not finite: its weights are broken, or it has diverged"
     guesses = (
         (error.error_to_mean_colour, f"predicting {whose} mean colour"),
         (error.error_to_nearest_cube, "copying the nearest visible cube"),
@@ -105,6 +110,10 @@ def in_words(error: HiddenError, whose: str = "each clip's") -> str:
         f"{guess} makes no error here, so there is nothing to compare with" for ratio, guess in guesses if ratio is None
     ]
     return ", ".join(["squared error " + ", ".join(told)] * bool(told) + exact)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _percent(ratio: float) -> str:

@@ -172,7 +172,7 @@ def visualize(asked: VisualizeArguments) -> Path:
     if found.run is not None:
         draw_curves(list(rows_of(found.run / "metrics.jsonl")), folder / "curves.png")
         if asked.out is None:
-            write_report(found.run)
+            log.info("report: %s", write_report(found.run))
     log.info("%s", measured["line"])
     return folder
 

@@ -12,8 +12,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
 from vmae2_ds.hidden_packages import hidden
 
 
@@ -28,17 +26,17 @@ def import_deepspeed() -> None:
 
 @contextlib.contextmanager
 def _compiled_when_called(compiler: Any) -> Iterator[None]:
-    """What is decorated with DeepSpeed's `compile()` meanwhile is compiled at its first call."""
+    """What is decorated with DeepSpeed's `compile(...)` meanwhile is compiled at its first call."""
     before = compiler.compile
-    compiler.compile = lambda: _lazily
+    compiler.compile = lambda *args, **kwargs: functools.partial(_lazily, before(*args, **kwargs))
     try:
         yield
     finally:
         compiler.compile = before
 
 
-def _lazily(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled = functools.cache(lambda: torch.compile(function))
+def _lazily(compile_it: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = functools.cache(lambda: compile_it(function))
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:

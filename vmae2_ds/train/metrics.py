@@ -81,8 +81,8 @@ class MetricsWriter:
 class Progress:
     """A progress bar on a terminal, plain lines elsewhere; silent on other ranks."""
 
-    def __init__(self, ranks: Ranks, first_step: int, num_steps: int, stage: str) -> None:
-        self._num_steps = num_steps
+    def __init__(self, ranks: Ranks, first_step: int, num_steps: int, stage: str, log_every: int = 1) -> None:
+        self._first_step, self._num_steps, self._log_every = first_step, num_steps, log_every
         self._bar = None
         self._speaks = ranks.rank == 0
         if self._speaks and sys.stderr.isatty():
@@ -101,9 +101,11 @@ class Progress:
             self._bar.start()
 
     def step(self, step: int) -> None:
-        """Advance the bar."""
+        """Advance the bar; without one, say that the first step of this start is behind, where its figures come later."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
+        elif self._speaks and step == self._first_step + 1 and step % self._log_every and step < self._num_steps:
+            log.info("step %d/%d is done; figures come every %d steps", step, self._num_steps, self._log_every)
 
     def row(self, row: dict[str, Any]) -> None:
         """Show one row of metrics."""
@@ -151,10 +153,11 @@ class Reporter:
         first_step: int,
         watch: DataWaitWatch,
         stage: str,
+        log_every: int = 1,
     ) -> None:
         self._writer = MetricsWriter(metrics, tensorboard, first_step) if ranks.rank == 0 else None
         self._watch = watch
-        self.progress = Progress(ranks, first_step, plan.num_steps, stage)
+        self.progress = Progress(ranks, first_step, plan.num_steps, stage, log_every)
 
     def row(self, row: dict[str, Any]) -> None:
         """Show one row (`Row.columns`) everywhere."""

@@ -246,7 +246,9 @@ def make_ready(built: Built) -> Ready:
         write_run_files(folder, opened.ds_config, {"attention": state.attention, "sdpa_took": took, **about})
     tensorboard = folder.path / "tensorboard" if config.train.tensorboard else None
     watch = DataWaitWatch(config.data, ranks=int(ranks.max(ranks.local_rank)[0]) + 1)
-    reporter = Reporter(folder.metrics, tensorboard, ranks, plan, state.step, watch, config.stage)
+    reporter = Reporter(
+        folder.metrics, tensorboard, ranks, plan, state.step, watch, config.stage, config.train.log_every
+    )
     validation = None
     if opened.validate is not None:
         first = ranks.rank == 0
@@ -291,9 +293,16 @@ def _announce(built: Built, mixture: Mixture, peak: Peak | None) -> None:
     for warning in [*opened.plan.warnings(), *([advice] if advice else []), *not_given(opened, step)]:
         log.warning("%s", warning)
     log.info("MFU against %s", peak.name if peak else "no known peak: set --train.peak-flops to get one")
-    log.info("run folder: %s, %s", opened.folder.path, f"going on from step {step}" if step else "a new run")
+    log.info("run folder: %s, %s", opened.folder.path, _where(step, opened.plan.num_steps))
     if met.peers.any_failed:
         log.warning("a rank cannot reach rank 0 on a port of its own: a lost rank is noticed by the collectives alone")
+
+
+def _where(step: int, num_steps: int) -> str:
+    """Where a run stands as it starts."""
+    if not step:
+        return "a new run"
+    return f"all {num_steps} steps of it are done" if step == num_steps else f"going on from step {step}"
 
 
 def not_given(opened: Opened, step: int) -> list[str]:
