@@ -176,6 +176,17 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     assert f"--train.micro-batch {most} is the largest that fits" in describe_forecast(plan)
 
 
+def test_recomputing_without_need_is_said_and_only_where_all_would_fit() -> None:
+    said = "nothing needs to be recomputed: --model.checkpointing none takes"
+    plan, without = plan_of(), plan_of(changed(RECIPE, "model", checkpointing="none"))
+    saved = 1 - without.time["expected"].compute_s / plan.time["expected"].compute_s
+    assert 0.1 < saved < 0.25, "a forward pass of the blocks is a quarter of all work where all are computed again"
+    described = describe_forecast(plan)
+    assert f"{said} {without.memory['expected'].total_gib:.1f} GiB in all, and {saved:.0%} off" in described
+    assert said not in describe_forecast(without)
+    assert said not in describe_forecast(plan_of(memory=40))
+
+
 def with_micro_batch(config: PretrainConfig, videos: int) -> PretrainConfig:
     return config.changed(train={"micro_batch": videos})
 

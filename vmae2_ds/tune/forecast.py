@@ -166,6 +166,23 @@ def largest_micro_batch(forecast: Forecast) -> int | None:
     return None
 
 
+def without_recomputing(forecast: Forecast) -> tuple[float, float] | None:
+    """What a recipe that recomputes would be without: (GiB on each GPU, share of a step's compute time saved), expected.
+
+    None where it recomputes nothing, or would not fit otherwise.
+    """
+    config, policy = forecast.setting
+    if getattr(config.model, "checkpointing", "none") == "none":
+        return None
+    expected = forecast.assumptions.at("expected")
+    setting = Setting(config.changed(model={"checkpointing": "none"}), policy)
+    memory = predict_memory(setting, forecast.cluster, expected)
+    if memory.total_gib > forecast.cluster.memory_gib:
+        return None
+    time = predict_time(setting, forecast.cluster, expected)
+    return memory.total_gib, 1 - time.compute_s / forecast.time["expected"].compute_s
+
+
 def check_fits(forecast: Forecast) -> None:
     """Raises ConfigError where the forecast needs more memory than each GPU has, with the way out."""
     asks = forecast.asks
@@ -339,6 +356,11 @@ def _verdict(forecast: Forecast) -> list[str]:
     if most != forecast.run.micro_batch:
         found = "no micro batch" if most is None else f"--train.micro-batch {most} is the largest that"
         lines.append(f"  as the rest stands, {found} fits")
+    if (without := without_recomputing(forecast)) is not None:
+        lines.append(
+            f"  nothing needs to be recomputed: --model.checkpointing none takes {without[0]:.1f} GiB in all, and "
+            f"{without[1]:.0%} off forward and backward"
+        )
     lines += [f"  {note}" for note in notes_on(forecast.setting, forecast.cluster)]
     if forecast.host_margin_gib < 0:
         lines.append(f"  host memory: {-forecast.host_margin_gib:.1f} GiB a {gpu} TOO MUCH")
