@@ -19,7 +19,7 @@ from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.feed.loader import make_loader
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.readers.storage import read_entry
-from vmae2_ds.data.readers.watchdog import Watchdog
+from vmae2_ds.data.readers.watchdog import START_S, Watchdog
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.sources.mixture import Mixture
 from vmae2_ds.data.tools.synthetic import SyntheticSet
@@ -92,6 +92,23 @@ def test_a_misdeed_costs_its_file_alone(watchdog: Watchdog, good: VideoEntry, ba
     assert np.array_equal(watchdog.read(good, how, choose), before)
 
 
+def test_a_hang_in_the_first_read_costs_no_more_than_one_later(
+    watchdog: Watchdog, bad: VideoEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new child has longer to start, and not to answer."""
+    limits_s, wait = [], watchdog._wait
+
+    def noted(limit_s: float) -> object:
+        limits_s.append(limit_s)
+        return wait(limit_s)
+
+    monkeypatch.setattr(watchdog, "_wait", noted)
+    watchdog.timeout_s = HANGS
+    with pytest.raises(VideoError, match="no answer within 1 s"):
+        watchdog.read(bad, ReadAs(reader="tests.data.readers.bad_readers:sleeps"), lambda length, fps: FIRST)
+    assert limits_s == [START_S + HANGS, HANGS]
+
+
 def test_errors_come_back_as_they_are(watchdog: Watchdog, good: VideoEntry, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="cannot be opened: No such file"):
         watchdog.read(entry_of(tmp_path / "none.mp4"), ReadAs(), choose)
@@ -124,16 +141,17 @@ def test_restarts_leave_no_descriptors_and_no_processes(good: VideoEntry) -> Non
     """Counted in a process of its own: what other tests left here is closed at any time."""
     program = f"""
 import psutil
-from tests.data.readers.test_watchdog import ReadAs, VideoEntry, Watchdog, choose
+from vmae2_ds.data.entry import ReadAs, VideoEntry
+from vmae2_ds.data.readers.watchdog import Watchdog
 watchdog, good, me = Watchdog(60), VideoEntry({good.path!r}, None, "", 0, None), psutil.Process()
-for restart in range(9):
-    watchdog.read(good, ReadAs(), choose)
+for restart in range(4):
+    watchdog.read(good, ReadAs(), lambda length, fps: range(3))
     watchdog.close()
     print(me.num_fds(), len(me.children()))
 """
     counts = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True).stdout
     lines = counts.splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 4
     assert len(set(lines)) == 1, lines
     assert lines[0].endswith(" 0")
 

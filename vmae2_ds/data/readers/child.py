@@ -5,6 +5,8 @@ Started as `python -m vmae2_ds.data.readers.child SOCKET MEMORY PARENT`; imports
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import mmap
 import os
 import signal
@@ -19,6 +21,7 @@ import numpy as np
 from vmae2_ds.data.entry import ReadAs, VideoEntry
 from vmae2_ds.data.readers.common import FrameCount
 from vmae2_ds.data.readers.storage import in_pieces, read_entry, stream_entry
+from vmae2_ds.data.readers.table import PACKAGES, find_reader
 from vmae2_ds.errors import VideoError, Vmae2Error
 from vmae2_ds.host import die_with
 
@@ -34,13 +37,29 @@ def main() -> None:
     die_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides when to stop
         signal.signal(number, signal.SIG_IGN)
-    child = _Child(Connection(socket), memory)
+    child, is_new = _Child(Connection(socket), memory), True
     while True:
         try:
             request = child.pipe.recv()
+            if is_new:
+                _import_what_reads(request)
+                child.pipe.send(("ready",))  # from here on the time limit counts
+                is_new = False
         except (EOFError, ConnectionError):
             return
         child.answer(request)
+
+
+def _import_what_reads(request: tuple[Any, ...]) -> None:
+    """The packages that the first request needs: on a loaded machine they take longer than many a video may.
+
+    What cannot be imported is told by the request itself, where it is carried out.
+    """
+    for reader in {"pyav", *(value.reader for value in request[1:] if isinstance(value, ReadAs))}:
+        with contextlib.suppress(Exception):
+            find_reader(reader)
+            if reader in PACKAGES:
+                importlib.import_module(PACKAGES[reader])
 
 
 class _Child:

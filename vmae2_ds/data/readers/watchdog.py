@@ -27,7 +27,7 @@ from vmae2_ds.errors import VideoError
 
 CHILD = "vmae2_ds.data.readers.child"
 START_S = 120.0
-"""What a child may take to import its packages on a loaded machine before it counts as hung."""
+"""What a child may take to import its packages on a loaded machine before it counts as hung. Then the time limit begins."""
 KEEP_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 """Settings of glibc's malloc in bytes that keep the pages of one clip for the next: new ones cost a fifth of decoding."""
 
@@ -119,13 +119,14 @@ class Watchdog:
 
     def _ask(self, *request: Any) -> Any:
         assert os.getpid() == self._owner, "a watchdog does not survive a fork: make one in the new process"
-        limit_s = self.timeout_s
-        if self._child is None:
+        is_new = self._child is None
+        if is_new:
             self._start()
-            limit_s += START_S
         with contextlib.suppress(ConnectionError):  # what became of it is seen in waiting for the answer
             self._pipe.send(request)
-        return self._wait(limit_s)
+        if is_new:
+            self._wait(START_S + self.timeout_s)  # it says that it is ready
+        return self._wait(self.timeout_s)
 
     def _wait(self, limit_s: float) -> Any:
         try:
