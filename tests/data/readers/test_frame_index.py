@@ -65,12 +65,13 @@ def count_all(path: Path) -> int:
     return collections.deque(decode_all(VideoEntry(str(path), None, "", 0, None)), maxlen=1)[0]
 
 
-def length_of(path: Path) -> int:
+def length_of(path: Path, clip: int = 1) -> int:
+    """What the reader tells when it reads so many frames, or a few more, from all over the file."""
     lengths = []
 
     def choose(length: int, fps: float) -> np.ndarray:
         lengths.append(length)
-        return np.zeros(1, np.int64)
+        return np.arange(length)[:: max(1, length // clip)]
 
     read_clip(path, choose)
     return lengths[0]
@@ -217,9 +218,7 @@ def _numbers_of_frames(path: Path, copy: Path) -> list[int | str]:
         plain = 0  # no video, or a damaged one
     told: list[int | str] = [plain or "refused"]
     for count in (
-        lambda: (
-            len(read_clip(path, lambda length, fps: np.arange(length)[:: max(1, length // 20)])) and length_of(path)
-        ),
+        lambda: length_of(path, clip=20),
         lambda: facts_of(path).frames,
         lambda: count_all(path),
         lambda: reencode(str(path), str(copy), 32, 16, 40).frames,
