@@ -13,7 +13,7 @@ from vmae2_ds.cost.activations import Activations, AttentionKind, mae_activation
 from vmae2_ds.cost.traffic import ComputePrecision
 from vmae2_ds.masking import count_masks
 
-# 3 % is the bar. What is left: MemTracker rounds norm statistics to 512 bytes, and a CPU keeps them in 16 bit.
+# 3 % is the bar. What is left: a CPU keeps norm statistics in 16 bit.
 TOLERANCE = 0.002
 MIB = 2**20
 

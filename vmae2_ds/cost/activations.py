@@ -1,7 +1,7 @@
 """Activation memory of one training step as closed forms: bytes per clip, plain integers, no torch.
 
 What autograd saves in our own modules (model/, objectives.py), operation by operation, and what else is alive at the
-worst moment of the backward pass. tests/cost/test_activations.py compares both with torch's MemTracker.
+worst moment of the backward pass. tests/cost/test_activations.py compares both with fake tensors.
 """
 
 from __future__ import annotations
