@@ -264,7 +264,6 @@ def keys_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PretrainDataset, "__getitem__", sample_of_key)
 
 
-@pytest.mark.slow  # 168 loaders
 def test_the_first_10000_samples_are_the_same_for_any_ranks_and_workers(
     five: Path, make_config: MakeConfig, keys_only: None
 ) -> None:
@@ -272,7 +271,7 @@ def test_the_first_10000_samples_are_the_same_for_any_ranks_and_workers(
     order = mixture.order(seed=5)
     expected = np.array([order.key_at(position) for position in range(STEPS * VIDEOS_PER_STEP)])
     assert len(expected) >= 10_000
-    for ranks, workers in ((1, 0), (1, 4), (2, 1), (3, 4), (8, 0), (8, 1)):
+    for ranks, workers in ((1, 4), (3, 2), (8, 0)):  # one rank without workers: below
         config = make_config(micro_batch=VIDEOS_PER_STEP // ranks, seed=5, workers=workers)
         assert np.array_equal(sequence(config, mixture, ranks, 0, STEPS), expected), (ranks, workers)
     shares = [source.share for source in mixture.sources]
@@ -289,6 +288,8 @@ def test_resuming_anywhere_with_other_ranks_goes_on_exactly(
     draw = random.Random(11)
     cuts = [0, *sorted(draw.sample(range(1, STEPS), 5)), STEPS]
     whole = sequence(make_config(micro_batch=VIDEOS_PER_STEP, seed=5), mixture, 1, 0, STEPS)
+    order = mixture.order(seed=5)
+    assert [tuple(key) for key in whole] == [order.key_at(position) for position in range(len(whole))]
     parts = []
     for begin, end in pairwise(cuts):
         ranks = draw.choice([1, 2, 3, 8])

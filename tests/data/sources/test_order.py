@@ -68,7 +68,7 @@ def test_every_source_goes_through_its_own_epochs_up_to_its_limit(
 @settings(max_examples=60, deadline=None)
 def test_after_any_number_of_turns_each_source_had_its_share(counts: list[int]) -> None:
     """Tijdeman's bound, in whole numbers: |had - share| <= 1 - 1/(2n - 2)."""
-    table, total = _chairmen(np.array(counts)), sum(counts)
+    table, total = _chairmen(tuple(counts)), sum(counts)
     assert np.bincount(table, minlength=len(counts)).tolist() == counts
     if len(counts) > 1:
         had = np.cumsum(table[:, None] == np.arange(len(counts)), axis=0)

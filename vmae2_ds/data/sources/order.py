@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -153,7 +155,7 @@ class SourceTurns:
     def __init__(self, shares: Mapping[int, float]) -> None:
         self.sources = tuple(shares)
         counts = _whole_counts(list(shares.values()), self.TABLE) if len(shares) > 1 else np.ones(len(shares), np.int64)
-        self._table = _chairmen(counts)
+        self._table = _chairmen(tuple(counts.tolist()))
         self._places = [np.flatnonzero(self._table == at) for at in range(len(counts))]
         self._before = np.zeros(len(self._table), np.int64)
         for places in self._places:
@@ -192,18 +194,24 @@ def _whole_counts(shares: Sequence[float], total: int) -> np.ndarray:
     return counts
 
 
-def _chairmen(counts: np.ndarray) -> np.ndarray:
-    """A table with counts[i] turns of i, in which every beginning holds each i within 1 of its share."""
-    sources, total = len(counts), int(counts.sum())
-    if sources < 2:
-        return np.zeros(total, np.int64)
+@lru_cache(maxsize=16)
+def _chairmen(counts: tuple[int, ...]) -> np.ndarray:
+    """A table with counts[i] turns of i, in which every beginning holds each i within 1 of its share; not to be written to."""
+    sources, total = len(counts), sum(counts)
+    table = np.zeros(total, np.int64)
     slack = 2 * sources - 2
-    had, table = np.zeros(sources, np.int64), np.empty(total, np.int64)
-    for turn in range(total):
-        owed = slack * (counts * (turn + 1) - total * had)  # in turns, times slack * total
-        deadline = np.where(owed >= total, (total * (slack - 1) - owed) / counts, np.inf)
-        table[turn] = at = int(np.argmin(deadline))
-        had[at] += 1
+    owed = [0] * sources  # in turns, times slack * total
+    for turn in range(total if sources > 1 else 0):
+        chosen, first = 0, math.inf
+        for source, count in enumerate(counts):
+            owed[source] += slack * count
+            if owed[source] >= total:
+                deadline = (total * (slack - 1) - owed[source]) / count
+                if deadline < first:
+                    chosen, first = source, deadline
+        table[turn] = chosen
+        owed[chosen] -= slack * total
+    table.flags.writeable = False
     return table
 
 
