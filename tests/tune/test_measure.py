@@ -14,10 +14,11 @@ from vmae2_ds.config.pretrain import PretrainConfig
 from vmae2_ds.cost.assumptions import Assumptions, read_assumptions
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.recipes import get_recipe
+from vmae2_ds.tune import tuner
 from vmae2_ds.tune.arguments import TuneArguments
 from vmae2_ds.tune.candidates import predict_candidate, search
 from vmae2_ds.tune.measure import Measured, Trial, refit
-from vmae2_ds.tune.setting_cost import GIB
+from vmae2_ds.tune.setting_cost import GIB, Setting
 from vmae2_ds.tune.tuner import _cluster_here, _fastest_measured, describe_tuning, tune, tuning_json
 
 NOTHING = Measured(None, None, None, None, None)
@@ -72,28 +73,27 @@ def test_refit_without_a_trial_that_ended_well_changes_nothing() -> None:
 
 @pytest.mark.slow
 def test_measuring_on_this_machine(tmp_path: Path) -> None:
-    """Two settings under the real launcher on two ranks; the calibration is one that plan and tune take."""
-    arguments = TuneArguments(gpus=2, gpu="cpu", measure=2, out=tmp_path / "ds.json")
+    """A setting under the real launcher on two ranks; the calibration is one that plan and tune take."""
+    arguments = TuneArguments(gpus=2, gpu="cpu", measure=1, out=tmp_path / "ds.json")
     tuning = tune(little_recipe(), arguments, [])
-    assert len(tuning.trials) == 2
-    for trial in tuning.trials:
-        assert trial.measured.error is None
-        assert trial.measured.step_s is not None
-        assert trial.measured.peak_gib is not None
-        assert trial.measured.peak_gib > trial.candidate.memory.tensors / GIB, "a process holds its tensors and more"
+    [trial] = tuning.trials
+    assert trial.measured.error is None
+    assert trial.measured.step_s is not None
+    assert trial.measured.peak_gib is not None
+    assert trial.measured.peak_gib > trial.candidate.memory.tensors / GIB, "a process holds its tensors and more"
     fitted = read_assumptions(tuning.calibration)
     assert "context_gib" in tuning.refitted
     assert fitted.context_gib.value > 0.1
     text = describe_tuning(tuning)
     assert "Measured on 2 ranks" in text
     assert "--calibration" in text
-    assert json.loads(json.dumps(tuning_json(tuning)))["trials"][1]["measured"]["error"] is None
+    assert json.loads(json.dumps(tuning_json(tuning)))["trials"][0]["measured"]["error"] is None
     again = tune(little_recipe(), arguments.model_copy(update={"measure": 0, "calibration": tuning.calibration}), [])
     assert again.chosen.memory.parts["context"] == pytest.approx(fitted.context_gib.value * GIB)
 
 
 @pytest.mark.slow
-def test_a_trial_that_dies_costs_only_itself(tmp_path: Path) -> None:
+def test_a_trial_that_dies_is_a_row(tmp_path: Path) -> None:
     """A kernel that is not installed: the rank ends with an error, which becomes the row's reason."""
     config = little_recipe()
     config = config.model_copy(update={"model": config.model.model_copy(update={"attention": "flash"})})
@@ -102,6 +102,30 @@ def test_a_trial_that_dies_costs_only_itself(tmp_path: Path) -> None:
     assert "flash_attn" in str(tuning.trials[0].measured.error)
     assert tuning.calibration is None
     assert (tmp_path / "ds.json").is_file(), "the predicted best is still written"
+    assert "failed" in describe_tuning(tuning)
+
+
+def test_a_trial_that_dies_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next is measured after it, alone makes the calibration, and is taken."""
+    results = [NOTHING._replace(error="OutOfMemoryError"), NOTHING._replace(step_s=1.0, peak_gib=2.0)]
+    folders: list[Path] = []
+
+    def measured(setting: Setting, ds_config: Path, num_ranks: int, folder: Path, **_: object) -> Measured:
+        assert (ds_config.parent, num_ranks) == (folder, 2)
+        assert json.loads(ds_config.read_text())["train_micro_batch_size_per_gpu"] == setting.config.train.micro_batch
+        folders.append(folder)
+        return results[len(folders) - 1]
+
+    monkeypatch.setattr(tuner, "measure", measured)
+    tuning = tune(little_recipe(), TuneArguments(gpus=2, gpu="cpu", measure=2, out=tmp_path / "ds.json"), [])
+    assert folders == [tmp_path / "ds" / "trial0", tmp_path / "ds" / "trial1"]
+    died, ended = tuning.trials
+    assert (died.measured, ended.measured) == tuple(results)
+    assert tuning.chosen is ended.asked
+    assert died.asked is not ended.asked
+    context_gib = 2.0 - ended.candidate.memory.tensors / GIB
+    assert read_assumptions(tuning.calibration).context_gib.value == pytest.approx(context_gib)
+    assert [row["measured"]["error"] for row in tuning_json(tuning)["trials"]] == ["OutOfMemoryError", None]
     assert "failed" in describe_tuning(tuning)
 
 
