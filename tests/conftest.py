@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from _pytest.mark.expression import Expression
 
+from tests.distributed.zygote import Zygote
 from tests.longest_first import longest_first
 from tests.strict_skips import ALLOWED, StrictSkips, read_allowed
 
@@ -88,3 +89,11 @@ def linear_put_back() -> Iterator[None]:
     before = F.linear
     yield
     F.linear = before
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Forks processes that have their imports behind them."""
+    started = Zygote()
+    yield started
+    started.close()

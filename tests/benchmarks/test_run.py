@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,14 +18,25 @@ from benchmarks.flight import IN_FLIGHT
 from benchmarks.record import RESULTS, WHOLE_GROUP, Row, newest, read_rows
 from benchmarks.run import run_cases
 from tests.benchmarks.made_cases import HOLD, OPTIONS, use_made_cases
+from tests.distributed.zygote import Rank, Zygote
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Run a made case into tmp_path: `measure(name, fresh=False)` returns (errors, rows of the folder)."""
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zygote: Zygote):
+    """Run a made case into tmp_path: `measure(name, fresh=False)` returns (errors, rows of the folder).
+
+    Its workers are forks with their imports behind them; those of the run that is killed are started as a user's are.
+    """
+
+    def start(command: list[str], env: dict[str, str]) -> Rank:
+        python, dash_m, module, *words = command
+        assert (python, dash_m) == (sys.executable, "-m")
+        return zygote.start(words, env, tmp_path / "log", module)
+
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(Popen=start))
     monkeypatch.setattr(run, "_launchers", run._launchers)  # put back afterwards
     monkeypatch.setattr(run, "CASES", run.CASES)
     monkeypatch.setattr(worker, "CASES", worker.CASES)
@@ -76,25 +88,28 @@ def test_a_group_that_is_refused_is_a_row(measure) -> None:
     assert names(rows)[3:] == ALL[4:]
 
 
-def test_a_killed_run_loses_the_group_in_flight_alone_and_goes_on(tmp_path: Path) -> None:
-    hold, out = tmp_path / "hold", tmp_path / "rows"
+def test_a_killed_run_loses_the_group_in_flight_alone_and_goes_on(
+    measure, zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "hold"
+    monkeypatch.setenv(HOLD, str(hold))
     hold.touch()
-    command = [sys.executable, "-m", "tests.benchmarks.made_cases", "run", str(out), "held"]
-    environment = {**os.environ, HOLD: str(hold)}
-    with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        workers = send_in_second_group(running, signal.SIGKILL, out)
-        running.wait()
-    assert names(read_rows(out)) == ALL[:2]
+    words = ["run", str(tmp_path), "held"]
+    running = zygote.start(words, dict(os.environ), tmp_path / "log", "tests.benchmarks.made_cases")
+    workers = send_in_second_group(running, signal.SIGKILL, tmp_path)
+    running.wait()
+    assert names(read_rows(tmp_path)) == ALL[:2]
     wait_for(lambda: not any(child.is_running() for child in workers))  # it would measure beside the next run
-    with (out / "held.jsonl").open("a") as file:
+    with (tmp_path / "held.jsonl").open("a") as file:
         file.write('{"case": "held", "gro')  # as if it had died while it wrote
     hold.unlink()
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    assert names(read_rows(out)) == ALL
+    assert measure("held") == (0, read_rows(tmp_path))
+    assert names(read_rows(tmp_path)) == ALL
 
 
-def send_in_second_group(running: subprocess.Popen, number: signal.Signals, out: Path) -> list[psutil.Process]:
+def send_in_second_group(
+    running: subprocess.Popen[str] | Rank, number: signal.Signals, out: Path
+) -> list[psutil.Process]:
     """Signal a run when it is in its second group; returns what it had started."""
     try:
         wait_for(lambda: (out / IN_FLIGHT).exists() and '"second"' in (out / IN_FLIGHT).read_text())

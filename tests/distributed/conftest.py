@@ -1,13 +1,11 @@
-"""What the runs of several ranks share: videos, and a process that starts ranks quickly."""
+"""What the runs of several ranks share: videos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.zygote import Zygote
 from vmae2_ds.data.tools.synthetic import SynthArguments, write_synthetic_set
 
 
@@ -19,11 +17,3 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder=tmp_path_factory.mktemp("videos"), train_videos=8, val_videos=1, seed=0, size=64, frames=16, fps=15
         )
     ).train
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """Forks ranks that have their imports behind them."""
-    started = Zygote()
-    yield started
-    started.close()

@@ -63,6 +63,9 @@ def _replay(model: Model, policy: ZeroPolicy, world_size: int, accumulates: bool
     """
     calls = [*module_tree(model).forward(), *module_tree(model).backward()]
     order = [call.module for call in calls if call.enters]
+    if world_size == 1:  # nothing is gathered, so nothing is released either: only gradients are on their way
+        behind = [call for call in calls if call.is_backward and not call.enters]
+        return _Coordinator(model, policy, world_size, order).run(behind)
     second = _Coordinator(model, policy, world_size, order)
     if accumulates:
         second.available.clear()
