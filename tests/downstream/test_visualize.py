@@ -19,6 +19,7 @@ from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch
 from vmae2_ds.data.sources.held_back import is_held_back
 from vmae2_ds.data.sources.manifest import read_manifest
 from vmae2_ds.data.tools.synthetic import SynthArguments, SyntheticSet, write_synthetic_set
+from vmae2_ds.disk import write_whole
 from vmae2_ds.downstream.visualize import VisualizeArguments, decode_passes, visualize
 from vmae2_ds.draw.pictures import (
     Reconstruction,
@@ -125,12 +126,19 @@ def file(weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFact
     return path
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are files with nothing in them: what is told of the clips is the same, in a tenth of the time."""
+    for name in ("draw_reconstruction", "animate_reconstruction"):
+        monkeypatch.setattr(f"vmae2_ds.downstream.visualize.{name}", lambda clip, path: write_whole(path, ""))
+
+
 def drawn_in(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "pictures.json").read_text())
 
 
 def test_a_file_is_drawn_as_the_run_that_it_came_from(
-    clips: SyntheticSet, file: Path, weights: dict[str, torch.Tensor], tmp_path: Path
+    clips: SyntheticSet, file: Path, weights: dict[str, torch.Tensor], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     made_checkpoint(tmp_path / "run", RUN.changed(data={"manifest": clips.val}), weights, stage=1, ranks=1)
     first = visualize(VisualizeArguments(source=tmp_path / "run"))
@@ -148,6 +156,7 @@ def test_a_file_is_drawn_as_the_run_that_it_came_from(
     with Image.open(second / "clip00.gif") as moving:
         assert moving.n_frames == 8
     assert "step00000001 clip00" in (tmp_path / "run" / "report.html").read_text()
+    request.getfixturevalue("without_pictures")
     # what transformers reads, and the published key names: the same numbers
     export_weights(ExportArguments(source=file, out=tmp_path / "hf", layout="transformers", **shape))
     export_weights(ExportArguments(source=file, out=tmp_path / "published.pth"))
@@ -168,7 +177,11 @@ def test_a_file_is_drawn_as_the_run_that_it_came_from(
 
 
 def test_a_run_is_drawn_from_another_folder_than_its_training_s(
-    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: SyntheticSet,
+    weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_pictures: None,
 ) -> None:
     """Its list lies where it was started; of a run that does not say where that was, the option is named that helps."""
     run, listed = tmp_path / "run", Path(clips.val.name)
@@ -183,7 +196,7 @@ def test_a_run_is_drawn_from_another_folder_than_its_training_s(
 
 
 def test_all_hidden_cubes_in_one_pass_where_the_decoder_has_no_mask(
-    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path
+    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path, without_pictures: None
 ) -> None:
     """Where training's had one, and cubes that both saw counted, too."""
     config = RUN.changed(data={"manifest": clips.val}, objective={"context_weight": 0.5})
@@ -194,7 +207,7 @@ def test_all_hidden_cubes_in_one_pass_where_the_decoder_has_no_mask(
 
 
 def test_a_picture_names_the_bad_video_why_and_what_is_in_its_place(
-    clips: SyntheticSet, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clips: SyntheticSet, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, without_pictures: None
 ) -> None:
     (tmp_path / "torn.mp4").write_bytes(Path(clips.val.parent / "val/00000.mp4").read_bytes()[:900])
     listed = tmp_path / "list.csv"
@@ -261,7 +274,11 @@ def measured_in(folder: Path) -> dict[str, Any]:
 
 
 def test_the_error_on_hidden_cubes_is_told_printed_and_kept_for_more_clips_than_are_drawn(
-    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clips: SyntheticSet,
+    weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    without_pictures: None,
 ) -> None:
     config = RUN.changed(data={"manifest": clips.train, "hold_back": 0.0}, objective={"target": "pixels"})
     made_checkpoint(tmp_path / "run", config, weights, stage=1, ranks=1)
@@ -293,7 +310,11 @@ def test_the_error_on_hidden_cubes_is_told_printed_and_kept_for_more_clips_than_
 
 
 def test_videos_are_called_unseen_only_where_that_is_known(
-    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: SyntheticSet,
+    weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_pictures: None,
 ) -> None:
     folder = clips.val.parent
     for name in ("train.csv", "val.csv"):  # a list as the run has it, and one of the same files by other paths
@@ -332,7 +353,7 @@ def test_videos_are_called_unseen_only_where_that_is_known(
 
 
 def test_what_a_run_holds_back_of_its_own_list_is_not_left_out_of_another(
-    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path
+    clips: SyntheticSet, weights: dict[str, torch.Tensor], tmp_path: Path, without_pictures: None
 ) -> None:
     share = next(s for s in (0.3, 0.5, 0.7) if 0 < is_held_back(read_manifest(clips.val), s, "video").sum() < 2)
     config = RUN.changed(data={"manifest": clips.train, "hold_back": share})
@@ -342,7 +363,7 @@ def test_what_a_run_holds_back_of_its_own_list_is_not_left_out_of_another(
 
 
 def test_a_normalised_prediction_is_said_not_to_be_measured(
-    clips: SyntheticSet, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clips: SyntheticSet, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, without_pictures: None
 ) -> None:
     asked = VisualizeArguments(source=file, manifest=clips.val, num_frames=8, size=32, clips=1, out=tmp_path / "out")
     with caplog.at_level(logging.INFO):

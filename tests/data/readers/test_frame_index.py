@@ -204,7 +204,7 @@ def test_every_file_at_hand_has_one_number_of_frames(shared: Path, folder: str, 
     videos = [
         path for path in sorted((shared / folder).rglob("*")) if path.suffix not in (".csv", ".md", ".py", ".json")
     ]
-    videos = [path for path in videos if path.is_file()][:: 15 if folder == "data/actions" else 1]
+    videos = [path for path in videos if path.is_file()][:: 30 if folder == "data/actions" else 1]
     assert videos
     for path in videos:
         told = within_limit(_numbers_of_frames, path, tmp_path / "copy.mp4")
