@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.ranks import run_ranks
 from tests.distributed.state_bytes import MODELS, detector_config
+from tests.distributed.zygote import Zygote, run_forked
 from vmae2_ds.cost.comm import comm_bytes
 from vmae2_ds.cost.detection import detector_parameters
 from vmae2_ds.cost.parameters import Model, with_muon
@@ -26,8 +26,10 @@ WIDER_TOLERANCE = {
 }
 COMM_TOLERANCE = 1e-3  # flags and norms: some bytes a step
 
-BUCKET = 10_000_000  # below the 27 M parameters: several reductions
-READ_AHEAD = {"prefetch_bucket": 2_500_000, "max_live": 10_000_000, "max_reuse": 10_000_000}
+BUCKET = 2_500_000  # below the 7.2 M parameters: several reductions
+READ_AHEAD = {
+    "prefetch_bucket": 600_000, "max_live": 2_500_000, "max_reuse": 2_500_000, "persistence_threshold": 25_000
+}  # fmt: skip
 HELD_LITTLE = {"prefetch_bucket": 20_000, "max_live": 100_000, "max_reuse": 0, "persistence_threshold": 100}
 
 
@@ -64,7 +66,7 @@ STATES = {
     "bf16 stage 1 offload": wide("bf16", 1, accumulation=2, offload_optimizer=True),
     "bf16 stage 2": wide("bf16", 2, overlap_comm=True),
     "bf16 stage 2 offload": wide("bf16", 2, accumulation=2, offload_optimizer=True),
-    "bf16 stage 3": wide("bf16", 3, overlap_comm=True, sub_group=2_500_000),
+    "bf16 stage 3": wide("bf16", 3, overlap_comm=True, sub_group=600_000),
     "fp32 stage 3": wide("fp32", 3),
     "bf16 stage 3 offload": wide("bf16", 3, offload_optimizer=True, offload_param=True),
     "bf16 stage 3 hpZ": wide("bf16", 3, hpz=2),
@@ -95,7 +97,7 @@ def measured_as(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict[str, Any]]]]:
+def measured(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """World size -> variant -> every rank's measurements."""
     folder: Path = tmp_path_factory.mktemp("bytes")
     both = STATES | {measured_as(name): variant for name, variant in COMM.items()}
@@ -103,7 +105,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, li
     both = dict(sorted(both.items(), key=lambda item: item[1]["policy"].get("hpz", 1)))
     variants = {1: {name: STATES[name] for name in ON_ONE_RANK}, 2: both}
     return {
-        world_size: run_ranks("tests.distributed.state_bytes", chosen, folder / f"w{world_size}.json", world_size)
+        world_size: run_forked(
+            zygote, "tests.distributed.state_bytes", chosen, folder / f"w{world_size}.json", world_size
+        )
         for world_size, chosen in variants.items()
     }
 
