@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +14,14 @@ from vmae2_ds.engine.device_peak import device_peak
 CUDA = torch.device("cuda", 0)
 
 
+@contextlib.contextmanager
+def threads_set(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_override_wins() -> None:
     peak = device_peak(CUDA, "bf16", 5e12)
     assert peak is not None
@@ -19,10 +29,12 @@ def test_override_wins() -> None:
 
 
 def test_cpu_is_measured_and_says_so() -> None:
-    peak = device_peak(torch.device("cpu"), "fp32")
-    assert peak is not None
-    assert peak.flops > 1e8
-    assert peak.name.startswith("measured 2048^3 fp32 matrix product")
+    for threads, size in ((1, 1024), (6, 2048)):
+        with threads_set(threads):
+            peak = device_peak(torch.device("cpu"), "fp32")
+        assert peak is not None
+        assert peak.flops > 1e8
+        assert peak.name.startswith(f"measured {size}^3 fp32 matrix product, {threads} thread")
 
 
 def test_datasheet_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
