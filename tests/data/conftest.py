@@ -30,10 +30,13 @@ def shared() -> Path:
 
 @pytest.fixture
 def make_config() -> Callable[..., PretrainConfig]:
-    """A run on 32-pixel clips of 8 frames: 4 x 2 x 2 cubes, one cell visible in each frame."""
+    """A run on 32-pixel clips of 8 frames: 4 x 2 x 2 cubes, one cell visible in each frame.
+
+    Its reads have no time limit, for which each process that reads would start another one.
+    """
 
     def make(micro_batch: int = 2, seed: int = 0, **data: object) -> PretrainConfig:
-        small = {"num_frames": 8, "size": 32, "stride": 2, "views": 2, "workers": 0}
+        small = {"num_frames": 8, "size": 32, "stride": 2, "views": 2, "workers": 0, "read_timeout_s": 0}
         return PretrainConfig(
             model=ModelConfig.of_size("tiny"),
             mask={"encoder_ratio": 0.75},

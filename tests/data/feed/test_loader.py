@@ -63,7 +63,7 @@ def same(one: list[LoadedBatch], other: list[LoadedBatch]) -> bool:
 def test_batches_do_not_depend_on_workers_or_resume(mixed: Mixture, make_config: MakeConfig) -> None:
     alone = load(make_config(micro_batch=3, workers=0), mixed, accumulation=2)
     assert len(alone) == 10
-    assert same(load(make_config(micro_batch=3, workers=1), mixed, accumulation=2), alone)
+    assert same(load(make_config(micro_batch=3, workers=1, read_timeout_s=30), mixed, accumulation=2), alone)
     assert same(load(make_config(micro_batch=3, workers=2, prefetch=1), mixed, accumulation=2), alone)
     assert same(load(make_config(micro_batch=3, workers=1), mixed, accumulation=2, first_step=3), alone[6:])
     assert load(make_config(), mixed, first_step=5) == []

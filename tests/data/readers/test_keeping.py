@@ -376,7 +376,8 @@ def test_batches_and_bad_files_are_the_same_with_any_workers(
     (tmp_path / "list.csv").write_text("\n".join(["path,source", "text.mp4,bad", *good, "none.mp4,bad"]) + "\n")
     mixture = Mixture.of_manifest(read_manifest(tmp_path / "list.csv"), "pyav")
     plain = load(make_config(workers=0), mixture)
-    kept = load(make_config(workers=workers, cache=gib, cache_folder=str(tmp_path / "kept")), mixture)
+    cached = {"cache": gib, "cache_folder": str(tmp_path / "kept"), "read_timeout_s": 30}
+    kept = load(make_config(workers=workers, **cached), mixture)
     assert len(plain) == len(kept) == 12
     for one, other in zip(plain, kept, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(one.batch, other.batch, strict=True))

@@ -89,8 +89,9 @@ def test_an_encoder_s_identity_is_that_of_its_weights_and_its_positions(run: Pre
     assert len(same | {other.identity for other in others}) == 3
 
 
-@pytest.mark.parametrize("kind", sorted(PROBES))
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [*((".pth", kind) for kind in sorted(PROBES)), (".safetensors", "attentive")]
+)
 def test_a_checkpoint_file_is_probed(clips: SyntheticSet, tmp_path: Path, kind: Any, suffix: str) -> None:
     """Of an autoencoder and, from .safetensors, of a classifier; predictions by video add up to the accuracy."""
     tower = SIZES["tiny"][0].model_copy(update={"depth": 1})
