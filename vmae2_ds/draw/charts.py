@@ -95,9 +95,12 @@ def curve_svg(rows: Sequence[Mapping[str, Any]], curve: Curve, marks: Sequence[i
 
     # a salt makes the ids inside reproducible, and distinct between the pictures of one page
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key, "font.family": "sans-serif"}):
-        figure = Figure(figsize=(5.2, 2.5), layout="constrained")
+        figure = Figure(
+            figsize=(5.2, 2.5)
+        )  # matplotlib's own layouts draw it twice and more, and every run ends in a page
         axes = figure.add_subplot()
         _plot(axes, rows, curve, titled=False)
+        _make_room(figure, axes)
         axes.plot(marks, [0.02] * len(marks), "^", color=ORANGE, ms=5, transform=axes.get_xaxis_transform(), zorder=3)
         return svg_of(figure, curve.title)
 
@@ -230,6 +233,18 @@ def _plot(axes: Axes, rows: Sequence[Mapping[str, Any]], curve: Curve, titled: b
     axes.spines[["top", "right"]].set_visible(False)
     if titled:
         axes.set_title(curve.title, fontsize=9, loc="left")
+
+
+def _make_room(figure: Figure, axes: Axes) -> None:
+    """Margins for the numbers and names of `_plot` around one axes; a digit of theirs is about 0.65 of the font's size wide."""
+    width, height = 72 * figure.get_size_inches()
+    below, beside = 33 / height, 14 / width  # two lines of text; half of a number that is at the end
+    figure.subplots_adjust(
+        left=0.1, right=1 - beside, bottom=below, top=1 - 14 / height
+    )  # above: a common power of ten
+    numbers = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs())
+    longest = max((len(number.replace("\\mathdefault", "")) for number in numbers), default=0)
+    figure.subplots_adjust(left=(14 + 5.2 * longest) / width)
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str, factor: float) -> np.ndarray:

@@ -34,7 +34,7 @@ from vmae2_ds.train.session import train_run
 from vmae2_ds.weights.files import write_weights
 from vmae2_ds.weights.layouts import to_layout
 
-EPOCHS, VALIDATED_EVERY = 12, 4
+EPOCHS, VALIDATED_EVERY = 8, 4
 
 
 @pytest.fixture(scope="module")
