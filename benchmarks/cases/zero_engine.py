@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import inspect
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -118,16 +121,29 @@ def tear_down() -> None:
 
     gc.collect()
     for thing in gc.get_objects():
-        kind = type(thing)
-        if issubclass(kind, deepspeed.DeepSpeedEngine):
+        if issubclass(type(thing), deepspeed.DeepSpeedEngine):
             with contextlib.suppress(AttributeError):  # what failed while it was built lacks parts
                 thing.destroy()
-        elif issubclass(kind, functools._lru_cache_wrapper) and str(thing.__module__).startswith("deepspeed."):
-            thing.cache_clear()
+    for cached in _cached_functions():
+        cached.cache_clear()
     parameter_offload.FWD_MODULE_STACK.clear()
     near = groups._get_zero_param_intra_parallel_group()
     if near is not None:
         deepspeed.comm.destroy_process_group(near)
+
+
+def _cached_functions() -> Iterator[functools._lru_cache_wrapper[Any]]:
+    """Of DeepSpeed's modules and their classes, also behind a decorator.
+
+    gc.get_objects() would not list them where a process was frozen after the import.
+    """
+    modules = [vars(module) for name, module in sys.modules.items() if name.startswith("deepspeed.")]
+    classes = [vars(thing) for names in modules for thing in names.values() if isinstance(thing, type)]
+    for thing in (thing for names in (*modules, *classes) for thing in names.values()):
+        behind = inspect.getclosurevars(thing).nonlocals.values() if isinstance(thing, FunctionType) else ()
+        for each in (thing, *behind):
+            if isinstance(each, functools._lru_cache_wrapper) and str(each.__module__).startswith("deepspeed."):
+                yield each
 
 
 def meet(device: torch.device, ranks: Ranks) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from vmae2_ds.config.model import SIZES
 
 
-def use_few_blocks() -> None:
+def use_few_blocks(encoder_depth: int = 2, decoder_depth: int = 1) -> None:
     """Make "tiny" shallow in this process."""
     encoder, decoder, patch = SIZES["tiny"]
-    SIZES["tiny"] = encoder.model_copy(update={"depth": 3}), decoder.model_copy(update={"depth": 2}), patch
+    SIZES["tiny"] = (
+        encoder.model_copy(update={"depth": encoder_depth}),
+        decoder.model_copy(update={"depth": decoder_depth}),
+        patch,
+    )

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.cases import checkpoint
 from benchmarks.cases.zero_engine import run_config
-from tests.distributed.ranks import run_ranks
+from tests.distributed.zygote import Zygote, run_forked
 from vmae2_ds.cost.flops import count_parameters
 
 OVERHEAD = 0.05
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("few_blocks")
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def seen(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> dict[int, dict[str, Any]]:
     """Ranks -> what tests.benchmarks.engine_ranks saw, and the folder it wrote to."""
     folder, wanted = tmp_path_factory.mktemp("checkpoints"), ["checkpoint", "restored"]
-    found = {n: run_ranks("tests.benchmarks.engine_ranks", wanted, folder / f"w{n}.json", n) for n in (1, 2)}
+    found = {n: run_forked(zygote, "tests.benchmarks.engine_ranks", wanted, folder / f"w{n}.json", n) for n in (1, 2)}
     return {n: {**each, "folder": folder / f"w{n}"} for n, each in found.items()}
 
 

@@ -107,9 +107,7 @@ def test_a_killed_run_loses_the_group_in_flight_alone_and_goes_on(
     assert names(read_rows(tmp_path)) == ALL
 
 
-def send_in_second_group(
-    running: subprocess.Popen[str] | Rank, number: signal.Signals, out: Path
-) -> list[psutil.Process]:
+def send_in_second_group(running: Rank, number: signal.Signals, out: Path) -> list[psutil.Process]:
     """Signal a run when it is in its second group; returns what it had started."""
     try:
         wait_for(lambda: (out / IN_FLIGHT).exists() and '"second"' in (out / IN_FLIGHT).read_text())

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -32,6 +34,7 @@ from tests.benchmarks.made_cases import HOLD
 from tests.benchmarks.made_rows import made_results, write_rows
 from tests.benchmarks.made_visit import CHILD
 from tests.benchmarks.test_run import send_in_second_group, wait_for
+from tests.distributed.zygote import Rank, Zygote
 from vmae2_ds.errors import ConfigError
 from vmae2_ds.host import Cores
 
@@ -143,11 +146,27 @@ def test_a_kept_model_recomputes_nothing_that_the_step_before_it_did() -> None:
     assert workbench_of("tiny", "fp32", torch.device("cpu")) is not bench
 
 
-def visiting(out: Path, minutes: float, order: str, **environment: str) -> subprocess.Popen[str]:
+class Visiting(NamedTuple):
     """The made visit, in a process that a test may end."""
-    command = [sys.executable, "-m", "tests.benchmarks.made_visit", str(out), str(minutes)]
-    everything = {**os.environ, "MADE_VISIT": order, **environment}
-    return subprocess.Popen(command, cwd=ROOT, env=everything, stderr=subprocess.PIPE, text=True)
+
+    process: Rank
+    log: Path
+
+    def wait(self, timeout: float) -> tuple[int, str]:
+        """Its exit code, and what it said."""
+        return self.process.wait(timeout), self.log.read_text()
+
+
+@pytest.fixture
+def visiting(zygote: Zygote, tmp_path: Path) -> Callable[..., Visiting]:
+    """Start it as a fork with its imports behind it; the process that measures for it is started as a user's is."""
+
+    def start(out: Path, minutes: float, order: str, **environment: str) -> Visiting:
+        log = tmp_path / f"{time.monotonic_ns()}.log"
+        words, everything = [str(out), str(minutes)], {**os.environ, "MADE_VISIT": order, **environment}
+        return Visiting(zygote.start(words, everything, log, "tests.benchmarks.made_visit"), log)
+
+    return start
 
 
 def states(rows: list[Row]) -> dict[tuple[str, str], str]:
@@ -161,14 +180,14 @@ def states(rows: list[Row]) -> dict[tuple[str, str], str]:
 
 @pytest.mark.slow
 def test_a_killed_visit_has_a_report_and_the_same_command_goes_on_past_what_hangs_dies_or_is_too_long(
-    tmp_path: Path,
+    tmp_path: Path, visiting: Callable[..., Visiting]
 ) -> None:
     hold, child, out = tmp_path / "hold", tmp_path / "child", tmp_path / "out"
     files = {HOLD: str(hold), CHILD: str(child)}
     hold.touch()
     running = visiting(out, 5, "last held", **files)
-    workers = send_in_second_group(running, signal.SIGKILL, out)
-    running.wait()
+    workers = send_in_second_group(running.process, signal.SIGKILL, out)
+    running.wait(60)
     wait_for(lambda: not any(each.is_running() for each in workers))
     killed = {("last", "only"): "measured", ("held", "first"): "measured"}
     assert states(read_rows(out)) == {**killed, ("held", "second"): "not reached", ("held", "third"): "not reached"}
@@ -178,8 +197,8 @@ def test_a_killed_visit_has_a_report_and_the_same_command_goes_on_past_what_hang
     hold.unlink()
     before = measured(out)
     running = visiting(out, 5, "last held lengthy hanging deadly lacking", **files)
-    _, log = running.communicate(timeout=280)
-    assert running.returncode == 1, log
+    code, log = running.wait(280)
+    assert code == 1, log
     assert states(read_rows(out)) == {
         ("last", "only"): "measured before",
         ("held", "first"): "measured before",
@@ -213,13 +232,13 @@ def measured(out: Path) -> list[Row]:
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_measuring_and_not_the_report(tmp_path: Path) -> None:
+def test_a_signal_ends_the_measuring_and_not_the_report(tmp_path: Path, visiting: Callable[..., Visiting]) -> None:
     hold, out = tmp_path / "hold", tmp_path / "out"
     hold.touch()
     running = visiting(out, 5, "held last", **{HOLD: str(hold)})
-    workers = send_in_second_group(running, signal.SIGTERM, out)
-    _, log = running.communicate(timeout=60)
-    assert running.returncode == 75, log
+    workers = send_in_second_group(running.process, signal.SIGTERM, out)
+    code, log = running.wait(60)
+    assert code == 75, log
     assert "not reached" in (out / "report.md").read_text()
     assert not any(child.is_running() for child in workers)
 

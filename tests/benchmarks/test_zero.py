@@ -16,7 +16,7 @@ from benchmarks.cases.zero_engine import policies, run_config
 from benchmarks.cases.zero_plan import Planner, residuals
 from benchmarks.record import Row, read_rows
 from tests.benchmarks.dying_ranks import CASE as DYING
-from tests.distributed.ranks import run_ranks
+from tests.distributed.zygote import Zygote, run_forked
 from tests.tune.test_peak_memory import CPU
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
@@ -32,10 +32,10 @@ pytestmark = pytest.mark.usefixtures("few_blocks")
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def seen(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> dict[int, dict[str, Any]]:
     """Ranks -> what tests.benchmarks.engine_ranks saw."""
     folder, wanted = tmp_path_factory.mktemp("engines"), {1: ["failure", "zero"], 2: ["agree", "zero"]}
-    return {n: run_ranks("tests.benchmarks.engine_ranks", wanted[n], folder / f"w{n}.json", n) for n in wanted}
+    return {n: run_forked(zygote, "tests.benchmarks.engine_ranks", wanted[n], folder / f"w{n}.json", n) for n in wanted}
 
 
 def rows_of(seen: dict[int, dict[str, Any]], ranks: int, scaling: str = "weak") -> dict[str, Row]:
