@@ -66,7 +66,7 @@ def test_held_with_checkpointing(checkpointing: str, attention: AttentionKind, p
 @pytest.mark.parametrize("masking", ["encoder_only", "dual"])
 @pytest.mark.parametrize("checkpointing", ["none", "all"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("size", ["small", "base", "large", "giant"])
+@pytest.mark.parametrize("size", ["base", "large", "giant"])  # the others here are of the small one
 def test_held_by_published_sizes(size: str, attention: AttentionKind, checkpointing: str, masking: str) -> None:
     model = ModelConfig.of_size(size, checkpointing=checkpointing)
     if (checkpointing, attention, masking) != ("none", "flash", "dual"):  # the whole depth once is enough
