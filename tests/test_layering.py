@@ -154,7 +154,7 @@ def name_of(path: Path) -> str:
 def _is_lazy(block: ast.AST) -> bool:
     """A function, or `if TYPE_CHECKING:`."""
     return isinstance(block, ast.FunctionDef) or (
-        isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
     )
 
 
@@ -175,9 +175,15 @@ def imports_of(path: Path) -> tuple[tuple[str, bool], ...]:
     return tuple(found)
 
 
+@cache
+def known_modules() -> frozenset[str]:
+    """All but the package itself."""
+    return frozenset(name_of(module) for module in MODULES) - {""}
+
+
 def own_imports(path: Path) -> set[str]:
     """The modules of vmae2_ds that a file imports, without the package's name."""
-    known = {name_of(module) for module in MODULES} - {""}
+    known = known_modules()
     names = {name.removeprefix("vmae2_ds.") for name, _ in imports_of(path) if name.startswith("vmae2_ds.")}
     return (names & known) - {name_of(path)}
 
