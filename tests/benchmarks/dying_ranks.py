@@ -1,4 +1,4 @@
-"""A launched case in which rank 1 fails in one variant and is killed in another, while rank 0 waits for it in a collective.
+"""Launched cases in which rank 1 fails in a variant or is killed in one, while rank 0 waits for it in a collective.
 
 python -m deepspeed.launcher.runner ... --module tests.benchmarks.dying_ranks JOB.json
 """
@@ -28,9 +28,6 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-BEFORE: dict[str, Callable[[], None]] = {"a": lambda: None, "fails": _fail, "b": lambda: None, "dies": _die}
-
-
 def _together(bench: Bench, before: Callable[[], None]) -> float:
     if bench.ranks.rank == 1:
         before()
@@ -39,21 +36,27 @@ def _together(bench: Bench, before: Callable[[], None]) -> float:
     return float(one)
 
 
-def _measure(bench: Bench) -> list[Row]:
+def _measure(bench: Bench, variants: dict[str, Callable[[], None]]) -> list[Row]:
     failed, sums = lost_before(bench), {}
-    for name, before in BEFORE.items():
+    for name, before in variants.items():
         if name not in failed:
             sums[name] = try_variant(bench, name, partial(_together, bench, before), failed)
-    return [measured_row(name, {}, [sums[name]] if name in sums else [], failed.get(name)) for name in BEFORE]
+    return [measured_row(name, {}, [sums[name]] if name in sums else [], failed.get(name)) for name in variants]
 
 
-def _groups(bench: Bench) -> Iterator[Group]:
-    yield Group("first", partial(_measure, bench))
-    yield Group("second", lambda: [measured_row("c", {}, [float(bench.ranks.size)])])
+def _case(variants: dict[str, Callable[[], None]]) -> Case:
+    def groups(bench: Bench) -> Iterator[Group]:
+        yield Group("first", partial(_measure, bench, variants))
+        yield Group("second", lambda: [measured_row("c", {}, [float(bench.ranks.size)])])
+
+    return Case(groups, "made", launched=True)
 
 
-CASE = Case(_groups, "made", launched=True)
+MADE = {
+    "dying_ranks": _case({"a": lambda: None, "dies": _die, "b": lambda: None}),
+    "failing_ranks": _case({"a": lambda: None, "fails": _fail, "b": lambda: None}),
+}
 
 if __name__ == "__main__":
-    worker.CASES["dying_ranks"] = CASE
+    worker.CASES |= MADE
     worker.main(sys.argv[1:])

@@ -3,7 +3,9 @@ that dies costs its variant alone."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,15 @@ from benchmarks.cases import CASES, zero
 from benchmarks.cases.zero_engine import policies, run_config
 from benchmarks.cases.zero_plan import Planner, residuals
 from benchmarks.record import Row, read_rows
-from tests.benchmarks.dying_ranks import CASE as DYING
+from tests.benchmarks.dying_ranks import MADE
+from tests.distributed.ranks import rank_environment
 from tests.distributed.zygote import Zygote, run_forked
 from tests.tune.test_peak_memory import CPU
 from vmae2_ds.cost.assumptions import Assumptions
 from vmae2_ds.cost.cluster import Cluster
 from vmae2_ds.cost.flops import count_parameters
 from vmae2_ds.dist import Ranks
+from vmae2_ds.host import free_port
 
 DEVICE = torch.device("cpu")
 ON_RANKS = {1: ["cpu", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]}
@@ -108,23 +112,67 @@ def test_an_engine_that_fails_is_let_go(seen: dict[int, dict[str, Any]]) -> None
     assert found["grown"] < 1 << 20
 
 
+MADE_MODULE = "tests.benchmarks.dying_ranks"
+
+
+def run_made(name: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Row]:
+    """Run one of the made cases on two ranks, of which one error is told: group and variant -> row."""
+    monkeypatch.setitem(CASES, name, MADE[name])
+    monkeypatch.chdir(Path(__file__).parents[2])
+    options = Options(device="cpu", ranks=(2,))
+    assert run.run_cases([name], options, out, "typed", fresh=False, show=lambda *_: None) == 1
+    assert flight.read_flight(out) is None
+    return {(row["group"], row["variant"]): row for row in read_rows(out)}
+
+
 @pytest.mark.slow
 def test_a_rank_that_dies_costs_its_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CASES, "dying_ranks", DYING)
+    """Under DeepSpeed's launcher, which ends the other rank and tells by its own exit code how the first one ended."""
     launchers = run._launchers
-    monkeypatch.setattr(run, "_launchers", lambda *args: [[*launcher[:-1], module] for launcher in launchers(*args)])
-    module, options = "tests.benchmarks.dying_ranks", Options(device="cpu", ranks=(2,))
-    monkeypatch.chdir(Path(__file__).parents[2])
-    failed = run.run_cases(["dying_ranks"], options, tmp_path, "typed", fresh=False, show=lambda *_: None)
-    rows = {(row["group"], row["variant"]): row for row in read_rows(tmp_path)}
-    assert failed == 2
+    monkeypatch.setattr(
+        run, "_launchers", lambda *args: [[*launcher[:-1], MADE_MODULE] for launcher in launchers(*args)]
+    )
+    rows = run_made("dying_ranks", tmp_path, monkeypatch)
     assert {key: row["samples_s"] for key, row in rows.items()} == {
-        ("first", "a"): [2.0], ("first", "fails"): [], ("first", "b"): [2.0], ("first", "dies"): [], ("second", "c"): [2.0],
+        ("first", "a"): [2.0], ("first", "dies"): [], ("first", "b"): [2.0], ("second", "c"): [2.0],
     }  # fmt: skip
-    fails = "OutOfMemoryError: CUDA out of memory. Tried to allocate 1 TiB"
-    assert rows["first", "fails"]["error"] == fails
     assert rows["first", "dies"]["error"] == "the process was ended by SIGKILL; the machine may be out of memory"
-    assert flight.read_flight(tmp_path) is None
+
+
+class ForkedLauncher:
+    """Two forked ranks; the end of one that failed ends the other, as under a launcher."""
+
+    def __init__(self, zygote: Zygote, job: str, folder: Path) -> None:
+        port = free_port()
+        self.ranks = [
+            zygote.start([job], rank_environment(rank, 2, port), folder / f"{rank}.log", MADE_MODULE)
+            for rank in range(2)
+        ]
+
+    def wait(self) -> int:
+        while not any(codes := [rank.poll() for rank in self.ranks]):
+            if codes == [0, 0]:
+                return 0
+            time.sleep(0.01)
+        for rank in self.ranks:
+            rank.kill()
+        return next(filter(None, codes))
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_costs_its_variant_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zygote: Zygote
+) -> None:
+    def start(command: list[str], env: dict[str, str]) -> ForkedLauncher:
+        del env
+        return ForkedLauncher(zygote, command[-1], tmp_path)
+
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(Popen=start))
+    rows = run_made("failing_ranks", tmp_path, monkeypatch)
+    assert {key: row["samples_s"] for key, row in rows.items()} == {
+        ("first", "a"): [2.0], ("first", "fails"): [], ("first", "b"): [2.0], ("second", "c"): [2.0],
+    }  # fmt: skip
+    assert rows["first", "fails"]["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 1 TiB"
 
 
 def test_groups_name_ranks_and_share_out_the_same_clips() -> None:
