@@ -242,7 +242,7 @@ def _make_room(figure: Figure, axes: Axes) -> None:
     figure.subplots_adjust(
         left=0.1, right=1 - beside, bottom=below, top=1 - 14 / height
     )  # above: a common power of ten
-    numbers = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs())
+    numbers = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs().tolist())
     longest = max((len(number.replace("\\mathdefault", "")) for number in numbers), default=0)
     figure.subplots_adjust(left=(14 + 5.2 * longest) / width)
 

@@ -52,7 +52,8 @@ def call(verb: str, place: Path, out: Path) -> list[str]:
         lists = [str(place / name) for name in ("train.csv", "val.csv", "labels.txt")]
         return [*verb.split(), str(out), "--k400", *lists]
     source = place / ("set.tar" if verb == "data index-shards" else "manifest.csv")
-    more = {"data check": ["--pictures", "0"], "data prepare": ["--sample", "0"]}.get(verb, [])
+    one = ["--workers", "1"]
+    more = {"data check": ["--pictures", "0", *one], "data prepare": ["--sample", "0", *one]}.get(verb, [])
     return [*verb.split(), str(source), "--out", str(out), *more]
 
 
