@@ -5,6 +5,7 @@ Real files are read in a child process with a time limit: a reader that hangs or
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import re
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def within_limit(function: Callable[..., Any], *args: Any) -> Any:
     receiver, sender = context.Pipe(duplex=False)
 
     def work() -> None:
+        faulthandler.dump_traceback_later(LIMIT_S - 5)  # pytest shows where it hangs
         try:
             sender.send(function(*args))
         except VideoError as error:
