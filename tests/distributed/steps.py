@@ -32,7 +32,7 @@ PEAK_LR = 3e-3
 def make_config(world_size: int, **changes: Any) -> PretrainConfig:
     """A small model with the real recipe's groups, accumulation 2, clipping, warm-up and cosine."""
     train = {"precision": "fp32", "ds_config": "zero1", **changes.pop("train", {})}
-    accumulation, clip_grad = changes.pop("accumulation", 2), changes.pop("clip_grad", 0.5)
+    accumulation, clip_grad = changes.pop("accumulation", 2), changes.pop("clip_grad", 0.1)
     return PretrainConfig(
         model=ModelConfig(
             encoder=TowerConfig(width=64, depth=3, heads=2, mlp=128),
