@@ -53,12 +53,12 @@ class Grid:
         return self.bench.folder / CASE_NAME
 
     def _in_order(self, seeds: int) -> Iterator[Piece]:
-        """The least seeds of what cannot wait, then of what can, then further seeds of all; the untrained behind the first."""
+        """The least seeds of what cannot wait, seed by seed, then of each cell that can, then further seeds of all."""
         few = range(min(seeds, LEAST_SEEDS))
         first, later = ([cell.name for cell in self.cells if cell.can_wait == waits] for waits in (False, True))
         for seed in few:
             yield from (Piece(name, seed) for name in (*first, UNTRAINED[0], *UNTRAINED[1:][: seed == 0]))
-        yield from (Piece(name, seed) for seed in few for name in later)
+        yield from (Piece(name, seed) for name in later for seed in few)
         for seed in range(len(few), seeds):
             yield from (Piece(name, seed) for name in (*first, UNTRAINED[0], *later))
 
@@ -98,7 +98,7 @@ class Grid:
 
 
 def groups(bench: Bench) -> Iterator[Group]:
-    """A group a cell and seed, seed by seed; at last the summary of all rows that are there."""
+    """A group a cell and seed; at last the summary of all rows that are there."""
     grid = Grid(bench)
     asked = bench.options
     about = {"videos": asked.videos and asked.videos.name, "group_by": asked.group_by, "on_videos": asked.on_videos}
