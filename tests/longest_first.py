@@ -8,13 +8,25 @@ from __future__ import annotations
 import pytest
 
 LONGEST = (
-    *("distributed/test_resume.py", "distributed/test_state_bytes.py", "distributed/test_two_hosts.py"),
-    *("benchmarks/test_zero.py", "distributed/test_launchers.py", "distributed/test_zero_equals_plain.py"),
-    *("data/readers/test_frame_index.py", "distributed/test_finetune.py", "benchmarks/test_run.py"),
-    *("distributed/test_chaos.py", "cost/test_activations.py", "test_bare.py", "tune/test_peak_memory.py"),
-    *("engine/test_same_bits.py", "distributed/test_held_back.py", "distributed/test_frozen_encoder.py"),
+    *("distributed/test_two_hosts.py", "distributed/test_resume.py", "benchmarks/test_zero.py"),
+    *("distributed/test_state_bytes.py", "distributed/test_finetune.py", "distributed/test_launchers.py"),
+    *("benchmarks/test_pipeline_case.py", "cost/test_adapters.py", "data/readers/test_frame_index.py"),
+    *(
+        "distributed/test_elastic.py",
+        "engine/test_compiled.py",
+        "test_bare.py",
+        "distributed/test_zero_equals_plain.py",
+    ),
+    *("benchmarks/test_desk.py", "pages/test_runs.py", "cost/test_activations.py", "tune/test_measure.py"),
+    *("distributed/test_damaged.py", "benchmarks/test_micro_cases.py", "distributed/test_distil.py"),
+    *(
+        "benchmarks/test_real_run.py",
+        "distributed/test_disk.py",
+        "distributed/test_rollback.py",
+        "distributed/test_chaos.py",
+    ),
 )
-"""Half a minute and more on two cores; of the others, files with a slow test come before files without."""
+"""Forty seconds and more on two cores; of the others, files with a slow test come before files without."""
 
 
 def longest_first(items: list[pytest.Item]) -> None:

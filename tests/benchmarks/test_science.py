@@ -40,7 +40,9 @@ def test_whatever_time_allows_has_three_seeds(tmp_path: Path) -> None:
     assert len(set(pieces)) == len(pieces)
     first, later = ([cell.name for cell in CELLS if cell.can_wait == waits] for waits in (False, True))
     found = [piece for piece in pieces if piece[1] in OF_NAME]
-    wanted = [(seed, name) for seed in range(3) for name in first] + [(seed, name) for name in later for seed in range(3)]
+    wanted = [(seed, name) for seed in range(3) for name in first] + [
+        (seed, name) for name in later for seed in range(3)
+    ]
     assert found == [*wanted, *((3, name) for name in (*first, *later))]
     assert [seed for seed, variant in pieces if variant == "random encoder"] == [0, 1, 2, 3]
     assert [seed for seed, variant in pieces if variant == "pixels"] == [0], "which no seed changes"

@@ -71,7 +71,7 @@ def record_many(path: Path) -> None:
 
 def test_writers_at_the_same_time(tmp_path: Path) -> None:
     path = tmp_path / "bad_files.jsonl"
-    ranks = [multiprocessing.get_context("fork").Process(target=record_many, args=(path,)) for _ in range(4)]
+    ranks = [multiprocessing.get_context("forkserver").Process(target=record_many, args=(path,)) for _ in range(4)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

@@ -89,8 +89,9 @@ class Zygote:
             return Rank(self, self._started[before])
 
     def close(self) -> None:
-        """End the process and what it started."""
+        """End the process and what it started. It is told: a process forked from this one may still hold the pipe open."""
         assert self._process.stdin is not None
+        self._process.stdin.write("\n")
         self._process.stdin.close()
         self._process.wait(240)
 
@@ -137,7 +138,7 @@ def serve() -> dict | None:
                     _tell({"pid": ended[0], "code": os.waitstatus_to_exitcode(ended[1])})
                 continue
             more = os.read(sys.stdin.fileno(), 1 << 20)
-            if not more:
+            if not more or more == b"\n":
                 for pid in running:
                     os.kill(pid, signal.SIGKILL)
                 return None

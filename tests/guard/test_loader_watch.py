@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 
@@ -66,6 +67,7 @@ def test_memory_of_workers() -> None:
     ready, done = context.Event(), context.Event()
 
     def work() -> None:
+        gc.freeze()
         block = bytearray(os.urandom(2**20) * 64)
         if (child := os.fork()) == 0:
             block[:] = bytes(len(block))  # 64 MiB of its own

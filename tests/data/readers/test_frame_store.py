@@ -21,7 +21,7 @@ ABOUT = Frames(length=40, fps=12.5, start=3, kept=7, height=6, width=10)
 SIZE = ABOUT.file_bytes
 GIB = 2**30
 DAY_S = 86400
-FORK = multiprocessing.get_context("fork")
+SERVER = multiprocessing.get_context("forkserver")  # a fork of this process might wait for threads of its decoders
 
 
 def pixels(seed: int = 0) -> np.ndarray:
@@ -107,11 +107,11 @@ def fill(folder: Path, keys: list[str], limit: int, start: Barrier, written: mul
 @pytest.mark.parametrize("room_for", [1000, 17])
 def test_processes_that_fill_at_once_write_each_video_once_and_keep_the_bound(tmp_path: Path, room_for: int) -> None:
     keys, limit = [str(number) for number in range(40)], room_for * SIZE + SIZE // 2
-    start, written = FORK.Barrier(4), FORK.Queue()
+    start, written = SERVER.Barrier(4), SERVER.Queue()
     store = FrameStore(tmp_path, limit)
     store.sign()  # or the last ones might take what the first ones, which have ended, left
     turned = [keys[turn:] + keys[:turn] for turn in (0, 0, 1, 20)]
-    others = [FORK.Process(target=fill, args=(tmp_path, order, limit, start, written)) for order in turned]
+    others = [SERVER.Process(target=fill, args=(tmp_path, order, limit, start, written)) for order in turned]
     for other in others:
         other.start()
     count = sum(written.get(timeout=60) for _ in others)

@@ -6,6 +6,7 @@ Real files are read in a child process with a time limit: a reader that hangs or
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import re
 from collections.abc import Callable
@@ -37,6 +38,7 @@ def within_limit(function: Callable[..., Any], *args: Any) -> Any:
     receiver, sender = context.Pipe(duplex=False)
 
     def work() -> None:
+        gc.freeze()  # a decoder of before the fork would wait for threads that stayed behind
         faulthandler.dump_traceback_later(LIMIT_S - 5)  # pytest shows where it hangs
         try:
             sender.send(function(*args))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -155,6 +156,7 @@ def _collate(samples: list[Sample | DataError], dataset: VideoDataset[Any]) -> L
 def start_worker(worker: int) -> None:
     """Make a loader worker ignore Ctrl-C, SIGTERM and SIGUSR1; the main process saves and then ends its workers."""
     del worker
+    gc.freeze()  # what the fork began with is never let go of: a decoder would wait for threads that stayed behind
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a queue signals every process of a job
         signal.signal(number, signal.SIG_IGN)
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]  # the fork's own

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -194,9 +193,8 @@ def _whole_counts(shares: Sequence[float], total: int) -> np.ndarray:
     return counts
 
 
-@lru_cache(maxsize=16)
 def _chairmen(counts: tuple[int, ...]) -> np.ndarray:
-    """A table with counts[i] turns of i, in which every beginning holds each i within 1 of its share; not to be written to."""
+    """A table with counts[i] turns of i, in which every beginning holds each i within 1 of its share."""
     sources, total = len(counts), sum(counts)
     table = np.zeros(total, np.int64)
     slack = 2 * sources - 2
@@ -211,7 +209,6 @@ def _chairmen(counts: tuple[int, ...]) -> np.ndarray:
                     chosen, first = source, deadline
         table[turn] = chosen
         owed[chosen] -= slack * total
-    table.flags.writeable = False
     return table
 
 
