@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.installed
-# Two more than the two cores that CI has: while a test waits for what it started, others compute.
-WORKERS ?= 4
+# One more than the two cores that CI has: while a test waits for what it started, another computes. With 4 it takes longer.
+WORKERS ?= 3
 # A file's tests stay in one worker, and files start in the order of tests/longest_first.py. A worker that dies ends the run:
 # pytest-xdist 3.8 would wait for ever after it.
 SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
