@@ -339,7 +339,7 @@ def test_workers_die_with_their_parent(synthetic_set: SyntheticSet, tmp_path: Pa
     program = f"""
 import multiprocessing, time
 from vmae2_ds.config.model import ModelConfig
-from vmae2_ds.config.pretrain import PretrainConfig
+from vmae2_ds.config.pretrain import PretrainConfig, PretrainDataConfig
 from vmae2_ds.config.run import TrainConfig
 from vmae2_ds.data.feed.pretrain import PretrainDataset
 from vmae2_ds.data.feed.loader import make_loader
