@@ -127,8 +127,10 @@ def test_memory_at_the_peak_of_a_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "frames", "pixels"), [("base", 768, 160), ("giant", 768, 160), ("giant", 1536, 224)])
-@pytest.mark.parametrize("blocks", ["all", "last_half"])
+@pytest.mark.parametrize(
+    ("size", "frames", "pixels", "blocks"),
+    [("base", 768, 160, "all"), ("giant", 768, 160, "all"), ("giant", 1536, 224, "last_half")],
+)
 def test_memory_at_the_peak_of_a_step_of_the_published_recipes(
     size: str, frames: int, pixels: int, blocks: str
 ) -> None:

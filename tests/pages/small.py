@@ -40,7 +40,9 @@ class Small(NamedTuple):
 
 
 SMALL: dict[str, Small] = {
-    "extract": Small(("classifier.safetensors",), {"--manifest": "long.csv", "--out": "features"}, "--workers 0"),
+    "extract": Small(
+        ("classifier.safetensors",), {"--manifest": "long.csv", "--out": "features"}, "--workers 0 --size 64"
+    ),
     "pretrain": Small((), IN_TRAINING, f"{OF_CLIPS} --model.decoder.depth 1"),
     "finetune": Small((), IN_TRAINING | {"--train.init": "classifier.safetensors"}, CLASSIFIER),
     "distil-cache": Small((), IN_TRAINING | {"--train.init": "classifier.safetensors"}, CLASSIFIER),
