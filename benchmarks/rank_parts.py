@@ -158,11 +158,11 @@ def peers(ranks: int, folder: Path) -> Part:
     counts: dict[str, float] = {}
 
     def work() -> None:
-        threads, others = threading.active_count(), WithStandIns(0, 0, ranks)
+        before, others = {*threading.enumerate()}, WithStandIns(0, 0, ranks)
         with PeerWatch(others) as watch:
             assert not watch.any_failed, "all have come"
             counts.update(connections_of_rank_0=len(watch._peers), connections_of_another=1)
-            counts["threads"] = threading.active_count() - threads
+            counts["threads"] = len({*threading.enumerate()} - before)  # others of this process may end meanwhile
         for connection in others.sockets:
             connection.close()
 
