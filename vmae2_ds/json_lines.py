@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ def rows_of(file: Path) -> Iterator[Any]:
             for line in lines:
                 with contextlib.suppress(ValueError):
                     yield json.loads(line)
+
+
+def finite_or_none(value: Any) -> Any:
+    """None for a float that is not finite, which JSON cannot hold; all else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

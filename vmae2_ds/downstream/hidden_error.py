@@ -16,6 +16,7 @@ import numpy as np
 from vmae2_ds.contracts import ClipGeometry, Masks, PretrainBatch, ReadFailure
 from vmae2_ds.data.entry import VideoEntry
 from vmae2_ds.draw.pictures import cubes_of
+from vmae2_ds.json_lines import finite_or_none
 from vmae2_ds.masking import passes_over_hidden
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ class HiddenError(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Both ratios, and the mean squared errors of a value that they are made of; None for what is not finite."""
         squared = {
-            name: _finite(getattr(self, name) / self.values) for name in ("model", "nearest_cube", "mean_colour")
+            name: finite_or_none(getattr(self, name) / self.values) for name in ("model", "nearest_cube", "mean_colour")
         }
         return {
-            "error_to_mean_colour": _finite(self.error_to_mean_colour),
-            "error_to_nearest_cube": _finite(self.error_to_nearest_cube),
+            "error_to_mean_colour": finite_or_none(self.error_to_mean_colour),
+            "error_to_nearest_cube": finite_or_none(self.error_to_nearest_cube),
             "squared_error": squared,
         }
 
@@ -110,10 +111,6 @@ def in_words(error: HiddenError, whose: str = "each clip's") -> str:
         f"{guess} makes no error here, so there is nothing to compare with" for ratio, guess in guesses if ratio is None
     ]
     return ", ".join(["squared error " + ", ".join(told)] * bool(told) + exact)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _percent(ratio: float) -> str:

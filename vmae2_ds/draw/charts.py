@@ -97,7 +97,7 @@ def curve_svg(rows: Sequence[Mapping[str, Any]], curve: Curve, marks: Sequence[i
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key, "font.family": "sans-serif"}):
         figure = Figure(
             figsize=(5.2, 2.5)
-        )  # matplotlib's own layouts draw it twice and more, and every run ends in a page
+        )  # no layout of matplotlib's: it draws twice and more, and every run has a page
         axes = figure.add_subplot()
         _plot(axes, rows, curve, titled=False)
         _make_room(figure, axes)
@@ -239,9 +239,8 @@ def _make_room(figure: Figure, axes: Axes) -> None:
     """Margins for the numbers and names of `_plot` around one axes; a digit of theirs is about 0.65 of the font's size wide."""
     width, height = 72 * figure.get_size_inches()
     below, beside = 33 / height, 14 / width  # two lines of text; half of a number that is at the end
-    figure.subplots_adjust(
-        left=0.1, right=1 - beside, bottom=below, top=1 - 14 / height
-    )  # above: a common power of ten
+    above = 14 / height  # a common power of ten
+    figure.subplots_adjust(left=0.1, right=1 - beside, bottom=below, top=1 - above)
     numbers = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs().tolist())
     longest = max((len(number.replace("\\mathdefault", "")) for number in numbers), default=0)
     figure.subplots_adjust(left=(14 + 5.2 * longest) / width)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from vmae2_ds.console.progress import time_left
 from vmae2_ds.disk import write_whole
 from vmae2_ds.dist import Ranks
 from vmae2_ds.guard.loader_watch import DataWaitWatch
-from vmae2_ds.json_lines import rows_of
+from vmae2_ds.json_lines import finite_or_none, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class MetricsWriter:
 
     def write(self, row: dict[str, Any]) -> None:
         """One row; numbers that are not finite become null, which JSON can hold."""
-        clean = {key: _finite_or_none(value) for key, value in row.items()}
+        clean = {key: finite_or_none(value) for key, value in row.items()}
         try:
             self._file.write(json.dumps(clean) + "\n")
         except OSError as error:  # a full disk costs rows, not the run
@@ -185,7 +184,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return sys.maxsize  # a row torn by a kill
-
-
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -161,7 +161,7 @@ def largest_micro_batch(forecast: Forecast) -> int | None:
     expected = forecast.assumptions.at("expected")
     for videos in reversed(micro_batches(config, forecast.cluster.num_gpus)):
         setting = Setting(config.changed(train={"micro_batch": videos}), policy)
-        if predict_memory(setting, forecast.cluster, expected).total / GIB <= forecast.cluster.memory_gib:
+        if predict_memory(setting, forecast.cluster, expected).total_gib <= forecast.cluster.memory_gib:
             return videos
     return None
 

@@ -154,7 +154,7 @@ class SourceTurns:
     def __init__(self, shares: Mapping[int, float]) -> None:
         self.sources = tuple(shares)
         counts = _whole_counts(list(shares.values()), self.TABLE) if len(shares) > 1 else np.ones(len(shares), np.int64)
-        self._table = _chairmen(tuple(counts.tolist()))
+        self._table = _chairmen(counts.tolist())
         self._places = [np.flatnonzero(self._table == at) for at in range(len(counts))]
         self._before = np.zeros(len(self._table), np.int64)
         for places in self._places:
@@ -193,7 +193,7 @@ def _whole_counts(shares: Sequence[float], total: int) -> np.ndarray:
     return counts
 
 
-def _chairmen(counts: tuple[int, ...]) -> np.ndarray:
+def _chairmen(counts: Sequence[int]) -> np.ndarray:
     """A table with counts[i] turns of i, in which every beginning holds each i within 1 of its share."""
     sources, total = len(counts), sum(counts)
     table = np.zeros(total, np.int64)
